@@ -1,0 +1,274 @@
+"""What every DataModule shares: the batch, the sampler that resumes, and the hook that makes views on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+
+from datamodules.views import BatchTransform, apply_views
+
+Split = Literal["train", "bank", "val", "test"]
+
+
+class Batch(TypedDict, total=False):
+    """The one batch of the project. Train and validation batches hold the same keys; a key that nobody adds is absent.
+
+    Shapes: B batch, C channels, H height, W width, N patches, T time or tokens, F frequencies.
+    """
+
+    input: Tensor  # CLEAN sample: (B, C, H, W) float standardised; (B, 1, F, T) log-mel; (B, T) int64 tokens
+    label: Tensor  # (B,) int64, -1 = unknown; only probes read it
+    views: list[Tensor]  # each (B, C, h, w), standardised; global views first
+    mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels or (B, N) patches
+    corrupted: Tensor  # (B, T) int64 tokens with some replaced
+    target: Tensor  # (B, T) int64, -100 where there is no loss
+    segment: Tensor  # (B, T) int64, 0 or 1
+    is_next: Tensor  # (B,) int64
+
+
+def mix_seed(*numbers: int) -> int:
+    """Hash integers into one 63-bit seed, so that neighbouring steps, ranks and seeds give unrelated random numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def run_seed() -> int:
+    """The run's seed: what ``--seed_everything`` (``lightning.seed_everything``) set, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def plain_values(hyperparameters: Any) -> dict[str, Any]:
+    """The entries that are plain values (numbers, strings, None and lists and dicts of them).
+
+    Only these go into a checkpoint: an object there would make it unreadable for ``torch.load(weights_only=True)``.
+    """
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(is_plain(v) for v in value)
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return {k: v for k, v in dict(hyperparameters).items() if is_plain(v)}
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffled indices as a pure function of (seed, epoch), the same number on each rank, resumable inside an epoch.
+
+    A ``DistributedSampler`` only so that Lightning keeps it as it is and calls ``set_epoch``. With W ranks, rank r takes
+    every W-th index of the one permutation, so the W batches of a step together are the single-process batch of W times
+    the size.
+
+    Args:
+        dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
+        batch_size: per rank; with ``start`` it tells how many indices to pass over.
+        seed: of the permutation.
+        rank, world_size: of this process.
+        datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless a run was resumed inside the epoch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int, rank: int, world_size: int, datamodule: SSLDataModule
+    ) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
+        self.batch_size, self.datamodule = batch_size, datamodule
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng(mix_seed(self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
+        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        return iter(mine[self.datamodule.batches_done() * self.batch_size :].tolist())
+
+
+class ShardSampler(DistributedSampler):
+    """Every index exactly once over all ranks, in order: rank r takes r, r + W, ... and nothing is padded.
+
+    Lightning's own choice repeats samples until the ranks are even, which counts some of them twice in an accuracy.
+    """
+
+    def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+        self.indices = range(rank, len(dataset), world_size)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def as_is(batch: Any) -> Any:
+    """``collate_fn`` for data sets whose ``__getitems__`` returns a whole batch."""
+    return batch
+
+
+class SSLDataModule(LightningDataModule):
+    """Clean samples from data sets, views from a module on the device.
+
+    A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label": (B,)}`` in the
+    smallest form (uint8 images, int16 audio, token ids), and the two steps ``decode`` and ``standardise``. Workers read
+    and crop only; ``on_after_batch_transfer`` does the rest on the device.
+
+    Args:
+        views: makes views or masks of a decoded batch and adds them as keys; None adds nothing.
+        batch_size: samples per rank and step.
+        num_workers: processes that read data; 0 is right for data in memory.
+        bank_size: at most so many labelled training samples are the probes' bank at validation.
+        synthetic: random samples of the data set's shape instead of its files: for tests and dry runs, never for numbers.
+
+    Attributes:
+        num_classes: number of classes, or None for unlabelled data: then no probe runs.
+    """
+
+    num_classes: int | None = None
+
+    def __init__(
+        self,
+        views: BatchTransform | None = None,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        bank_size: int = 20_000,
+        synthetic: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("bank_size", bank_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.save_hyperparameters()
+        self.views = views
+        self.batch_size, self.num_workers, self.bank_size, self.synthetic = (
+            batch_size,
+            num_workers,
+            bank_size,
+            synthetic,
+        )
+
+    def _set_hparams(self, hp: Any) -> None:
+        super()._set_hparams(plain_values(hp))
+
+    # ---- given by a subclass -----------------------------------------------------------------------------------------
+
+    def dataset(self, split: Split) -> Dataset:
+        """The samples of a split: train (what is pre-trained on), bank (labelled train split), val (held out of TRAIN
+        data, for every choice) or test (reported, never chosen on)."""
+        raise NotImplementedError
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """From the form in which samples travel to the one that ``views`` takes. Images: uint8 to float in [0, 1]."""
+        return raw
+
+    def standardise(self, decoded: Tensor) -> Tensor:
+        """From decoded samples to what a network sees: zero mean and unit variance over the training split."""
+        return decoded
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """Back from what a network sees to decoded samples, for pictures."""
+        return x
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
+        """Decode and standardise ``input``; with a generator, add what ``views`` makes of it (new dict, same device)."""
+        decoded = self.decode(batch["input"])
+        out: dict[str, Any] = {**batch, "input": self.standardise(decoded)}
+        if self.views is not None and generator is not None:
+            out.update(apply_views(self.views, decoded, generator))
+            if "views" in out:
+                out["views"] = [self.standardise(view) for view in out["views"]]
+        return out  # type: ignore[return-value]
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
+        """Views on the device, drawn from (seed, rank, epoch, batch index): a resumed run sees what it would have seen.
+
+        Every DDP rank has the same global random state after ``seed_everything``, hence the rank among the seeds.
+        """
+        trainer = self.trainer
+        if trainer is None or self.views is None:
+            return self.transform(batch, None)
+        if trainer.training:
+            epoch, index = trainer.current_epoch, self.batches_done()
+        elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
+            # the same views at every validation, so that a curve moves with the model and not with the draw
+            epoch, index = -1, trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready
+        else:
+            return self.transform(batch, None)
+        device = batch["input"].device
+        generator = torch.Generator(device).manual_seed(mix_seed(run_seed(), trainer.global_rank, epoch + 1, index))
+        return self.transform(batch, generator)
+
+    def batches_done(self) -> int:
+        """Batches of this epoch that were already drawn: the index of the coming one."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress  # type: ignore[union-attr]
+        return 0 if progress.is_last_batch else progress.current.ready
+
+    # ---- loaders -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            n, each = len(self.dataset("train")), self.batch_size * self.trainer.world_size  # type: ignore[arg-type]
+            if n < each:
+                raise ValueError(
+                    f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} (batch_size "
+                    f"{self.batch_size} x {self.trainer.world_size} processes): give --data.batch_size {max(1, n // self.trainer.world_size)} or less"
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        dataset, trainer = self.dataset("train"), self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = EpochSampler(dataset, self.batch_size, run_seed(), rank, world_size, self)
+        return self._loader(dataset, sampler, drop_last=True)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """[val, bank]: bank is the clean labelled train split (at most ``bank_size`` of it, a fixed choice)."""
+        bank = self.dataset("bank")
+        n = len(bank)  # type: ignore[arg-type]
+        if n > self.bank_size:
+            bank = Subset(bank, np.sort(np.random.default_rng(0).permutation(n)[: self.bank_size]).tolist())
+        return [self.eval_dataloader(self.dataset("val")), self.eval_dataloader(bank)]
+
+    def eval_dataloader(self, dataset: Dataset) -> DataLoader:
+        """All samples of ``dataset`` once, in order, shared among the ranks."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._loader(dataset, ShardSampler(dataset, rank, world_size), drop_last=False)
+
+    def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=as_is,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # its own: the default would draw from, and so move, the global random state
+        )
+
+    # ---- resume ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "world_size": self.trainer.world_size if self.trainer else 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        now = SSLDataModule.state_dict(self)
+        if state != now:
+            raise ValueError(
+                f"the checkpoint was written with batch_size {state['batch_size']} on {state['world_size']} processes, now "
+                f"it is {now['batch_size']} on {now['world_size']}: the order of samples would change inside the run. "
+                "Resume with the same numbers, or start a new run"
+            )

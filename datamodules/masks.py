@@ -1,0 +1,130 @@
+"""Masks made for a whole batch at once on its device: key ``mask``, bool (B, 1, H, W), True = hidden."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datamodules.views import BatchTransform
+
+
+class CentreHole(BatchTransform):
+    """The same square hole in every image: rows and columns start .. stop - 1 are hidden.
+
+    The defaults hide rows and columns 10 to 19 of a 28x28 image.
+
+    Args:
+        start: first hidden row and column, >= 0.
+        stop: first row and column after the hole, > start.
+
+    Raises:
+        ValueError: start and stop enclose no pixel, or (when applied) the hole does not fit into the image.
+    """
+
+    def __init__(self, start: int = 10, stop: int = 20) -> None:
+        super().__init__()
+        if not 0 <= start < stop:
+            raise ValueError(f"start and stop must be 0 <= start < stop, got start={start}, stop={stop}")
+        self.start = start
+        self.stop = stop
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Nothing is random here."""
+        return {}
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
+        batch, _, height, width = images.shape
+        if self.stop > min(height, width):
+            raise ValueError(
+                f"the hole from start={self.start} to stop={self.stop} does not fit into an image of {height}x{width}"
+            )
+        mask = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=images.device)
+        mask[:, :, self.start : self.stop, self.start : self.stop] = True
+        return {"mask": mask}
+
+
+class RandomBlock(BatchTransform):
+    """One hidden rectangle in each image, with its own place and size.
+
+    Height and width are drawn independently and uniformly as fractions of the image's height and width; the place is
+    uniform among those where the block fits.
+
+    Args:
+        min_fraction: smallest side of the block as a fraction of the image's side, > 0.
+        max_fraction: largest one, < 1.
+
+    Raises:
+        ValueError: not 0 < min_fraction <= max_fraction < 1.
+    """
+
+    def __init__(self, min_fraction: float = 0.25, max_fraction: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < min_fraction <= max_fraction < 1:
+            raise ValueError(
+                "the fractions must be 0 < min_fraction <= max_fraction < 1, "
+                f"got min_fraction={min_fraction}, max_fraction={max_fraction}"
+            )
+        self.min_fraction = min_fraction
+        self.max_fraction = max_fraction
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """{"box": (B, 4) int64: top, left, height, width in pixels}; a block has at least one pixel."""
+        uniform = torch.rand(len(images), 4, generator=generator, device=images.device)
+        fraction = self.min_fraction + (self.max_fraction - self.min_fraction) * uniform[:, :2]
+        block, start = [], []
+        for axis, side in enumerate(images.shape[2:]):
+            length = (fraction[:, axis] * side).round().long().clamp(1, side)
+            block.append(length)
+            # The minimum guards against a product that rounds up to the next pixel.
+            start.append((uniform[:, 2 + axis] * (side - length + 1)).long().minimum(side - length))
+        return {"box": torch.stack(start + block, 1)}
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
+        top, left, height, width = params["box"][:, :, None].unbind(1)  # each (B, 1)
+        row = torch.arange(images.shape[2], device=images.device)
+        column = torch.arange(images.shape[3], device=images.device)
+        rows = (row >= top) & (row < top + height)  # (B, H)
+        columns = (column >= left) & (column < left + width)  # (B, W)
+        return {"mask": rows[:, None, :, None] & columns[:, None, None, :]}
+
+
+class RandomPatches(BatchTransform):
+    """Hide a fixed number of patches of a grid, others in each image (He et al. 2022, https://arxiv.org/abs/2111.06377).
+
+    Args:
+        patch_size: side of a patch, pixels; must divide the image's height and width.
+        ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
+
+    Raises:
+        ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a ratio that
+            hides none or all of its patches.
+    """
+
+    def __init__(self, patch_size: int, ratio: float) -> None:
+        super().__init__()
+        if patch_size < 1:
+            raise ValueError(f"patch_size must be >= 1, got {patch_size}")
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        self.patch_size = patch_size
+        self.ratio = ratio
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """{"hidden": (B, N) bool}, patches row by row."""
+        batch, _, height, width = images.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} does not divide an image of {height}x{width}")
+        num_patches = (height // self.patch_size) * (width // self.patch_size)
+        num_hidden = round(self.ratio * num_patches)
+        if not 0 < num_hidden < num_patches:
+            raise ValueError(f"ratio={self.ratio} hides {num_hidden} of the {num_patches} patches of an image")
+        order = torch.rand(batch, num_patches, generator=generator, device=images.device).argsort(1)
+        return {"hidden": order < num_hidden}  # a random permutation has num_hidden places with a value below it
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
+        batch, _, height, width = images.shape
+        patches = params["hidden"].view(batch, 1, height // self.patch_size, width // self.patch_size)
+        return {"mask": patches.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)}

@@ -1,0 +1,308 @@
+"""Evaluation while training: probes, health and pictures, all from what validation computes anyway.
+
+The loaders are ``[val, bank]`` and ``validation_step`` returns ``{"features": (B, D)}``. No callback here iterates a loader,
+touches the method's loss, or calls its ``forward`` with gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
+from evaluation.knn import knn_predict
+from evaluation.linear_probe import fit_linear_probe, top1
+
+
+def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
+    """All ranks' rows in the order of the data set, when rank r holds rows r, r + W, ... (``ShardSampler``): every row once.
+
+    Args:
+        local: (n_r, ...) rows of this rank; the n_r may differ by one.
+
+    Returns:
+        (sum of n_r, ...) on every rank.
+    """
+    if trainer.world_size == 1:
+        return local
+    counts = trainer.strategy.all_gather(torch.tensor(len(local), device=local.device)).flatten()  # (W,)
+    longest = int(counts.max())
+    padded = local.new_zeros(longest, *local.shape[1:])
+    padded[: len(local)] = local
+    everyone = trainer.strategy.all_gather(padded)  # (W, longest, ...)
+    # interleaved, the padding of the shorter ranks ends up behind the last real row
+    return everyone.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]
+
+
+def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
+    """Write an image (C, H, W) in [0, 1] to TensorBoard, if that is the logger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, image, trainer.global_step)
+
+
+class FeatureProbe(Callback):
+    """At validation: a linear probe and weighted kNN, fitted afresh on the bank and counted on val.
+
+    Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment, over all ranks,
+    every sample once. Both are measured on validation data with fixed settings; the test split is for ``eval.py``. On data
+    without labels it says so once and does nothing.
+
+    Args:
+        every_n_validations: run at each n-th validation.
+        l2: of the linear probe, on standardised features.
+        knn_k: neighbours (Caron et al. 2021 report 20); at most the bank's size is used.
+        knn_temperature: T of the votes exp(similarity / T).
+    """
+
+    def __init__(
+        self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07
+    ) -> None:
+        for name, value in (("every_n_validations", every_n_validations), ("knn_k", knn_k)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, number in (("l2", l2), ("knn_temperature", knn_temperature)):
+            if not number > 0:
+                raise ValueError(f"{name} must be positive, got {number}")
+        self.every_n_validations, self.l2, self.knn_k, self.knn_temperature = every_n_validations, l2, knn_k, knn_temperature
+        self.validations = 0
+        self.rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.validations = state_dict["validations"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._num_classes(trainer) is None:
+            rank_zero_info("This data has no labels: it trains without probes.")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = {0: [], 1: []}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking and self._num_classes(trainer) is not None:
+            self.rows[dataloader_idx].append((outputs["features"], batch["label"]))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        num_classes = self._num_classes(trainer)
+        if trainer.sanity_checking or num_classes is None:
+            return
+        self.validations += 1
+        if self.validations % self.every_n_validations:
+            return
+        (val, val_labels), (bank, bank_labels) = (self._collect(trainer, i) for i in (0, 1))
+        accuracies = torch.zeros(2, device=val.device)
+        if trainer.is_global_zero:
+            probe = fit_linear_probe(bank, bank_labels, num_classes, l2=self.l2)
+            k = min(self.knn_k, len(bank))
+            votes = knn_predict(val, bank, bank_labels, num_classes, k=k, temperature=self.knn_temperature)
+            accuracies = torch.tensor([top1(probe.predict(val), val_labels), top1(votes, val_labels)], device=val.device)
+        accuracies = trainer.strategy.broadcast(accuracies)
+        # every rank logs the broadcast value: the checkpoint callback of each rank must see the same number
+        pl_module.log_dict({"val/linear_top1": accuracies[0], "val/knn_top1": accuracies[1]})
+        self.rows = {}
+
+    def _collect(self, trainer: Trainer, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        features, labels = (torch.cat(parts) for parts in zip(*self.rows[dataloader_idx], strict=True))
+        features, labels = gather_in_order(features, trainer), gather_in_order(labels, trainer)
+        known = labels >= 0
+        return features[known], labels[known]
+
+    @staticmethod
+    def _num_classes(trainer: Trainer) -> int | None:
+        return getattr(trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+
+
+class OnlineLinearProbe(Callback):
+    """A linear head trained beside the method on the features of each training batch: a curve per step, at extra cost.
+
+    It embeds the clean ``input`` in eval mode without gradients, and has its own head and optimizer: the backbone's gradients,
+    batch statistics, clipping and gradient scaling are the same with and without it, bit for bit. Its accuracy lags behind the
+    true one (the encoder moves under it): report ``FeatureProbe`` or ``eval.py``. Logs ``train/online_top1``.
+
+    Args:
+        lr: of its Adam optimizer.
+    """
+
+    def __init__(self, lr: float = 1e-3) -> None:
+        if lr <= 0:
+            raise ValueError(f"lr must be positive, got {lr}")
+        self.lr = lr
+        self.head: nn.Module | None = None
+        self.restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.head is None:
+            return {}
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict or None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        num_classes = getattr(trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if num_classes is None:
+            rank_zero_info("This data has no labels: it trains without an online probe.")
+            return
+        width = pl_module.encoder.num_features
+        with torch.random.fork_rng(devices=[]):  # building the head must not move the method's random numbers
+            linear = nn.Linear(int(width), num_classes)  # type: ignore[arg-type]
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        # running statistics only: the head sees standardised features, whatever their scale
+        self.head = nn.Sequential(nn.BatchNorm1d(int(width), affine=False), linear).to(pl_module.device)  # type: ignore[arg-type]
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr)
+        if self.restored:
+            self.head.load_state_dict(self.restored["head"])
+            self.optimizer.load_state_dict(self.restored["optimizer"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.head is None:
+            return
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            features = pl_module(batch["input"]).flatten(1).float()
+        for module, training in modes.items():
+            module.training = training
+        labels = batch["label"]
+        with torch.enable_grad():
+            logits = self.head(features)
+            # -1 is an unknown label: neither in the loss nor in the accuracy
+            loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+            self.optimizer.zero_grad()
+            loss.backward()
+        if trainer.world_size > 1:
+            for parameter in self.head.parameters():
+                parameter.grad = trainer.strategy.reduce(parameter.grad, reduce_op="mean")
+        self.optimizer.step()
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            right = (logits.argmax(1) == labels).sum() / (labels >= 0).sum().clamp(min=1)
+            pl_module.log("train/online_top1", right)
+
+
+class RepresentationHealth(Callback):
+    """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the validation features.
+
+    Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (of unit features; 1/sqrt(D) when isotropic, 0 when collapsed),
+    ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed representation gives a
+    warning in the terminal and in TensorBoard (``warning``), with the number and what to do.
+
+    Args:
+        max_samples: at most so many validation samples are used: the cost grows with their square.
+    """
+
+    def __init__(self, max_samples: int = 2048) -> None:
+        if max_samples < 2:
+            raise ValueError(f"max_samples must be at least 2, got {max_samples}")
+        self.max_samples = max_samples
+        self.features: list[Tensor] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.warned = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.features, self.pairs = [], []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.sanity_checking or dataloader_idx != 0 or sum(map(len, self.features)) * trainer.world_size >= self.max_samples:
+            return
+        self.features.append(outputs["features"])
+        views = batch.get("views", [])
+        if len(views) >= 2 and views[0].shape == views[1].shape:
+            with trainer.precision_plugin.val_step_context():
+                h1, h2 = (pl_module(view).flatten(1).float() for view in views[:2])
+            self.pairs.append((h1, h2))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.features:
+            return
+        features = gather_in_order(torch.cat(self.features), trainer)[: self.max_samples]
+        if len(features) < 2:
+            return
+        reason = is_collapsed(features)
+        values = {"val/collapsed": float(reason is not None)}
+        if features.isfinite().all() and features.any():
+            values |= {
+                "val/rankme": rankme(features),
+                "val/feature_std": feature_std(features),
+                "val/uniformity": uniformity(features),
+            }
+            if self.pairs:
+                h1, h2 = (gather_in_order(torch.cat(h), trainer) for h in zip(*self.pairs, strict=True))
+                values["val/alignment"] = alignment(h1, h2)
+        pl_module.log_dict({k: torch.tensor(v, device=pl_module.device) for k, v in values.items()})
+        if reason and not self.warned:
+            self.warned = True
+            text = (
+                f"the representation has collapsed at step {trainer.global_step}: {reason}. Probes will be at chance. "
+                "Look at the learning rate, the stop-gradient and the batch size"
+            )
+            rank_zero_warn(text)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                    logger.experiment.add_text("warning", text, trainer.global_step)
+        self.features, self.pairs = [], []
+
+
+class ImageGrid(Callback):
+    """Pictures at validation: a row per sample with the input, its views, and what the method makes of a hidden part.
+
+    ``views``: input, view 1, view 2, ...; ``reconstruction``: input, masked, prediction, input with the hole filled. Small
+    images are enlarged so that pixels can be seen. Data that is not images is passed over.
+
+    Args:
+        num_samples: rows.
+        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+    """
+
+    def __init__(self, num_samples: int = 8, every_n_epochs: int = 1) -> None:
+        for name, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        if not (due and first) or batch["input"].ndim != 4:
+            return
+        n = self.num_samples
+        x = batch["input"][:n]
+        if "views" in batch:
+            self._draw(trainer, "views", [x, *(view[:n] for view in batch["views"])])
+        if "mask" in batch and hasattr(pl_module, "reconstruct"):
+            few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
+            with trainer.precision_plugin.val_step_context():
+                prediction = pl_module.reconstruct(few).to(x.dtype)
+            mask = few["mask"]
+            self._draw(
+                trainer, "reconstruction", [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)]
+            )
+
+    @staticmethod
+    def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
+        side = max(column.shape[-1] for column in columns)
+        size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
+        shown = [
+            F.interpolate(trainer.datamodule.unstandardise(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
+            for c in columns
+        ]
+        rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S), a row per sample
+        log_picture(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))

@@ -1,0 +1,71 @@
+"""Weighted k-nearest-neighbour classification of frozen features: a probe without any fitting.
+
+Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4, with the
+temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). A figure means
+little without its k and T.
+
+Shapes: Q queries, N bank samples, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evaluation.linear_probe import check_features, check_labelled_features
+
+
+def knn_predict(
+    query: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """Classify each query by its k most similar bank samples, which vote with weight exp(s / T), s = cosine similarity.
+
+    The query must not be in the bank: it would be its own nearest neighbour. Features are brought to unit length, not
+    centred. Works in float32 whatever the input's type and inside autocast. Uses memory for one float32 copy of query
+    and bank, and ``chunk_size * N`` similarities.
+
+    Args:
+        query: (Q, D) features to classify, any floating-point type, CPU or GPU.
+        bank: (N, D) labelled features, on the same device.
+        bank_labels: (N,) integers in [0, num_classes).
+        num_classes: K.
+        k: neighbours that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
+        temperature: T > 0, default 0.07; small values let the nearest neighbour decide, large ones count heads.
+        chunk_size: queries compared at once, default 1024; changes memory, not the result.
+
+    Returns:
+        (Q,) int64 predicted classes.
+
+    Raises:
+        ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k outside
+            [1, N], temperature <= 0, chunk_size < 1.
+    """
+    check_features(query, "query features")
+    check_labelled_features(bank, bank_labels, num_classes, "bank features")
+    if query.shape[1] != bank.shape[1]:
+        raise ValueError(f"query features are {query.shape[1]} wide, bank features {bank.shape[1]}")
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must lie between 1 and the bank's N = {len(bank)} samples, got k = {k}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+
+    predictions = []
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        bank_t = F.normalize(bank.float(), dim=1).T  # (D, N)
+        labels = bank_labels.long()
+        for chunk in F.normalize(query.float(), dim=1).split(chunk_size):
+            similarity, index = (chunk @ bank_t).topk(k, dim=1)  # (chunk, k), most similar first
+            # Measured from the nearest neighbour, which scales a query's votes alike and cannot overflow for small T.
+            weights = ((similarity - similarity[:, :1]) / temperature).exp()
+            votes = weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[index], weights)
+            predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)

@@ -1,0 +1,64 @@
+"""How well hidden pixels are predicted, beside what needs no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datamodules.base import SSLDataModule, mix_seed
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+
+
+def psnr(squared_error: Tensor | float, peak: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error, for values in [0, ``peak``]: 10 log10(peak^2 / mse)."""
+    mse = torch.as_tensor(squared_error, dtype=torch.float64)
+    return float(10 * torch.log10(peak**2 / mse))
+
+
+@torch.no_grad()
+def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+    """PSNR of the hidden pixels of the test split, the mean squared error taken over all of them at once.
+
+    Args:
+        module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)``.
+        data: set up, with ``views`` that add a ``mask``; masks are drawn from a fixed seed.
+        device: where ``module`` is.
+
+    Returns:
+        ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's prediction, clamped to
+        [0, 1]; the mean training image (bank split); and the constant colour with the least error ON THE TEST PIXELS
+        THEMSELVES, which is more than any method without a network could know.
+    """
+    mean_image, count = torch.zeros((), device=device, dtype=torch.float64), 0
+    for raw in data.eval_dataloader(data.dataset("bank")):
+        decoded = data.decode(raw["input"].to(device)).double()
+        mean_image, count = mean_image + decoded.sum(0), count + len(decoded)
+    mean_image = mean_image / count  # (C, H, W)
+
+    model_error = image_error = total = square = hidden_count = torch.zeros((), device=device, dtype=torch.float64)
+    for index, raw in enumerate(data.eval_dataloader(data.dataset("test"))):
+        generator = torch.Generator(device).manual_seed(mix_seed(0, index))
+        batch = data.transform({"input": raw["input"].to(device)}, generator)
+        x = data.decode(raw["input"].to(device)).double()
+        hidden = batch["mask"].expand_as(x)
+        prediction = data.unstandardise(module.reconstruct(batch)).double()  # type: ignore[attr-defined, operator]
+        model_error = model_error + ((prediction - x).square() * hidden).sum()
+        image_error = image_error + ((mean_image - x).square() * hidden).sum()
+        per_channel = (0, 2, 3)
+        total = total + (x * hidden).sum(per_channel)  # (C,)
+        square = square + (x.square() * hidden).sum(per_channel)
+        hidden_count = hidden_count + hidden.sum(per_channel)
+    n = hidden_count.sum()
+    constant_error = (square - total.square() / hidden_count.clamp(min=1)).sum()
+    return {
+        "psnr_hidden": {
+            "model": psnr(model_error / n),
+            "mean_image": psnr(image_error / n),
+            "best_constant": psnr(constant_error / n),
+        },
+        "hidden_pixels": int(n),
+    }

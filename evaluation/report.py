@@ -1,0 +1,203 @@
+"""Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and ``eval.py`` writes.
+
+Three encoders see the same clean samples: the pre-trained one, the same network with its initial random weights, and
+none at all (the input itself). Everything chosen is chosen on ``val``, a piece of the training data; ``test`` is only counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.base import SSLDataModule, Split, run_seed
+from evaluation.few_shot import few_shot_accuracy
+from evaluation.knn import knn_predict
+from evaluation.linear_probe import select_linear_probe, top1
+from evaluation.reconstruction import reconstruction_psnr
+
+PROBES = ("linear", "knn", "fewshot")
+ENCODERS = ("pretrained", "random_init", "raw_input")
+KNN_K, KNN_TEMPERATURE = 20, 0.07
+FEWSHOT_SHOTS, FEWSHOT_DRAWS, FEWSHOT_L2 = 5, 10, 1e-2
+L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+RAW_SIDE = 32
+
+Features = dict[str, tuple[Tensor, Tensor]]
+
+
+def raw_input(x: Tensor) -> Tensor:
+    """The baseline without an encoder: (B, ...) standardised input as a vector; images averaged down to 32 pixels a side."""
+    if x.ndim == 4 and max(x.shape[-2:]) > RAW_SIDE:
+        x = F.adaptive_avg_pool2d(x, RAW_SIDE)
+    return x.flatten(1)
+
+
+@torch.no_grad()
+def extract_features(
+    encoders: dict[str, Callable[[Tensor], Tensor]], data: SSLDataModule, split: Split, device: torch.device
+) -> Features:
+    """One pass over a split: features of every encoder and the labels of the samples that have one.
+
+    Args:
+        encoders: name -> function of the standardised clean ``input``.
+        data: set up.
+        split: "bank", "val" or "test".
+
+    Returns:
+        name -> (features (N, D) float32, labels (N,)), on ``device``.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    labels = []
+    for raw in data.eval_dataloader(data.dataset(split)):
+        x = data.transform({"input": raw["input"].to(device)}, None)["input"]
+        for name, encode in encoders.items():
+            parts[name].append(encode(x).flatten(1).float())
+        labels.append(raw["label"].to(device))
+    label = torch.cat(labels)
+    known = label >= 0
+    return {name: (torch.cat(rows)[known], label[known]) for name, rows in parts.items()}
+
+
+def probe_features(
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    probes: Sequence[str] = PROBES,
+    seed: int = 0,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Accuracies on ``test`` of the asked probes, and what was chosen on ``val`` on the way."""
+    results: dict[str, float] = {}
+    chosen: dict[str, Any] = {}
+    if "linear" in probes:
+        probe, chosen["linear_l2"] = select_linear_probe(*train, *val, num_classes, l2_grid=L2_GRID)
+        results["linear_top1"] = top1(probe.predict(test[0]), test[1])
+    if "knn" in probes:
+        chosen["knn_k"] = min(KNN_K, len(train[0]))
+        predictions = knn_predict(test[0], *train, num_classes, k=chosen["knn_k"], temperature=KNN_TEMPERATURE)
+        results["knn_top1"] = top1(predictions, test[1])
+    if "fewshot" in probes:
+        draws = few_shot_accuracy(
+            *train, *test, num_classes, shots=FEWSHOT_SHOTS, draws=FEWSHOT_DRAWS, seed=seed, l2=FEWSHOT_L2
+        )
+        results["fewshot_top1"], results["fewshot_top1_std"] = mean(draws), stdev(draws)
+    return results, chosen
+
+
+def evaluate(
+    module: LightningModule,
+    random_init: LightningModule,
+    data: SSLDataModule,
+    checkpoint: str,
+    probes: Sequence[str] = PROBES,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """The whole report of a trained method on a data set.
+
+    Args:
+        module: with trained weights.
+        random_init: the same method as it was built, not trained.
+        data: a DataModule with labels; ``prepare_data`` and ``setup`` are called here.
+        checkpoint: where the weights come from, for the report.
+        probes: which of ``PROBES``.
+
+    Returns:
+        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods that fill holes
+        the PSNR of the hidden region beside its baselines.
+
+    Raises:
+        ValueError: an unknown probe.
+    """
+    for probe in probes:
+        if probe not in PROBES:
+            raise ValueError(f"probes must be among {', '.join(PROBES)}, got {probe!r}")
+    device, seed = torch.device(device), run_seed()
+    data.prepare_data()
+    data.setup("test")
+    # copies: eval mode, device and hooks of the caller's module stay as they are
+    trained, untrained = (copy.deepcopy(m).to(device).eval() for m in (module, random_init))
+    report: dict[str, Any] = {
+        "method": type(module).__name__,
+        "data": type(data).__name__,
+        "checkpoint": checkpoint,
+        "protocol": {
+            "features": f"{type(module).__name__}.embed of the clean input, eval mode, frozen",
+            "raw_input": f"the standardised input itself, images averaged down to at most {RAW_SIDE} pixels a side",
+            "random_init": "the same network with its initial weights",
+            "standardise": True,
+            "knn_k": KNN_K,
+            "knn_temperature": KNN_TEMPERATURE,
+            "linear_l2": 1e-5,
+            "linear_l2_grid": list(L2_GRID),
+            "fewshot_shots": FEWSHOT_SHOTS,
+            "fewshot_draws": FEWSHOT_DRAWS,
+            "fewshot_l2": FEWSHOT_L2,
+            "selection_split": "val",
+            "reported_split": "test",
+            "seed": seed,
+        },
+        "results": {},
+    }
+    if data.num_classes is not None:
+        encoders: dict[str, Callable[[Tensor], Tensor]] = {
+            "pretrained": trained.embed,
+            "random_init": untrained.embed,
+            "raw_input": raw_input,
+        }
+        splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}  # type: ignore[arg-type]
+        selected = {}
+        for name in encoders:
+            report["results"][name], chosen = probe_features(
+                splits["bank"][name], splits["val"][name], splits["test"][name], data.num_classes, probes, seed
+            )
+            selected[name] = chosen.pop("linear_l2", None)
+            report["protocol"].update(chosen)
+        report["protocol"]["linear_l2"] = selected["pretrained"]
+        report["protocol"]["linear_l2_by_encoder"] = selected
+        report["protocol"]["samples"] = {split: len(f["raw_input"][1]) for split, f in splits.items()}
+    if hasattr(trained, "reconstruct"):
+        report["reconstruction"] = reconstruction_psnr(trained, data, device)
+    return report
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """The report as tables on the terminal."""
+    names = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": f"{FEWSHOT_SHOTS}-shot"}
+    results = report["results"]
+    if results:
+        shown = [key for key in names if any(key in row for row in results.values())]
+        table = Table(title=f"{report['method']} on {report['data']}: accuracy on the test split")
+        table.add_column("encoder")
+        for key in shown:
+            table.add_column(names[key], justify="right")
+        for encoder, row in results.items():
+            table.add_row(encoder, *(f"{row[key]:.3f}" for key in shown))
+        console.print(table)
+    else:
+        console.print(f"{report['data']} has no labels: no probes.")
+    if "reconstruction" in report:
+        table = Table(title="hidden region of the test images: PSNR in dB")
+        values = report["reconstruction"]["psnr_hidden"]
+        for key in values:
+            table.add_column(key, justify="right")
+        table.add_row(*(f"{value:.2f}" for value in values.values()))
+        console.print(table)

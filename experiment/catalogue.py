@@ -1,0 +1,125 @@
+"""What there is to run, found by reading files: no import of torch, so that help and simple errors come at once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULTS = ROOT / "configs" / "default.yaml"
+
+USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v] [--trainer.X v]"
+
+
+class UserError(Exception):
+    """What the user gave cannot work: one line that names the value, what was expected and what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` with the nearest of ``known``, or nothing if none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _classes(package: str, roots: set[str]) -> dict[str, str]:
+    """Public classes below ``roots`` in a package's files: name -> first line of its docstring."""
+    bases: dict[str, tuple[list[str], str]] = {}
+    for path in sorted((ROOT / package).glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names = [b.id for b in node.bases if isinstance(b, ast.Name)]
+                bases[node.name] = (names, (ast.get_docstring(node) or "").split("\n")[0])
+    known = set(roots)
+    while grown := {n for n, (parents, _) in bases.items() if n not in known and known & set(parents)}:
+        known |= grown
+    parents = {p for names, _ in bases.values() for p in names}
+    return {n: bases[n][1] for n in sorted(known - roots) if not n.endswith("DataModule") or n not in parents}
+
+
+def methods() -> dict[str, str]:
+    """Method name -> one line."""
+    return _classes("sslmodules", {"SSLModule"})
+
+
+def data_sets() -> dict[str, str]:
+    """DataModule name -> one line."""
+    return _classes("datamodules", {"SSLDataModule"})
+
+
+def config_files() -> list[Path]:
+    """Every experiment: configs/<data set>/<method>.yaml."""
+    return sorted((ROOT / "configs").glob("*/*.yaml"))
+
+
+def help_text() -> str:
+    """What ``python train.py --help`` prints."""
+
+    def rows(entries: dict[str, str]) -> str:
+        width = max(map(len, entries), default=0)
+        return "\n".join(f"  {name:<{width}}  {text}" for name, text in entries.items())
+
+    experiments: dict[str, list[str]] = {}
+    for path in config_files():
+        experiments.setdefault(path.parent.name, []).append(path.stem)
+    configs = "\n".join(f"  configs/{folder}/{{{','.join(names)}}}.yaml" for folder, names in experiments.items())
+    return f"""usage: {USAGE}
+
+Pre-trains a method on a data set, then evaluates its frozen features. Everything of a run is in its run folder.
+
+methods (--model NAME; options: --model.help NAME):
+{rows(methods())}
+
+data sets (--data NAME; options: --data.help NAME; all take --data.root DIR and --data.batch_size N):
+{rows(data_sets())}
+
+configs (--config FILE; a later file or option overrides an earlier one):
+{configs}
+
+options:
+  --run_dir DIR             the run folder (default runs/<data set>-<method>/<date-time>); one that holds
+                            checkpoints/last.ckpt is resumed
+  --evaluate true|false     after training, probe the features on the test split (default true)
+  --seed_everything N       seed of weights, order, views and noise (default 0)
+  --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them)
+  --print_config            show the whole configuration with all defaults, and stop
+  --help                    this text
+"""
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A YAML file as a dict; a missing or broken one is a ``UserError`` with the nearest file or the line."""
+    file = Path(path)
+    if not file.is_file():
+        here = [str(p.relative_to(ROOT)) for p in config_files()]
+        kind = "is a folder" if file.is_dir() else "does not exist"
+        raise UserError(f"--config {path} {kind}: expected a YAML file{did_you_mean(path, here)}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(f"--config {path}{place}: broken YAML ({problem}): mend that line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds {type(content).__name__}, expected keys such as model, data and trainer")
+    return content
+
+
+def config_arguments(argv: list[str]) -> list[str]:
+    """The files given with ``--config FILE`` or ``--config=FILE`` (also ``-c``), in order."""
+    files = []
+    for i, arg in enumerate(argv):
+        if arg in ("--config", "-c"):
+            if i + 1 == len(argv):
+                raise UserError(f"{arg} needs a file: {USAGE}")
+            files.append(argv[i + 1])
+        elif arg.startswith("--config="):
+            files.append(arg.partition("=")[2])
+    return files

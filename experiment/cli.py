@@ -1,0 +1,168 @@
+"""The command line of ``train.py``: LightningCLI with strict names, short errors and a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import datamodules  # noqa: F401  its classes are known by their short names once imported
+import evaluation.callbacks  # noqa: F401  likewise
+from datamodules.base import SSLDataModule
+from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
+from experiment.checkpoint_io import AtomicCheckpointIO
+from experiment.monitoring import ProgressBar, Throughput
+from experiment.names import check_command_line, check_layer
+from experiment.run_folder import RunFolder
+from sslmodules.base import SSLModule
+
+PARSER_OPTIONS = ("config", "print_config", "help")
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=str(folder), name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class SSLCommandLine(LightningCLI):
+    """Parses, opens the run folder, and builds method, data and trainer. Training itself is the caller's.
+
+    Args:
+        args: the command line without the program's name.
+
+    Raises:
+        UserError: anything wrong with what was given; the message is one line.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.run_folder: RunFolder
+        self.resume: Path | None = None
+        try:
+            super().__init__(
+                SSLModule,
+                SSLDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                run=False,
+                save_config_callback=None,  # the run folder keeps the configuration, and survives a restart
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "default_config_files": [str(DEFAULTS)]},
+                args=checked_arguments(args),
+            )
+        except ArgumentError as error:
+            raise UserError(one_line(str(error))) from None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint.")
+        parser.add_argument("--evaluate", type=bool, default=True, help="Probe the features on the test split at the end.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with warnings.catch_warnings():
+            # LightningCLI warns about arguments from Python while sys.argv has some: here both are the same
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        self._dump_config()
+        plain = {k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")}
+        self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
+        self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
+        self.plain_config = plain
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        # after the classes are built: a configuration that cannot be built leaves no folder behind
+        self.resume = self.run_folder.prepare(self.plain_config, self.method_name)
+        os.environ["SSL_RUN_DIR"] = str(self.run_folder.path.resolve())  # for the processes that DDP starts from this one
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = dict(self.config_init["trainer"])
+        labelled = self.datamodule.num_classes is not None
+        validates = config.get("limit_val_batches") != 0
+        if config.get("logger") is None or config["logger"] is True:
+            config["logger"] = RunLogger(self.run_folder.path)
+        config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labelled, validates)]
+        if config.get("enable_progress_bar") is not False:
+            config["callbacks"].append(ProgressBar())
+        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        config["default_root_dir"] = str(self.run_folder.path)
+        # one line about parameters is enough for a template: the table of modules is `--trainer.enable_model_summary true`
+        config["enable_model_summary"] = bool(config.get("enable_model_summary"))
+        return Trainer(**{**config, **kwargs})
+
+    def _own_callbacks(self, labelled: bool, validates: bool) -> list[Callback]:
+        folder = self.run_folder.path / "checkpoints"
+        callbacks: list[Callback] = [
+            Throughput(),
+            ModelCheckpoint(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
+        ]
+        if validates:
+            monitor, mode = ("val/linear_top1", "max") if labelled else ("val/loss", "min")
+            callbacks.append(
+                ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False)
+            )
+        return callbacks
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def checked_arguments(args: list[str]) -> list[str]:
+    """The arguments with every name checked and every file replaced by its checked content.
+
+    Raises:
+        UserError: a missing or broken file, or a name that does not exist.
+    """
+    chosen: dict[str, type | None] = {"model": None, "data": None}
+    check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
+    files = config_arguments(args)
+    layers = [check_layer(read_config(file), chosen, file) for file in files]
+    rest, skip = [], False
+    for arg in args:
+        if skip:
+            skip = False
+        elif arg in ("--config", "-c"):
+            skip = True
+        elif not arg.startswith("--config="):
+            rest.append(arg)
+    before = dict(chosen)
+    rest = check_command_line(rest, chosen, list(PARSER_OPTIONS))
+    wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
+    for group in ("model", "data"):
+        if chosen[group] is None and not wants_help:
+            raise UserError(f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME")
+        if before[group] is not None and before[group] is not chosen[group]:
+            old, new = before[group], chosen[group]
+            print(f"--{group} {new.__name__} replaces {old.__name__}: its options from the file are kept where both have them")  # type: ignore[union-attr]
+    return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
+
+
+def one_line(message: str) -> str:
+    """The parser's message without its wrapping: the innermost key, what was expected and what came."""
+    innermost = re.findall(r'Parser key "([^"]+)":\s*((?:(?!Parser key)[\s\S])*)', message)
+    if innermost:
+        keys = [key for key, _ in innermost]
+        text = " ".join(innermost[-1][1].split())
+        where = ".".join(dict.fromkeys(keys))
+        return f"{where}: {text}"
+    return " ".join(message.split())
+
+

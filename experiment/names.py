@@ -1,0 +1,249 @@
+"""Are the names of a configuration right? Asked before the parser, whose own words for a typo run over seven lines."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import timm
+from lightning import Trainer
+from torch import nn
+
+from datamodules.base import SSLDataModule
+from experiment.catalogue import UserError, did_you_mean
+from sslmodules.base import SSLModule
+
+TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate")
+#: A configuration names classes, and building a class runs its code: only these packages' classes are built.
+TRUSTED = ("sslmodules", "datamodules", "evaluation", "experiment", "torch", "torchvision", "torchmetrics", "timm", "lightning")
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """``base`` and every imported class below it."""
+    yield base
+    for child in type.__subclasses__(base):
+        yield from subclasses(child)
+
+
+def known_names(base: type) -> list[str]:
+    """Names to suggest for ``base``: the project's own concrete classes, or everybody's where the project has none."""
+    every = [c for c in subclasses(base) if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base]
+    own = [c for c in every if c.__module__.split(".")[0] in ("sslmodules", "datamodules", "evaluation")]
+    abstract = {"ImageDataModule", "BatchTransform"}
+    return sorted({c.__name__ for c in own or every} - abstract)
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """Every option of a class by name with its type, those that ``**kwargs`` hands to its bases included."""
+    options: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        function = inspect.unwrap(base.__init__)  # type: ignore[misc]
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a type that exists for type checkers only: the name is all we need
+            hints = {}
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        for p in parameters:
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                options.setdefault(p.name, hints.get(p.name, Any))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def class_in(hint: Any) -> type | None:
+    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and ``Callable[..., X]``: X."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
+        found = [class_in(h) for h in typing.get_args(hint)]
+        return next((f for f in found if f is not None), None)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
+        return class_in(typing.get_args(hint)[-1])
+    if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing", "collections.abc"):
+        return hint
+    return None
+
+
+def resolve(name: str, base: type, where: str) -> type:
+    """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
+    kind = {SSLModule: "method", SSLDataModule: "data set"}.get(base, f"{base.__name__} class")
+    known = known_names(base)
+    if "." in name:
+        module_name, _, attribute = name.rpartition(".")
+        if name.split(".")[0] not in TRUSTED:
+            raise UserError(
+                f"{where}: {name!r} is outside {', '.join(TRUSTED)}, and a configuration may build only their classes: "
+                "put your class in a file of sslmodules/ or datamodules/"
+            )
+        try:
+            cls = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError):
+            raise UserError(f"{where}: there is no class {name!r}{did_you_mean(attribute, known)}") from None
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise UserError(f"{where}: {name!r} is no {kind}; known: {', '.join(known)}")
+        return cls
+    matches = [c for c in subclasses(base) if c.__name__ == name]
+    if not matches:
+        listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
+        extra = ", or the name of a timm model" if base is nn.Module else ""
+        raise UserError(f"{where}: unknown {kind} {name!r}{did_you_mean(name, known)}; known: {listed}{extra}")
+    return next((c for c in matches if c.__module__.split(".")[0] in TRUSTED[:4]), matches[0])
+
+
+def spec_of(value: Any, base: type) -> Any:
+    """A class given by its bare name as the mapping that the parser takes; a timm model's name becomes a ``TimmEncoder``."""
+    if isinstance(value, str) and base is nn.Module and "." not in value.split("/")[0][:1] and is_timm_name(value):
+        return {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}
+    return {"class_path": value} if isinstance(value, str) else value
+
+
+def is_timm_name(value: str) -> bool:
+    return not any(c.__name__ == value for c in subclasses(nn.Module)) and timm.is_model(value)
+
+
+def check_spec(value: Any, base: type, where: str, current: type | None) -> tuple[Any, type | None]:
+    """Check one class and its options, nested ones too.
+
+    Args:
+        value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to an earlier file).
+        base: what the class must derive from.
+        where: key path for messages.
+        current: the class that earlier files chose.
+
+    Returns:
+        The value with full class paths and bare names expanded, and its class.
+    """
+    value = spec_of(value, base)
+    if isinstance(value, list):
+        return [check_spec(v, base, f"{where}[{i}]", None)[0] for i, v in enumerate(value)], None
+    if not isinstance(value, dict):
+        return value, current
+    unknown = set(value) - {"class_path", "init_args", "dict_kwargs"}
+    cls = current
+    if "class_path" in value:
+        cls = resolve(str(value["class_path"]), base, where)
+        value = {**value, "class_path": f"{cls.__module__}.{cls.__qualname__}"}
+    elif cls is None:
+        raise UserError(f"{where}: expected class_path, got {', '.join(map(str, value)) or 'nothing'}")
+    if unknown:
+        hint = f": options of {cls.__name__} go under init_args" if cls and unknown & set(options_of(cls)) else ""
+        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; expected class_path and init_args{hint}")
+    assert cls is not None
+    init_args = value.get("init_args")
+    if isinstance(init_args, dict):
+        value = {**value, "init_args": check_options(init_args, cls, where)}
+    return value, cls
+
+
+def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
+    """Every key of ``given`` must be an option of ``cls``; classes among the values are checked in their turn."""
+    options, checked = options_of(cls), dict(given)
+    for key, value in given.items():
+        name = str(key).removesuffix("+")
+        if name not in options:
+            raise UserError(f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}")
+        inner = class_in(options[name])
+        if inner is not None and isinstance(value, (dict, list, str)) and holds_class(value, inner):
+            checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
+    return checked
+
+
+def holds_class(value: Any, base: type) -> bool:
+    """Does a YAML value stand for an object to build, and not for plain data of a type that also takes data?"""
+    if isinstance(value, list):
+        return bool(value) and all(holds_class(v, base) for v in value)
+    if isinstance(value, dict):
+        return "class_path" in value
+    return issubclass(base, nn.Module) or value in {c.__name__ for c in subclasses(base)}
+
+
+def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: str) -> dict[str, Any]:
+    """Check one configuration file; ``chosen`` holds the classes of model and data and is brought up to date."""
+    checked = dict(layer)
+    for key, value in layer.items():
+        name = str(key).removesuffix("+")
+        if name not in TOP_LEVEL:
+            raise UserError(f"{source}: unknown key {name!r}{did_you_mean(name, TOP_LEVEL)}; known: {', '.join(TOP_LEVEL)}")
+        where = f"{source}: {name}"
+        if name == "trainer" and isinstance(value, dict):
+            checked[key] = check_options(value, Trainer, where)
+        elif name in ("model", "data"):
+            base = SSLModule if name == "model" else SSLDataModule
+            checked[key], chosen[name] = check_spec(value, base, where, chosen[name])
+    return checked
+
+
+def check_command_line(args: list[str], chosen: dict[str, type | None], known: list[str]) -> list[str]:
+    """Check the options of the command line (without ``--config``) and expand bare names of timm models.
+
+    Args:
+        args: such as ``["--model.temperature", "0.2", "--trainer.max_epochs=3"]``.
+        chosen: classes of model and data from the files; ``--model NAME`` on the line changes them.
+        known: options outside the three groups.
+    """
+    given = dict(chosen)
+    nested: dict[str, type] = {}
+    out: list[str] = []
+    i = 0
+    while i < len(args):
+        arg = args[i]
+        if not arg.startswith("--"):
+            raise UserError(f"unexpected {arg!r}: expected options such as --model.temperature 0.2 (two dashes, name, value)")
+        option, equals, value = arg.partition("=")
+        takes = not equals and i + 1 < len(args) and not args[i + 1].startswith("--")
+        if takes:
+            value = args[i + 1]
+        path = option.removeprefix("--").removesuffix("+").split(".")
+        if path[0] not in TOP_LEVEL:
+            raise UserError(f"unknown option {option}{did_you_mean(path[0], [*TOP_LEVEL, *known])}; see --help")
+        expanded = _check_path(option, path, value, given, nested)
+        out += [f"{option}={expanded}"] if equals else [option, expanded] if takes else [option]
+        i += 2 if takes else 1
+    chosen.update(given)
+    return out
+
+
+def _check_path(option: str, path: list[str], value: str, given: dict[str, type | None], nested: dict[str, type]) -> str:
+    """One dotted option: every part a name that exists. Returns the value, a timm name expanded."""
+    group = path[0]
+    if path[-1] == "help" or len(path) == 1 and group not in ("model", "data"):
+        return value
+    if group == "trainer":
+        cls: type | None = Trainer
+    else:
+        base = SSLModule if group == "model" else SSLDataModule
+        if len(path) == 1 or path[1:] == ["class_path"]:
+            given[group] = resolve(value, base, option)
+            return value
+        cls = given[group]
+        if cls is None:
+            raise UserError(f"{option}: no {group} is chosen yet: give --config FILE or --{group} NAME first")
+    parts = [p for p in path[1:] if p != "init_args"]
+    for depth, part in enumerate(parts):
+        options = options_of(cls)
+        if part == "class_path" or (part == "callbacks" and depth < len(parts) - 1):
+            return value
+        if part not in options:
+            raise UserError(f"{option}: {cls.__name__} has no option {part!r}{did_you_mean(part, options)}")
+        inner = class_in(options[part])
+        if inner is None:
+            return value
+        if depth == len(parts) - 1:
+            if value.startswith(("{", "[")) or inner is not nn.Module and not holds_class(value, inner):
+                return value
+            if is_timm_name(value):
+                value = f'{{"class_path": "sslmodules.networks.TimmEncoder", "init_args": {{"name": "{value}"}}}}'
+            elif value not in ("null", "true", "false"):
+                nested[".".join(path)] = resolve(value, inner, option)
+            return value
+        chosen = nested.get(".".join([group, *parts[: depth + 1]]))
+        if chosen is None:
+            return value  # chosen in a file: the parser knows it
+        cls = chosen
+    return value

@@ -1,0 +1,34 @@
+"""Silences what the framework says on every run and no user can act on, message by message and at its source."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+NOT_FOR_USERS = (
+    r".*LeafSpec.*",  # torch's own deprecation, called from Lightning
+    r".*does not have many workers which may be a bottleneck.*",  # data in memory needs none
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*`?sync_dist=True`? when logging on epoch level.*",
+    r".*Checkpoint directory .* exists and is not empty.*",  # the run folder has its own rules
+    r".*Total length of `.*DataLoader` across ranks is zero.*",
+    r".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler does resume
+    r".*srun.*command is available on your system but is not used.*",
+    r".*Found .* module\(s\) in eval mode at the start of training.*",
+    r".*Starting from v1\.9\.0, `tensorboardX` has been removed.*",
+)
+
+
+class _Tips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        noise = ("litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK")
+        return not any(text in message for text in noise) and "`Trainer.fit` stopped: `max_" not in message
+
+
+def silence_framework() -> None:
+    """Called once by ``train.py`` and ``eval.py``; importing the packages changes nothing."""
+    for pattern in NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_Tips())

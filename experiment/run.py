@@ -1,0 +1,129 @@
+"""One run: build, resume if the folder holds a checkpoint, train, evaluate, say where things are."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from evaluation.report import evaluate, print_report, write_json
+from experiment.catalogue import UserError
+from experiment.cli import SSLCommandLine, one_line
+from experiment.quiet import silence_framework
+from sslmodules import build_module
+
+
+class Started(Callback):
+    """Knows whether training has begun: until then an exception is a matter of what was given, afterwards of the code."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.begun = True
+
+
+def run(argv: list[str]) -> int:
+    """Train and evaluate as the command line says; returns the exit status."""
+    silence_framework()
+    started = Started()
+    try:
+        return _run(argv, started)
+    except (ValueError, TypeError, OSError, MisconfigurationException, RuntimeError) as error:
+        if started.begun and not getattr(error, "one_line", False):
+            raise
+        raise UserError(one_line(str(error))) from error
+
+
+def _run(argv: list[str], started: Started) -> int:
+    cli = SSLCommandLine(argv)
+    trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
+    console = Console(soft_wrap=True)
+    say = rank_zero_only(console.print)
+    trainer.callbacks.append(started)
+    if cli.resume is not None:
+        epochs, steps = folder.progress()
+        finished = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
+        if finished and (folder.results.is_file() or not cli.config.evaluate):
+            say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
+            return 0
+        say(f"resuming {folder.path} after epoch {epochs}, step {steps}")
+    else:
+        say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    data.prepare_data()
+    check_fit(module, data)
+    if trainer.logger is not None:
+        trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]  once, with the results
+    trainer.fit(module, data, ckpt_path=None if cli.resume is None else str(cli.resume))
+    if trainer.interrupted:
+        return 130
+    if not trainer.is_global_zero:
+        return 0
+    if cli.config.evaluate and not trainer.fast_dev_run:
+        report = evaluate(
+            module, build_module(dict(module.hparams)), data, checkpoint="checkpoints/last.ckpt", device=trainer.strategy.root_device
+        )
+        write_json(folder.results, report)
+        print_report(report, console)
+        log_hyperparameters(trainer, cli.plain_config, report)
+    where = shlex.quote(str(folder.path))
+    console.print(f"run folder:   {where}")
+    console.print(f"TensorBoard:  tensorboard --logdir {where}")
+    console.print(f"evaluate:     python eval.py {where}")
+    return 0
+
+
+@torch.no_grad()
+def check_fit(module: LightningModule, data: Any) -> None:
+    """Embed two samples: an encoder that does not take this data stops here, in words.
+
+    Raises:
+        UserError: the shapes do not fit, or the features are not (B, num_features).
+    """
+    dataset = data.dataset("train")
+    raw = dataset.__getitems__([0, min(1, len(dataset) - 1)])
+    x = data.transform(raw, None)["input"]
+    was_training = module.training
+    module.eval()
+    try:
+        h = module.embed(x)  # type: ignore[operator]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the encoder does not take samples of {type(data).__name__} of shape {tuple(x.shape[1:])} ({first}): "
+            "look at its in_channels and sizes"
+        ) from None
+    finally:
+        module.train(was_training)
+    width = module.encoder.num_features  # type: ignore[union-attr]
+    if h.flatten(1).shape != (2, width):
+        raise UserError(f"{type(module).__name__}.embed gave {tuple(h.shape)} for 2 samples, expected (2, {width})")
+
+
+def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:
+    """The configuration and the final numbers in TensorBoard's HParams tab, where runs are compared."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{prefix}/{key}" if prefix else str(key))
+        elif isinstance(node, (int, float, str, bool)):
+            flat[prefix.replace("init_args/", "")] = node
+
+    walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
+    flat |= {f"trainer/{k}": v for k, v in config["trainer"].items() if k in ("max_epochs", "max_steps", "precision")}
+    scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
+    scores |= {f"test/psnr_hidden_{k}": v for k, v in report.get("reconstruction", {}).get("psnr_hidden", {}).items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            TensorBoardLogger.log_hyperparams(logger, flat, scores)
+            logger.log_metrics(scores, step=trainer.global_step)
+            logger.experiment.flush()
+

@@ -1,0 +1,188 @@
+"""The folder of a run: the one place where everything of it lives, and the rules for using one twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+
+from evaluation.report import write_json
+from experiment.catalogue import ROOT, UserError
+from sslmodules import read_checkpoint
+
+#: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
+MACHINE = (
+    "trainer.accelerator",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+    "data.init_args.root",
+    "data.init_args.download",
+    "data.init_args.num_workers",
+    "evaluate",
+)
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "timm", "numpy", "scikit-learn")
+
+
+class RunFolder:
+    """A run folder; ``prepare`` decides whether it is new, resumed, finished or not ours, before anything is built.
+
+    Args:
+        path: the folder, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "checkpoints" / "last.ckpt"
+        self.results = path / "results.json"
+
+    @classmethod
+    def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
+        """``run_dir``, or ``runs/<data set>-<method>/<date-time>``, the same for all processes of the run."""
+        inherited = os.environ.get("SSL_RUN_DIR")  # set by the process that Lightning started this one from
+        if inherited:
+            return cls(Path(inherited))
+        if run_dir is not None:
+            if not run_dir.strip():
+                raise UserError("--run_dir is empty: expected the name of a folder")
+            return cls(Path(run_dir))
+        parent = Path("runs") / f"{data.lower()}-{method.lower()}"
+        if SLURMEnvironment.detect():
+            # a requeued job keeps its number, and so finds its run again
+            return cls(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
+        return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+    def prepare(self, config: dict[str, Any], method: str) -> Path | None:
+        """Make the folder, or check that it holds this very run.
+
+        Args:
+            config: the resolved configuration, plain values.
+            method: class name of the method.
+
+        Returns:
+            The checkpoint to resume from, or None for a new run.
+
+        Raises:
+            UserError: not writable, not a run folder, another configuration, or an unreadable checkpoint.
+        """
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
+        saved_config = path / "config.yaml"
+        if path.is_dir() and any(path.iterdir()) and not saved_config.is_file():
+            raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
+        if saved_config.is_file():
+            earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
+            if differences := difference(earlier, config):
+                shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+                raise UserError(
+                    f"--run_dir {path} holds a run of another configuration ({shown}): "
+                    "repeat its options to resume it, or choose another folder"
+                )
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write") from None
+        resume = None
+        if self.last.is_file():
+            checkpoint = read_checkpoint(self.last)
+            found = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
+            if found and found != method:
+                raise UserError(f"{self.last} is a checkpoint of {found}, not of {method}: choose another --run_dir")
+            if "optimizer_states" not in checkpoint:
+                raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
+            resume = self.last
+        self._record(config, resume is not None)
+        return resume
+
+    def progress(self) -> tuple[int, int]:
+        """(finished epochs, optimizer steps) of ``last.ckpt``."""
+        checkpoint = read_checkpoint(self.last)
+        processed = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return processed, checkpoint["global_step"]
+
+    @rank_zero_only
+    def _record(self, config: dict[str, Any], resumed: bool) -> None:
+        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
+            return
+        saved_config, environment = self.path / "config.yaml", self.path / "environment.json"
+        if not saved_config.is_file():
+            text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
+            saved_config.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        now = describe_environment()
+        if environment.is_file() and resumed:
+            first = json.loads(environment.read_text(encoding="utf-8"))
+            now = {**first, "restarts": [*first.get("restarts", []), now]}
+        write_json(environment, now)
+
+
+def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """``key: old -> new`` for every value that differs and matters to the result."""
+
+    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(node, dict) and node:
+            return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+        return {prefix.rstrip("."): node}
+
+    old, new = flat(earlier), flat(now)
+    keys = [k for k in {**old, **new} if k not in MACHINE]
+    return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys if old.get(k) != new.get(k)]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, commit, command line and hardware: what is needed to repeat a number."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "working_folder": str(Path.cwd()),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_modified": None if status is None else bool(status),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cpu_count": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "platform": platform.platform(),
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        match = None
+    return match.group(1) if match else platform.processor()

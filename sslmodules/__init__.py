@@ -1,0 +1,108 @@
+"""Self-supervised methods, one per file. Importing the package imports every method, so a new file is known at once."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from sslmodules.base import SSLModule
+
+for _info in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_info.name}")
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of this project: one line with its name and what is wrong."""
+
+
+def methods() -> dict[str, type[SSLModule]]:
+    """Every method by its class name."""
+    return {cls.__name__: cls for cls in sorted(SSLModule.__subclasses__(), key=lambda c: c.__name__)}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU, read without running code from it.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, holding objects other than tensors and plain values, or not a
+            Lightning checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): {_sibling(path)}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here: for each the file is not usable
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "holds objects that are not tensors or plain values; loading them could run code, so it was refused"
+        else:
+            reason = f"is truncated or no checkpoint ({type(error).__name__})"
+        raise CheckpointError(f"{path} {reason}: {_sibling(path)}") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
+    return content
+
+
+def _sibling(path: Path) -> str:
+    others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
+    newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
+    return f"try {newest}" if newest else "there is no other checkpoint beside it"
+
+
+def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
+    """A method with initial weights from what ``train.py`` stored in a checkpoint: ``_class_path`` and its options.
+
+    Raises:
+        CheckpointError: no class is named, or one that is not a method of this project.
+    """
+    options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
+    class_path = str(hyper_parameters.get("_class_path", ""))
+    cls = methods().get(class_path.rsplit(".", 1)[-1])
+    if cls is None or class_path not in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
+        raise CheckpointError(
+            f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
+            f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SSLModule, "model")
+    config = parser.parse_object({"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}})
+    module = parser.instantiate_classes(config).model
+    module._set_hparams(hyper_parameters)
+    return module
+
+
+def load_module(path: str | Path) -> SSLModule:
+    """The method of a checkpoint that ``train.py`` wrote, with its trained weights, on the CPU, in eval mode.
+
+    Args:
+        path: such as ``RUN/checkpoints/last.ckpt``.
+
+    Raises:
+        CheckpointError: the file cannot be used; the message says why.
+
+    Example::
+
+        module = load_module("runs/digits-simclr/2026-01-01_12-00-00/checkpoints/last.ckpt")
+        h = module.embed(images)  # (B, num_features)
+    """
+    checkpoint = read_checkpoint(path)
+    module = build_module(checkpoint.get("hyper_parameters", {}))
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}") from None
+    return module.eval()
+
+
+for _name, _cls in methods().items():
+    globals()[_name] = _cls
+
+__all__ = ["CheckpointError", "SSLModule", "build_module", "load_module", "methods", "read_checkpoint", *methods()]

@@ -1,0 +1,129 @@
+"""What every method shares: the training step, validation features, the schedule, and gathering across ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from datamodules.base import Batch, mix_seed, plain_values, run_seed
+from sslmodules.optim import decay_groups, warmup_cosine
+
+
+class SSLModule(LightningModule):
+    """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``, ``embed``.
+
+    Args:
+        optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings into a YAML
+            that names another class. Its learning rate is the peak one; nothing scales it. Its weight decay is not
+            applied to biases and normalisation parameters (all with fewer than two dimensions).
+        warmup_epochs: linear warm-up of the learning rate from 0, in epochs (counted in optimizer steps).
+        final_lr_factor: the cosine decay ends at this share of the peak; 1 keeps the rate constant after warm-up.
+
+    Raises:
+        ValueError: a knob is out of range, or the optimizer refuses its settings.
+    """
+
+    encoder: nn.Module
+    #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not enlarge it.
+    couples_batch: bool = False
+
+    def __init__(self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0) -> None:
+        super().__init__()
+        if warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
+        if not 0 <= final_lr_factor <= 1:
+            raise ValueError(f"final_lr_factor must lie in [0, 1], got {final_lr_factor}")
+        optimizer([nn.Parameter(torch.zeros(1))])  # a bad learning rate stops here, not after the data is loaded
+        self.save_hyperparameters()
+        self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
+
+    def _set_hparams(self, hp: Any) -> None:
+        super()._set_hparams(plain_values(hp))
+
+    # ---- given by a method -------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars by name; ``"loss"`` is minimised, the others are logged beside it."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The features that probes see: ``input`` of a batch to h of shape (B, encoder.num_features)."""
+        return self.encoder(x)
+
+    def update_teacher(self) -> None:
+        """Called once after every optimizer step, however many batches were accumulated for it."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: every trainable parameter in exactly one."""
+        return decay_groups(self)
+
+    # ---- for a method ------------------------------------------------------------------------------------------------
+
+    def gather(self, z: Tensor) -> Tensor:
+        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients; ``z`` itself outside training.
+
+        The backward sums over ranks, so that with DDP's mean over ranks the gradient of a loss over the gathered batch
+        is that of one process with the joined batch. Validation batches differ in size between ranks: no gathering.
+        """
+        if not self.training or self._trainer is None or self.trainer.world_size == 1:
+            return z
+        gathered = self.all_gather(z, sync_grads=True)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    # ---- Lightning ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x)
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or not self.couples_batch:
+            return
+        per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if per_rank is not None and per_rank * self.trainer.world_size < 2:
+            raise ValueError(
+                f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, got {per_rank}"
+            )
+        if self.trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(
+                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the batch within which "
+                f"{type(self).__name__} compares samples: its loss still sees one batch at a time"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Noise of the model (dropout, sampling) from the step alone: a resumed run draws what it would have drawn.
+        torch.manual_seed(mix_seed(run_seed(), self.global_rank, self.trainer.current_epoch, batch_idx, 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.losses(batch)
+        # `self.log` costs about half a millisecond a call, so one call, and only on steps that are written
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
+        return terms["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Features of the batch, for the probes; on the ``val`` loader also the loss on data that was held out."""
+        if dataloader_idx == 0:
+            torch.manual_seed(mix_seed(run_seed(), self.global_rank, batch_idx, 2))
+            terms = {f"val/{k}": v for k, v in self.losses(batch).items()}
+            n = len(batch["input"])
+            self.log_dict(terms, batch_size=n, sync_dist=True, add_dataloader_idx=False)
+        return {"features": self.embed(batch["input"]).flatten(1).float()}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.update_teacher()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self.parameter_groups())
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

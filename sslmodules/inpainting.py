@@ -1,0 +1,74 @@
+"""Inpainting: predict the hidden part of an image (context encoders, Pathak et al. 2016, https://arxiv.org/abs/1604.07379).
+
+A convolutional network sees the image with a hole and the mask, and predicts what was there.
+
+Differs from the paper: no adversarial term (its weight there is 0.001 and it serves sharpness, not features), and the
+mask is given to the network beside the image, so that a hole cannot be mistaken for content of the same colour.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over hidden pixels only (Pathak et al. 2016, reconstruction loss, divided by its pixels).
+
+    Divided by the number of hidden values, not by the size of the image: the scale does not drift with the hole's size.
+
+    Args:
+        prediction: (B, C, H, W).
+        target: (B, C, H, W), the clean image.
+        mask: (B, 1, H, W) bool, True = hidden.
+
+    Returns:
+        Scalar; 0 if nothing is hidden.
+    """
+    hidden = mask.expand_as(target)
+    error = (prediction.float() - target.float()).square() * hidden
+    return error.sum() / hidden.sum().clamp(min=1)
+
+
+class Inpainting(SSLModule):
+    """Fill the hole of an image.
+
+    Args:
+        encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h, w).
+        decoder: (B, D, h, w) -> (B, C, H, W), the image in standardised units.
+        loss_region: ``hidden`` = error in the hole; ``image`` = error everywhere, which mostly teaches to copy.
+        **kwargs: ``SSLModule``'s.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, loss_region: Literal["hidden", "image"] = "hidden", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if not hasattr(encoder, "forward_features") or not hasattr(encoder, "num_features"):
+            raise ValueError(
+                f"encoder must have forward_features(x) -> (B, D, h, w) for a decoder to start from; "
+                f"{type(encoder).__name__} has none: use ConvEncoder or ResNetEncoder"
+            )
+        if loss_region not in ("hidden", "image"):
+            raise ValueError(f"loss_region must be 'hidden' or 'image', got {loss_region!r}")
+        self.encoder, self.decoder, self.loss_region = encoder, decoder, loss_region
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features of the whole image: nothing is hidden, and the mask says so."""
+        return self.encoder(torch.cat([x, torch.zeros_like(x[:, :1])], dim=1))
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """(B, C, H, W) prediction of the whole image, from the visible part of ``input`` alone."""
+        x, mask = batch["input"], batch["mask"]
+        visible = x.masked_fill(mask, 0.0)  # 0 is the data's mean colour: inputs are standardised
+        return self.decoder(self.encoder.forward_features(torch.cat([visible, mask.to(x.dtype)], dim=1)))  # type: ignore[operator]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        prediction, x, mask = self.reconstruct(batch), batch["input"], batch["mask"]
+        hidden, image = masked_mse(prediction, x, mask), masked_mse(prediction, x, torch.ones_like(mask))
+        return {"loss": hidden if self.loss_region == "hidden" else image, "mse_hidden": hidden, "mse_image": image}

@@ -1,0 +1,105 @@
+"""A small convolutional encoder for small images, and the decoder that mirrors one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def check_channels(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class ConvEncoder(nn.Module):
+    """3x3 convolution, batch norm and ReLU per entry of ``channels``; the first at full size, each later one halves it.
+
+    With the default it has 94,000 parameters and 128 features: the encoder of the quick runs on small images.
+
+    Args:
+        in_channels: channels of the image; one more where the method also shows the encoder a mask.
+        channels: width of each layer; the last one is ``num_features``.
+    """
+
+    def __init__(self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        check_channels("in_channels", in_channels)
+        if not channels:
+            raise ValueError("channels must name at least one layer, got none")
+        layers: list[nn.Module] = []
+        for i, width in enumerate(channels):
+            check_channels(f"channels[{i}]", width)
+            layers += [
+                nn.Conv2d(in_channels, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            in_channels = width
+        self.layers = nn.Sequential(*layers)
+        self.num_features = in_channels
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, h, w)."""
+        return self.layers(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D): the mean over positions."""
+        return self.forward_features(x).mean((2, 3))
+
+
+class ConvDecoder(nn.Module):
+    """Feature map to image: a 3x3 convolution at the map's size, then doubling with 3x3 convolutions, then a 3x3 to pixels.
+
+    Before the first convolution a linear map over positions, shared by all channels, lets every place see the whole
+    map (the cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may be wider than what
+    convolutions alone reach across.
+
+    Args:
+        in_channels: width of the feature map (the encoder's ``num_features``).
+        map_size: height and width of the feature map, in positions.
+        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling overshoots.
+        channels: width of each doubling stage.
+        out_channels: channels of the output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 128,
+        map_size: int = 7,
+        image_size: int = 28,
+        channels: Sequence[int] = (64, 32),
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("map_size", map_size), ("out_channels", out_channels)):
+            check_channels(name, value)
+        if image_size < map_size:
+            raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
+        self.map_size, self.image_size = map_size, image_size
+        self.mix = nn.Linear(map_size**2, map_size**2)
+        self.start = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+        )
+        stages: list[nn.Module] = []
+        for width in channels:
+            stages += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            in_channels = width
+        self.stages = nn.Sequential(*stages)
+        self.to_pixels = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, C, H, W), unbounded."""
+        if features.shape[2:] != (self.map_size, self.map_size):
+            raise ValueError(f"map_size is {self.map_size}, but the encoder gives a map of {tuple(features.shape[2:])}")
+        features = features + self.mix(features.flatten(2)).view_as(features)
+        x = self.stages(self.start(features))
+        if x.shape[-1] != self.image_size:
+            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+        return self.to_pixels(x)

@@ -1,0 +1,48 @@
+"""Any timm model as an encoder."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+
+class TimmEncoder(nn.Module):
+    """A timm model by name, without its classifier. On the command line the bare name is enough:
+    ``--model.encoder vit_tiny_patch16_224``.
+
+    Args:
+        name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``, ``resnet50.a1_in1k``).
+        image_size: height and width in pixels, for models with a fixed input size (ViTs); None = the model's own.
+        patch_size: of a ViT, in pixels; None = the model's own.
+        in_channels: channels of the image.
+        pretrained: start from timm's published weights (downloads them).
+
+    Raises:
+        ValueError: timm has no such model; the three nearest names are given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        in_channels: int = 3,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = get_close_matches(name, timm.list_models(), n=3)
+            raise ValueError(f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+        if image_size and patch_size and image_size % patch_size:
+            raise ValueError(f"patch_size must divide image_size ({image_size}), got {patch_size}")
+        sizes: dict[str, Any] = {k: v for k, v in (("img_size", image_size), ("patch_size", patch_size)) if v is not None}
+        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
+        # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
+        self.num_features: int = getattr(self.net, "head_hidden_size", None) or self.net.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        return self.net(x)

@@ -1,0 +1,27 @@
+"""Pre-train a method on a data set, then probe its frozen features: ``python train.py --config configs/digits/simclr.yaml``."""
+
+from __future__ import annotations
+
+import sys
+
+from experiment.catalogue import UserError, config_arguments, help_text, read_config
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit status. Help and broken files are dealt with before torch is imported."""
+    try:
+        if not argv or set(argv) & {"--help", "-h"}:
+            print(help_text())
+            return 0 if argv else 2
+        for file in config_arguments(argv):
+            read_config(file)
+        from experiment.run import run
+
+        return run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
