@@ -198,18 +198,20 @@ class SSLDataModule(LightningDataModule):
         Every DDP rank has the same global random state after ``seed_everything``, hence the rank among the seeds.
         """
         trainer = self.trainer
-        if trainer is None or self.views is None:
+        if trainer is None:
             return self.transform(batch, None)
+        generator = None
         if trainer.training:
-            epoch, index = trainer.current_epoch, self.batches_done()
+            generator = self._generator(batch, trainer.current_epoch + 1, self.batches_done())
         elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
             # the same views at every validation, so that a curve moves with the model and not with the draw
-            epoch, index = -1, trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready
-        else:
-            return self.transform(batch, None)
-        device = batch["input"].device
-        generator = torch.Generator(device).manual_seed(mix_seed(run_seed(), trainer.global_rank, epoch + 1, index))
-        return self.transform(batch, generator)
+            generator = self._generator(batch, 0, trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready)
+        # the precision plugin has seen the raw batch only; with `bf16-true` or `64-true` the views must follow the weights
+        return trainer.precision_plugin.convert_input(self.transform(batch, generator))
+
+    def _generator(self, batch: dict[str, Any], epoch: int, index: int) -> torch.Generator:
+        rank = self.trainer.global_rank  # type: ignore[union-attr]
+        return torch.Generator(batch["input"].device).manual_seed(mix_seed(run_seed(), rank, epoch, index))
 
     def batches_done(self) -> int:
         """Batches of this epoch that were already drawn: the index of the coming one."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -276,7 +276,7 @@ def _on_subset(images: Tensor, active: Tensor, operation: Callable[..., Tensor],
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)
-    if len(indices) == 0:
+    if len(indices) == 0:  # a convolution refuses an empty batch
         return images
     return images.index_copy(0, indices, operation(images[indices], values[indices], *args))
 
@@ -457,7 +457,7 @@ class View(BatchTransform):
 
         params: dict[str, Tensor] = {}
         if self.crop_scale is not None:
-            params["box"] = self._draw_box(area, aspect, y, x, height, width)
+            params["box"] = self._draw_box(self.crop_scale, area, aspect, y, x, height, width)
         if self.flip_p:
             params["flip"] = flip < self.flip_p
         if self.rotation:
@@ -483,10 +483,13 @@ class View(BatchTransform):
             params["noise"] = torch.randn(shape, generator=generator, device=images.device) * self.noise_std
         return params
 
-    def _draw_box(self, area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    def _draw_box(
+        self, scale: tuple[float, float], area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int
+    ) -> Tensor:
         """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the largest central crop.
 
         Args:
+            scale: range of the crop's share of the image area.
             area, aspect: (B, tries) uniform in [0, 1).
             y, x: (B,) uniform in [0, 1).
             height, width: of the image, pixels.
@@ -494,7 +497,7 @@ class View(BatchTransform):
         Returns:
             (B, 4) int64: top, left, height, width.
         """
-        area = _between(area, *self.crop_scale) * (height * width)
+        area = _between(area, *scale) * (height * width)
         low, high = self.crop_ratio
         aspect = _between(aspect, math.log(low), math.log(high)).exp()
         columns = (area * aspect).sqrt().round().long()  # (B, tries)
@@ -562,9 +565,11 @@ class Views(BatchTransform):
         views: the views in the order of the list that is returned; global (large) ones first.
     """
 
+    views: Sequence[View]
+
     def __init__(self, *views: View) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views = nn.ModuleList(views)  # type: ignore[assignment]
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Parameters of all views, named ``<index of the view>.<parameter>``."""
@@ -604,8 +609,8 @@ class Views(BatchTransform):
             }
             repeated = images.repeat(len(members), 1, 1, 1)
             together = self.views[members[0]].render(repeated, joined)
-            for index, view in zip(members, together.chunk(len(members)), strict=True):
-                output[index] = view
+            for index, rendered in zip(members, together.chunk(len(members)), strict=True):
+                output[index] = rendered
         return output
 
 
@@ -780,7 +785,7 @@ class DINOViews(MultiCrop):
         small = _is_small(size, small)
         num_local = _num_local(num_local, small, 8)
         global_scale = (0.4, 1.0) if num_local else (0.14, 1.0)
-        views = [
+        view1, view2, local = (
             View(
                 side,
                 crop_scale=scale,
@@ -798,8 +803,8 @@ class DINOViews(MultiCrop):
                 (size, global_scale, 0.1, 0.2),
                 (_local_size(size), (0.05, 0.4), 0.5, 0.0),
             )
-        ]
-        super().__init__(*views, num_local=num_local)
+        )
+        super().__init__(view1, view2, local, num_local)
 
 
 def _local_size(size: int) -> int:
@@ -836,6 +841,9 @@ class Normalise(nn.Module):
     Raises:
         ValueError: different lengths, or a std that is not positive.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

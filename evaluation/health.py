@@ -39,11 +39,9 @@ def rankme(features: Tensor) -> float:
     if not features.isfinite().all():
         return math.nan
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        features = features.float()
-        largest = features.abs().max()
-        if largest == 0:
+        sigma = torch.linalg.svdvals(features.float())  # (min(N, D),)
+        if sigma[0] == 0:
             return 0.0
-        sigma = torch.linalg.svdvals(features / largest)  # (min(N, D),); scaled, as squares of tiny values underflow
         p = sigma / sigma.sum() + 1e-7
         return (-(p * p.log()).sum()).exp().item()
 

@@ -259,8 +259,7 @@ def _minimise(
     # The line search compares losses that differ by less than float32 can tell, and would try many steps in vain.
     loss_dtype = torch.float32 if inputs.device.type == "mps" else torch.float64  # MPS has no float64
 
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        # A copy that is a normal tensor even where the caller made its tensors in inference mode.
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
         weight, bias = weight.clone(), bias.clone()
         weight.grad = weight_grad = torch.zeros_like(weight)
         bias.grad = bias_grad = torch.zeros_like(bias)
@@ -292,4 +291,4 @@ def _minimise(
             line_search_fn="strong_wolfe",
         )
         optimizer.step(closure)
-    return weight, bias
+    return weight.detach(), bias.detach()  # without .grad

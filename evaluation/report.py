@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import SSLDataModule, Split, run_seed
+from datamodules.base import SSLDataModule, Split
 from evaluation.few_shot import few_shot_accuracy
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import select_linear_probe, top1
@@ -103,6 +103,7 @@ def evaluate(
     checkpoint: str,
     probes: Sequence[str] = PROBES,
     device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The whole report of a trained method on a data set.
 
@@ -112,6 +113,8 @@ def evaluate(
         data: a DataModule with labels; ``prepare_data`` and ``setup`` are called here.
         checkpoint: where the weights come from, for the report.
         probes: which of ``PROBES``.
+        device: where features are computed and probes fitted.
+        seed: of the few-shot draws: the run's.
 
     Returns:
         What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods that fill holes
@@ -123,7 +126,7 @@ def evaluate(
     for probe in probes:
         if probe not in PROBES:
             raise ValueError(f"probes must be among {', '.join(PROBES)}, got {probe!r}")
-    device, seed = torch.device(device), run_seed()
+    device = torch.device(device)
     data.prepare_data()
     data.setup("test")
     # copies: eval mode, device and hooks of the caller's module stay as they are

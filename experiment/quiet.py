@@ -23,12 +23,14 @@ class _Tips(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
         noise = ("litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK")
-        return not any(text in message for text in noise) and "`Trainer.fit` stopped: `max_" not in message
+        return not any(text in message for text in noise) and not message.startswith(("`Trainer.fit` stopped: `max_", "Loading `train_dataloader`"))
 
 
 def silence_framework() -> None:
     """Called once by ``train.py`` and ``eval.py``; importing the packages changes nothing."""
     for pattern in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=pattern)
+    # Lightning's calls of jsonargparse, not ours
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(_Tips())

@@ -12,11 +12,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from datamodules.base import run_seed
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import SSLCommandLine, one_line
 from experiment.quiet import silence_framework
-from sslmodules import build_module
+from sslmodules import initial_module
 
 
 class Started(Callback):
@@ -66,9 +67,8 @@ def _run(argv: list[str], started: Started) -> int:
     if not trainer.is_global_zero:
         return 0
     if cli.config.evaluate and not trainer.fast_dev_run:
-        report = evaluate(
-            module, build_module(dict(module.hparams)), data, checkpoint="checkpoints/last.ckpt", device=trainer.strategy.root_device
-        )
+        untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
+        report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())
         write_json(folder.results, report)
         print_report(report, console)
         log_hyperparameters(trainer, cli.plain_config, report)

@@ -73,9 +73,16 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLModule, "model")
     config = parser.parse_object({"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}})
-    module = parser.instantiate_classes(config).model
+    module = parser.instantiate(config).model
     module._set_hparams(hyper_parameters)
     return module
+
+
+def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
+    """The method of a checkpoint as it was before training: initial weights drawn from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checkpoint.get("seed", 0))
+        return build_module(checkpoint.get("hyper_parameters", {})).eval()
 
 
 def load_module(path: str | Path) -> SSLModule:
@@ -105,4 +112,4 @@ def load_module(path: str | Path) -> SSLModule:
 for _name, _cls in methods().items():
     globals()[_name] = _cls
 
-__all__ = ["CheckpointError", "SSLModule", "build_module", "load_module", "methods", "read_checkpoint", *methods()]
+__all__ = ["CheckpointError", "SSLModule", "build_module", "initial_module", "load_module", "methods", "read_checkpoint", *methods()]

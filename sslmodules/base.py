@@ -16,6 +16,11 @@ from datamodules.base import Batch, mix_seed, plain_values, run_seed
 from sslmodules.optim import decay_groups, warmup_cosine
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are. For what loses too much in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class SSLModule(LightningModule):
     """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``, ``embed``.
 
@@ -33,6 +38,8 @@ class SSLModule(LightningModule):
     encoder: nn.Module
     #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not enlarge it.
     couples_batch: bool = False
+    #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
+    batch_keys: tuple[str, ...] = ()
 
     def __init__(self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0) -> None:
         super().__init__()
@@ -102,6 +109,11 @@ class SSLModule(LightningModule):
         torch.manual_seed(mix_seed(run_seed(), self.global_rank, self.trainer.current_epoch, batch_idx, 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if missing := [key for key in self.batch_keys if key not in batch]:
+            raise ValueError(
+                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views to a "
+                "class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
+            )
         terms = self.losses(batch)
         # `self.log` costs about half a millisecond a call, so one call, and only on steps that are written
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
@@ -117,12 +129,16 @@ class SSLModule(LightningModule):
             self.log_dict(terms, batch_size=n, sync_dist=True, add_dataloader_idx=False)
         return {"features": self.embed(batch["input"]).flatten(1).float()}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seed"] = run_seed()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.update_teacher()
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.parameter_groups())
+        self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)

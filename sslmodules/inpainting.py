@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import Batch
-from sslmodules.base import SSLModule
+from sslmodules.base import SSLModule, full_precision
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over hidden pixels only (Pathak et al. 2016, reconstruction loss, divided by its pixels).
+    """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016, reconstruction loss).
 
-    Divided by the number of hidden values, not by the size of the image: the scale does not drift with the hole's size.
+    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the hole's size. The mean
+    is taken per image first, because a mean over all hidden pixels of a batch differs between one process and two.
 
     Args:
         prediction: (B, C, H, W).
@@ -28,11 +29,11 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: (B, 1, H, W) bool, True = hidden.
 
     Returns:
-        Scalar; 0 if nothing is hidden.
+        Scalar; an image of which nothing is hidden counts as 0.
     """
     hidden = mask.expand_as(target)
-    error = (prediction.float() - target.float()).square() * hidden
-    return error.sum() / hidden.sum().clamp(min=1)
+    error = (full_precision(prediction) - full_precision(target)).square() * hidden
+    return (error.flatten(1).sum(1) / hidden.flatten(1).sum(1).clamp(min=1)).mean()
 
 
 class Inpainting(SSLModule):
@@ -44,6 +45,8 @@ class Inpainting(SSLModule):
         loss_region: ``hidden`` = error in the hole; ``image`` = error everywhere, which mostly teaches to copy.
         **kwargs: ``SSLModule``'s.
     """
+
+    batch_keys = ("mask",)
 
     def __init__(
         self, encoder: nn.Module, decoder: nn.Module, loss_region: Literal["hidden", "image"] = "hidden", **kwargs: Any

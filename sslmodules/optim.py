@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule."""
+"""Parameter groups, the learning-rate schedule, and LARS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -40,3 +42,58 @@ def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int]
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling as the official self-supervised codes have it (You et al. 2017, https://arxiv.org/abs/1708.03888).
+
+    For a parameter p with gradient g::
+
+        g <- g + weight_decay * p;   r = trust * |p| / |g|;   m <- momentum * m + r * g;   p <- p - lr * m
+
+    Parameters with fewer than two dimensions (biases, norms) get neither decay nor r, as in SimCLR, BYOL, MoCo v3, Barlow Twins
+    and VICReg. timm's and lightly's LARS divide by |g| + weight_decay * |p| and scale nothing where weight_decay is 0.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        momentum: m of the formula.
+        weight_decay: of parameters with two or more dimensions.
+        trust: eta of the papers.
+
+    Raises:
+        ValueError: a negative setting.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; ``closure`` recomputes the loss with gradients and returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if p.ndim > 1:
+                    update = update.add(p, alpha=group["weight_decay"])
+                    p_norm, g_norm = p.norm(), update.norm()
+                    ratio = group["trust"] * p_norm / g_norm
+                    # where one norm is 0 there is no scale to take over; `where` keeps this off the host
+                    update = update * torch.where((p_norm > 0) & (g_norm > 0), ratio, torch.ones_like(ratio))
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].mul_(group["momentum"]).add_(update)
+                p.add_(state["momentum"], alpha=-group["lr"])
+        return loss

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
-from sslmodules.base import SSLModule
+from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import projection_mlp
 
 
@@ -34,7 +34,7 @@ def nt_xent(
         l(i, j) = -log( exp(sim(i, j) / T) / sum_{k != i} exp(sim(i, k) / T) ),   sim = cosine similarity
 
     Args:
-        z1: (B, D) projections of the first views; any scale, normalised here in float32.
+        z1: (B, D) projections of the first views; any scale, normalised here, in float32 or better.
         z2: (B, D) projections of the second views, row i belonging to row i of ``z1``.
         temperature: T > 0; the paper's best on ImageNet is 0.1, on CIFAR-10 0.5.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one process.
@@ -49,8 +49,8 @@ def nt_xent(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(z1.device.type, enabled=False):
-        local = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # (2B, D)
-        everyone = local if gathered is None else F.normalize(torch.cat(gathered).float(), dim=1)  # (2N, D)
+        local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
+        everyone = local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)  # (2N, D)
         b, n = len(z1), len(everyone) // 2
         row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
@@ -72,6 +72,7 @@ class SimCLR(SSLModule):
     """
 
     couples_batch = True
+    batch_keys = ("views",)
 
     def __init__(
         self,

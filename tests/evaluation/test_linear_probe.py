@@ -135,6 +135,7 @@ def test_same_result_in_validation_contexts():
     """Lightning validates in inference mode and autocast; neither may change the probe, nor the probe the features."""
     x, y = gaussian_classes(300)
     expected = fit_linear_probe(x, y, 4)
+    expected_logits = expected.logits(x)
     torch.manual_seed(99)  # the global generator is neither used nor moved
     state = torch.get_rng_state()
     with torch.inference_mode():
@@ -143,12 +144,12 @@ def test_same_result_in_validation_contexts():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = fit_linear_probe(x, y, 4)
         assert torch.equal(inside.weight, expected.weight)
-        assert torch.equal(inside.logits(x), expected.logits(x))
+        assert torch.equal(inside.logits(x), expected_logits)
     leaf = x.clone().requires_grad_()
     probe = fit_linear_probe(leaf, y, 4)
     assert torch.equal(probe.weight, expected.weight)
     assert leaf.grad is None and torch.equal(leaf, x)
-    assert not probe.weight.requires_grad and not probe.logits(leaf).requires_grad
+    assert not probe.weight.requires_grad and probe.weight.grad is None and not probe.logits(leaf).requires_grad
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,0 +1,84 @@
+"""Configurations as objects, without files: every config of the project with synthetic data, small enough for two CPU cores."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+
+from datamodules.base import SSLDataModule, mix_seed
+from experiment.catalogue import ROOT, config_files
+from experiment.cli import SSLCommandLine
+from experiment.quiet import silence_framework
+from sslmodules.base import SSLModule
+
+silence_framework()
+torch.set_num_threads(1)
+
+CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]
+
+
+class Parsed(SSLCommandLine):
+    """The command line up to the point where objects are built: no run folder, nothing on disk."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+
+@functools.cache
+def parse(config: str, *options: str) -> Parsed:
+    return Parsed(["--config", str(ROOT / config), *shrunk(config), *options])
+
+
+def shrunk(config: str) -> list[str]:
+    """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
+    options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
+    if config.startswith("configs/imagenet"):
+        options += ["--data.root", "unused", "--data.image_size", "32", "--model.encoder.init_args.name", "resnet18"]
+        options += ["--data.views.init_args.size", "32"]
+    return options
+
+
+def build(config: str, *options: str, seed: int = 0) -> tuple[SSLModule, SSLDataModule]:
+    """A method and its data from a config, freshly initialised."""
+    cli = parse(config, *options)
+    seed_everything(seed, verbose=False)
+    built = cli.parser.instantiate(cli.config)
+    return built.model, built.data
+
+
+def batch_of(data: SSLDataModule, size: int = 16, draw: int = 0, split: Any = "train") -> dict[str, Any]:
+    """A training batch with its views."""
+    raw = data.dataset(split).__getitems__(list(range(size)))
+    return dict(data.transform(raw, torch.Generator().manual_seed(mix_seed(draw))))
+
+
+def trainer_for(folder: Path, **options: Any) -> Trainer:
+    """A Trainer that writes only below ``folder`` and says nothing."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(folder),
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**{**defaults, **options})
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> str:
+    return request.param

@@ -1,0 +1,123 @@
+"""Two gloo processes run every config for three steps and write what they saw; ``replay`` repeats it in one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tests.conftest import build, trainer_for
+
+STEPS, PER_RANK = 3, 8
+
+
+class GatheredBatchNorm(nn.Module):
+    """Batch norm over the batches of all ranks, with gradients through the statistics; SyncBatchNorm needs a GPU."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, owner: list[Any]) -> None:
+        super().__init__()
+        self.norm, self.owner = norm, owner
+
+    def forward(self, x: Tensor) -> Tensor:
+        module = self.owner[0]
+        if not self.training or module._trainer is None:
+            return self.norm(x)
+        everyone = module.all_gather(x, sync_grads=True).flatten(0, 1)
+        return self.norm(everyone)[module.global_rank * len(x) :][: len(x)]
+
+
+def gather_batch_norms(module: nn.Module) -> None:
+    """Put a ``GatheredBatchNorm`` around every batch norm; the names of the state follow, the values stay."""
+    owner = [module]
+
+    def visit(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, GatheredBatchNorm(child, owner))
+            else:
+                visit(child)
+
+    visit(module)
+
+
+class Keep(Callback):
+    """Batches as they reach the method, gradients as they reach the optimizer."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = {n.replace(".norm.", "."): p for n, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({n: p.grad.detach().clone() for n, p in named.items()})
+
+
+def options(folder: Path, keep: Keep) -> dict[str, Any]:
+    # double precision: what remains is a difference of method, not of rounding
+    return {
+        "max_steps": STEPS,
+        "limit_val_batches": 0,
+        "callbacks": [keep],
+        "precision": "64-true",
+        "default_root_dir": str(folder),
+    }
+
+
+def prepared(config: str) -> tuple[Any, Any]:
+    # plain SGD: an adaptive optimizer turns rounding noise of unused directions into full steps
+    sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05", "--model.warmup_epochs", "0"]
+    return build(config, *sgd, "--data.batch_size", str(PER_RANK))
+
+
+def main(folder: Path, configs: list[str]) -> None:
+    for config in configs:
+        module, data = prepared(config)
+        gather_batch_norms(module)
+        keep = Keep()
+        trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
+        trainer.fit(module, data)
+        state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
+        result = {"batches": keep.batches, "gradients": keep.gradients, "state": state}
+        torch.save(result, folder / f"{config.replace('/', '_')}.{trainer.global_rank}.pt")
+
+
+class Joined(LightningDataModule):
+    """The batches of both ranks, one after the other in rank order, as one process would see them."""
+
+    def __init__(self, ranks: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(range(STEPS), batch_size=None)  # type: ignore[arg-type]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
+        step = int(batch)
+        parts = [rank["batches"][step] for rank in self.ranks]
+        joined: dict[str, Any] = {}
+        for key, value in parts[0].items():
+            if isinstance(value, list):
+                joined[key] = [torch.cat([part[key][i] for part in parts]) for i in range(len(value))]
+            else:
+                joined[key] = torch.cat([part[key] for part in parts])
+        return joined
+
+
+def replay(config: str, ranks: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The same three steps in one process on the joined batches, from the same initial weights."""
+    module, _ = prepared(config)
+    keep = Keep()
+    trainer_for(folder, **options(folder, keep)).fit(module, Joined(ranks))
+    return {"gradients": keep.gradients, "state": module.state_dict()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

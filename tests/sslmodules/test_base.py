@@ -1,0 +1,205 @@
+"""Schedule, groups, LARS, teacher calls, noise, checkpoints: what every method inherits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from datamodules import Digits
+from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, read_checkpoint
+from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
+from sslmodules.optim import LARS, decay_groups, warmup_cosine
+from tests.conftest import build, trainer_for
+
+
+def test_warmup_cosine_closed_forms() -> None:
+    factor = warmup_cosine(total=110, warmup=10, final=0.2)
+    assert factor(0) == pytest.approx(0.1) and factor(9) == 1.0 and factor(10) == 1.0
+    assert factor(60) == pytest.approx(0.6)  # half way: the mean of 1 and 0.2
+    assert factor(110) == pytest.approx(0.2) and factor(1000) == pytest.approx(0.2)
+    assert warmup_cosine(100, 0)(25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    net[0].weight.requires_grad_(False)
+    decayed, plain = decay_groups(net)
+    assert decayed["params"] == [net[3].weight] and "weight_decay" not in decayed
+    assert {id(p) for p in plain["params"]} == {id(net[i].__getattr__(n)) for i, n in ((0, "bias"), (1, "weight"), (1, "bias"), (3, "bias"))}
+    assert plain["weight_decay"] == 0
+
+
+def test_lars_against_the_formula() -> None:
+    torch.manual_seed(0)
+    matrix, bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
+    expected = [matrix.detach().clone(), bias.detach().clone()]
+    momenta = [torch.zeros(3, 4), torch.zeros(4)]
+    optimizer = LARS([{"params": [matrix]}, {"params": [bias], "weight_decay": 0.0}], lr=0.5, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        gradients = [torch.randn(3, 4), torch.randn(4)]
+        matrix.grad, bias.grad = (g.clone() for g in gradients)
+        optimizer.step()
+        g = gradients[0] + 0.1 * expected[0]
+        momenta[0] = 0.9 * momenta[0] + 0.001 * expected[0].norm() / g.norm() * g
+        momenta[1] = 0.9 * momenta[1] + gradients[1]  # one dimension: neither decay nor trust ratio
+        expected = [p - 0.5 * m for p, m in zip(expected, momenta, strict=True)]
+        torch.testing.assert_close(matrix.detach(), expected[0])
+        torch.testing.assert_close(bias.detach(), expected[1])
+
+
+def test_lars_scales_without_weight_decay_and_survives_zeros() -> None:
+    p = nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.full((2, 2), 1000.0)
+    LARS([p], lr=1.0, momentum=0.0).step()
+    torch.testing.assert_close(p.detach(), torch.full((2, 2), 1 - 0.001))  # |update| = trust * |p|
+    zero = nn.Parameter(torch.zeros(2, 2))
+    zero.grad = torch.ones(2, 2)
+    LARS([zero], lr=1.0).step()
+    assert zero.isfinite().all()
+    with pytest.raises(ValueError, match="lr must not be negative, got -1"):
+        LARS([p], lr=-1)
+
+
+class Counting(SSLModule):
+    """Counts what the base class calls."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=lambda p: torch.optim.SGD(p, lr=0.1), warmup_epochs=1)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        self.teacher_calls, self.noise = 0, []
+        self.rates: list[float] = []
+
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        if self.training:
+            self.noise.append(torch.rand(1).item())
+            self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return {"loss": self.encoder(batch["input"]).square().mean()}
+
+    def update_teacher(self) -> None:
+        self.teacher_calls += 1
+
+
+def test_teacher_moves_once_per_optimizer_step_and_warmup_counts_steps(tmp_path: Path) -> None:
+    module = Counting()
+    trainer = trainer_for(tmp_path, max_epochs=2, limit_train_batches=6, limit_val_batches=0, accumulate_grad_batches=3)
+    trainer.fit(module, Digits(batch_size=16))
+    assert trainer.global_step == 4 == module.teacher_calls
+    # warm-up of one epoch = 2 optimizer steps, not 6 batches
+    assert module.rates[0] == pytest.approx(0.05) and module.rates[3] == pytest.approx(0.1) and module.rates[6] == pytest.approx(0.1)
+
+
+def test_noise_differs_between_steps_and_repeats_between_runs(tmp_path: Path) -> None:
+    runs = []
+    for _ in range(2):
+        module = Counting()
+        torch.rand(7)  # whatever happened before must not matter
+        trainer_for(tmp_path, max_epochs=2, limit_train_batches=3, limit_val_batches=0).fit(module, Digits(batch_size=16))
+        runs.append(module.noise)
+    assert runs[0] == runs[1] and len(set(runs[0])) == 6
+
+
+def test_accumulation_warns_where_the_loss_couples_the_batch(tmp_path: Path) -> None:
+    module, data = build("configs/digits/simclr.yaml")
+    with pytest.warns(UserWarning, match="accumulate_grad_batches=2 does not enlarge the batch"):
+        trainer_for(tmp_path, max_steps=1, limit_val_batches=0, accumulate_grad_batches=2).fit(module, data)
+
+
+def test_batch_of_one_is_refused(tmp_path: Path) -> None:
+    module, data = build("configs/digits/simclr.yaml", "--data.batch_size", "1")
+    with pytest.raises(ValueError, match="SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1"):
+        trainer_for(tmp_path, max_steps=1).fit(module, data)
+
+
+def test_a_module_built_in_python_saves_a_safe_checkpoint(tmp_path: Path) -> None:
+    """Encoder and optimizer are objects: they must not land among the hyper-parameters, or nothing could load the file."""
+    module = SimCLR(ConvEncoder(1), temperature=0.3, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    assert dict(module.hparams)["temperature"] == 0.3 and "encoder" not in module.hparams and "optimizer" not in module.hparams
+    trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
+    from datamodules import TwoViews, View
+
+    with pytest.raises(ValueError, match="SimCLR needs 'views' in the batch, which has only input, label: set data.views"):
+        trainer.fit(module, Digits(batch_size=8))
+    trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, Digits(views=TwoViews(View(8), View(8)), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    content = read_checkpoint(tmp_path / "m.ckpt")
+    with pytest.raises(CheckpointError, match="no method of this project"):
+        build_module(content["hyper_parameters"])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path(__file__).parent / "pwned",))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "pickle", "list"])
+def test_unusable_checkpoints_are_one_line_with_the_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    good = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {}, "x": torch.zeros(1000)}, good)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(good.read_bytes()[:500])
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "pickle":
+        torch.save({"state_dict": {}, "evil": Evil()}, path)
+    elif kind == "list":
+        torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match=re_escape(str(path))) as caught:
+        load_module(path)
+    assert "\n" not in str(caught.value)
+    assert not (Path(__file__).parent / "pwned").exists()
+    if kind in ("empty", "truncated", "text", "pickle"):
+        assert str(good) in str(caught.value)  # what to use instead
+
+
+def re_escape(text: str) -> str:
+    import re
+
+    return re.escape(text)
+
+
+def test_a_checkpoint_that_names_a_foreign_class_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="os.system"):
+        build_module({"_class_path": "os.system"})
+
+
+def test_encoders_tell_the_width_they_give() -> None:
+    x = torch.randn(2, 3, 32, 32)
+    for encoder in (ConvEncoder(3), ResNetEncoder("resnet18", "cifar"), TimmEncoder("vit_tiny_patch16_224", 32, 8), TimmEncoder("mobilenetv3_small_050")):
+        assert encoder.eval()(x).shape == (2, encoder.num_features)
+    assert ResNetEncoder("resnet18", "cifar").forward_features(x).shape == (2, 512, 4, 4)
+    assert ResNetEncoder("resnet18", in_channels=1)(x[:, :1]).shape == (2, 512)
+
+
+def test_a_bare_timm_model_is_an_encoder() -> None:
+    import timm
+
+    net = timm.create_model("resnet10t", num_classes=0)
+    module = SimCLR(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    views = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    module.losses({"views": views})["loss"].backward()
+    assert module.embed(views[0]).shape == (4, net.num_features)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: TimmEncoder("vit_tiny_pach16_224"), "vit_tiny_patch16_224"),
+        (lambda: TimmEncoder("vit_tiny_patch16_224", 32, 7), "patch_size must divide image_size .32., got 7"),
+        (lambda: ResNetEncoder("resnet19"), "'resnet19'"),
+        (lambda: ResNetEncoder(stem="tiny"), "'tiny'"),  # type: ignore[arg-type]
+        (lambda: ConvEncoder(0), "in_channels must be at least 1, got 0"),
+        (lambda: ConvEncoder(1, ()), "channels"),
+    ],
+)
+def test_bad_knobs_of_encoders(make: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,317 @@
+"""What every method must satisfy, asked of every config: a new YAML file is tested without a line here."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning import Callback
+
+from evaluation.callbacks import FeatureProbe
+from experiment.catalogue import ROOT, methods
+from sslmodules import methods as classes
+from tests.conftest import CONFIGS, batch_of, build, parse, trainer_for
+
+STEPS = 4
+#: The costly properties, of every config: in the default suite for small networks, the others with ``-m slow``.
+COSTLY = [c if c.split("/")[1] in ("digits", "mnist") else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]
+
+
+def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    different = [k for k in first if not torch.equal(torch.as_tensor(first[k]), torch.as_tensor(second[k]))]
+    assert not different, f"differ: {different[:5]}"
+
+
+def optimizer_of(module: Any) -> torch.optim.Optimizer:
+    return module.optimizer(module.parameter_groups())
+
+
+def test_every_method_has_a_digits_config() -> None:
+    """And the list made without importing torch is the list of the classes."""
+    assert set(methods()) == set(classes())
+    used = {parse(config).config.model.class_path.rsplit(".", 1)[-1] for config in CONFIGS if "/digits/" in config}
+    assert used == set(classes())
+
+
+def test_no_value_repeats_a_default(config: str) -> None:
+    """One knob, one home: the default stands in the code, the YAML holds differences."""
+
+    def repeats(spec: Any, where: str) -> list[str]:
+        found: list[str] = []
+        if isinstance(spec, dict) and "class_path" in spec:
+            resolved = find_class(spec["class_path"])
+            ours = resolved.__module__.split(".")[0] in ("sslmodules", "datamodules", "evaluation")
+            defaults = {} if not ours else {  # a learning rate is always stated, whatever torch's default is
+                p.name: p.default
+                for c in resolved.__mro__
+                if "__init__" in vars(c)
+                for p in inspect.signature(c.__init__).parameters.values()
+            }
+            for key, value in (spec.get("init_args") or {}).items():
+                default = defaults.get(key, inspect.Parameter.empty)
+                same = list(value) == list(default) if isinstance(value, list) and isinstance(default, tuple) else value == default
+                if same and type(value) is not dict:
+                    found.append(f"{where}.{key}={value}")
+                found += repeats(value, f"{where}.{key}")
+        elif isinstance(spec, list):
+            for i, value in enumerate(spec):
+                found += repeats(value, f"{where}[{i}]")
+        return found
+
+    from experiment.names import check_layer
+
+    raw = yaml.safe_load((ROOT / config).read_text())
+    checked = check_layer(raw, {"model": None, "data": None}, config)
+    shared = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
+    found = repeats(checked["model"], "model") + repeats(checked["data"], "data")
+    found += [f"trainer.{k}" for k, v in checked.get("trainer", {}).items() if shared["trainer"].get(k) == v]
+    assert not found
+
+
+def find_class(path: str) -> type:
+    import importlib
+
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_parameter_learns_and_is_in_one_group(config: str) -> None:
+    module, data = build(config)
+    batch = batch_of(data)
+    optimizer = optimizer_of(module)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert sorted(grouped) == sorted(map(id, trainable.values()))
+    losses = module.losses(batch)
+    assert all(v.ndim == 0 and torch.isfinite(v) for v in losses.values())
+    losses["loss"].backward()
+    idle = [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert not idle
+    assert any(p.grad.abs().sum() > 0 for p in trainable.values())
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert not frozen
+
+
+def test_embed(config: str) -> None:
+    """Right shape, the same twice, no buffer touched, and no row that depends on another."""
+    module, data = build(config)
+    module.eval()
+    x = batch_of(data)["input"]
+    before = parameters(module)
+    with torch.no_grad():
+        h = module.embed(x)
+        assert h.flatten(1).shape == (len(x), module.encoder.num_features)
+        assert torch.equal(h, module.embed(x))
+        torch.testing.assert_close(h[3:4], module.embed(x[3:4]), rtol=1e-4, atol=1e-5)
+    assert_equal(before, parameters(module))
+
+
+def test_labels_are_never_read(config: str) -> None:
+    module, data = build(config)
+    batch = batch_of(data)
+    state = parameters(module)
+    first = module.losses(batch)["loss"]
+    module.load_state_dict(state)
+    second = module.losses({**batch, "label": batch["label"].flip(0) + 1})["loss"]
+    module.load_state_dict(state)
+    third = module.losses({k: v for k, v in batch.items() if k != "label"})["loss"]
+    assert torch.equal(first, second) and torch.equal(first, third)
+
+
+@pytest.mark.parametrize("config", COSTLY)
+def test_overfits_one_batch(config: str) -> None:
+    """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate."""
+    module, data = build(config)
+    batch = batch_of(data)
+    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-3)
+    history = []
+    for _ in range(20):
+        loss = module.losses(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.update_teacher()
+        history.append(loss.item())
+    assert history[-1] < history[0] - 0.05 * abs(history[0])
+
+
+def test_bfloat16_step_is_finite(config: str) -> None:
+    module, data = build(config)
+    batch = batch_of(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module.losses(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+
+class Record(Callback):
+    """Keeps every step's loss, and may stop the run after a step as a kill would: with a checkpoint of that moment."""
+
+    def __init__(self, stop_at: int | None = None, path: Path | None = None) -> None:
+        self.losses: list[float] = []
+        self.inputs: list[torch.Tensor] = []
+        self.stop_at, self.path = stop_at, path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(outputs["loss"].item())
+        self.inputs.append(batch["input"].sum((1, 2, 3)))
+        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.stop_at:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("config", COSTLY)
+@pytest.mark.parametrize("stop_at", [STEPS - 1, STEPS], ids=["inside-epoch", "last-batch-of-epoch"])
+def test_resume_is_exact(config: str, stop_at: int, tmp_path: Path) -> None:
+    """Stopped, rebuilt and resumed, a run ends as the uninterrupted one: weights, optimizer, losses, samples, bit for bit."""
+
+    def fit(record: Record, checkpoint: Path | None = None) -> Any:
+        module, data = build(config)
+        callbacks = [record, FeatureProbe()]
+        trainer = trainer_for(
+            tmp_path, max_epochs=2, limit_train_batches=STEPS, limit_val_batches=2, callbacks=callbacks, precision="32-true"
+        )
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint)
+        except KeyboardInterrupt:  # depending on its version Lightning passes it on
+            pass
+        except SystemExit:
+            pass
+        return module, trainer
+
+    whole = Record()
+    module, trainer = fit(whole)
+    path = tmp_path / "stopped.ckpt"
+    first = Record(stop_at, path)
+    fit(first)
+    assert path.is_file() and len(first.losses) == stop_at
+    rest = Record()
+    resumed, resumed_trainer = fit(rest, path)
+    assert first.losses + rest.losses == whole.losses
+    assert all(map(torch.equal, first.inputs + rest.inputs, whole.inputs))
+    assert_equal(parameters(module), parameters(resumed))
+    for a, b in zip(trainer.optimizers, resumed_trainer.optimizers, strict=True):
+        for one, two in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values(), strict=True):
+            assert_equal(one, two)
+    assert resumed_trainer.callback_metrics.get("val/linear_top1") == trainer.callback_metrics.get("val/linear_top1")
+
+
+@pytest.mark.parametrize("config", COSTLY)
+def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
+    """What train.py stores is enough for ``load_module``: the same features, bit for bit."""
+    from experiment.cli import SSLCommandLine
+    from sslmodules import initial_module, load_module, read_checkpoint
+    from tests.conftest import shrunk
+
+    args = ["--config", str(ROOT / config), *shrunk(config), "--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"]
+    args += ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    os.environ.pop("SSL_RUN_DIR", None)
+    cli = SSLCommandLine(args)
+    os.environ.pop("SSL_RUN_DIR", None)
+    at_start = parameters(cli.model)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    loaded = load_module(path)
+    x = batch_of(cli.datamodule)["input"]
+    with torch.no_grad():
+        assert torch.equal(loaded.embed(x), cli.model.eval().embed(x))
+    # the random-init baseline is the network that this very run started from
+    assert_equal(at_start, parameters(initial_module(read_checkpoint(path))))
+
+
+def test_documentation_of_the_class(config: str) -> None:
+    """A paper, a link, a line for each option, and shapes in the file of the method."""
+    cls = find_class(parse(config).config.model.class_path)
+    text = inspect.getdoc(inspect.getmodule(cls)) or ""
+    assert re.search(r"\(\w.* (et al\. )?\d{4}", text) and "https://arxiv.org/abs/" in text
+    doc = inspect.getdoc(cls) or ""
+    own = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "kwargs")]
+    assert not [n for n in own if f"{n}:" not in doc]
+    assert "(B, " in inspect.getsource(sys.modules[cls.__module__])
+
+
+# ---- two processes against one ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs all asked configs in one pair of gloo processes (starting a pair per config would take most of the time)."""
+    asked = [i.callspec.params["config"] for i in request.session.items if i.name.startswith("test_two_processes_equal_one")]
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        with (folder / f"log-{rank}.txt").open("w") as log:
+            command = [sys.executable, "-m", "tests.distributed", str(folder), *asked]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
+    for process in processes:
+        process.wait(timeout=280)
+    return folder
+
+
+@pytest.mark.parametrize("config", COSTLY)
+def test_two_processes_equal_one(config: str, two_processes: Path, tmp_path: Path) -> None:
+    """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the joined batch."""
+    from tests.distributed import replay
+
+    name = config.replace("/", "_")
+    ranks = []
+    for rank in range(2):
+        file = two_processes / f"{name}.{rank}.pt"
+        assert file.is_file(), (two_processes / f"log-{rank}.txt").read_text()[-3000:]
+        ranks.append(torch.load(file, weights_only=True))
+    for step in range(3):
+        one, two = (r["batches"][step] for r in ranks)
+        assert not torch.equal(one["input"], two["input"]), "ranks saw the same samples"
+    assert_equal(ranks[0]["state"], ranks[1]["state"])
+    alone = replay(config, ranks, tmp_path)
+    for step in range(3):
+        total = torch.sqrt(sum(g.square().sum() for g in alone["gradients"][step].values()))
+        for key, expected in alone["gradients"][step].items():
+            got = ranks[0]["gradients"][step][key]
+            error = (got - expected).norm() / max(expected.norm(), 1e-3 * total)
+            assert error < 1e-5, f"step {step}, {key}: {json.dumps(error.item())}"
+
+
+def test_ranks_draw_different_views(config: str) -> None:
+    """Same samples, another rank: other views (masks with nothing random are the same everywhere)."""
+    from datamodules.masks import CentreHole
+
+    _, data = build(config)
+    if isinstance(data.views, CentreHole):
+        pytest.skip("this mask draws nothing")
+    one, two = (batch_of(data, draw=rank) for rank in (0, 1))
+    key = "views" if "views" in one else "mask"
+    first, second = (b[key][0] if key == "views" else b[key] for b in (one, two))
+    assert not torch.equal(first, second)
