@@ -59,12 +59,12 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     from jsonargparse import ArgumentError, ArgumentParser
 
     from datamodules.base import SSLDataModule
-    from experiment.cli import one_line
+    from experiment.cli import explain
     from experiment.names import check_command_line, options_of, resolve
 
     class_path = stored.get("_class_path")
     chosen: dict[str, type | None] = {"data": resolve(class_path, SSLDataModule, "checkpoint") if class_path else None}
-    overrides = check_command_line(overrides, chosen, [])
+    overrides = check_command_line(overrides, chosen, [], [])
     cls = chosen["data"]
     if cls is None:
         raise UserError("the checkpoint names no data set: give --data NAME")
@@ -75,7 +75,7 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     try:
         config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
     except ArgumentError as error:
-        raise UserError(one_line(str(error))) from None
+        raise UserError(explain(error)) from None
     return parser.instantiate(config).data
 
 
@@ -121,7 +121,9 @@ def main(argv: list[str]) -> int:
     try:
         run(arguments, overrides)
     except (UserError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from experiment.cli import explain
+
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -220,14 +220,18 @@ class SSLDataModule(LightningDataModule):
 
     # ---- loaders -----------------------------------------------------------------------------------------------------
 
+    def check_batch_size(self, world_size: int) -> None:
+        """ValueError if the training split does not fill one batch of ``world_size`` processes."""
+        n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
+        if n < each:
+            raise ValueError(
+                f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} (batch_size {self.batch_size} "
+                f"x {world_size} processes): give --data.batch_size {max(1, n // world_size)} or less"
+            )
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer is not None:
-            n, each = len(self.dataset("train")), self.batch_size * self.trainer.world_size  # type: ignore[arg-type]
-            if n < each:
-                raise ValueError(
-                    f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} (batch_size "
-                    f"{self.batch_size} x {self.trainer.world_size} processes): give --data.batch_size {max(1, n // self.trainer.world_size)} or less"
-                )
+            self.check_batch_size(self.trainer.world_size)
 
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self.dataset("train"), self.trainer

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -52,7 +52,6 @@ class SSLCommandLine(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.run_folder: RunFolder
-        self.resume: Path | None = None
         try:
             super().__init__(
                 SSLModule,
@@ -67,7 +66,7 @@ class SSLCommandLine(LightningCLI):
                 args=checked_arguments(args),
             )
         except ArgumentError as error:
-            raise UserError(one_line(str(error))) from None
+            raise UserError(explain(error)) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint.")
@@ -85,12 +84,8 @@ class SSLCommandLine(LightningCLI):
         self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
-
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        # after the classes are built: a configuration that cannot be built leaves no folder behind
-        self.resume = self.run_folder.prepare(self.plain_config, self.method_name)
-        os.environ["SSL_RUN_DIR"] = str(self.run_folder.path.resolve())  # for the processes that DDP starts from this one
+        if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise UserError(f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto or cpu")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
@@ -144,7 +139,7 @@ def checked_arguments(args: list[str]) -> list[str]:
         elif not arg.startswith("--config="):
             rest.append(arg)
     before = dict(chosen)
-    rest = check_command_line(rest, chosen, list(PARSER_OPTIONS))
+    rest = check_command_line(rest, chosen, layers, list(PARSER_OPTIONS))
     wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
     for group in ("model", "data"):
         if chosen[group] is None and not wants_help:
@@ -155,14 +150,32 @@ def checked_arguments(args: list[str]) -> list[str]:
     return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
 
 
-def one_line(message: str) -> str:
-    """The parser's message without its wrapping: the innermost key, what was expected and what came."""
-    innermost = re.findall(r'Parser key "([^"]+)":\s*((?:(?!Parser key)[\s\S])*)', message)
-    if innermost:
-        keys = [key for key, _ in innermost]
-        text = " ".join(innermost[-1][1].split())
-        where = ".".join(dict.fromkeys(keys))
-        return f"{where}: {text}"
-    return " ".join(message.split())
+def explain(error: BaseException) -> str:
+    """One line for an exception: the option, what was expected, and what came.
+
+    The parser wraps the reason in a message per nesting level and union member; the reason itself is the innermost cause.
+    """
+    root = error
+    while (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None:
+        root = inner
+    if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
+        root = error
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
+    where = f"{'.'.join(keys)}: " if keys else ""
+    innermost = str(error).rpartition("Parser key")[2]
+    if keys and "Subtypes:" in innermost and "class_path" not in innermost:
+        text = _union(innermost)
+    else:
+        text = re.sub(r'^(Parser key "[^"]+":\s*)+', "", str(root).strip())
+        text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
+    text = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1, got \2", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return where + " ".join(text.split())
 
 
+def _union(text: str) -> str:
+    """``expected A or B, got v`` from the parser's account of a value that fits no member of a union."""
+    members = re.search(r"Subtypes: \[(.*?)\]\n", text, flags=re.DOTALL)
+    value = re.search(r"Given value: (.*)", text)
+    expected = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", members.group(1)) if members else "another type"
+    return f"expected {expected}, got {value.group(1) if value else 'something else'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import timm
 from lightning import Trainer
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
 from experiment.catalogue import UserError, did_you_mean
@@ -30,11 +32,13 @@ def subclasses(base: type) -> Iterator[type]:
 
 
 def known_names(base: type) -> list[str]:
-    """Names to suggest for ``base``: the project's own concrete classes, or everybody's where the project has none."""
+    """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if it has none."""
     every = [c for c in subclasses(base) if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base]
-    own = [c for c in every if c.__module__.split(".")[0] in ("sslmodules", "datamodules", "evaluation")]
-    abstract = {"ImageDataModule", "BatchTransform"}
-    return sorted({c.__name__ for c in own or every} - abstract)
+    if base is Optimizer:  # torch's are meant to be used
+        return sorted({c.__name__ for c in every if c.__module__.startswith(("torch.optim", "sslmodules"))})
+    packages = ("sslmodules.networks",) if base is nn.Module else ("sslmodules", "datamodules", "evaluation")
+    own = [c for c in every if c.__module__.startswith(packages) and c.__name__ not in ("ImageDataModule", "Views")]
+    return sorted({c.__name__ for c in own or every})
 
 
 def options_of(cls: type) -> dict[str, Any]:
@@ -65,14 +69,14 @@ def class_in(hint: Any) -> type | None:
         return next((f for f in found if f is not None), None)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
         return class_in(typing.get_args(hint)[-1])
-    if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing", "collections.abc"):
+    if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing", "collections.abc") and hint is not Tensor:
         return hint
     return None
 
 
 def resolve(name: str, base: type, where: str) -> type:
     """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
-    kind = {SSLModule: "method", SSLDataModule: "data set"}.get(base, f"{base.__name__} class")
+    kind = {SSLModule: "method", SSLDataModule: "data set", nn.Module: "network"}.get(base, f"{base.__name__} class")
     known = known_names(base)
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
@@ -92,7 +96,8 @@ def resolve(name: str, base: type, where: str) -> type:
     if not matches:
         listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
         extra = ", or the name of a timm model" if base is nn.Module else ""
-        raise UserError(f"{where}: unknown {kind} {name!r}{did_you_mean(name, known)}; known: {listed}{extra}")
+        near = did_you_mean(name, [*known, *timm.list_models()] if base is nn.Module else known)
+        raise UserError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
     return next((c for c in matches if c.__module__.split(".")[0] in TRUSTED[:4]), matches[0])
 
 
@@ -149,18 +154,25 @@ def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any
         if name not in options:
             raise UserError(f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}")
         inner = class_in(options[name])
-        if inner is not None and isinstance(value, (dict, list, str)) and holds_class(value, inner):
+        if inner is not None and holds_class(value, options[name]):
             checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
     return checked
 
 
-def holds_class(value: Any, base: type) -> bool:
-    """Does a YAML value stand for an object to build, and not for plain data of a type that also takes data?"""
+def takes_text(hint: Any) -> bool:
+    """May a value of this type be a plain word or number, as in ``Union[str, Strategy]``?"""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(takes_text(h) for h in typing.get_args(hint))
+    return hint in (str, int, float, Any) or typing.get_origin(hint) is typing.Literal
+
+
+def holds_class(value: Any, hint: Any) -> bool:
+    """Does a value stand for an object to build, and not for plain data of a type that also takes data?"""
     if isinstance(value, list):
-        return bool(value) and all(holds_class(v, base) for v in value)
+        return bool(value) and all(holds_class(v, hint) for v in value)
     if isinstance(value, dict):
         return "class_path" in value
-    return issubclass(base, nn.Module) or value in {c.__name__ for c in subclasses(base)}
+    return isinstance(value, str) and not takes_text(hint) and value not in ("null", "true", "false")
 
 
 def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: str) -> dict[str, Any]:
@@ -179,16 +191,18 @@ def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: s
     return checked
 
 
-def check_command_line(args: list[str], chosen: dict[str, type | None], known: list[str]) -> list[str]:
+def check_command_line(
+    args: list[str], chosen: dict[str, type | None], layers: list[dict[str, Any]], known: list[str]
+) -> list[str]:
     """Check the options of the command line (without ``--config``) and expand bare names of timm models.
 
     Args:
         args: such as ``["--model.temperature", "0.2", "--trainer.max_epochs=3"]``.
         chosen: classes of model and data from the files; ``--model NAME`` on the line changes them.
+        layers: the checked files, which tell the classes of nested options.
         known: options outside the three groups.
     """
-    given = dict(chosen)
-    nested: dict[str, type] = {}
+    nested: dict[tuple[str, ...], type] = {}
     out: list[str] = []
     i = 0
     while i < len(args):
@@ -199,51 +213,66 @@ def check_command_line(args: list[str], chosen: dict[str, type | None], known: l
         takes = not equals and i + 1 < len(args) and not args[i + 1].startswith("--")
         if takes:
             value = args[i + 1]
-        path = option.removeprefix("--").removesuffix("+").split(".")
-        if path[0] not in TOP_LEVEL:
-            raise UserError(f"unknown option {option}{did_you_mean(path[0], [*TOP_LEVEL, *known])}; see --help")
-        expanded = _check_path(option, path, value, given, nested)
-        out += [f"{option}={expanded}"] if equals else [option, expanded] if takes else [option]
+        path = [part for part in option.removeprefix("--").removesuffix("+").split(".") if part != "init_args"]
+        if path[0] not in (*TOP_LEVEL, *known):
+            near = did_you_mean(path[0], [*TOP_LEVEL, *known]).replace("'", "'--", 1)
+            raise UserError(f"unknown option {option}{near}; see --help")
+        value = _check_option(option, path, value, chosen, layers, nested)
+        out += [f"{option}={value}"] if equals else [option, value] if takes else [option]
         i += 2 if takes else 1
-    chosen.update(given)
     return out
 
 
-def _check_path(option: str, path: list[str], value: str, given: dict[str, type | None], nested: dict[str, type]) -> str:
+def _check_option(
+    option: str,
+    path: list[str],
+    value: str,
+    chosen: dict[str, type | None],
+    layers: list[dict[str, Any]],
+    nested: dict[tuple[str, ...], type],
+) -> str:
     """One dotted option: every part a name that exists. Returns the value, a timm name expanded."""
     group = path[0]
-    if path[-1] == "help" or len(path) == 1 and group not in ("model", "data"):
+    if path[-1] == "help" or group not in ("trainer", "model", "data"):
         return value
-    if group == "trainer":
-        cls: type | None = Trainer
-    else:
-        base = SSLModule if group == "model" else SSLDataModule
-        if len(path) == 1 or path[1:] == ["class_path"]:
-            given[group] = resolve(value, base, option)
-            return value
-        cls = given[group]
-        if cls is None:
-            raise UserError(f"{option}: no {group} is chosen yet: give --config FILE or --{group} NAME first")
-    parts = [p for p in path[1:] if p != "init_args"]
-    for depth, part in enumerate(parts):
+    base = {"trainer": Trainer, "model": SSLModule, "data": SSLDataModule}[group]
+    if group != "trainer" and path[1:] in ([], ["class_path"]):
+        if not value.startswith("{"):
+            chosen[group] = resolve(value, base, option)
+        return value
+    cls = Trainer if group == "trainer" else chosen[group]
+    if cls is None:
+        raise UserError(f"{option}: no {group} is chosen yet: give --config FILE or --{group} NAME first")
+    for depth, part in enumerate(path[1:], start=1):
         options = options_of(cls)
-        if part == "class_path" or (part == "callbacks" and depth < len(parts) - 1):
+        if part == "class_path":
             return value
         if part not in options:
             raise UserError(f"{option}: {cls.__name__} has no option {part!r}{did_you_mean(part, options)}")
-        inner = class_in(options[part])
+        hint, here = options[part], tuple(path[: depth + 1])
+        inner = class_in(hint)
         if inner is None:
             return value
-        if depth == len(parts) - 1:
-            if value.startswith(("{", "[")) or inner is not nn.Module and not holds_class(value, inner):
+        if depth + 1 == len(path) or path[depth + 1 :] == ["class_path"]:
+            if value.startswith(("{", "[")) or not holds_class(value, hint):
                 return value
-            if is_timm_name(value):
-                value = f'{{"class_path": "sslmodules.networks.TimmEncoder", "init_args": {{"name": "{value}"}}}}'
-            elif value not in ("null", "true", "false"):
-                nested[".".join(path)] = resolve(value, inner, option)
+            if inner is nn.Module and is_timm_name(value):
+                return json.dumps({"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}})
+            nested[here] = resolve(value, inner, option)
             return value
-        chosen = nested.get(".".join([group, *parts[: depth + 1]]))
-        if chosen is None:
-            return value  # chosen in a file: the parser knows it
-        cls = chosen
+        found = nested.get(here) or _class_in_files(here, layers, inner)
+        if found is None:  # a list, such as callbacks: the parser looks at its members
+            return value
+        cls = found
     return value
+
+
+def _class_in_files(path: tuple[str, ...], layers: list[dict[str, Any]], base: type) -> type | None:
+    """The class that the last file to name one gives for a nested option."""
+    for layer in reversed(layers):
+        node: Any = layer
+        for part in path:
+            node = node.get("init_args", node).get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and "class_path" in node:
+            return resolve(node["class_path"], base, ".".join(path))
+    return None

@@ -12,12 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from datamodules.base import run_seed
+from datamodules.base import SSLDataModule, run_seed
+from datamodules.images import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
-from experiment.cli import SSLCommandLine, one_line
+from experiment.cli import SSLCommandLine, explain
 from experiment.quiet import silence_framework
-from sslmodules import initial_module
+from sslmodules import SSLModule, initial_module
 
 
 class Started(Callback):
@@ -37,9 +38,9 @@ def run(argv: list[str]) -> int:
     try:
         return _run(argv, started)
     except (ValueError, TypeError, OSError, MisconfigurationException, RuntimeError) as error:
-        if started.begun and not getattr(error, "one_line", False):
+        if started.begun and not isinstance(error, ImageFileError):
             raise
-        raise UserError(one_line(str(error))) from error
+        raise UserError(explain(error)) from error
 
 
 def _run(argv: list[str], started: Started) -> int:
@@ -48,20 +49,23 @@ def _run(argv: list[str], started: Started) -> int:
     console = Console(soft_wrap=True)
     say = rank_zero_only(console.print)
     trainer.callbacks.append(started)
-    if cli.resume is not None:
+    resume = folder.inspect(cli.plain_config, cli.method_name)
+    if resume is not None:
         epochs, steps = folder.progress()
         finished = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
         if finished and (folder.results.is_file() or not cli.config.evaluate):
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
             return 0
-        say(f"resuming {folder.path} after epoch {epochs}, step {steps}")
-    else:
-        say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
     data.prepare_data()
-    check_fit(module, data)
+    check_fit(module, data, trainer.world_size)
+    # only now: what cannot run leaves no folder behind
+    folder.create(cli.plain_config, resume is not None)
+    say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    if resume is not None:
+        say(f"resuming after epoch {epochs}, step {steps}")
     if trainer.logger is not None:
         trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]  once, with the results
-    trainer.fit(module, data, ckpt_path=None if cli.resume is None else str(cli.resume))
+    trainer.fit(module, data, ckpt_path=resume)
     if trainer.interrupted:
         return 130
     if not trainer.is_global_zero:
@@ -80,19 +84,23 @@ def _run(argv: list[str], started: Started) -> int:
 
 
 @torch.no_grad()
-def check_fit(module: LightningModule, data: Any) -> None:
-    """Embed two samples: an encoder that does not take this data stops here, in words.
+def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
+    """Two samples through views and encoder: what does not fit stops here, in words, before anything is written.
 
     Raises:
-        UserError: the shapes do not fit, or the features are not (B, num_features).
+        UserError: the encoder does not take the samples, or its features are not (B, num_features).
+        ValueError: too few samples for a batch, or the views lack what the method reads.
     """
+    data.check_batch_size(world_size)
+    module.check_batch_size(data.batch_size * world_size)
     dataset = data.dataset("train")
-    raw = dataset.__getitems__([0, min(1, len(dataset) - 1)])
-    x = data.transform(raw, None)["input"]
+    batch = data.transform(dataset.__getitems__([0, 1]), torch.Generator())  # type: ignore[attr-defined]
+    module.check_batch(batch)
+    x = batch["input"]
     was_training = module.training
     module.eval()
     try:
-        h = module.embed(x)  # type: ignore[operator]
+        h = module.embed(x)
     except (RuntimeError, ValueError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
@@ -101,7 +109,7 @@ def check_fit(module: LightningModule, data: Any) -> None:
         ) from None
     finally:
         module.train(was_training)
-    width = module.encoder.num_features  # type: ignore[union-attr]
+    width = module.encoder.num_features
     if h.flatten(1).shape != (2, width):
         raise UserError(f"{type(module).__name__}.embed gave {tuple(h.shape)} for 2 samples, expected (2, {width})")
 

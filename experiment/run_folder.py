@@ -51,9 +51,8 @@ class RunFolder:
     @classmethod
     def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
         """``run_dir``, or ``runs/<data set>-<method>/<date-time>``, the same for all processes of the run."""
-        inherited = os.environ.get("SSL_RUN_DIR")  # set by the process that Lightning started this one from
-        if inherited:
-            return cls(Path(inherited))
+        if os.environ.get("LOCAL_RANK", "0") != "0" and "SSL_RUN_DIR" in os.environ:
+            return cls(Path(os.environ["SSL_RUN_DIR"]))  # from the process that Lightning started this one from
         if run_dir is not None:
             if not run_dir.strip():
                 raise UserError("--run_dir is empty: expected the name of a folder")
@@ -66,8 +65,8 @@ class RunFolder:
             raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
-    def prepare(self, config: dict[str, Any], method: str) -> Path | None:
-        """Make the folder, or check that it holds this very run.
+    def inspect(self, config: dict[str, Any], method: str) -> Path | None:
+        """Is the folder new, or does it hold this very run? Writes nothing.
 
         Args:
             config: the resolved configuration, plain values.
@@ -77,22 +76,42 @@ class RunFolder:
             The checkpoint to resume from, or None for a new run.
 
         Raises:
-            UserError: not writable, not a run folder, another configuration, or an unreadable checkpoint.
+            UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        path = self.path
+        path, saved_config = self.path, self.path / "config.yaml"
         if path.exists() and not path.is_dir():
             raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
-        saved_config = path / "config.yaml"
-        if path.is_dir() and any(path.iterdir()) and not saved_config.is_file():
-            raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
-        if saved_config.is_file():
-            earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
-            if differences := difference(earlier, config):
-                shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
-                raise UserError(
-                    f"--run_dir {path} holds a run of another configuration ({shown}): "
-                    "repeat its options to resume it, or choose another folder"
-                )
+        if not saved_config.is_file():
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
+            return None
+        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
+        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
+        if found != method:
+            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
+        if differences := difference(earlier, config):
+            shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+            raise UserError(
+                f"--run_dir {path} holds a run of another configuration ({shown}): "
+                "repeat its options to resume it, or choose another folder"
+            )
+        if not self.last.is_file():
+            return None
+        checkpoint = read_checkpoint(self.last)
+        stored = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
+        if stored != method:
+            raise UserError(f"{self.last} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir")
+        if "optimizer_states" not in checkpoint:
+            raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
+        return self.last
+
+    def create(self, config: dict[str, Any], resumed: bool) -> None:
+        """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = self.path
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             probe = path / f".writable.{os.getpid()}"
@@ -100,17 +119,8 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write") from None
-        resume = None
-        if self.last.is_file():
-            checkpoint = read_checkpoint(self.last)
-            found = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
-            if found and found != method:
-                raise UserError(f"{self.last} is a checkpoint of {found}, not of {method}: choose another --run_dir")
-            if "optimizer_states" not in checkpoint:
-                raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
-            resume = self.last
-        self._record(config, resume is not None)
-        return resume
+        os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
+        self._record(config, resumed)
 
     def progress(self) -> tuple[int, int]:
         """(finished epochs, optimizer steps) of ``last.ckpt``."""
@@ -120,8 +130,6 @@ class RunFolder:
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
-        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
-            return
         saved_config, environment = self.path / "config.yaml", self.path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"

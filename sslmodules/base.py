@@ -47,7 +47,10 @@ class SSLModule(LightningModule):
             raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
         if not 0 <= final_lr_factor <= 1:
             raise ValueError(f"final_lr_factor must lie in [0, 1], got {final_lr_factor}")
-        optimizer([nn.Parameter(torch.zeros(1))])  # a bad learning rate stops here, not after the data is loaded
+        try:  # a bad learning rate stops here, not after the data is loaded
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from None
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
 
@@ -90,15 +93,27 @@ class SSLModule(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(x)
 
-    def setup(self, stage: str) -> None:
-        if stage != "fit" or not self.couples_batch:
-            return
-        per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if per_rank is not None and per_rank * self.trainer.world_size < 2:
+    def check_batch_size(self, global_batch: int) -> None:
+        """ValueError for a batch within which the method has nothing to compare."""
+        if self.couples_batch and global_batch < 2:
             raise ValueError(
-                f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, got {per_rank}"
+                f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, got {global_batch}"
             )
-        if self.trainer.accumulate_grad_batches > 1:
+
+    def check_batch(self, batch: Batch) -> None:
+        """ValueError for a batch without the keys that ``losses`` reads."""
+        if missing := [key for key in self.batch_keys if key not in batch]:
+            raise ValueError(
+                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views to a "
+                "class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
+            )
+
+    def setup(self, stage: str) -> None:
+        per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if stage != "fit" or per_rank is None:
+            return
+        self.check_batch_size(per_rank * self.trainer.world_size)
+        if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the batch within which "
                 f"{type(self).__name__} compares samples: its loss still sees one batch at a time"
@@ -109,11 +124,7 @@ class SSLModule(LightningModule):
         torch.manual_seed(mix_seed(run_seed(), self.global_rank, self.trainer.current_epoch, batch_idx, 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if missing := [key for key in self.batch_keys if key not in batch]:
-            raise ValueError(
-                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views to a "
-                "class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
-            )
+        self.check_batch(batch)
         terms = self.losses(batch)
         # `self.log` costs about half a millisecond a call, so one call, and only on steps that are written
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:

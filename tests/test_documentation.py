@@ -63,14 +63,6 @@ def readme() -> Path:
 SHOWN = shown_files(ROOT / "CONTRIBUTING.md")
 
 
-def write_shown(folder: Path, suffix: str) -> None:
-    for file, code in SHOWN.items():
-        assert not (ROOT / file).exists(), f"CONTRIBUTING.md shows how to add {file}, which is there already"
-        if file.endswith(suffix):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(code, encoding="utf-8")
-
-
 @pytest.fixture
 def shown() -> Iterator[dict[str, ModuleType]]:
     """CONTRIBUTING.md's Python files as modules of their own. Their classes are gone at the end: one that stays behind
@@ -108,7 +100,10 @@ def test_the_shown_method_trains_and_is_evaluated(tmp_path: Path) -> None:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    write_shown(tmp_path, "")
+    for file, code in SHOWN.items():
+        assert not (ROOT / file).exists(), f"CONTRIBUTING.md shows how to add {file}, which is there already"
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(code, encoding="utf-8")
     [config] = (tmp_path / "configs").glob("*/*.yaml")
     [command] = {c for c in commands(ROOT / "CONTRIBUTING.md") if config.name in c}
     method = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"]

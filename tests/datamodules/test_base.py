@@ -58,7 +58,8 @@ def started(datamodule: SSLDataModule, done: int = 0, **trainer) -> SSLDataModul
     state = {"training": True, "validating": False, "sanity_checking": False, "current_epoch": 0}
     state |= {"global_rank": 0, "world_size": 1} | trainer
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress, val_loop=validation))
-    datamodule.trainer = SimpleNamespace(fit_loop=loop, **state)
+    precision = SimpleNamespace(convert_input=lambda batch: batch)  # what full precision does
+    datamodule.trainer = SimpleNamespace(fit_loop=loop, precision_plugin=precision, **state)
     return datamodule
 
 
