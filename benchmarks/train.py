@@ -96,7 +96,7 @@ def choose_encoder(args: argparse.Namespace) -> tuple[type[nn.Module], dict[str,
     """The encoder's class and options, as a configuration would give them."""
     if args.encoder == "resnet18":
         return ResNetEncoder, {"name": "resnet18", "stem": "cifar"}
-    return ConvEncoder, {"in_channels": 3, "channels": args.channels}
+    return ConvEncoder, {"in_channels": 3, "channels": args.channels, "stem_stride": 2}
 
 
 def build_encoder(args: argparse.Namespace) -> nn.Module:
@@ -316,9 +316,10 @@ def measure(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]
     """Seconds of an epoch, per variant one for each round; the variants take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for name, variant in variants.items():
             seconds[name].append(variant())
+            done = f"round {number + 1} of {rounds}, {name}: {seconds[name][-1]:.3f} s"
+            print(done, file=sys.stderr, flush=True)
     return seconds
 
 
@@ -417,7 +418,7 @@ def main() -> int:
     steps = args.images // args.batch
 
     print(", ".join(f"{name} {versions[name]}" for name in versions if versions[name] != "not installed"))
-    network = "convnet " + "-".join(map(str, args.channels)) if args.encoder == "convnet" else args.encoder
+    network = "convnet " + "-".join(map(str, args.channels)) + ", every layer of stride 2" if args.encoder == "convnet" else args.encoder
     gpu = f"{hardware['gpus'][0]}, " if args.device == "cuda" else ""
     print(
         f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, float32; "
@@ -445,11 +446,11 @@ def main() -> int:
         rate, step = steps * args.batch / s["median"], 1000 * s["median"] / steps
         print(f"{name:24}{s['median']:9.3f}{s['min']:9.3f}{s['max']:9.3f}{rate:11.0f}{step:9.1f}")
     rows, has_targets = compare(seconds), args.device == "cpu" and args.encoder == "convnet"
-    print(f"\n{'ratios within a round':48}{'median':>8}   min .. max")
+    print(f"\n{'ratios within a round':52}{'median':>8}   min .. max")
     for row in rows:
         spread = f"{row['min']:.2f} .. {row['max']:.2f}"
         outcome = verdict(row) if has_targets else ""
-        print(f"{row['name']:48}{row['median']:8.2f} {row['unit']} {spread:18}{outcome}".rstrip())
+        print(f"{row['name']:52}{row['median']:8.2f} {row['unit']} {spread:18}{outcome}".rstrip())
     print(f"\nload average after: {os.getloadavg()[0]:.2f}")
 
     if args.json:

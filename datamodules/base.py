@@ -205,7 +205,8 @@ class SSLDataModule(LightningDataModule):
             generator = self._generator(batch, trainer.current_epoch + 1, self.batches_done())
         elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
             # the same views at every validation, so that a curve moves with the model and not with the draw
-            generator = self._generator(batch, 0, trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.ready)
+            loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+            generator = self._generator(batch, 0, loop.batch_progress.current.ready)
         # the precision plugin has seen the raw batch only; with `bf16-true` or `64-true` the views must follow the weights
         return trainer.precision_plugin.convert_input(self.transform(batch, generator))
 

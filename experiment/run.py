@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,7 @@ def run(argv: list[str]) -> int:
 def _run(argv: list[str], started: Started) -> int:
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
-    console = Console(soft_wrap=True)
-    say = rank_zero_only(console.print)
+    say = rank_zero_only(partial(print, flush=True))
     trainer.callbacks.append(started)
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
@@ -65,8 +65,10 @@ def _run(argv: list[str], started: Started) -> int:
         say(f"resuming after epoch {epochs}, step {steps}")
     if trainer.logger is not None:
         trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]  once, with the results
-    trainer.fit(module, data, ckpt_path=resume)
-    if trainer.interrupted:
+    try:
+        trainer.fit(module, data, ckpt_path=resume)
+    except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
+        say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130
     if not trainer.is_global_zero:
         return 0
@@ -74,12 +76,12 @@ def _run(argv: list[str], started: Started) -> int:
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
         report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())
         write_json(folder.results, report)
-        print_report(report, console)
+        print_report(report, Console(soft_wrap=True))
         log_hyperparameters(trainer, cli.plain_config, report)
     where = shlex.quote(str(folder.path))
-    console.print(f"run folder:   {where}")
-    console.print(f"TensorBoard:  tensorboard --logdir {where}")
-    console.print(f"evaluate:     python eval.py {where}")
+    say(f"run folder:   {where}")
+    say(f"TensorBoard:  tensorboard --logdir {where}")
+    say(f"evaluate:     python eval.py {where}")
     return 0
 
 

