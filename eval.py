@@ -27,7 +27,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("run", metavar="RUN_DIR_OR_CKPT", help="a run folder (its last.ckpt) or a checkpoint")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where to write (default: results.json in the run folder)")
-    parser.add_argument("--probes", default="linear,knn,fewshot", help="comma-separated, of linear, knn, fewshot (default: all)")
+    parser.add_argument(
+        "--probes", default="linear,knn,fewshot", help="comma-separated, of linear, knn, fewshot (default: all)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     own, rest = [], []
     arguments = iter(argv)
@@ -96,7 +98,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {device}: expected auto, cpu or cuda, and cuda only where there is a GPU")
     checkpoint, folder = checkpoint_of(arguments.run)
     content = read_checkpoint(checkpoint)

@@ -54,9 +54,7 @@ def gaussian_classes(n: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
     return means[labels] + torch.randn(n, dim, generator=generator), labels
 
 
-def interleave(
-    contestants: dict[str, Callable[[], float]], rounds: int, synchronise: Callable[[], None]
-) -> dict[str, dict]:
+def interleave(contestants: dict[str, Callable[[], float]], rounds: int, synchronise: Callable[[], None]) -> dict[str, dict]:
     """Run every contestant once per round after one untimed round. Each returns its accuracy.
 
     Returns:
@@ -83,9 +81,7 @@ def interleave(
 def report(title: str, results: dict[str, dict]) -> None:
     """Print one table; the first contestant is this project's, the others are given relative to it."""
     ours = next(iter(results.values()))
-    columns = (
-        f"{'median':>9}{'min .. max':>18}{'time ratio':>12}{'CPU time':>10}{'ratio':>8}{'top-1':>9}{'ours - it':>12}"
-    )
+    columns = f"{'median':>9}{'min .. max':>18}{'time ratio':>12}{'CPU time':>10}{'ratio':>8}{'top-1':>9}{'ours - it':>12}"
     print(f"\n{title}\n{'':34}{columns}")
     for name, result in results.items():
         spread = f"{min(result['seconds']):.2f} .. {max(result['seconds']):.2f} s"
@@ -116,9 +112,7 @@ def linear_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
     }
 
 
-def knn_contestants(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int
-) -> dict[str, Callable[[], float]]:
+def knn_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int) -> dict[str, Callable[[], float]]:
     """Classify the test features by their neighbours among the training features."""
     (bank, labels), (query, query_labels) = train, test
 

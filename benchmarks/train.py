@@ -418,7 +418,11 @@ def main() -> int:
     steps = args.images // args.batch
 
     print(", ".join(f"{name} {versions[name]}" for name in versions if versions[name] != "not installed"))
-    network = "convnet " + "-".join(map(str, args.channels)) + ", every layer of stride 2" if args.encoder == "convnet" else args.encoder
+    network = (
+        "convnet " + "-".join(map(str, args.channels)) + ", every layer of stride 2"
+        if args.encoder == "convnet"
+        else args.encoder
+    )
     gpu = f"{hardware['gpus'][0]}, " if args.device == "cuda" else ""
     print(
         f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, float32; "

@@ -148,8 +148,7 @@ def benchmark(size: int, rounds: int, device: torch.device) -> dict[str, dict[st
             seconds[name].append(measure(run, device))
     speed = {name: [len(images) / value for value in values] for name, values in seconds.items()}
     return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in speed.items()
+        name: {"median": statistics.median(values), "min": min(values), "max": max(values)} for name, values in speed.items()
     }
 
 
@@ -175,9 +174,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     device = torch.device(args.device)
-    hardware = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
-    )
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"{hardware}; one thread; {args.rounds} rounds; load average before {os.getloadavg()[0]:.2f}")
     report: dict = {"versions": versions, "hardware": hardware, "rounds": args.rounds, "sizes": {}}

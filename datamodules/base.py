@@ -246,11 +246,11 @@ class SSLDataModule(LightningDataModule):
         n = len(bank)  # type: ignore[arg-type]
         if n > self.bank_size:
             bank = Subset(bank, np.sort(np.random.default_rng(0).permutation(n)[: self.bank_size]).tolist())
-        return [self.eval_dataloader(self.dataset("val")), self.eval_dataloader(bank)]
-
-    def eval_dataloader(self, dataset: Dataset) -> DataLoader:
-        """All samples of ``dataset`` once, in order, shared among the ranks."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return [self.eval_dataloader(d, rank, world_size) for d in (self.dataset("val"), bank)]
+
+    def eval_dataloader(self, dataset: Dataset, rank: int = 0, world_size: int = 1) -> DataLoader:
+        """All samples of ``dataset`` once and in order, or the share of one rank."""
         return self._loader(dataset, ShardSampler(dataset, rank, world_size), drop_last=False)
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:

@@ -46,9 +46,7 @@ NEUTRAL = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def crop_resize(
-    images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None
-) -> Tensor:
+def crop_resize(images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None) -> Tensor:
     """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``, ``hflip``).
 
     Args:
@@ -446,9 +444,7 @@ class View(BatchTransform):
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Draw the parameters of the whole batch: only those of the operations that this view has."""
         batch, channels, height, width = images.shape
-        if channels not in (1, 3) and (
-            self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p
-        ):
+        if channels not in (1, 3) and (self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p):
             raise ValueError(f"colour operations need images of 1 or 3 channels, got {channels}")
         # One call and a fixed layout: a change of one knob leaves the numbers of all the others as they are.
         uniform = torch.rand(batch, 2 * CROP_TRIES + 13, generator=generator, device=images.device)

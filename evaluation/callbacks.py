@@ -62,16 +62,19 @@ class FeatureProbe(Callback):
         knn_temperature: T of the votes exp(similarity / T).
     """
 
-    def __init__(
-        self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07
-    ) -> None:
+    def __init__(self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07) -> None:
         for name, value in (("every_n_validations", every_n_validations), ("knn_k", knn_k)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, number in (("l2", l2), ("knn_temperature", knn_temperature)):
             if not number > 0:
                 raise ValueError(f"{name} must be positive, got {number}")
-        self.every_n_validations, self.l2, self.knn_k, self.knn_temperature = every_n_validations, l2, knn_k, knn_temperature
+        self.every_n_validations, self.l2, self.knn_k, self.knn_temperature = (
+            every_n_validations,
+            l2,
+            knn_k,
+            knn_temperature,
+        )
         self.validations = 0
         self.rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
@@ -89,7 +92,13 @@ class FeatureProbe(Callback):
         self.rows = {0: [], 1: []}
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking and self._num_classes(trainer) is not None:
             self.rows[dataloader_idx].append((outputs["features"], batch["label"]))
@@ -155,13 +164,13 @@ class OnlineLinearProbe(Callback):
         if num_classes is None:
             rank_zero_info("This data has no labels: it trains without an online probe.")
             return
-        width = pl_module.encoder.num_features
+        width: Any = pl_module.encoder.num_features  # type: ignore[union-attr]
         with torch.random.fork_rng(devices=[]):  # building the head must not move the method's random numbers
-            linear = nn.Linear(int(width), num_classes)  # type: ignore[arg-type]
+            linear = nn.Linear(int(width), num_classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         # running statistics only: the head sees standardised features, whatever their scale
-        self.head = nn.Sequential(nn.BatchNorm1d(int(width), affine=False), linear).to(pl_module.device)  # type: ignore[arg-type]
+        self.head = nn.Sequential(nn.BatchNorm1d(int(width), affine=False), linear).to(pl_module.device)
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr)
         if self.restored:
             self.head.load_state_dict(self.restored["head"])
@@ -217,9 +226,19 @@ class RepresentationHealth(Callback):
         self.features, self.pairs = [], []
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or dataloader_idx != 0 or sum(map(len, self.features)) * trainer.world_size >= self.max_samples:
+        if (
+            trainer.sanity_checking
+            or dataloader_idx != 0
+            or sum(map(len, self.features)) * trainer.world_size >= self.max_samples
+        ):
             return
         self.features.append(outputs["features"])
         views = batch.get("views", [])
@@ -277,7 +296,13 @@ class ImageGrid(Callback):
         self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
@@ -290,11 +315,9 @@ class ImageGrid(Callback):
         if "mask" in batch and hasattr(pl_module, "reconstruct"):
             few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
             with trainer.precision_plugin.val_step_context():
-                prediction = pl_module.reconstruct(few).to(x.dtype)
+                prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]
             mask = few["mask"]
-            self._draw(
-                trainer, "reconstruction", [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)]
-            )
+            self._draw(trainer, "reconstruction", [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)])
 
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:

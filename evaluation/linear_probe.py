@@ -78,9 +78,7 @@ def check_labelled_features(features: Tensor, labels: Tensor, num_classes: int, 
     low, high = labels.min().item(), labels.max().item()
     if low < 0:
         unknown = (labels < 0).sum().item()
-        raise ValueError(
-            f"{name}: {unknown} of {len(labels)} labels are negative (-1 = unknown): drop those samples first"
-        )
+        raise ValueError(f"{name}: {unknown} of {len(labels)} labels are negative (-1 = unknown): drop those samples first")
     if high >= num_classes:
         raise ValueError(f"{name}: found label {high}, but num_classes is {num_classes} (labels start at 0)")
 

@@ -45,7 +45,7 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
         batch = data.transform({"input": raw["input"].to(device)}, generator)
         x = data.decode(raw["input"].to(device)).double()
         hidden = batch["mask"].expand_as(x)
-        prediction = data.unstandardise(module.reconstruct(batch)).double()  # type: ignore[attr-defined, operator]
+        prediction = data.unstandardise(module.reconstruct(batch)).double()  # type: ignore[operator]
         model_error = model_error + ((prediction - x).square() * hidden).sum()
         image_error = image_error + ((mean_image - x).square() * hidden).sum()
         per_channel = (0, 2, 3)

@@ -6,7 +6,6 @@ none at all (the input itself). Everything chosen is chosen on ``val``, a piece 
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,17 +14,17 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import SSLDataModule, Split
+from datamodules.base import Split, SSLDataModule
 from evaluation.few_shot import few_shot_accuracy
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import select_linear_probe, top1
 from evaluation.reconstruction import reconstruction_psnr
+from sslmodules.base import SSLModule
 
 PROBES = ("linear", "knn", "fewshot")
 ENCODERS = ("pretrained", "random_init", "raw_input")
@@ -97,8 +96,8 @@ def probe_features(
 
 
 def evaluate(
-    module: LightningModule,
-    random_init: LightningModule,
+    module: SSLModule,
+    random_init: SSLModule,
     data: SSLDataModule,
     checkpoint: str,
     probes: Sequence[str] = PROBES,
@@ -129,8 +128,8 @@ def evaluate(
     device = torch.device(device)
     data.prepare_data()
     data.setup("test")
-    # copies: eval mode, device and hooks of the caller's module stay as they are
-    trained, untrained = (copy.deepcopy(m).to(device).eval() for m in (module, random_init))
+    was_training = module.training
+    trained, untrained = (m.to(device).eval() for m in (module, random_init))
     report: dict[str, Any] = {
         "method": type(module).__name__,
         "data": type(data).__name__,
@@ -159,7 +158,7 @@ def evaluate(
             "random_init": untrained.embed,
             "raw_input": raw_input,
         }
-        splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}  # type: ignore[arg-type]
+        splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}
         selected = {}
         for name in encoders:
             report["results"][name], chosen = probe_features(
@@ -172,6 +171,7 @@ def evaluate(
         report["protocol"]["samples"] = {split: len(f["raw_input"][1]) for split, f in splits.items()}
     if hasattr(trained, "reconstruct"):
         report["reconstruction"] = reconstruction_psnr(trained, data, device)
+    module.train(was_training)
     return report
 
 

@@ -38,7 +38,8 @@ def _classes(package: str, roots: set[str]) -> dict[str, str]:
     while grown := {n for n, (parents, _) in bases.items() if n not in known and known & set(parents)}:
         known |= grown
     parents = {p for names, _ in bases.values() for p in names}
-    return {n: bases[n][1] for n in sorted(known - roots) if not n.endswith("DataModule") or n not in parents}
+    public = (n for n in sorted(known - roots) if not n.startswith("_"))
+    return {n: bases[n][1] for n in public if not n.endswith("DataModule") or n not in parents}
 
 
 def methods() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -111,7 +111,9 @@ class SSLCommandLine(LightningCLI):
         if validates:
             monitor, mode = ("val/linear_top1", "max") if labelled else ("val/loss", "min")
             callbacks.append(
-                ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False)
+                ModelCheckpoint(
+                    folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
+                )
             )
         return callbacks
 
@@ -126,6 +128,11 @@ def checked_arguments(args: list[str]) -> list[str]:
     Raises:
         UserError: a missing or broken file, or a name that does not exist.
     """
+    if "--trainer.help" in args:  # the parser has this for classes of a choice only, and there is one Trainer
+        parser = ArgumentParser(prog="train.py", description="Options of Lightning's Trainer.", add_help=False)
+        parser.add_class_arguments(Trainer, "trainer")
+        parser.print_help()
+        raise SystemExit(0)
     chosen: dict[str, type | None] = {"model": None, "data": None}
     check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
     files = config_arguments(args)

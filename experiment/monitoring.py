@@ -30,7 +30,10 @@ class ProgressBar(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero and not trainer.sanity_checking and not Console().is_terminal:
             metrics = " ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} {metrics}", flush=True)
+            print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} {metrics}",
+                flush=True,
+            )
 
 
 class Throughput(Callback):

@@ -21,10 +21,20 @@ from sslmodules.base import SSLModule
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate")
 #: A configuration names classes, and building a class runs its code: only these packages' classes are built.
-TRUSTED = ("sslmodules", "datamodules", "evaluation", "experiment", "torch", "torchvision", "torchmetrics", "timm", "lightning")
+TRUSTED = (
+    "sslmodules",
+    "datamodules",
+    "evaluation",
+    "experiment",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "timm",
+    "lightning",
+)
 
 
-def subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type[Any]) -> Iterator[type[Any]]:
     """``base`` and every imported class below it."""
     yield base
     for child in type.__subclasses__(base):

@@ -9,7 +9,8 @@ NOT_FOR_USERS = (
     r".*LeafSpec.*",  # torch's own deprecation, called from Lightning
     r".*does not have many workers which may be a bottleneck.*",  # data in memory needs none
     r".*The number of training batches .* is smaller than the logging interval.*",
-    r".*`?sync_dist=True`? when logging on epoch level.*",
+    r".*It is recommended to use .*sync_dist=True.*",  # what is logged so is the same on every rank already
+    r".*torch\.distributed\.nn\.functional\.all_gather is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",  # the run folder has its own rules
     r".*Total length of `.*DataLoader` across ranks is zero.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler does resume
@@ -22,8 +23,18 @@ NOT_FOR_USERS = (
 class _Tips(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        noise = ("litlogger", "litmodels", "GPU available", "TPU available", "HPU available", "Seed set to", "LOCAL_RANK")
-        return not any(text in message for text in noise) and not message.startswith(("`Trainer.fit` stopped: `max_", "Loading `train_dataloader`"))
+        noise = (
+            "litlogger",
+            "litmodels",
+            "GPU available",
+            "TPU available",
+            "HPU available",
+            "Seed set to",
+            "LOCAL_RANK",
+        )
+        return not any(text in message for text in noise) and not message.startswith(
+            ("`Trainer.fit` stopped: `max_", "Loading `train_dataloader`")
+        )
 
 
 def silence_framework() -> None:
@@ -32,5 +43,9 @@ def silence_framework() -> None:
         warnings.filterwarnings("ignore", message=pattern)
     # Lightning's calls of jsonargparse, not ours
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+    ):
         logging.getLogger(name).addFilter(_Tips())

@@ -48,7 +48,7 @@ def _run(argv: list[str], started: Started) -> int:
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
-    trainer.callbacks.append(started)
+    trainer.callbacks.append(started)  # type: ignore[attr-defined]
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
@@ -64,7 +64,8 @@ def _run(argv: list[str], started: Started) -> int:
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
     if trainer.logger is not None:
-        trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]  once, with the results
+        # once, with the results: a second entry in the HParams tab would show a run without any
+        trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]
     try:
         trainer.fit(module, data, ckpt_path=resume)
     except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
@@ -72,7 +73,7 @@ def _run(argv: list[str], started: Started) -> int:
         return 130
     if not trainer.is_global_zero:
         return 0
-    if cli.config.evaluate and not trainer.fast_dev_run:
+    if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
         report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())
         write_json(folder.results, report)
@@ -136,4 +137,3 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[s
             TensorBoardLogger.log_hyperparams(logger, flat, scores)
             logger.log_metrics(scores, step=trainer.global_step)
             logger.experiment.flush()
-

@@ -33,7 +33,17 @@ MACHINE = (
     "data.init_args.num_workers",
     "evaluate",
 )
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "timm", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "tensorboard",
+    "jsonargparse",
+    "timm",
+    "numpy",
+    "scikit-learn",
+)
 
 
 class RunFolder:
@@ -100,7 +110,9 @@ class RunFolder:
         checkpoint = read_checkpoint(self.last)
         stored = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
         if stored != method:
-            raise UserError(f"{self.last} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir")
+            raise UserError(
+                f"{self.last} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir"
+            )
         if "optimizer_states" not in checkpoint:
             raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
         return self.last
@@ -118,7 +130,9 @@ class RunFolder:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write") from None
+            raise UserError(
+                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
+            ) from None
         os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
         self._record(config, resumed)
 

@@ -22,7 +22,8 @@ class CheckpointError(ValueError):
 
 def methods() -> dict[str, type[SSLModule]]:
     """Every method by its class name."""
-    return {cls.__name__: cls for cls in sorted(SSLModule.__subclasses__(), key=lambda c: c.__name__)}
+    found = [cls for cls in SSLModule.__subclasses__() if cls.__module__.startswith(f"{__name__}.")]
+    return {cls.__name__: cls for cls in sorted(found, key=lambda c: c.__name__)}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -112,4 +113,13 @@ def load_module(path: str | Path) -> SSLModule:
 for _name, _cls in methods().items():
     globals()[_name] = _cls
 
-__all__ = ["CheckpointError", "SSLModule", "build_module", "initial_module", "load_module", "methods", "read_checkpoint", *methods()]
+__all__ = [
+    "CheckpointError",
+    "SSLModule",
+    "build_module",
+    "initial_module",
+    "load_module",
+    "methods",
+    "read_checkpoint",
+    *methods(),
+]

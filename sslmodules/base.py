@@ -115,8 +115,8 @@ class SSLModule(LightningModule):
         """ValueError for a batch without the keys that ``losses`` reads."""
         if missing := [key for key in self.batch_keys if key not in batch]:
             raise ValueError(
-                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views to a "
-                "class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
+                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views "
+                "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
             )
 
     def setup(self, stage: str) -> None:
@@ -138,7 +138,7 @@ class SSLModule(LightningModule):
         self.check_batch(batch)
         terms = self.losses(batch)
         # `self.log` costs about half a millisecond a call, so one call, and only on steps that are written
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
         return terms["loss"]
 
@@ -158,7 +158,7 @@ class SSLModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.update_teacher()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
         self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
         total = int(self.trainer.estimated_stepping_batches)

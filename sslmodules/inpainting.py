@@ -20,8 +20,8 @@ from sslmodules.base import SSLModule, full_precision
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016, reconstruction loss).
 
-    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the hole's size. The mean
-    is taken per image first, because a mean over all hidden pixels of a batch differs between one process and two.
+    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the hole's size.
+    The mean is taken per image first, because a mean over all hidden pixels of a batch differs between one process and two.
 
     Args:
         prediction: (B, C, H, W).

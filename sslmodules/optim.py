@@ -65,9 +65,7 @@ class LARS(Optimizer):
         ValueError: a negative setting.
     """
 
-    def __init__(
-        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
-    ) -> None:
+    def __init__(self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")

@@ -88,7 +88,7 @@ class SimCLR(SSLModule):
             raise ValueError(f"temperature must be positive, got {temperature}")
         if projector_layers < 1:
             raise ValueError(f"projector_layers must be at least 1, got {projector_layers}")
-        width = encoder.num_features
+        width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder = encoder
         self.projector = projection_mlp(width, projector_hidden or width, projector_out, projector_layers)
         self.temperature = temperature

@@ -23,7 +23,7 @@ from experiment.cli import SSLCommandLine
 from sslmodules import read_checkpoint
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,36 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs; tests that change it work on a copy."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    assert train.main([*DIGITS, *QUICK, "--run_dir", str(run), "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1"]) == 0
+    assert (
+        train.main(
+            [
+                *DIGITS,
+                *QUICK,
+                "--run_dir",
+                str(run),
+                "--trainer.max_epochs",
+                "2",
+                "--trainer.check_val_every_n_epoch",
+                "1",
+            ]
+        )
+        == 0
+    )
     return run
 
 
 def same_run(run: Path, *more: str) -> list[str]:
-    return [*DIGITS, *QUICK, "--run_dir", str(run), "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", *more]
+    return [
+        *DIGITS,
+        *QUICK,
+        "--run_dir",
+        str(run),
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+        *more,
+    ]
 
 
 # ---- what works ------------------------------------------------------------------------------------------------------
@@ -54,7 +78,10 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
     assert {"config.yaml", "environment.json", "results.json", "last.ckpt", "best.ckpt"} <= names
     assert any(n.startswith("events.out.tfevents") for n in names)
     environment = json.loads((trained / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"] in torch.__version__
+    assert (
+        environment["versions"]["torch"] == torch.__version__.split("+")[0]
+        or environment["versions"]["torch"] in torch.__version__
+    )
     assert environment["hardware"]["cpu_count"] == os.cpu_count() and environment["command"]
     report = json.loads((trained / "results.json").read_text())
     assert report["method"] == "SimCLR" and report["data"] == "Digits"
@@ -63,7 +90,12 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
         assert 0.5 < row["linear_top1"] <= 1 and 0.5 < row["knn_top1"] <= 1 and 0.3 < row["fewshot_top1"] <= 1
     protocol = report["protocol"]
     assert protocol["selection_split"] == "val" and protocol["reported_split"] == "test" and protocol["standardise"] is True
-    assert (protocol["knn_k"], protocol["knn_temperature"], protocol["fewshot_shots"], protocol["fewshot_draws"]) == (20, 0.07, 5, 10)
+    assert (protocol["knn_k"], protocol["knn_temperature"], protocol["fewshot_shots"], protocol["fewshot_draws"]) == (
+        20,
+        0.07,
+        5,
+        10,
+    )
     assert protocol["samples"] == {"bank": 1077, "val": 360, "test": 360}
 
 
@@ -73,7 +105,15 @@ def test_tensorboard_holds_curves_pictures_and_hyper_parameters(trained: Path) -
     events = EventAccumulator(str(trained))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    wanted = {"train/lr", "time/samples_per_s", "time/data_wait_share", "val/linear_top1", "val/knn_top1", "val/loss", "val/rankme"}
+    wanted = {
+        "train/lr",
+        "time/samples_per_s",
+        "time/data_wait_share",
+        "val/linear_top1",
+        "val/knn_top1",
+        "val/loss",
+        "val/rankme",
+    }
     assert wanted | {"val/feature_std", "val/alignment", "val/uniformity", "val/collapsed", "test/linear_top1"} <= scalars
     assert "views" in events.Tags()["images"]
     assert any("hparams" in tag for tag in events.summary_metadata)
@@ -140,23 +180,51 @@ def test_the_saved_config_repeats_the_run_in_a_new_folder(trained: Path, tmp_pat
 
 def test_a_short_run_is_short_on_the_terminal(tmp_path: Path) -> None:
     """The README's command in a process of its own: under 40 lines, with the table and where things are."""
-    command = [sys.executable, str(ROOT / "train.py"), *DIGITS, "--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *DIGITS,
+        "--trainer.max_epochs",
+        "3",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
     env = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "SSL_RUN_DIR")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
     assert len([line for line in text.splitlines() if line.strip()]) < 40, text
-    for expected in ("pretrained", "random_init", "raw_input", "run folder:", "tensorboard --logdir", "python eval.py", "linear", "5-shot"):
+    for expected in (
+        "pretrained",
+        "random_init",
+        "raw_input",
+        "run folder:",
+        "tensorboard --logdir",
+        "python eval.py",
+        "linear",
+        "5-shot",
+    ):
         assert expected in done.stdout
     assert "Warning" not in text and "Tip" not in text and "litlogger" not in text, text
 
 
 def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
     """`--trainer.strategy ddp --trainer.devices 2`: one run folder, one table, and the child's exit does not go unnoticed."""
-    command = [sys.executable, str(ROOT / "train.py"), *DIGITS, *QUICK, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *DIGITS,
+        *QUICK,
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+    ]
     command += ["--trainer.max_epochs", "1", "--data.batch_size", "128", "--trainer.check_val_every_n_epoch", "1"]
     env = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "SSL_RUN_DIR")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env={**env, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env={**env, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     runs = list((tmp_path / "runs" / "digits-simclr").iterdir())
     assert len(runs) == 1 and (runs[0] / "results.json").is_file() and done.stdout.count("run folder:") == 1
@@ -169,7 +237,16 @@ def test_unlabelled_jpegs_train_without_probes(tmp_path: Path, capsys: pytest.Ca
     for i in range(40):
         Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
     command = [*DIGITS, *QUICK, "--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "16"]
-    command += ["--model.encoder.in_channels", "3", "--data.batch_size", "8", "--trainer.max_epochs", "1", "--run_dir", "run"]
+    command += [
+        "--model.encoder.in_channels",
+        "3",
+        "--data.batch_size",
+        "8",
+        "--trainer.max_epochs",
+        "1",
+        "--run_dir",
+        "run",
+    ]
     assert train.main([*command, "--trainer.check_val_every_n_epoch", "1"]) == 0
     out = capsys.readouterr()
     assert "no labels" in out.out + out.err
@@ -179,7 +256,18 @@ def test_unlabelled_jpegs_train_without_probes(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_timm_name_is_an_encoder(tmp_path: Path) -> None:
-    command = [*DIGITS, *QUICK, "--model.encoder", "resnet10t", "--trainer.max_steps", "1", "--evaluate", "false", "--run_dir", "run"]
+    command = [
+        *DIGITS,
+        *QUICK,
+        "--model.encoder",
+        "resnet10t",
+        "--trainer.max_steps",
+        "1",
+        "--evaluate",
+        "false",
+        "--run_dir",
+        "run",
+    ]
     # three channels by default, digits have one
     assert train.main([*command, "--model.encoder.init_args.in_channels", "1", "--trainer.limit_val_batches", "0"]) == 0
     options = read_checkpoint("run/checkpoints/last.ckpt")["hyper_parameters"]["encoder"]
@@ -187,7 +275,9 @@ def test_a_timm_name_is_an_encoder(tmp_path: Path) -> None:
 
 
 def test_help_is_complete_and_needs_no_torch() -> None:
-    code = "import sys; sys.argv = ['train.py', '--help']; import train; train.main(['--help']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']; import train; train.main(['--help']); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     for expected in ("SimCLR", "Inpainting", "Digits", "ImageFolder", "configs/digits/", "--run_dir", "usage:"):
@@ -226,7 +316,17 @@ def test_eval_rebuilds_from_the_checkpoint(trained: Path, tmp_path: Path, capsys
 
 def test_eval_takes_other_data(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "other.json"
-    command = [str(trained), "--data", "MNIST", "--data.synthetic", "true", "--data.batch_size", "64", "--output", str(output)]
+    command = [
+        str(trained),
+        "--data",
+        "MNIST",
+        "--data.synthetic",
+        "true",
+        "--data.batch_size",
+        "64",
+        "--output",
+        str(output),
+    ]
     assert evaluation_script.main([*command, "--probes", "knn,fewshot", "--device", "cpu"]) == 0
     report = json.loads(output.read_text())
     assert report["data"] == "MNIST" and report["results"]["raw_input"]["knn_top1"] > 0.2  # synthetic classes can be told apart
@@ -260,12 +360,18 @@ BAD = [
     (["--config", "{top}"], r"unknown key 'trainr' \(did you mean 'trainer'\?\)"),
     (["--config", "{flat}"], "options of SimCLR go under init_args"),
     (["--config", "{list}"], "holds list, expected keys"),
-    ([*DIGITS, "--model", "SimCRL"], r"unknown method 'SimCRL' \(did you mean 'SimCLR'\?\); known: .*Inpainting, .*SimCLR"),
+    (
+        [*DIGITS, "--model", "SimCRL"],
+        r"unknown method 'SimCRL' \(did you mean 'SimCLR'\?\); known: .*Inpainting, .*SimCLR",
+    ),
     ([*DIGITS, "--data", "Digit"], r"unknown data set 'Digit' \(did you mean 'Digits'\?\); known: "),
     ([*DIGITS, "--model.temprature", "1"], r"no option 'temprature' \(did you mean 'temperature'\?\)"),
     ([*DIGITS, "--trainer.max_epoch", "3"], r"no option 'max_epoch' \(did you mean 'max_epochs'\?\)"),
     ([*DIGITS, "--data.batchsize", "3"], r"no option 'batchsize' \(did you mean 'batch_size'\?\)"),
-    ([*DIGITS, "--model.encoder.in_chanels", "1"], r"ConvEncoder has no option 'in_chanels' \(did you mean 'in_channels'\?\)"),
+    (
+        [*DIGITS, "--model.encoder.in_chanels", "1"],
+        r"ConvEncoder has no option 'in_chanels' \(did you mean 'in_channels'\?\)",
+    ),
     ([*DIGITS, "--model.optimizer.lrr", "1"], r"AdamW has no option 'lrr' \(did you mean 'lr'\?\)"),
     ([*DIGITS, "--model.optimizer", "Adamw"], "unknown Optimizer class 'Adamw'"),
     ([*DIGITS, "--model.encoder", "vit_tiny_patch16_22"], r"did you mean 'vit_tiny_patch16_224'"),
@@ -282,11 +388,23 @@ BAD = [
     ([*DIGITS, "--model.optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
     ([*DIGITS, "--trainer.max_epochs=-5"], "max_epochs.*-5"),
     ([*DIGITS, "--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
-    ([*DIGITS, "--data.batch_size", "1"], "SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1"),
-    ([*DIGITS, "--data.batch_size", "5000"], "1077 training samples, fewer than one batch of 5000.*--data.batch_size 1077 or less"),
+    (
+        [*DIGITS, "--data.batch_size", "1"],
+        "SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1",
+    ),
+    (
+        [*DIGITS, "--data.batch_size", "5000"],
+        "1077 training samples, fewer than one batch of 5000.*--data.batch_size 1077 or less",
+    ),
     ([*DIGITS, "--data.views", "null"], "SimCLR needs 'views' in the batch"),
-    ([*DIGITS, "--data", "CIFAR10", "--data.synthetic", "true"], r"does not take samples of CIFAR10 of shape \(3, 32, 32\)"),
-    ([*DIGITS, "--data", "MNIST", "--data.root", "nowhere"], "MNIST: --data.root nowhere does not exist.*--data.download true.*configs/digits/"),
+    (
+        [*DIGITS, "--data", "CIFAR10", "--data.synthetic", "true"],
+        r"does not take samples of CIFAR10 of shape \(3, 32, 32\)",
+    ),
+    (
+        [*DIGITS, "--data", "MNIST", "--data.root", "nowhere"],
+        "MNIST: --data.root nowhere does not exist.*--data.download true.*configs/digits/",
+    ),
     ([*DIGITS, "--data", "ImageFolder", "--data.root", "{empty}"], "no images in .*empty"),
     ([*DIGITS, "--trainer.accelerator", "gpu"], "--trainer.accelerator gpu: there is no GPU here"),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
@@ -330,14 +448,36 @@ def test_a_truncated_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.jpg")
     data = (folder / "17.jpg").read_bytes()
     (folder / "17.jpg").write_bytes(data[: len(data) // 2])
-    command = [*DIGITS, *QUICK, "--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "16", "--data.num_workers", "1"]
-    command += ["--model.encoder.in_channels", "3", "--data.batch_size", "4", "--trainer.max_epochs", "3", "--run_dir", "run"]
+    command = [
+        *DIGITS,
+        *QUICK,
+        "--data",
+        "ImageFolder",
+        "--data.root",
+        str(folder),
+        "--data.image_size",
+        "16",
+        "--data.num_workers",
+        "1",
+    ]
+    command += [
+        "--model.encoder.in_channels",
+        "3",
+        "--data.batch_size",
+        "4",
+        "--trainer.max_epochs",
+        "3",
+        "--run_dir",
+        "run",
+    ]
     assert train.main([*command, "--trainer.num_sanity_val_steps", "0"]) == 2
     assert "17.jpg" in one_line_of(capsys)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "pickle", "weights-only", "other-method"])
-def test_a_checkpoint_that_cannot_be_resumed(damage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_cannot_be_resumed(
+    damage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     last = run / "checkpoints" / "last.ckpt"
@@ -386,7 +526,13 @@ def test_no_argument_is_linked_behind_the_users_back() -> None:
     """A linked argument would replace what the user gave without a word. Giving every option of the model keeps each value."""
     from tests.conftest import parse
 
-    given = {"temperature": "0.31", "projector_hidden": "17", "projector_out": "9", "projector_layers": "3", "final_lr_factor": "0.5"}
+    given = {
+        "temperature": "0.31",
+        "projector_hidden": "17",
+        "projector_out": "9",
+        "projector_layers": "3",
+        "final_lr_factor": "0.5",
+    }
     cli = parse("configs/digits/simclr.yaml", *(x for k, v in given.items() for x in (f"--model.{k}", v)))
     assert {k: str(cli.config.model.init_args[k]) for k in given} == given
 

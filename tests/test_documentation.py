@@ -29,9 +29,7 @@ import sslmodules
 from experiment.catalogue import ROOT, config_files, help_text, methods
 from experiment.cli import checked_arguments
 
-DOCUMENTS = [
-    p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()
-]
+DOCUMENTS = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
 PACKAGES = ("sslmodules", "datamodules", "evaluation", "experiment")
 PROJECT = [p for folder in PACKAGES for p in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -240,9 +238,7 @@ def test_mentioned_files_exist(document: Path) -> None:
     """Paths below the project's folders, and relative links; ``<method>`` and other placeholders are no paths."""
     text = document.read_text(encoding="utf-8")
     folders = "configs|docs|benchmarks|cluster|tests|sslmodules|datamodules|evaluation|experiment"
-    paths = set(
-        re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.(?:yaml|md|py|sh|sbatch|json|png))(?![\w<{{*])", text)
-    )
+    paths = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.(?:yaml|md|py|sh|sbatch|json|png))(?![\w<{{*])", text))
     known = shown_files(document)
     missing = [p for p in sorted(paths) if not (ROOT / p).exists() and p not in known]
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", link)}

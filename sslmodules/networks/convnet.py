@@ -15,7 +15,7 @@ def check_channels(name: str, value: int) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """3x3 convolution, batch norm and ReLU per entry of ``channels``; the first at ``stem_stride``, each later one halves the size.
+    """3x3 convolution, batch norm and ReLU per entry of ``channels``; every layer but the first halves the size.
 
     Weights and activations are in channels-last order: the same numbers in half the time on a CPU.
 
@@ -42,7 +42,7 @@ class ConvEncoder(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             in_channels = width
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.num_features = in_channels
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -85,7 +85,9 @@ class ConvDecoder(nn.Module):
         self.map_size, self.image_size = map_size, image_size
         self.mix = nn.Linear(map_size**2, map_size**2)
         self.start = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(inplace=True),
         )
         stages: list[nn.Module] = []
         for width in channels:
@@ -98,7 +100,7 @@ class ConvDecoder(nn.Module):
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.to_pixels = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, H, W), unbounded."""

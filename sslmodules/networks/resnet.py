@@ -45,7 +45,7 @@ class ResNetEncoder(nn.Module):
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.num_features: int = net.fc.in_features
         net.fc = nn.Identity()
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""

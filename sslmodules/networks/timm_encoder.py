@@ -41,7 +41,7 @@ class TimmEncoder(nn.Module):
         sizes: dict[str, Any] = {k: v for k, v in (("img_size", image_size), ("patch_size", patch_size)) if v is not None}
         self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
         # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
-        self.num_features: int = getattr(self.net, "head_hidden_size", None) or self.net.num_features
+        self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""

@@ -59,7 +59,8 @@ def started(datamodule: SSLDataModule, done: int = 0, **trainer) -> SSLDataModul
     state |= {"global_rank": 0, "world_size": 1} | trainer
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress, val_loop=validation))
     precision = SimpleNamespace(convert_input=lambda batch: batch)  # what full precision does
-    datamodule.trainer = SimpleNamespace(fit_loop=loop, precision_plugin=precision, **state)
+    fn = SimpleNamespace(fn="fit")
+    datamodule.trainer = SimpleNamespace(fit_loop=loop, precision_plugin=precision, **{"state": fn, **state})
     return datamodule
 
 
@@ -108,7 +109,7 @@ def test_evaluation_counts_every_sample_once(n, world_size):
     seen = []
     for rank in range(world_size):
         data = started(Data(n, batch_size=3), global_rank=rank, world_size=world_size)
-        loader = data.eval_dataloader(data.numbers)
+        loader = data.val_dataloader()[0]
         batches = [batch["label"] for batch in loader]
         assert len(loader) == len(batches)
         mine = torch.cat(batches).tolist() if batches else []

@@ -531,9 +531,7 @@ def test_workers_that_outlive_an_epoch_see_the_new_one(tmp_path):
     assert not torch.equal(inputs[0], inputs[1])
 
 
-@pytest.mark.parametrize(
-    ("damage", "workers"), [("truncated", 0), ("empty", 0), ("text", 0), ("gone", 0), ("truncated", 1)]
-)
+@pytest.mark.parametrize(("damage", "workers"), [("truncated", 0), ("empty", 0), ("text", 0), ("gone", 0), ("truncated", 1)])
 def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, damage, workers):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # not five seconds to end a worker
     path = tmp_path / "bad.jpg"

@@ -128,9 +128,7 @@ def test_grayscale_equals_torchvision() -> None:
 
 def test_folded_colour_equals_torchvisions_sequence_where_nothing_is_clamped() -> None:
     images = photos(32, 32, 32)
-    brightness, contrast, saturation = (
-        torch.rand(32, generator=make_generator(s)) for s in (1, 2, 3)
-    )  # <= 1: no clamp
+    brightness, contrast, saturation = (torch.rand(32, generator=make_generator(s)) for s in (1, 2, 3))  # <= 1: no clamp
     gray = torch.arange(32) % 4 == 0
 
     def reference(image: Tensor, b: float, c: float, s: float, g: bool) -> Tensor:
@@ -252,9 +250,7 @@ def test_other_parameters_have_their_probabilities_and_ranges() -> None:
     torch.manual_seed(0)
     blur = transforms.GaussianBlur(3, (0.1, 2.0))
     expected = torch.tensor([blur.get_params(0.1, 2.0) for _ in range(2000)])
-    view = V.View(
-        8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05
-    )
+    view = V.View(8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05)
     params = view.draw(torch.empty(20000, 3, 8, 8), make_generator())
     for name, active, probability in (
         ("flip", params["flip"], 0.3),
@@ -284,9 +280,7 @@ def test_draws_are_independent_of_each_other() -> None:
 def test_a_changed_knob_leaves_the_other_draws_alone() -> None:
     images = torch.empty(50, 3, 32, 32)
     plain = V.View(16, **JITTER).draw(images, make_generator())
-    richer = V.View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(
-        images, make_generator()
-    )
+    richer = V.View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(images, make_generator())
     assert set(plain) < set(richer)
     for name, value in plain.items():
         assert torch.equal(value, richer[name]), name

@@ -142,7 +142,9 @@ def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
     module = SimCLR(Collapsed(), optimizer=lambda p: torch.optim.SGD(p, lr=1e-9))
     logger = TensorBoardLogger(str(tmp_path), name="log")
     trainer = trainer_for(tmp_path, max_epochs=2, limit_train_batches=1, callbacks=[RepresentationHealth()], logger=logger)
-    with pytest.warns(UserWarning, match="the representation has collapsed at step 1: all samples have nearly the same direction") as seen:
+    with pytest.warns(
+        UserWarning, match="the representation has collapsed at step 1: all samples have nearly the same direction"
+    ) as seen:
         trainer.fit(module, Digits(views=views()))
     assert len([w for w in seen if "collapsed" in str(w.message)]) == 1
     assert trainer.callback_metrics["val/collapsed"] == 1
@@ -167,7 +169,9 @@ def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
         (build("configs/digits/inpainting.yaml")[0], Digits(views=RandomBlock(), batch_size=64), "reconstruction", 4),
     ):
         logger = TensorBoardLogger(str(tmp_path / tag), name="log")
-        trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger)
+        trainer = trainer_for(
+            tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger
+        )
         trainer.fit(module, data)
         logger.finalize("success")
         events = EventAccumulator(logger.log_dir)

@@ -39,7 +39,7 @@ def test_the_test_split_chooses_nothing() -> None:
     train, val, test = ((x[i : i + 100], y[i : i + 100]) for i in (0, 100, 200))
     first, chosen = probe_features(train, val, test, 4)
     second, chosen_again = probe_features(train, val, (test[0].flip(1), test[1]), 4)
-    assert chosen == chosen_again and first["linear_top1"] > 0.9 > second["linear_top1"]
+    assert chosen == chosen_again and first["linear_top1"] > 0.8 > second["linear_top1"]
 
 
 def test_only_the_asked_probes_run() -> None:

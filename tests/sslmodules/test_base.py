@@ -30,7 +30,9 @@ def test_biases_and_norms_are_not_decayed() -> None:
     net[0].weight.requires_grad_(False)
     decayed, plain = decay_groups(net)
     assert decayed["params"] == [net[3].weight] and "weight_decay" not in decayed
-    assert {id(p) for p in plain["params"]} == {id(net[i].__getattr__(n)) for i, n in ((0, "bias"), (1, "weight"), (1, "bias"), (3, "bias"))}
+    assert {id(p) for p in plain["params"]} == {
+        id(net[i].__getattr__(n)) for i, n in ((0, "bias"), (1, "weight"), (1, "bias"), (3, "bias"))
+    }
     assert plain["weight_decay"] == 0
 
 
@@ -90,7 +92,11 @@ def test_teacher_moves_once_per_optimizer_step_and_warmup_counts_steps(tmp_path:
     trainer.fit(module, Digits(batch_size=16))
     assert trainer.global_step == 4 == module.teacher_calls
     # warm-up of one epoch = 2 optimizer steps, not 6 batches
-    assert module.rates[0] == pytest.approx(0.05) and module.rates[3] == pytest.approx(0.1) and module.rates[6] == pytest.approx(0.1)
+    assert (
+        module.rates[0] == pytest.approx(0.05)
+        and module.rates[3] == pytest.approx(0.1)
+        and module.rates[6] == pytest.approx(0.1)
+    )
 
 
 def test_noise_differs_between_steps_and_repeats_between_runs(tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_a_module_built_in_python_saves_a_safe_checkpoint(tmp_path: Path) -> Non
     trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
     from datamodules import TwoViews, View
 
-    with pytest.raises(ValueError, match="SimCLR needs 'views' in the batch, which has only input, label: set data.views"):
+    with pytest.raises(ValueError, match=r"SimCLR needs 'views' in the batch, which has only input, label: set data.views"):
         trainer.fit(module, Digits(batch_size=8))
     trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, Digits(views=TwoViews(View(8), View(8)), batch_size=8))
@@ -167,13 +173,18 @@ def re_escape(text: str) -> str:
 
 
 def test_a_checkpoint_that_names_a_foreign_class_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="os.system"):
+    with pytest.raises(CheckpointError, match=r"os\.system"):
         build_module({"_class_path": "os.system"})
 
 
 def test_encoders_tell_the_width_they_give() -> None:
     x = torch.randn(2, 3, 32, 32)
-    for encoder in (ConvEncoder(3), ResNetEncoder("resnet18", "cifar"), TimmEncoder("vit_tiny_patch16_224", 32, 8), TimmEncoder("mobilenetv3_small_050")):
+    for encoder in (
+        ConvEncoder(3),
+        ResNetEncoder("resnet18", "cifar"),
+        TimmEncoder("vit_tiny_patch16_224", 32, 8),
+        TimmEncoder("mobilenetv3_small_050"),
+    ):
         assert encoder.eval()(x).shape == (2, encoder.num_features)
     assert ResNetEncoder("resnet18", "cifar").forward_features(x).shape == (2, 512, 4, 4)
     assert ResNetEncoder("resnet18", in_channels=1)(x[:, :1]).shape == (2, 512)

@@ -71,7 +71,10 @@ def test_nothing_hidden_is_zero_not_nan() -> None:
 def module(**options: str) -> Inpainting:
     torch.manual_seed(0)
     return Inpainting(
-        ConvEncoder(2, (8, 16)), ConvDecoder(16, 4, 8, (8,), 1), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), **options
+        ConvEncoder(2, (8, 16)),
+        ConvDecoder(16, 4, 8, (8,), 1),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        **options,
     )
 
 
@@ -110,7 +113,7 @@ def test_refuses_what_cannot_work() -> None:
     vector_only = torch.nn.Identity()
     with pytest.raises(ValueError, match="forward_features"):
         Inpainting(vector_only, ConvDecoder(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    with pytest.raises(ValueError, match="forward_features.*TimmEncoder"):
+    with pytest.raises(ValueError, match=r"forward_features.*TimmEncoder"):
         Inpainting(TimmEncoder("vit_tiny_patch16_224", 32, 8), ConvDecoder(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
 
 

@@ -88,7 +88,9 @@ def optimizer(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("knob", "value"), [("temperature", 0), ("temperature", -1.0), ("projector_layers", 0), ("warmup_epochs", -1)])
+@pytest.mark.parametrize(
+    ("knob", "value"), [("temperature", 0), ("temperature", -1.0), ("projector_layers", 0), ("warmup_epochs", -1)]
+)
 def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{knob}.*{value}"):
         SimCLR(ConvEncoder(1), optimizer=optimizer, **{knob: value})
