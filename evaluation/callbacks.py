@@ -206,7 +206,7 @@ class OnlineLinearProbe(Callback):
 class RepresentationHealth(Callback):
     """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the validation features.
 
-    Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (of unit features, times sqrt(D): 1 when isotropic, 0 when collapsed),
+    Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 when isotropic, 0 when collapsed),
     ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed representation gives a
     warning in the terminal and in TensorBoard (``warning``), with the number and what to do.
 

@@ -64,6 +64,7 @@ class SSLModule(LightningModule):
             raise ValueError(f"optimizer: {error}") from None
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
+        self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured
 
     def _set_hparams(self, hp: Any) -> None:
         super()._set_hparams(plain_values(hp))
@@ -98,6 +99,21 @@ class SSLModule(LightningModule):
         gathered = self.all_gather(z, sync_grads=True)
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
+
+    def progress(self) -> float:
+        """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules of a method."""
+        return min(1.0, self.global_step / self.total_steps) if self._trainer is not None and self.total_steps else 0.0
+
+    def randn(self, *size: int) -> Tensor:
+        """Standard normal noise on the module's device, a row per sample first: the only way a method draws noise.
+
+        Seeded at every step by (seed, rank, epoch, step); one place, so that a test can hand one process the draws of two.
+        """
+        return torch.randn(*size, device=self.device)
+
+    def rand(self, *size: int) -> Tensor:
+        """As ``randn``, uniform in [0, 1)."""
+        return torch.rand(*size, device=self.device)
 
     # ---- Lightning ---------------------------------------------------------------------------------------------------
 
@@ -161,7 +177,7 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
         self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
-        total = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -81,12 +81,31 @@ def main(folder: Path, configs: list[str]) -> None:
     for config in configs:
         module, data = prepared(config)
         gather_batch_norms(module)
-        keep = Keep()
+        keep, draws = Keep(), Draws(module)
         trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
         trainer.fit(module, data)
         state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
-        result = {"batches": keep.batches, "gradients": keep.gradients, "state": state}
+        result = {"batches": keep.batches, "gradients": keep.gradients, "state": state, "draws": draws.kept}
         torch.save(result, folder / f"{config.replace('/', '_')}.{trainer.global_rank}.pt")
+
+
+class Draws:
+    """Stands in for a method's ``randn`` and ``rand``: keeps what is drawn, or hands out what two ranks have drawn."""
+
+    def __init__(self, module: Any, played: list[list[Tensor]] | None = None) -> None:
+        self.kept: list[Tensor] = []
+        self.played = None if played is None else iter(zip(*played, strict=True))
+        for name in ("randn", "rand"):
+            setattr(module, name, self.wrap(getattr(module, name)))
+
+    def wrap(self, draw: Any) -> Any:
+        def stand_in(*size: int) -> Tensor:
+            if self.played is not None:
+                return torch.cat(next(self.played))
+            self.kept.append(draw(*size).double())
+            return self.kept[-1]
+
+        return stand_in
 
 
 class Joined(LightningDataModule):
@@ -115,6 +134,7 @@ def replay(config: str, ranks: list[dict[str, Any]], folder: Path) -> dict[str, 
     """The same three steps in one process on the joined batches, from the same initial weights."""
     module, _ = prepared(config)
     keep = Keep()
+    Draws(module, [rank["draws"] for rank in ranks])
     trainer_for(folder, **options(folder, keep)).fit(module, Joined(ranks))
     return {"gradients": keep.gradients, "state": module.state_dict()}
 

@@ -113,6 +113,21 @@ def test_every_parameter_learns_and_is_in_one_group(config: str) -> None:
     assert not frozen
 
 
+def test_a_teacher_follows_and_has_no_gradient(config: str) -> None:
+    module, data = build(config)
+    teachers = {n: p for n, p in module.named_parameters() if n.startswith("teacher.")}
+    if not teachers:
+        pytest.skip("this method has no teacher")
+    assert not any(p.requires_grad for p in teachers.values())
+    optimizer = torch.optim.SGD(module.parameter_groups(), lr=0.5)
+    module.losses(batch_of(data))["loss"].backward()
+    optimizer.step()
+    before = {n: p.clone() for n, p in teachers.items()}
+    module.update_teacher()
+    assert all(p.grad is None for p in teachers.values())
+    assert any(not torch.equal(p, before[n]) for n, p in teachers.items()), "the teacher does not move"
+
+
 def test_embed(config: str) -> None:
     """Right shape, the same twice, no buffer touched, and no row that depends on another."""
     module, data = build(config)

@@ -5,8 +5,18 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 """
 
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
-from sslmodules.networks.heads import projection_mlp
+from sslmodules.networks.heads import mlp, projection_mlp
+from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
 from sslmodules.networks.timm_encoder import TimmEncoder
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ResNetEncoder", "TimmEncoder", "projection_mlp"]
+__all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
+    "MomentumCopy",
+    "ResNetEncoder",
+    "TimmEncoder",
+    "cosine_momentum",
+    "mlp",
+    "projection_mlp",
+]

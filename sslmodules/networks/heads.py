@@ -2,7 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+
+
+def mlp(
+    widths: Sequence[int],
+    last_norm: bool = False,
+    last_affine: bool = True,
+    last_bias: bool = True,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers with batch norm and an activation between them: the shape of most projectors and predictors.
+
+    A layer followed by a batch norm has no bias of its own.
+
+    Args:
+        widths: input, hidden ..., output.
+        last_norm: batch norm after the last layer too (SimCLR, SimSiam's projector).
+        last_affine: whether that last norm has scale and shift (SimSiam's and MoCo v3's has not).
+        last_bias: bias of the last layer where no norm follows.
+        activation: between layers.
+
+    Raises:
+        ValueError: fewer than two widths, or one below 1.
+    """
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths must be at least two numbers of 1 or more, got {list(widths)}")
+    layers: list[nn.Module] = []
+    for i in range(1, len(widths)):
+        last = i == len(widths) - 1
+        norm = not last or last_norm
+        layers.append(nn.Linear(widths[i - 1], widths[i], bias=not norm and last_bias))
+        if norm:
+            layers.append(nn.BatchNorm1d(widths[i], affine=last_affine if last else True))
+        if not last:
+            layers.append(activation())
+    return nn.Sequential(*layers)
 
 
 def projection_mlp(in_features: int, hidden: int, out_features: int, layers: int = 2) -> nn.Sequential:
@@ -16,14 +53,6 @@ def projection_mlp(in_features: int, hidden: int, out_features: int, layers: int
         out_features: width of z.
         layers: 2 in SimCLR v1, 3 in v2.
     """
-    modules: list[nn.Module] = []
-    for i in range(layers):
-        last = i == layers - 1
-        width = out_features if last else hidden
-        modules += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width)]
-        if last:
-            modules[-1].register_parameter("bias", None)
-        else:
-            modules.append(nn.ReLU(inplace=True))
-        in_features = width
-    return nn.Sequential(*modules)
+    head = mlp([in_features, *[hidden] * (layers - 1), out_features], last_norm=True)
+    head[-1].register_parameter("bias", None)
+    return head

@@ -1,0 +1,55 @@
+"""The momentum copy of a network: teacher, target or key encoder."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MomentumCopy(nn.Module):
+    """A copy of ``source`` that follows it: no gradient, not in the optimizer, in the checkpoint.
+
+    Batch-norm buffers are the copy's own (it is run in training mode on its own inputs, as in the official MoCo and BYOL);
+    only parameters are averaged.
+
+    Args:
+        source: copied with its values.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(source).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the copied network gives, outside of the graph."""
+        return self.net(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, momentum: float) -> None:
+        """copy <- momentum * copy + (1 - momentum) * source, for every parameter; once per optimizer step.
+
+        Raises:
+            ValueError: ``momentum`` is not in [0, 1].
+        """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+        for mine, theirs in zip(self.net.parameters(), source.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - momentum)
+
+
+def cosine_momentum(progress: float, base: float) -> float:
+    """Momentum that rises from ``base`` to 1 (BYOL, Grill et al. 2020, https://arxiv.org/abs/2006.07733, section 3.3).
+
+    Args:
+        progress: share of the run that is done, in [0, 1].
+        base: value at the start.
+
+    Returns:
+        1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no memory to lose.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2
