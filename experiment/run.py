@@ -124,7 +124,10 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[s
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, dict):
             for key, value in node.items():
-                walk(value, f"{prefix}/{key}" if prefix else str(key))
+                if key == "class_path":  # `model: SimCLR`, `model/encoder: ConvEncoder`
+                    flat[prefix.replace("init_args/", "")] = value.rsplit(".", 1)[-1]
+                else:
+                    walk(value, f"{prefix}/{key}" if prefix else str(key))
         elif isinstance(node, (int, float, str, bool)):
             flat[prefix.replace("init_args/", "")] = node
 
