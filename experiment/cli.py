@@ -97,6 +97,8 @@ class SSLCommandLine(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        # torch has no synchronised batch norm on the CPU and would refuse it
+        config["sync_batchnorm"] = config.get("sync_batchnorm", False) and torch.cuda.is_available()
         config["default_root_dir"] = str(self.run_folder.path)
         # one line about parameters is enough for a template: the table of modules is `--trainer.enable_model_summary true`
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))

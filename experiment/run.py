@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from functools import partial
 from typing import Any
@@ -38,8 +39,9 @@ def run(argv: list[str]) -> int:
     started = Started()
     try:
         return _run(argv, started)
-    except (ValueError, TypeError, OSError, MisconfigurationException, RuntimeError) as error:
-        if started.begun and not isinstance(error, ImageFileError):
+    except (ValueError, OSError, MisconfigurationException) as error:
+        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
+        if "SSL_TRACEBACK" in os.environ or started.begun and not isinstance(error, ImageFileError):
             raise
         raise UserError(explain(error)) from error
 
@@ -97,7 +99,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     data.check_batch_size(world_size)
     module.check_batch_size(data.batch_size * world_size)
     dataset = data.dataset("train")
-    batch = data.transform(dataset.__getitems__([0, 1]), torch.Generator())  # type: ignore[attr-defined]
+    batch = data.transform(dataset.__getitems__([0, min(1, len(dataset) - 1)]), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
     x = batch["input"]
     was_training = module.training
@@ -113,8 +115,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     finally:
         module.train(was_training)
     width = module.encoder.num_features
-    if h.flatten(1).shape != (2, width):
-        raise UserError(f"{type(module).__name__}.embed gave {tuple(h.shape)} for 2 samples, expected (2, {width})")
+    if h.flatten(1).shape != (len(x), width):
+        raise UserError(f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected ({len(x)}, {width})")
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from lightning import Callback, LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from evaluation.callbacks import FeatureProbe, RepresentationHealth
 from tests.conftest import build, trainer_for
 
 STEPS, PER_RANK = 3, 8
@@ -87,6 +88,17 @@ def main(folder: Path, configs: list[str]) -> None:
         state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
         result = {"batches": keep.batches, "gradients": keep.gradients, "state": state, "draws": draws.kept}
         torch.save(result, folder / f"{config.replace('/', '_')}.{trainer.global_rank}.pt")
+    metrics = validation_metrics(folder, strategy="ddp", devices=2)
+    torch.save(metrics, folder / f"validation.{torch.distributed.get_rank()}.pt")
+
+
+def validation_metrics(folder: Path, **options: Any) -> dict[str, Tensor]:
+    """Probe and health of an untrained encoder on the real digits: 360 and 1,077 samples, which two ranks cannot share evenly."""
+    module, data = build("configs/digits/simclr.yaml", "--data.synthetic", "false", "--data.batch_size", "50")
+    callbacks = [FeatureProbe(), RepresentationHealth()]
+    trainer = trainer_for(folder, callbacks=callbacks, **options)
+    trainer.validate(module, data, verbose=False)
+    return {k: v.clone() for k, v in trainer.callback_metrics.items()}
 
 
 class Draws:

@@ -338,6 +338,19 @@ def test_two_processes_equal_one(config: str, two_processes: Path, tmp_path: Pat
             assert error < 1e-5, f"step {step}, {key}: {json.dumps(error.item())}"
 
 
+def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path, tmp_path: Path) -> None:
+    """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and the same health as one process."""
+    from tests.distributed import validation_metrics
+
+    ranks = [torch.load(two_processes / f"validation.{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = validation_metrics(tmp_path)
+    assert {"val/linear_top1", "val/knn_top1", "val/rankme", "val/uniformity"} <= alone.keys()
+    assert ranks[0].keys() == ranks[1].keys() == alone.keys()
+    for key in ("val/linear_top1", "val/knn_top1", "val/rankme", "val/uniformity", "val/feature_std"):
+        assert ranks[0][key] == ranks[1][key]
+        torch.testing.assert_close(ranks[0][key], alone[key], rtol=1e-4, atol=1e-6)
+
+
 def test_ranks_draw_different_views(config: str) -> None:
     """Same samples, another rank: other views (masks with nothing random are the same everywhere)."""
     from datamodules.masks import CentreHole
