@@ -97,6 +97,16 @@ class _Reading(NamedTuple):
     arrived: torch.cuda.Event | None
 
 
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The values on the host; from CUDA without waiting, valid once the event has happened."""
+    if values.device.type != "cuda":
+        return values, None
+    host = values.to("cpu", non_blocking=True)  # to pinned memory
+    arrived = torch.cuda.Event(blocking=True)  # a host that waits for it sleeps
+    arrived.record()
+    return host, arrived
+
+
 class FiniteLoss(Callback):
     """Stops training within one step of a loss or gradient that is NaN or infinite, before a checkpoint could hold it.
 
@@ -129,11 +139,7 @@ class FiniteLoss(Callback):
         norm = torch.nn.utils.get_total_norm(gradients)
         values = torch.stack([self.loss.float(), norm.to(self.loss.device, torch.float32)])
         self.loss = None
-        arrived = None
-        if values.device.type == "cuda":
-            values = values.to("cpu", non_blocking=True)  # to pinned memory
-            arrived = torch.cuda.Event(blocking=True)  # a host that waits for it sleeps
-            arrived.record()
+        values, arrived = _to_host(values)
         lr = float(optimizer.param_groups[0]["lr"])
         before, self.pending = self.pending, _Reading(trainer.global_step + 1, trainer.current_epoch + 1, lr, values, arrived)
         if before is not None:
