@@ -50,24 +50,22 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> dict[str, An
     return before
 
 
-@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
-def test_a_loss_that_is_not_finite_stops_the_run(
-    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In the second epoch of four steps: one line, status 2, weights as before the step, the first epoch's checkpoint kept."""
-    before = poison(monkeypatch, step=6, how=how)
-    assert train.main([*DIGITS, "--run_dir", "run", "--trainer.check_val_every_n_epoch", "1"]) == 2
+def assert_untouched(before: dict[str, Any]) -> None:
+    """The weights are those of before the step; running statistics of batch norm have seen its batch."""
+    after = before["module"].state_dict()
+    assert all(torch.equal(after[name], before["weights"][name]) for name, _ in before["module"].named_parameters())
+
+
+def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the second epoch of four steps: one line, status 2, and the checkpoint of the first epoch."""
+    before = poison(monkeypatch, step=6, how="nan")
+    assert train.main([*DIGITS, "--run_dir", "run", "--trainer.limit_val_batches", "0"]) == 2
     error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1 and error.startswith("error: ")
-    what = "the loss is finite (" if how == "gradient" else f"the loss is {how}"
-    assert what in error and "in step 6 (epoch 2)" in error
+    assert len(error.splitlines()) == 1 and error.startswith("error: the loss is nan in step 6 (epoch 2): ")
     assert re.search(r"learning rate 0\.00\d+, gradient norm nan \([\d.]+ in the step before\)", error)
     assert "run/checkpoints/last.ckpt is of an earlier step" in error
-    after = before["module"].state_dict()
-    trained = [name for name, _ in before["module"].named_parameters()]
-    assert all(torch.equal(after[name], before["weights"][name]) for name in trained)
-    content = read_checkpoint("run/checkpoints/last.ckpt")
-    assert content["global_step"] == 4
+    assert_untouched(before)
+    assert read_checkpoint("run/checkpoints/last.ckpt")["global_step"] == 4
     assert all(v.isfinite().all() for v in load_module("run/checkpoints/last.ckpt").state_dict().values())
 
 
@@ -80,6 +78,16 @@ def fit(folder: Path, *more: Any, **options: Any) -> Any:
     trainer = trainer_for(folder, **{**defaults, **options})
     trainer.fit(module, data)
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("how", "what"), [("inf", "loss is inf"), ("gradient", r"loss is finite \(.+\) but its gradient is not")]
+)
+def test_infinity_and_a_gradient_alone(how: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = poison(monkeypatch, step=1, how=how)
+    with pytest.raises(NonFiniteLoss, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"):
+        fit(tmp_path)
+    assert_untouched(before)
 
 
 class Event:
@@ -131,7 +139,7 @@ def test_no_checkpoint_is_written_of_a_step_that_nobody_has_looked_at(
         options = {"limit_val_batches": 1}
         more = [ModelCheckpoint(tmp_path, "best", monitor="val/loss", save_weights_only=True)]
     if kind == "weights":
-        more = [ModelCheckpoint(tmp_path, "weights", save_on_train_epoch_end=True, save_weights_only=True)]
+        more = [ModelCheckpoint(tmp_path, "weights", mode="max", save_on_train_epoch_end=True, save_weights_only=True)]
     if kind == "step":
         more = [ModelCheckpoint(tmp_path, "step", every_n_train_steps=1, enable_version_counter=False)]
     with pytest.raises(NonFiniteLoss, match="in step 8 "):
