@@ -1,35 +1,58 @@
-"""Probe the frozen features of a trained method: ``python eval.py RUN_DIR_OR_CKPT [--data NAME --data.root DIR]``."""
+"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore PICTURES | --features FILE.npz]``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NoReturn
 
 from experiment.catalogue import UserError, data_sets
 
-if TYPE_CHECKING:
-    from datamodules.base import SSLDataModule
-
 EPILOG = """other data than the run's: --data NAME, and any option of it, such as --data.root DIR or --data.batch_size N.
 An option that both data sets have keeps the run's value. Data sets: """
+MORE = """. Results go to the run folder unless --output is given; a file is replaced only if it is an earlier result.
+Examples: docs/using_what_was_trained.md"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong option is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python eval.py --help")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Own options, and those that begin with ``--data``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python eval.py",
-        description="Linear probe, kNN and few-shot accuracy on the test split, beside a random encoder and the raw input.",
-        epilog=EPILOG + ", ".join(data_sets()),
+        description="Without an option: linear probe, kNN and few-shot accuracy on the test split, beside a random encoder "
+        "and the raw input. With --generate, --restore or --features: files made with what was trained.",
+        epilog=EPILOG + ", ".join(data_sets()) + MORE,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN_DIR_OR_CKPT", help="a run folder (its last.ckpt) or a checkpoint")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="where to write (default: results.json in the run folder)")
-    parser.add_argument(
-        "--probes", default="linear,knn,fewshot", help="comma-separated, of linear, knn, fewshot (default: all)"
+    parser.add_argument("--probes", help="comma-separated, of linear, knn, fewshot (default: all)")
+    use = parser.add_mutually_exclusive_group()
+    use.add_argument(
+        "--generate", metavar="N", type=int, help="N new samples, as a picture (--output, samples.png) and as arrays (.npz)"
     )
+    use.add_argument(
+        "--restore",
+        metavar="PICTURES",
+        type=Path,
+        help="a picture or a folder of them: what is hidden or damaged filled in, in the folder --output (restored/)",
+    )
+    use.add_argument(
+        "--features", metavar="FILE.npz", type=Path, help="features, labels and file names of the train, val and test samples"
+    )
+    parser.add_argument(
+        "--mask", metavar="PICTURE", type=Path, help="with --restore: white = hidden (default: what the run's own mask hides)"
+    )
+    parser.add_argument(
+        "--truth", metavar="PICTURES", type=Path, help="with --restore: the undamaged pictures, same names, to measure PSNR"
+    )
+    parser.add_argument("--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     own, rest = [], []
     arguments = iter(argv)
@@ -40,58 +63,29 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                 rest.append(next(arguments, ""))
         else:
             own.append(argument)
-    return parser.parse_args(own), rest
-
-
-def checkpoint_of(run: str) -> tuple[Path, Path]:
-    """(checkpoint, run folder) of what the user named."""
-    path = Path(run)
-    if path.is_dir():
-        checkpoint = path / "checkpoints" / "last.ckpt"
-        if not checkpoint.is_file():
-            raise UserError(f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made")
-        return checkpoint, path
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)")
-    return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
-    """The run's DataModule, or another one, from the checkpoint's options and the command line."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from datamodules.base import SSLDataModule
-    from experiment.cli import explain
-    from experiment.names import check_command_line, options_of, resolve
-
-    class_path = stored.get("_class_path")
-    chosen: dict[str, type | None] = {"data": resolve(class_path, SSLDataModule, "checkpoint") if class_path else None}
-    overrides = check_command_line(overrides, chosen, [], [])
-    cls = chosen["data"]
-    if cls is None:
-        raise UserError("the checkpoint names no data set: give --data NAME")
-    shared = {k: v for k, v in stored.items() if k in options_of(cls)}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SSLDataModule, "data")
-    base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": shared}
-    try:
-        config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
-    except ArgumentError as error:
-        raise UserError(explain(error)) from None
-    return parser.instantiate(config).data
+    given = parser.parse_args(own)
+    if (given.mask or given.truth) and not given.restore:
+        raise UserError(f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given")
+    if given.probes is not None and (given.generate is not None or given.restore or given.features):
+        raise UserError("--probes is for probing: leave it out with --generate, --restore and --features")
+    if given.features and given.output:
+        raise UserError("--features FILE.npz names the file already: leave --output out")
+    return given, rest
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     import torch
     from rich.console import Console
 
+    from evaluation import outputs
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
     from experiment.quiet import silence_framework
+    from experiment.rebuild import build_data, checkpoint_of
     from sslmodules import initial_module, load_module, read_checkpoint
 
     silence_framework()
-    probes = [p.strip() for p in arguments.probes.split(",") if p.strip()]
+    probes = [p.strip() for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",") if p.strip()]
     for probe in probes or [""]:
         if probe not in PROBES:
             raise UserError(f"--probes: unknown probe {probe!r}{did_you_mean(probe, PROBES)}; known: {', '.join(PROBES)}")
@@ -104,25 +98,43 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     content = read_checkpoint(checkpoint)
     data = build_data(dict(content.get("datamodule_hyper_parameters", {})), overrides)
     module = load_module(checkpoint)
-    report = evaluate(module, initial_module(content), data, str(checkpoint), probes, device, seed=content.get("seed", 0))
-    name = "results" if checkpoint.stem == "last" else f"results-{checkpoint.stem}"
+    suffix = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
     if overrides:
-        name += f"-{report['data'].lower()}"
-    output = arguments.output or folder / f"{name}.json"
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
-    write_json(output, report)
+        suffix += f"-{type(data).__name__.lower()}"
+    source, target, seed = str(checkpoint), arguments.output, content.get("seed", 0)
+    lines = None
+    if arguments.generate is not None:
+        target = target or folder / f"samples{suffix}.png"
+        lines = outputs.generate(module, data, arguments.generate, target, source, torch.device(device), seed)
+    elif arguments.restore:
+        target = target or folder / f"restored{suffix}"
+        options = {"mask": arguments.mask, "truth": arguments.truth, "seed": seed}
+        lines = outputs.restore(module, data, arguments.restore, target, torch.device(device), **options)
+    elif arguments.features:
+        lines = outputs.export_features(module, data, arguments.features, source, torch.device(device))
+    if lines is not None:
+        for line in lines:  # a name may hold bytes that no terminal can show
+            print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+        return
+    target = target or folder / f"results{suffix}.json"
+    outputs.check_target(target)
+    report = evaluate(module, initial_module(content), data, source, probes, device, seed=seed)
+    told = "replaced" if target.exists() else "written"
+    write_json(target, report)
     console = Console(soft_wrap=True)
     print_report(report, console)
-    console.print(f"written: {output}")
+    console.print(f"{told}: {target}")
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit status; a message of one line for whatever the user can mend."""
-    arguments, overrides = parse(argv)
     try:
+        arguments, overrides = parse(argv)
         run(arguments, overrides)
-    except (UserError, ValueError, OSError) as error:
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
         from experiment.cli import explain
 
         print(f"error: {explain(error)}", file=sys.stderr)

@@ -447,6 +447,22 @@ def _images_below(folder: bytes, parents: tuple[bytes, ...] = ()) -> list[bytes]
     return images + [path for f in folders for path in _images_below(f, (*parents, real))]
 
 
+def image_files(path: str | os.PathLike[str]) -> list[bytes]:
+    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are left out.
+
+    Raises:
+        MissingDataError: there is no such file or folder, or the folder holds no images.
+    """
+    name = os.fsencode(path)
+    if os.path.isfile(name):
+        return [name]
+    if not os.path.isdir(name):
+        raise MissingDataError(f"{_text(name)} does not exist: expected an image or a folder of images")
+    if not (images := _entries(name)[1]):
+        raise MissingDataError(f"no images in {_text(name)}: expected files that end in {_text(IMAGE_SUFFIXES, most=99)}")
+    return images
+
+
 def _text(paths: bytes | Sequence[bytes], most: int = 5) -> str:
     """File names for a message: the first few, printable whatever bytes they are made of."""
     if isinstance(paths, bytes):
@@ -671,6 +687,11 @@ class ImageFolder(ImageDataModule):
     @property
     def num_classes(self) -> int | None:  # type: ignore[override]
         return len(self.class_names) or None
+
+    def files(self, split: Split) -> list[str]:
+        """Paths of the samples of ``split``, in the order of ``dataset(split)``."""
+        paths, _ = self._find()["train" if split == "bank" else split]
+        return [os.fsdecode(path) for path in paths]
 
     def _load(self, split: Split) -> dict[str, Any]:
         files = self._find()

@@ -21,7 +21,7 @@ import evaluation.callbacks  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
 from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
 from experiment.checkpoint_io import AtomicCheckpointIO
-from experiment.monitoring import ProgressBar, Throughput
+from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
 from experiment.names import check_command_line, check_layer
 from experiment.run_folder import RunFolder
 from sslmodules.base import SSLModule
@@ -108,6 +108,7 @@ class SSLCommandLine(LightningCLI):
         folder = self.run_folder.path / "checkpoints"
         callbacks: list[Callback] = [
             Throughput(),
+            FiniteLoss(self.run_folder.last),
             ModelCheckpoint(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
         ]
         if validates:

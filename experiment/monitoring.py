@@ -1,13 +1,18 @@
-"""What a run tells while it trains: a progress bar with the probe's accuracy, and where the time goes."""
+"""What a run tells while it trains: progress with the probe's accuracy, where the time goes, and a loss that is none."""
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
+from torch import Tensor
+from torch.optim import Optimizer
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
@@ -76,3 +81,103 @@ class Throughput(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(rates, step=trainer.global_step)
             self.reset()
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training cannot go on: the loss or a gradient is NaN or infinite. One line with the step and what to do."""
+
+
+class _Reading(NamedTuple):
+    """Loss and gradient norm of a step on their way to the host."""
+
+    step: int
+    epoch: int
+    lr: float
+    values: Tensor  # (2,) float32 on the host; valid once `arrived`
+    arrived: torch.cuda.Event | None
+
+
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The values on the host; from CUDA without waiting, valid once the event has happened."""
+    if values.device.type != "cuda":
+        return values, None
+    host = values.to("cpu", non_blocking=True)  # to pinned memory
+    arrived = torch.cuda.Event(blocking=True)  # a host that waits for it sleeps
+    arrived.record()
+    return host, arrived
+
+
+class FiniteLoss(Callback):
+    """Stops training within one step of a loss or gradient that is NaN or infinite, before a checkpoint could hold it.
+
+    On CPU the step is looked at before the optimizer makes it, so the weights are those of the step before. On CUDA the two
+    numbers are copied to pinned memory without blocking and looked at while the device works on the next step: the host is
+    never more than one step ahead, and the device never waits. Validation and checkpoints, for which the host waits anyway,
+    first look at whatever is on its way.
+
+    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps; a NaN loss is one there too.
+
+    Args:
+        checkpoint: the run's last checkpoint, for the message.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.loss: Tensor | None = None  # of the batches since the last optimizer step; one that is not finite stays so
+        self.pending: _Reading | None = None
+        self.norm_before: float | None = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        loss = loss.detach()
+        self.loss = loss if self.loss is None else self.loss + loss
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # here and not at the backward: every rank has the same gradients by now, so all of them stop at the same step
+        if self.loss is None:
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        values = torch.stack([self.loss.float(), norm.to(self.loss.device, torch.float32)])
+        self.loss = None
+        values, arrived = _to_host(values)
+        lr = float(optimizer.param_groups[0]["lr"])
+        before, self.pending = self.pending, _Reading(trainer.global_step + 1, trainer.current_epoch + 1, lr, values, arrived)
+        if before is not None:
+            self._look(before, trainer)
+        if arrived is None:
+            self._look_at_pending(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look_at_pending(trainer)  # the best checkpoint is written after it
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look_at_pending(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look_at_pending(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.loss = self.pending = None
+
+    def _look_at_pending(self, trainer: Trainer) -> None:
+        reading, self.pending = self.pending, None
+        if reading is not None:
+            self._look(reading, trainer)
+
+    def _look(self, reading: _Reading, trainer: Trainer) -> None:
+        """Raises ``NonFiniteLoss`` for a step whose numbers are not finite."""
+        if reading.arrived is not None:
+            reading.arrived.synchronize()  # of the step before the one that the device is at
+        loss, norm = reading.values.tolist()
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
+            self.norm_before = norm
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is finite ({loss:.4g}) but its gradient is not"
+        before = "" if self.norm_before is None else f" ({self.norm_before:.3g} in the step before)"
+        kept = f"{self.checkpoint} is of an earlier step" if self.checkpoint.is_file() else "no checkpoint was written yet"
+        raise NonFiniteLoss(
+            f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, gradient norm "
+            f"{norm:.3g}{before}. Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
+            "--trainer.gradient_clip_val 1, or --trainer.precision 32-true"
+        )

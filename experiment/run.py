@@ -19,6 +19,7 @@ from datamodules.images import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import SSLCommandLine, explain
+from experiment.monitoring import NonFiniteLoss
 from experiment.quiet import silence_framework
 from sslmodules import SSLModule, initial_module
 
@@ -39,9 +40,10 @@ def run(argv: list[str]) -> int:
     started = Started()
     try:
         return _run(argv, started)
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, MisconfigurationException, NonFiniteLoss) as error:
         # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
-        if "SSL_TRACEBACK" in os.environ or started.begun and not isinstance(error, ImageFileError):
+        known = isinstance(error, (ImageFileError, NonFiniteLoss))
+        if "SSL_TRACEBACK" in os.environ or (started.begun and not known):
             raise
         raise UserError(explain(error)) from error
 

@@ -1,0 +1,46 @@
+"""From a run folder back to what made it: the checkpoint, and the data set with its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from datamodules.base import SSLDataModule
+from experiment.catalogue import UserError
+from experiment.cli import explain
+from experiment.names import check_command_line, options_of, resolve
+
+
+def checkpoint_of(run: str) -> tuple[Path, Path]:
+    """(checkpoint, run folder) of what the user named."""
+    path = Path(run)
+    if path.is_dir():
+        checkpoint = path / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise UserError(f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made")
+        return checkpoint, path
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)")
+    return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
+    """The run's DataModule, or another one, from the checkpoint's options and the command line."""
+    class_path = stored.get("_class_path")
+    chosen: dict[str, type | None] = {"data": resolve(class_path, SSLDataModule, "checkpoint") if class_path else None}
+    overrides = check_command_line(overrides, chosen, [], [])
+    cls = chosen["data"]
+    if cls is None:
+        raise UserError("the checkpoint names no data set: give --data NAME")
+    shared = {k: v for k, v in stored.items() if k in options_of(cls)}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SSLDataModule, "data")
+    base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": shared}
+    try:
+        config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
+    except ArgumentError as error:
+        raise UserError(explain(error)) from None
+    return parser.instantiate(config).data
