@@ -346,6 +346,6 @@ def test_ranks_draw_different_views(config: str) -> None:
     if data.views is None or isinstance(data.views, CentreHole):
         pytest.skip("nothing is drawn for this data")
     one, two = (batch_of(data, draw=rank) for rank in (0, 1))
-    key = "views" if "views" in one else "mask"
+    key = next(key for key in ("views", "mask", "corrupted") if key in one)
     first, second = (b[key][0] if key == "views" else b[key] for b in (one, two))
     assert not torch.equal(first, second)
