@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from datamodules import Digits, RandomBlock, TwoViews, View
+from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images import ArrayDataset
 from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
 from evaluation.knn import knn_predict
@@ -179,8 +179,10 @@ def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
     for module, data, tag, columns in (
         (simclr(), Digits(views=views(), batch_size=64), "views", 3),
         (build("configs/digits/inpainting.yaml")[0], Digits(views=RandomBlock(), batch_size=64), "reconstruction", 4),
+        (build("configs/digits/autoencoder.yaml")[0], Digits(views=GaussianNoise(), batch_size=64), "reconstruction", 3),
+        (build("configs/digits/autoencoder.yaml")[0], Digits(batch_size=64), "reconstruction", 2),
     ):
-        shown = pictures(tmp_path / tag, module, data)
+        shown = pictures(tmp_path / f"{tag}-{columns}", module, data)
         assert list(shown) == [tag]
         assert shown[tag][0][:2] == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
 
