@@ -27,7 +27,7 @@ class Batch(TypedDict, total=False):
     label: Tensor  # (B,) int64, -1 = unknown; only probes read it
     views: list[Tensor]  # each (B, C, h, w), standardised; global views first
     mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels or (B, N) patches
-    corrupted: Tensor  # (B, T) int64 tokens with some replaced
+    corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardised; (B, T) int64 tokens with some replaced
     target: Tensor  # (B, T) int64, -100 where there is no loss
     segment: Tensor  # (B, T) int64, 0 or 1
     is_next: Tensor  # (B,) int64
@@ -190,6 +190,8 @@ class SSLDataModule(LightningDataModule):
             out.update(apply_views(self.views, decoded, generator))
             if "views" in out:
                 out["views"] = [self.standardise(view) for view in out["views"]]
+            if "corrupted" in out:
+                out["corrupted"] = self.standardise(out["corrupted"])
         return out  # type: ignore[return-value]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:

@@ -102,6 +102,10 @@ class ImageDataModule(SSLDataModule):
 
     A subclass sets the attributes and gives ``_load(split)``.
 
+    Args:
+        mean, std: other constants than the data set's for ``standardise``, one value per channel. 0 and 1 leave pixels in
+            [0, 1], for methods that model their values; 0.5 and 0.5 put them into [-1, 1].
+
     Attributes:
         image_shape: (C, H, W) of ``input``.
         mean, std: one value per channel, of the training split, for pixels in [0, 1].
@@ -113,8 +117,16 @@ class ImageDataModule(SSLDataModule):
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        for name, values in (("mean", mean), ("std", std)):
+            if values is None:
+                continue
+            if len(values) != self.image_shape[0]:
+                raise ValueError(f"{name} must have one value for each of {self.image_shape[0]} channels, got {list(values)}")
+            setattr(self, name, tuple(values))
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std must be positive, got {list(std)}")
         self._datasets: dict[str, Dataset] = {}
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

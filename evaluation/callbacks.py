@@ -6,6 +6,8 @@ touches the method's loss, or calls its ``forward`` with gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torchvision.utils import make_grid
 from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1
+from sslmodules.base import seed_noise
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
@@ -46,6 +49,14 @@ def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, image, trainer.global_step)
+
+
+@contextmanager
+def _own_noise(device: torch.device) -> Iterator[None]:
+    """Pictures draw the same noise every time, and leave the method's random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_noise(device, 3)
+        yield
 
 
 class FeatureProbe(Callback):
@@ -279,10 +290,15 @@ class RepresentationHealth(Callback):
 
 
 class ImageGrid(Callback):
-    """Pictures at validation: a row per sample with the input, its views, and what the method makes of a hidden part.
+    """Pictures at validation: the views, and what the method makes of an image, as far as batch and method have them.
 
-    ``views``: input, view 1, view 2, ...; ``reconstruction``: input, masked, prediction, input with the hole filled. Small
-    images are enlarged so that pixels can be seen. Data that is not images is passed over.
+    A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed over. By tag:
+
+    - ``views``: input, view 1, view 2, ...
+    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, masked, prediction, input with the hole filled;
+      with a corrupted image: that, prediction, input; otherwise input and prediction.
+    - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
+    - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the next.
 
     Args:
         num_samples: rows.
@@ -312,12 +328,24 @@ class ImageGrid(Callback):
         x = batch["input"][:n]
         if "views" in batch:
             self._draw(trainer, "views", [x, *(view[:n] for view in batch["views"])])
-        if "mask" in batch and hasattr(pl_module, "reconstruct"):
-            few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
-            with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), _own_noise(pl_module.device):
+            if hasattr(pl_module, "reconstruct"):
+                few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
                 prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]
-            mask = few["mask"]
-            self._draw(trainer, "reconstruction", [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)])
+                self._draw(trainer, "reconstruction", self._columns(x, few, prediction))
+            if hasattr(pl_module, "sample"):
+                samples = pl_module.sample(n * n).to(x.dtype)  # type: ignore[operator]
+                self._draw(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
+            if hasattr(pl_module, "interpolate"):
+                steps = pl_module.interpolate(x, n).to(x.dtype)  # type: ignore[operator]
+                self._draw(trainer, "interpolations", list(steps.unbind(1)))
+
+    @staticmethod
+    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor) -> list[Tensor]:
+        if "mask" in batch:
+            mask = batch["mask"]
+            return [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)]
+        return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]
 
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:

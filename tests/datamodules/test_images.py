@@ -129,6 +129,17 @@ def test_decode_standardise_and_back():
     assert data.unstandardise(torch.full((1, 3, 2, 2), 99.0)).max() == 1
 
 
+def test_other_constants_for_standardising():
+    raw = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    data = Digits(mean=(0.0,), std=(1.0,))
+    pixels = data.transform({"input": raw}, None)["input"]
+    assert torch.equal(pixels, data.decode(raw)) and torch.equal(data.unstandardise(pixels), pixels)
+    assert Digits().mean == Digits.mean == (0.3064,)
+    for knob, value in (("mean", (0.0, 0.0)), ("std", (0.0,))):
+        with pytest.raises(ValueError, match=rf"{knob} must .*got \[0"):
+            Digits(**{knob: value})
+
+
 @pytest.mark.parametrize("cls", [Digits, *DOWNLOADED, ImageFolder])
 def test_synthetic_touches_no_file_and_can_be_learnt(cls, tmp_path):
     root = str(tmp_path / "absent")

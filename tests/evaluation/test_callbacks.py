@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from datamodules import Digits, RandomBlock, TwoViews, View
+from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images import ArrayDataset
 from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
 from evaluation.knn import knn_predict
@@ -163,22 +163,49 @@ def test_a_healthy_representation_is_not_called_collapsed(tmp_path: Path, recwar
     assert trainer.callback_metrics["val/alignment"] > 0 > trainer.callback_metrics["val/uniformity"]
 
 
+def pictures(folder: Path, module: Any, data: Any, epochs: int = 1) -> dict[str, list[tuple[int, int, bytes]]]:
+    """What a run writes to TensorBoard: by tag, (width, height, PNG) at every validation."""
+    logger = TensorBoardLogger(str(folder), name="log")
+    callbacks = [ImageGrid(num_samples=5)]
+    trainer = trainer_for(folder, max_epochs=epochs, limit_train_batches=1, callbacks=callbacks, logger=logger)
+    trainer.fit(module, data)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    return {tag: [(i.width, i.height, i.encoded_image_string) for i in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
 def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
     for module, data, tag, columns in (
         (simclr(), Digits(views=views(), batch_size=64), "views", 3),
         (build("configs/digits/inpainting.yaml")[0], Digits(views=RandomBlock(), batch_size=64), "reconstruction", 4),
+        (build("configs/digits/autoencoder.yaml")[0], Digits(views=GaussianNoise(), batch_size=64), "reconstruction", 3),
+        (build("configs/digits/autoencoder.yaml")[0], Digits(batch_size=64), "reconstruction", 2),
     ):
-        logger = TensorBoardLogger(str(tmp_path / tag), name="log")
-        trainer = trainer_for(
-            tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger
-        )
-        trainer.fit(module, data)
-        logger.finalize("success")
-        events = EventAccumulator(logger.log_dir)
-        events.Reload()
-        assert tag in events.Tags()["images"]
-        image = events.Images(tag)[0]
-        assert (image.width, image.height) == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
+        shown = pictures(tmp_path / f"{tag}-{columns}", module, data)
+        assert list(shown) == [tag]
+        assert shown[tag][0][:2] == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
+
+
+class Generator(SimCLR):
+    """A method that samples and interpolates."""
+
+    def sample(self, n: int) -> torch.Tensor:
+        return self.randn(n, 1, 8, 8)
+
+    def interpolate(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        share = torch.linspace(0, 1, steps).view(-1, 1, 1, 1)
+        return torch.lerp(x[:, None], x.roll(-1, 0)[:, None], share)
+
+
+def test_pictures_show_samples_of_the_same_noise_and_interpolations(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Generator(ConvEncoder(1, (8, 16)), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    shown = pictures(tmp_path, module, Digits(views=views(), batch_size=64), epochs=2)
+    assert sorted(shown) == ["interpolations", "samples", "views"]
+    for tag in ("samples", "interpolations"):
+        assert [picture[:2] for picture in shown[tag]] == [(5 * 66 + 2, 5 * 66 + 2)] * 2
+        assert shown[tag][0] == shown[tag][1]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import CentreHole, Digits
+from datamodules import CentreHole, Digits, GaussianNoise, MaskingNoise
 from evaluation.linear_probe import top1
-from evaluation.reconstruction import psnr, reconstruction_psnr
+from evaluation.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
 from evaluation.report import evaluate, extract_features, probe_features, raw_input
 from tests.conftest import build
 
@@ -86,6 +86,40 @@ def test_psnr_of_the_hidden_region_counts_hidden_pixels_only() -> None:
     assert values["mean_image"] == pytest.approx(-10 * math.log10(((hole - bank.mean(0)[2:6, 2:6]) ** 2).mean()), abs=1e-6)
     assert values["best_constant"] == pytest.approx(-10 * math.log10(hole.var()), abs=1e-6)
     assert values["model"] > values["mean_image"] > values["best_constant"]
+
+
+def test_psnr_of_removed_noise_counts_every_pixel() -> None:
+    data = Digits(views=MaskingNoise(0.5), batch_size=360)
+    result = denoising_psnr(Perfect(data), data, torch.device("cpu"))  # type: ignore[arg-type]
+    test = data.dataset("test").images[..., 0].astype(np.float64) / 255  # type: ignore[attr-defined]
+    values = result["psnr"]
+    assert result["pixels"] == test.size
+    assert values["model"] == pytest.approx(-10 * math.log10(((test / 2) ** 2).mean()), abs=1e-4)
+    # half of the values are set to 0: the error is half the mean square, give or take the draw
+    assert values["noisy"] == pytest.approx(-10 * math.log10((test**2).mean() / 2), abs=0.1)
+    assert values["model"] > values["noisy"]
+
+
+def test_median_filter_equals_the_slow_reference() -> None:
+    images = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    for size in (1, 3, 5):
+        padded = np.pad(images.numpy(), [(0, 0), (0, 0), *[(size // 2, size // 2)] * 2], mode="reflect")
+        slow = np.empty(images.shape, np.float32)
+        for b, c, y, x in np.ndindex(*images.shape):
+            slow[b, c, y, x] = np.median(padded[b, c, y : y + size, x : x + size])
+        assert np.array_equal(median_filter(images, size).numpy(), slow)
+    speck = torch.zeros(1, 1, 8, 8)
+    speck[..., 4, 4] = 1
+    assert not median_filter(speck).any()
+    with pytest.raises(ValueError, match="size must be odd and positive, got 4"):
+        median_filter(images, 4)
+
+
+def test_what_a_method_restores_depends_on_what_the_views_damage() -> None:
+    module, _ = build("configs/digits/autoencoder.yaml")
+    for views, section in ((GaussianNoise(), {"denoising"}), (None, set())):
+        report = evaluate(module, module, Digits(views=views), "x.ckpt", probes=())
+        assert set(report) & {"denoising", "reconstruction"} == section
 
 
 def test_top1_is_a_share() -> None:

@@ -1,0 +1,121 @@
+"""Networks between an image and a vector without a feature map: fully connected ones, and a decoder that grows a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslmodules.networks.convnet import check_channels
+
+
+class MLPEncoder(nn.Module):
+    """A flattened image through linear layers, each with ReLU; no batch norm.
+
+    Args:
+        in_features: values of an image, C * H * W.
+        hidden: width of each layer; the last one is ``num_features``.
+    """
+
+    def __init__(self, in_features: int = 784, hidden: Sequence[int] = (400,)) -> None:
+        super().__init__()
+        check_channels("in_features", in_features)
+        if not hidden:
+            raise ValueError("hidden must name at least one layer, got none")
+        layers: list[nn.Module] = []
+        for i, width in enumerate(hidden):
+            check_channels(f"hidden[{i}]", width)
+            layers += [nn.Linear(in_features, width), nn.ReLU(inplace=True)]
+            in_features = width
+        self.layers = nn.Sequential(*layers)
+        self.num_features = in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        return self.layers(x.flatten(1))
+
+
+class MLPDecoder(nn.Module):
+    """A vector through linear layers with ReLU between them to the values of an image.
+
+    Args:
+        in_features: width of the vector.
+        hidden: width of each hidden layer.
+        image_size: height and width of the output, in pixels.
+        out_channels: channels of the output.
+    """
+
+    def __init__(
+        self, in_features: int = 20, hidden: Sequence[int] = (400,), image_size: int = 28, out_channels: int = 1
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("image_size", image_size), ("out_channels", out_channels)):
+            check_channels(name, value)
+        self.in_features, self.shape = in_features, (out_channels, image_size, image_size)
+        layers: list[nn.Module] = []
+        width = in_features
+        for i, after in enumerate(hidden):
+            check_channels(f"hidden[{i}]", after)
+            layers += [nn.Linear(width, after), nn.ReLU(inplace=True)]
+            width = after
+        self.layers = nn.Sequential(*layers, nn.Linear(width, out_channels * image_size**2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, D) -> (B, C, H, W), unbounded."""
+        return self.layers(z).unflatten(1, self.shape)
+
+
+class VectorDecoder(nn.Module):
+    """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to pixels.
+
+    Args:
+        in_features: width of the vector.
+        map_size: height and width of the first map, in positions.
+        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling overshoots.
+        channels: width of the first map, then of each doubling stage.
+        out_channels: channels of the output.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 128,
+        map_size: int = 7,
+        image_size: int = 28,
+        channels: Sequence[int] = (128, 64, 32),
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("map_size", map_size), ("out_channels", out_channels)):
+            check_channels(name, value)
+        if image_size < map_size:
+            raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
+        if not channels:
+            raise ValueError("channels must name at least one layer, got none")
+        for i, width in enumerate(channels):
+            check_channels(f"channels[{i}]", width)
+        self.in_features, self.map_size, self.image_size = in_features, map_size, image_size
+        width = channels[0]
+        self.to_map = nn.Linear(in_features, width * map_size**2)
+        stages: list[nn.Module] = [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        for after in channels[1:]:
+            stages += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(width, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
+            width = after
+        self.stages = nn.Sequential(*stages)
+        self.to_pixels = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, D) -> (B, C, H, W), unbounded."""
+        side = self.map_size
+        first = self.to_map(z).view(len(z), side, side, -1).permute(0, 3, 1, 2)  # (B, C, h, w), channels last as it is
+        x = self.stages(first)
+        if x.shape[-1] != self.image_size:
+            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+        return self.to_pixels(x)
