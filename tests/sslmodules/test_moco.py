@@ -211,7 +211,7 @@ def test_a_queue_that_is_no_multiple_of_the_batch_stops_at_the_start(size: int, 
 
 def test_too_many_groups_for_the_batch_stop_at_the_start() -> None:
     small(batch_norm_groups=4).check_batch_size(8)
-    with pytest.raises(ValueError, match="batch_norm_groups must be at most half of the batch of 8.*got 5"):
+    with pytest.raises(ValueError, match=r"batch_norm_groups must be at most half of the batch of 8.*got 5"):
         small(batch_norm_groups=5).check_batch_size(8)
 
 
