@@ -123,7 +123,7 @@ def test_heads_are_the_papers() -> None:
 
 
 def test_the_predictors_learning_rate_stays(tmp_path: Path) -> None:
-    """All other groups warm up and decay; the constant one survives a resume, since it stands in the optimizer's state."""
+    """All other groups warm up and decay."""
     module = small(warmup_epochs=0.5)
     rates: list[list[float]] = []
     losses = module.losses
