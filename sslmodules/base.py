@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch, mix_seed, plain_values, run_seed
-from sslmodules.optim import decay_groups, warmup_cosine
+from sslmodules.optim import constant, decay_groups, warmup_cosine
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
@@ -83,7 +83,8 @@ class SSLModule(LightningModule):
         """Called once after every optimizer step, however many batches were accumulated for it."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: every trainable parameter in exactly one."""
+        """Groups for the optimizer: every trainable parameter in exactly one. A group with ``"fix_lr": True`` keeps the
+        optimizer's learning rate: no warm-up, no decay."""
         return decay_groups(self)
 
     # ---- for a method ------------------------------------------------------------------------------------------------
@@ -134,6 +135,8 @@ class SSLModule(LightningModule):
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views "
                 "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
             )
+        if "views" in self.batch_keys and len(batch["views"]) < 2:
+            raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")
 
     def setup(self, stage: str) -> None:
         per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
@@ -180,4 +183,5 @@ class SSLModule(LightningModule):
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        factors = [constant if group.get("fix_lr") else factor for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}

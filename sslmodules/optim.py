@@ -23,6 +23,11 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def constant(step: int) -> float:
+    """Factor 1 at every step: the schedule of a group that keeps its learning rate."""
+    return 1.0
+
+
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
     """Factor of the peak learning rate at each optimizer step: linear from 1/warmup to 1, then a half cosine to ``final``.
 

@@ -1,0 +1,99 @@
+"""SimSiam (Chen & He 2020, https://arxiv.org/abs/2011.10566).
+
+A predictor turns the projection of one view into that of the other, which is held fixed (stop-gradient). Neither
+negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
+
+Differs from the official code: the layer in front of the projector's last batch norm has no bias, where the official one
+has a frozen bias, which that norm removes again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import mlp
+from sslmodules.optim import decay_groups
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """D(p, stopgrad(z)) = -cos(p, z), the mean over the batch (Chen & He 2020).
+
+    Args:
+        prediction: (B, D) predictions p; any scale, normalised here, in float32 or better.
+        target: (B, D) projections z of the other view; no gradient flows into them.
+
+    Returns:
+        Scalar in [-1, 1].
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        return -F.cosine_similarity(full_precision(prediction), full_precision(target.detach()), dim=1).mean()
+
+
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation of unit vectors over the batch, mean over dimensions, times sqrt(D): the paper's sign of collapse.
+
+    Args:
+        z: (B, D) projections; any scale.
+
+    Returns:
+        Scalar: 0 = all rows point the same way, about 1 = spread over the sphere.
+    """
+    unit = F.normalize(full_precision(z.detach()), dim=1)
+    return unit.std(0, correction=0).mean() * math.sqrt(z.shape[1])
+
+
+class SimSiam(SSLModule):
+    """SimSiam: predict the projection of the other view, which gets no gradient.
+
+    The learning rate of the predictor is constant; warm-up and decay are for the rest.
+
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
+        projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the official code.
+        projector_out: width of projections and predictions.
+        projector_layers: 3 as in the paper, 2 in its CIFAR-10 experiments.
+        predictor_hidden: the bottleneck of the predictor, a quarter of ``projector_out`` in the paper.
+        **kwargs: ``SSLModule``'s.
+    """
+
+    couples_batch = True  # by the batch norms of its heads
+    batch_keys = ("views",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector_hidden: int | None = None,
+        projector_out: int = 2048,
+        projector_layers: int = 3,
+        predictor_hidden: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sizes = {"projector_out": projector_out, "projector_layers": projector_layers, "predictor_hidden": predictor_hidden}
+        if projector_hidden is not None:
+            sizes["projector_hidden"] = projector_hidden
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        width = int(encoder.num_features)  # type: ignore[arg-type]
+        self.encoder = encoder
+        widths = [width, *[projector_hidden or width] * (projector_layers - 1), projector_out]
+        self.projector = mlp(widths, last_norm=True, last_affine=False)
+        self.predictor = mlp([projector_out, predictor_hidden, projector_out])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        rest = decay_groups(nn.Sequential(self.encoder, self.projector))
+        return rest + [{**group, "fix_lr": True} for group in decay_groups(self.predictor)]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        # view by view, as in the official code: batch statistics are those of one view
+        z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, projector_out) each
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        return {"loss": (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, "z_spread": spread(z1)}
