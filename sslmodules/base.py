@@ -134,6 +134,8 @@ class SSLModule(LightningModule):
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views "
                 "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
             )
+        if "views" in self.batch_keys and len(batch["views"]) < 2:
+            raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")
 
     def setup(self, stage: str) -> None:
         per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
