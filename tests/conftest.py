@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import Trainer, seed_everything
 
 from datamodules.base import SSLDataModule, mix_seed
 from experiment.catalogue import ROOT, config_files
 from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
+from sslmodules import methods
 from sslmodules.base import SSLModule
 
 silence_framework()
@@ -46,6 +49,10 @@ def shrunk(config: str) -> list[str]:
     if config.startswith("configs/imagenet"):
         options += ["--data.root", "unused", "--data.image_size", "32", "--model.encoder.init_args.name", "resnet18"]
         options += ["--data.views.init_args.size", "32"]
+        method = methods()[yaml.safe_load((ROOT / config).read_text())["model"]["class_path"]]
+        for knob in ("projector_hidden", "projector_out"):  # some papers' have 8,192
+            if knob in inspect.signature(method).parameters:
+                options += [f"--model.{knob}", "64"]
     return options
 
 
