@@ -43,7 +43,7 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
     fixed = tuple(getattr(patches, "img_size", None) or ())
     if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
         raise ValueError(
-            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}. For a ViT that takes several sizes give "
+            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}. For a ViT of several sizes give "
             "class_path timm.models.VisionTransformer with init_args dynamic_img_size: true and num_classes: 0"
         )
 

@@ -209,7 +209,7 @@ def fit(net: SwAV, folder: Path, steps: int, batch_size: int = 16, **options: An
 
 @pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_prototypes_are_frozen_for_the_first_steps_only(frozen: int, tmp_path: Path) -> None:
-    """Weight decay and momentum would move them, were the gradient zero in place of none. Directions count: the length is reset."""
+    """With a gradient of zero, weight decay and momentum would still move them. Directions count, lengths are reset."""
     net = module(freeze_prototypes_steps=frozen)
     start = F.normalize(net.prototypes.weight.detach(), dim=1)
     fit(net, tmp_path, 3)
