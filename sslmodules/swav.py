@@ -1,0 +1,261 @@
+"""SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
+
+Each of the two global views is assigned to prototypes under the constraint that all prototypes serve equally many
+samples (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local views are cheap
+extra predictors (multi-crop).
+
+Differs from the official code: the queue is one for all processes and in the checkpoint, where there it is a file per
+process; Sinkhorn-Knopp runs on logarithms; any optimizer takes the place of LARC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import mlp
+
+
+def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> None:
+    """Refuse views that a multi-crop method cannot use.
+
+    Args:
+        method: name for the message.
+        encoder: asked whether it takes images of one size only, as timm's ViTs do unless told otherwise.
+        views: V tensors (B, C, h, w), global ones first.
+
+    Raises:
+        ValueError: fewer than two views, two global views of different sizes, or other sizes than the encoder takes.
+    """
+    if len(views) < 2:
+        raise ValueError(f"{method} needs two global views in views, got {len(views)}: use MultiCrop, TwoViews or a preset")
+    sizes = [tuple(view.shape[-2:]) for view in views]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}")
+    patches = getattr(getattr(encoder, "net", encoder), "patch_embed", None)
+    fixed = tuple(getattr(patches, "img_size", None) or ())
+    if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
+        raise ValueError(
+            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}. For a ViT of several sizes give "
+            "class_path timm.models.VisionTransformer with init_args dynamic_img_size: true and num_classes: 0"
+        )
+
+
+def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """Features of all views, one pass of the encoder for each run of views of the same size (as the official code).
+
+    Args:
+        encoder: (n, C, h, w) -> (n, D) for each size that occurs.
+        views: V tensors (B, C, h, w); h and w may differ between them.
+
+    Returns:
+        (V * B, D), view after view.
+    """
+    runs = groupby(views, key=lambda view: view.shape[-2:])
+    return torch.cat([encoder(torch.cat(list(run))) for _, run in runs])
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Codes of equal use: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), on logarithms.
+
+    In turn every prototype is given the same total weight over the samples, and every sample the same over the
+    prototypes. Samples come last, so that each code sums to one; prototypes are equally used only in the limit.
+
+    Args:
+        scores: (N, K) similarities of ALL samples of the global batch to the prototypes.
+        epsilon: smoothness of the codes; the paper's 0.05. Towards 0 they become hard.
+        iterations: the paper's 3.
+
+    Returns:
+        (N, K) codes, outside of the graph, float32 or better; rows sum to 1.
+
+    Raises:
+        ValueError: ``epsilon`` is not positive or ``iterations`` is below 1.
+    """
+    if epsilon <= 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    with torch.autocast(scores.device.type, enabled=False):
+        # exp(1 / 0.05) is beyond float16, and at a small epsilon exp of anything is beyond float32: hence logarithms
+        log_q = full_precision(scores) / epsilon  # (N, K)
+        for _ in range(iterations):
+            log_q = log_q - torch.logsumexp(log_q, dim=0)
+            log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
+        return log_q.exp()
+
+
+def swapped_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
+    """Every view predicts the target of each global view but of itself; the mean over those pairs and the batch.
+
+    For a target q of view g and the prediction p of view v != g of the same image, both over K prototypes: -sum_k q_k log p_k.
+
+    Args:
+        log_p: (V, B, K) log-probabilities of all views, global ones first.
+        targets: (G, B, K) probabilities of the first G views, without gradient.
+
+    Returns:
+        Scalar.
+    """
+    others = log_p.sum(0) - log_p[: len(targets)]  # (G, B, K): for each target the sum over the views that predict it
+    return -(targets * others).sum(2).mean() / (len(log_p) - 1)
+
+
+def swav_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor:
+    """Swapped prediction over several crops (Caron et al. 2020, Eq. 2, multi-crop in section 3.2).
+
+    Args:
+        scores: (V, B, K) dot products of unit projections with unit prototypes, global views first.
+        codes: (2, B, K) codes of the two global views; no gradient goes into them.
+        temperature: of the softmax that turns scores into predictions; the paper's 0.1.
+
+    Returns:
+        Scalar, the mean over 2 (V - 1) pairs of views and the batch.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    with torch.autocast(scores.device.type, enabled=False):
+        return swapped_cross_entropy(F.log_softmax(full_precision(scores) / temperature, dim=2), codes.detach())
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Mean entropy in nats of distributions in the last dimension; 0 log 0 = 0."""
+    return torch.special.entr(p).sum(-1).mean()
+
+
+class SwAV(SSLModule):
+    """SwAV: predict from one view the equally distributed cluster assignment of another.
+
+    Sinkhorn-Knopp runs over the projections of all processes. Terms beside the loss: ``code_entropy`` in nats (log K =
+    codes say nothing), ``prototypes_used`` (exponential of the entropy of the mean prediction, K = all alike).
+
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views.
+        num_prototypes: K. It should not exceed what is assigned together: the global batch, or that and the queue.
+        temperature: of the predictions.
+        epsilon: of ``sinkhorn``.
+        sinkhorn_iterations: of ``sinkhorn``.
+        projector_hidden: width of the projector's hidden layer.
+        projector_out: width of the projections z.
+        freeze_prototypes_steps: the prototypes stay as they are for so many optimizer steps; the paper's epoch of 313.
+        queue_size: projections of earlier batches, over all processes, that are assigned together with the batch; 0 = none. For
+            small batches: the official code has 3,840 at batch 256. A multiple of the global batch.
+        queue_start_epoch: the queue is filled from this epoch on, and used once it is full.
+        **kwargs: ``SSLModule``'s.
+    """
+
+    couples_batch = True
+    batch_keys = ("views",)
+    queue: Tensor | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        projector_hidden: int = 2048,
+        projector_out: int = 128,
+        freeze_prototypes_steps: int = 313,
+        queue_size: int = 0,
+        queue_start_epoch: int = 15,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, number, least in (
+            ("num_prototypes", num_prototypes, 2),
+            ("sinkhorn_iterations", sinkhorn_iterations, 1),
+            ("projector_hidden", projector_hidden, 1),
+            ("projector_out", projector_out, 1),
+            ("freeze_prototypes_steps", freeze_prototypes_steps, 0),
+            ("queue_size", queue_size, 0),
+            ("queue_start_epoch", queue_start_epoch, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
+        self.encoder = encoder
+        self.projector = mlp([int(encoder.num_features), projector_hidden, projector_out])  # type: ignore[arg-type]
+        self.prototypes = nn.Linear(projector_out, num_prototypes, bias=False)
+        self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
+        self.freeze_prototypes_steps = freeze_prototypes_steps
+        self.queue_size, self.queue_start_epoch = queue_size, queue_start_epoch
+        # the projections of the first and of the second global views, newest first, zero = not filled yet
+        self.register_buffer("queue", torch.zeros(2, queue_size, projector_out) if queue_size else None)
+
+    def check_batch_size(self, global_batch: int) -> None:
+        super().check_batch_size(global_batch)
+        if self.queue_size % global_batch:
+            raise ValueError(f"queue_size must be a multiple of the global batch ({global_batch}), got {self.queue_size}")
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        check_views(type(self).__name__, self.encoder, batch["views"])
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        views = batch["views"]
+        z = self.projector(encode_views(self.encoder, views))  # (V * B, D)
+        with torch.autocast(z.device.type, enabled=False):
+            z = F.normalize(full_precision(z), dim=1)
+            prototypes = self.unit_prototypes()
+            scores = (z @ prototypes.T).unflatten(0, (len(views), -1))  # (V, B, K)
+            codes = self.codes(z.unflatten(0, (len(views), -1))[:2], prototypes)
+        used = F.softmax(scores.detach() / self.temperature, dim=2).mean((0, 1))
+        return {
+            "loss": swav_loss(scores, codes, self.temperature),
+            "code_entropy": entropy(codes),
+            "prototypes_used": entropy(used).exp(),
+        }
+
+    def unit_prototypes(self) -> Tensor:
+        """(K, D) prototypes of unit length. In training they are written back, so that the optimizer goes on from there; the
+        gradient is the one without the normalisation, as in the official code."""
+        weight = self.prototypes.weight
+        with torch.no_grad():
+            unit = F.normalize(full_precision(weight), dim=1)
+            if not self.training:
+                return unit
+            weight.copy_(unit)
+        return full_precision(weight)
+
+    @torch.no_grad()
+    def codes(self, z: Tensor, prototypes: Tensor) -> Tensor:
+        """Codes of the global views, each assigned together with its like of all processes and the queue.
+
+        Args:
+            z: (2, B, D) unit projections of this process.
+            prototypes: (K, D), unit.
+
+        Returns:
+            (2, B, K) of this process.
+        """
+        b = z.shape[1]
+        everyone = self.gather(z.transpose(0, 1)).transpose(0, 1)  # (2, W * B, D); validation batches are not gathered
+        place = self.global_rank * b if everyone.shape[1] > b else 0
+        assigned = everyone
+        # a queue that is full ends in a projection; zeros would be assigned like samples
+        if self.queue is not None and self.training and bool(self.queue[:, -1].any()):
+            assigned = torch.cat([everyone, self.queue.to(z.dtype)], dim=1)
+        codes = [sinkhorn(view @ prototypes.T, self.epsilon, self.sinkhorn_iterations)[place : place + b] for view in assigned]
+        if self.queue is not None and self.training and self.current_epoch >= self.queue_start_epoch:
+            self.queue.copy_(torch.cat([everyone, self.queue.to(z.dtype)], dim=1)[:, : self.queue_size])
+        return torch.stack(codes)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step < self.freeze_prototypes_steps:
+            # none at all: with a gradient of zero, momentum and weight decay would still move them
+            self.prototypes.weight.grad = None
