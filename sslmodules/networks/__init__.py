@@ -9,13 +9,17 @@ from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
 from sslmodules.networks.timm_encoder import TimmEncoder
+from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "MomentumCopy",
+    "PatchDecoder",
     "ResNetEncoder",
     "TimmEncoder",
+    "ViTEncoder",
+    "class_attention",
     "cosine_momentum",
     "mlp",
     "projection_mlp",
