@@ -19,6 +19,7 @@ from torchvision.utils import make_grid
 from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1
+from sslmodules.networks import class_attention
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
@@ -281,7 +282,8 @@ class RepresentationHealth(Callback):
 class ImageGrid(Callback):
     """Pictures at validation: a row per sample with the input, its views, and what the method makes of a hidden part.
 
-    ``views``: input, view 1, view 2, ...; ``reconstruction``: input, masked, prediction, input with the hole filled. Small
+    ``views``: input, view 1, view 2, ...; ``reconstruction``: input, masked, prediction, input with the hole filled;
+    ``attention`` of a ViT: input, and for each head of the last block where the class token looks (white = most). Small
     images are enlarged so that pixels can be seen. Data that is not images is passed over.
 
     Args:
@@ -318,6 +320,12 @@ class ImageGrid(Callback):
                 prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]
             mask = few["mask"]
             self._draw(trainer, "reconstruction", [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)])
+        with trainer.precision_plugin.val_step_context():
+            attention = class_attention(pl_module.encoder, x)  # type: ignore[arg-type]
+        if attention is not None:  # (n, heads, h, w), shares of patches
+            attention = F.interpolate(attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest")
+            maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
+            self._draw(trainer, "attention", [x, *map(trainer.datamodule.standardise, maps)])  # type: ignore[attr-defined]
 
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
