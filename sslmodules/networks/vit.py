@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
@@ -89,7 +89,6 @@ class ViTEncoder(nn.Module):
         width: of the tokens, which is ``num_features``; divisible by 4.
         depth: number of blocks.
         heads: of the attention; must divide ``width``.
-        pool: features are the ``class`` token or the ``mean`` of the patch tokens, behind the last norm either way.
 
     Attributes:
         grid: rows and columns of patches.
@@ -109,7 +108,6 @@ class ViTEncoder(nn.Module):
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
-        pool: Literal["class", "mean"] = "class",
     ) -> None:
         super().__init__()
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -120,9 +118,7 @@ class ViTEncoder(nn.Module):
             raise ValueError(f"patch_size must be at least 1, got {patch_size}")
         if height < 1 or across < 1 or height % patch_size or across % patch_size:
             raise ValueError(f"patch_size must divide image_size ({height}x{across}), got {patch_size}")
-        if pool not in ("class", "mean"):
-            raise ValueError(f"pool must be 'class' or 'mean', got {pool!r}")
-        self.image_size, self.patch_size, self.in_channels, self.pool = (height, across), patch_size, in_channels, pool
+        self.image_size, self.patch_size, self.in_channels = (height, across), patch_size, in_channels
         self.grid = (height // patch_size, across // patch_size)
         self.num_features = width
         self.patch_embed = nn.Linear(patch_size**2 * in_channels, width)
@@ -166,9 +162,8 @@ class ViTEncoder(nn.Module):
         return self.forward_visible(x)[:, 1:].transpose(1, 2).unflatten(2, self._grid_of(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D)."""
-        tokens = self.forward_visible(x)
-        return tokens[:, 0] if self.pool == "class" else tokens[:, 1:].mean(1)
+        """(B, C, H, W) -> (B, D): the class token behind the last norm."""
+        return self.forward_visible(x)[:, 0]
 
 
 class PatchDecoder(nn.Module):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from datamodules.masks import MAEViews, RandomPatches
 from datamodules.views import apply_views
+from evaluation.callbacks import ImageGrid
+from evaluation.reconstruction import reconstruction_psnr
 from sslmodules.mae import (
     MAE,
     hidden_patch_mse,
@@ -21,6 +26,7 @@ from sslmodules.mae import (
 )
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder, ViTEncoder
 from sslmodules.networks.vit import patchify, unpatchify
+from tests.conftest import build, trainer_for
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 6, 8, 2, 3  # not square: rows and columns cannot be confused unnoticed
 N = (HEIGHT // PATCH) * (WIDTH // PATCH)
@@ -96,7 +102,7 @@ def test_a_patch_of_one_colour_is_finite_in_half_precision() -> None:
         target = normalise_patches(torch.full((1, 2, 4), 0.3, dtype=dtype))
         assert target.dtype == torch.float32 and not target.any()
     prediction = torch.full((1, 2, 4), 300.0, dtype=torch.float16, requires_grad=True)  # its square overflows float16
-    loss = hidden_patch_mse(prediction, target, torch.ones(1, 2, dtype=torch.bool))
+    loss = hidden_patch_mse(prediction, target.half(), torch.ones(1, 2, dtype=torch.bool))
     assert loss.item() == pytest.approx(90_000)
 
 
@@ -328,3 +334,29 @@ def test_images_of_another_size_are_named() -> None:
     wrong = {"input": example["input"][..., :4], "mask": example["mask"][..., :4]}
     with pytest.raises(ValueError, match=r"\(3, 6, 8\) in 3x4 patches, got \(3, 6, 4\) and a mask of 6 patches"):
         net.losses(wrong)
+
+
+# -------------------- pictures
+
+
+def test_pictures_of_a_run(tmp_path: Path) -> None:
+    """Input, masked, prediction, filled; and the attention of each head beside the input."""
+    logger = TensorBoardLogger(str(tmp_path), name="log")
+    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger)
+    trainer.fit(*build("configs/digits/mae.yaml"))
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    heads = trainer.lightning_module.encoder.blocks[-1].attn.num_heads
+    for tag, columns in (("reconstruction", 4), ("attention", 1 + heads)):
+        image = events.Images(tag)[0]
+        assert (image.width, image.height) == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
+
+
+def test_error_of_a_run_stands_beside_the_mean_patch() -> None:
+    """What is reported after a run: a network that knows nothing is no better than the mean image at the hidden places."""
+    net, data = build("configs/digits/mae.yaml")
+    data.setup("test")
+    report = reconstruction_psnr(net.eval(), data, torch.device("cpu"))
+    values = report["psnr_hidden"]
+    assert values["model"] < values["mean_image"] and report["hidden_pixels"] == 256 * 12 * 4

@@ -90,16 +90,13 @@ def test_features() -> None:
     encoder, x = small().eval(), torch.randn(2, 3, 6, 8)
     tokens = encoder.forward_visible(x)
     assert torch.equal(encoder(x), tokens[:, 0]) and encoder.num_features == 16
-    encoder.pool = "mean"
-    torch.testing.assert_close(encoder(x), tokens[:, 1:].mean(1))
     maps = encoder.forward_features(x)
     assert maps.shape == (2, 16, 3, 4)
     assert torch.equal(maps[:, :, 1, 2], tokens[:, 1 + 1 * 4 + 2])
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
-def test_a_joint_embedding_method_takes_it(pool: Any) -> None:
-    method = SimCLR(small(pool=pool), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+def test_a_joint_embedding_method_takes_it() -> None:
+    method = SimCLR(small(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     method.losses({"views": [torch.randn(4, 3, 6, 8), torch.randn(4, 3, 6, 8)]})["loss"].backward()
     assert not [n for n, p in method.named_parameters() if p.grad is None]
 
@@ -167,7 +164,6 @@ def test_no_attention_where_there_is_none() -> None:
         ({"width": 18}, "width must be divisible by 4 .* got 18"),
         ({"heads": 3}, r"heads must divide width \(16\), got 3"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"pool": "max"}, "pool must be 'class' or 'mean', got 'max'"),
     ],
 )
 def test_bad_knobs(options: dict[str, Any], message: str) -> None:
