@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.views import BatchTransform
+from datamodules.views import BatchTransform, View, Views
 
 
 class CentreHole(BatchTransform):
@@ -128,3 +128,43 @@ class RandomPatches(BatchTransform):
         batch, _, height, width = images.shape
         patches = params["hidden"].view(batch, 1, height // self.patch_size, width // self.patch_size)
         return {"mask": patches.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)}
+
+
+class MAEViews(Views):
+    """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view and its mask.
+
+    Crop (.2, 1) bicubic and flip, nothing else; the same for small images. The mask is that of ``RandomPatches``.
+
+    Args:
+        size: side of the view, pixels.
+        patch_size: side of a patch, pixels, the encoder's; must divide ``size``.
+        ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
+        crop_scale: range of the crop's share of the image area; None = the whole image.
+        flip_p: probability of a mirror image; 0 for digits and letters.
+
+    Raises:
+        ValueError: a knob is out of its range, or the ratio hides none or all of the patches.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        patch_size: int = 16,
+        ratio: float = 0.75,
+        crop_scale: tuple[float, float] | None = (0.2, 1.0),
+        flip_p: float = 0.5,
+    ) -> None:
+        super().__init__(View(size, crop_scale=crop_scale, interpolation="bicubic", flip_p=flip_p))
+        self.patches = RandomPatches(patch_size, ratio)
+        self.size = size
+        self.patches.draw(torch.empty(0, 1, size, size), None)  # refuses what does not fit, before there is any data
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Those of the view, and {"hidden": (B, N) bool}."""
+        like = images[:, :1, :1, :1].expand(-1, -1, self.size, self.size)  # the mask lies over the view, not over the image
+        return {**super().draw(images, generator), **self.patches.draw(like, generator)}
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Images (B, C, H, W) -> {"views": [(B, C, size, size)] in [0, 1], "mask": (B, 1, size, size)}."""
+        views = super().forward(images, {name: value for name, value in params.items() if name != "hidden"})
+        return {**views, **self.patches(images.new_empty(len(images), 1, self.size, self.size), params)}

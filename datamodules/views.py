@@ -814,19 +814,6 @@ def _num_local(num_local: int | None, small: bool, published: int) -> int:
     return 0 if small else published
 
 
-class MAEViews(Views):
-    """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view.
-
-    Crop (.2, 1) bicubic and flip, nothing else; the same for small images.
-
-    Args:
-        size: side of the view, pixels.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(View(size, crop_scale=(0.2, 1.0), interpolation="bicubic"))
-
-
 class Normalise(nn.Module):
     """Standardise images (B, C, H, W) by mean and standard deviation of each channel.
 

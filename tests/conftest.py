@@ -47,8 +47,12 @@ def shrunk(config: str) -> list[str]:
     """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
     if config.startswith("configs/imagenet"):
-        options += ["--data.root", "unused", "--data.image_size", "32", "--model.encoder.init_args.name", "resnet18"]
-        options += ["--data.views.init_args.size", "32"]
+        options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
+        if "ViTEncoder" in (ROOT / config).read_text():
+            small = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
+        else:
+            small = {"name": "resnet18"}
+        options += [text for knob, value in small.items() for text in (f"--model.encoder.init_args.{knob}", str(value))]
         method = methods()[yaml.safe_load((ROOT / config).read_text())["model"]["class_path"]]
         for knob in ("projector_hidden", "projector_out"):  # some papers' have 8,192
             if knob in inspect.signature(method).parameters:

@@ -10,6 +10,7 @@ from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
 from sslmodules.networks.timm_encoder import TimmEncoder
 from sslmodules.networks.vector_nets import MLPDecoder, MLPEncoder, VectorDecoder
+from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 
 __all__ = [
     "ConvDecoder",
@@ -17,9 +18,12 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MomentumCopy",
+    "PatchDecoder",
     "ResNetEncoder",
     "TimmEncoder",
     "VectorDecoder",
+    "ViTEncoder",
+    "class_attention",
     "cosine_momentum",
     "mlp",
     "projection_mlp",

@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules import views as V
+from datamodules.masks import MAEViews
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
@@ -488,7 +489,7 @@ def knobs_of(view: V.View) -> dict[str, object]:
 
 def test_large_recipes_are_those_of_the_papers() -> None:
     simclr, moco, byol = V.SimCLRViews(224).views, V.MoCoViews(224).views, V.BYOLViews(224).views
-    swav, dino, mae = V.SwAVViews(224).views, V.DINOViews(224).views, V.MAEViews(224).views
+    swav, dino, mae = V.SwAVViews(224).views, V.DINOViews(224).views, MAEViews(224).views
     assert [len(views) for views in (simclr, moco, byol, swav, dino, mae)] == [2, 2, 2, 8, 10, 1]
     colour = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grayscale_p")
     expected = {

@@ -1,0 +1,170 @@
+"""MAE, the masked autoencoder (He et al. 2022, https://arxiv.org/abs/2111.06377).
+
+Three quarters of an image's patches are hidden. A vision transformer encodes the others, and a small decoder predicts the
+hidden ones from what the encoder gave and mask tokens. Only the encoder is kept.
+
+Differs from the official code: the mask comes with the batch and hides round(ratio * N) patches, where the code hides
+N - int((1 - ratio) * N). Pixels of hidden patches are restored from the surroundings' brightness and contrast, where its
+demonstration takes the hidden patch's own, which nobody knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
+
+EPSILON = 1e-6  # of the variance, in the official code
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of the values of each patch: (B, N, P) -> two of (B, N, 1)."""
+    patches = full_precision(patches)
+    return patches.mean(2, keepdim=True), patches.var(2, keepdim=True)
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """Patches (B, N, P), each brought to mean 0 and variance 1: the target with which the paper's features are best."""
+    mean, variance = patch_statistics(patches)
+    return (full_precision(patches) - mean) / (variance + EPSILON).sqrt()
+
+
+def hidden_patch_mse(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+    """Mean squared error per patch, averaged over the hidden patches (He et al. 2022, section on the reconstruction target).
+
+    Args:
+        prediction: (B, N, P), P values for each patch.
+        target: (B, N, P).
+        hidden: (B, N) bool, True = hidden; as many in each image.
+
+    Returns:
+        Scalar. With normalised targets, predicting 0 gives (P - 1) / P: the level that a network has to beat.
+    """
+    error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
+    return (error * hidden).sum() / hidden.sum().clamp(min=1)
+
+
+def hidden_patches(mask: Tensor, patch_size: int) -> Tensor:
+    """Pixels (B, 1, H, W) bool -> patches (B, N) bool: a patch with any hidden pixel is hidden altogether."""
+    return F.max_pool2d(mask.float(), patch_size).flatten(1).bool()
+
+
+def visible_patches(hidden: Tensor) -> Tensor:
+    """Which patches the encoder gets: (B, N) bool, True = hidden -> (B, K) int64, in ascending order.
+
+    Raises:
+        ValueError: the images differ in the number of visible patches, or have none.
+    """
+    # the one place where a step waits for the device: the number of tokens is a shape
+    fewest, most = torch.stack(torch.aminmax((~hidden).sum(1))).tolist()
+    if fewest != most or fewest == 0:
+        raise ValueError(
+            "mask must leave as many patches visible in each image of a batch, and at least one; it leaves "
+            f"{fewest} to {most}: use MAEViews or RandomPatches with the encoder's patch_size"
+        )
+    return hidden.int().argsort(dim=1, stable=True)[:, :fewest]
+
+
+def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+    """For each patch the mean of ``values`` over visible patches, those nearby counting most: exp(-distance^2 / 2).
+
+    Args:
+        values: (B, N, S).
+        hidden: (B, N) bool; what stands at hidden patches is not used.
+        grid: rows and columns of patches.
+
+    Returns:
+        (B, N, S).
+    """
+    rows, columns = (torch.arange(n, device=values.device, dtype=values.dtype) for n in grid)
+    place = torch.cartesian_prod(rows, columns).view(-1, 2)  # (N, 2)
+    nearness = -torch.cdist(place, place).square() / 2  # (N, N)
+    weights = nearness.masked_fill(hidden[:, None], float("-inf")).softmax(2)  # (B, N, N)
+    return weights @ values.masked_fill(hidden[:, :, None], 0)
+
+
+class MAE(SSLModule):
+    """Masked autoencoder: predict the pixels of hidden patches from the visible ones.
+
+    Features are those of ``encoder`` on the whole image, nothing hidden.
+
+    Args:
+        encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional network can.
+        decoder_width: of the decoder's tokens.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: heads of the decoder's attention.
+        normalise_target: predict patches brought to mean 0 and variance 1 each, which gives the better features; False =
+            pixels as they are, which gives the better pictures.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ValueError: the encoder cannot leave patches out, or a knob is out of its range.
+    """
+
+    batch_keys = ("mask",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        normalise_target: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not hasattr(encoder, "forward_visible"):
+            raise ValueError(
+                f"encoder must be able to encode the visible patches alone (forward_visible), got {type(encoder).__name__}, "
+                "which sees the whole image, what is to be predicted included: use ViTEncoder"
+            )
+        self.encoder, self.normalise_target = encoder, normalise_target
+        self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
+        self.image_shape = (int(encoder.in_channels), *(n * self.patch_size for n in self.grid))  # type: ignore[arg-type]
+        values = self.patch_size**2 * self.image_shape[0]
+        if normalise_target and values == 1:
+            raise ValueError("normalise_target needs patches of two values or more, got patch_size 1 and 1 channel")
+        self.decoder = PatchDecoder(
+            self.grid,
+            in_width=int(encoder.num_features),  # type: ignore[arg-type]
+            out_features=values,
+            width=decoder_width,
+            depth=decoder_depth,
+            heads=decoder_heads,
+        )
+
+    def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """A prediction for every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not hidden (B, N)."""
+        if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"encoder takes images of {self.image_shape} in {self.grid[0]}x{self.grid[1]} patches, got "
+                f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size, patch_size, in_channels"
+            )
+        visible = visible_patches(hidden)
+        return self.decoder(self.encoder.forward_visible(x, visible), visible)  # type: ignore[operator]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch["views"][0] if "views" in batch else batch["input"]
+        hidden = hidden_patches(batch["mask"], self.patch_size)
+        target = patchify(x, self.patch_size)
+        if self.normalise_target:
+            target = normalise_patches(target)
+        return {"loss": hidden_patch_mse(self.predict(x, hidden), target, hidden)}
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """(B, C, H, W) in standardised units: ``input`` with its hidden patches predicted, from the visible ones alone.
+
+        With ``normalise_target`` the prediction has no level and no contrast; both are taken from the visible patches around.
+        """
+        x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
+        prediction, patches = full_precision(self.predict(x, hidden)), patchify(full_precision(x), self.patch_size)
+        if self.normalise_target:
+            mean, variance = surroundings(torch.cat(patch_statistics(patches), 2), hidden, self.grid).chunk(2, dim=2)
+            prediction = prediction * (variance + EPSILON).sqrt() + mean
+        return unpatchify(torch.where(hidden[:, :, None], prediction, patches), self.patch_size, self.grid).to(x.dtype)
