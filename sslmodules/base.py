@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -176,8 +177,11 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule()), "interval": "step"}}
+
+    def schedule(self) -> Callable[[int], float]:
+        """Factor of the learning rate at each optimizer step of this run; from here on ``progress`` knows the run's length."""
         self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
