@@ -5,6 +5,7 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 """
 
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
+from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
@@ -13,6 +14,8 @@ from sslmodules.networks.timm_encoder import TimmEncoder
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "MomentumCopy",
     "ResNetEncoder",
     "TimmEncoder",
