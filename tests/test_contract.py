@@ -146,11 +146,13 @@ def test_labels_are_never_read(config: str) -> None:
     module, data = build(config)
     batch = batch_of(data)
     state = parameters(module)
-    first = module.losses(batch)["loss"]
-    module.load_state_dict(state)
-    second = module.losses({**batch, "label": batch["label"].flip(0) + 1})["loss"]
-    module.load_state_dict(state)
-    third = module.losses({k: v for k, v in batch.items() if k != "label"})["loss"]
+    unlabelled = {k: v for k, v in batch.items() if k != "label"}
+    losses = []
+    for example in (batch, {**batch, "label": batch["label"].flip(0) + 1}, unlabelled):
+        module.load_state_dict(state)
+        torch.manual_seed(0)  # for a method that draws noise
+        losses.append(module.losses(example)["loss"])
+    first, second, third = losses
     assert torch.equal(first, second) and torch.equal(first, third)
 
 
@@ -158,6 +160,8 @@ def test_labels_are_never_read(config: str) -> None:
 def test_overfits_one_batch(config: str) -> None:
     """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate."""
     module, data = build(config)
+    if not module.automatic_optimization:
+        pytest.skip("its networks play against each other, so that their losses do not all fall: see the method's own tests")
     batch = batch_of(data)
     optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-3)
     history = []
