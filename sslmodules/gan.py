@@ -261,7 +261,9 @@ class GAN(SSLModule):
     def configure_callbacks(self) -> list[Any]:
         """Adds none: the first hook of a run, before Lightning refuses these two without a word on what to use instead."""
         if clip := self.trainer.gradient_clip_val:
-            raise ValueError(f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use --model.clip_norm {clip}")
+            raise ValueError(
+                f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use --model.clip_norm {clip}"
+            )
         if (n := self.trainer.accumulate_grad_batches) > 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate {n} and {n} times the "
