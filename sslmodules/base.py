@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -179,9 +180,13 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
+        factor = self.schedule()
+        factors = [constant if group.get("fix_lr") else factor for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
+
+    def schedule(self) -> Callable[[int], float]:
+        """Factor of the learning rate at each optimizer step of this run; from here on ``progress`` knows the run's length."""
         self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        factor = warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)
-        factors = [constant if group.get("fix_lr") else factor for group in optimizer.param_groups]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
+        return warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)

@@ -165,6 +165,8 @@ def test_overfits_one_batch(config: str) -> None:
     By a hundredth: the cross entropy of grey pixels cannot fall below their entropy, nine tenths of what it starts from.
     """
     module, data = build(config)
+    if not module.automatic_optimization:
+        pytest.skip("its networks play against each other, so that their losses do not all fall: see the method's own tests")
     batch = batch_of(data)
     optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-3)
     queue = module.state_dict().get("queue")

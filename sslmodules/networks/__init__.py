@@ -5,6 +5,7 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 """
 
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
+from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
@@ -15,6 +16,8 @@ from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 __all__ = [
     "ConvDecoder",
     "ConvEncoder",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "MLPDecoder",
     "MLPEncoder",
     "MomentumCopy",
