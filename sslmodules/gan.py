@@ -293,8 +293,9 @@ class GAN(SSLModule):
         if batch_idx == 0:
             self.check_batch(batch)
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        discriminator, generator = self.optimizers()  # type: ignore[misc]
+        optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
+        discriminator, generator = optimizers
         # Lightning counts every optimizer's steps, which would halve max_steps and the schedules; it counts in these two
         generator._on_before_step = generator._on_after_step = lambda: None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -84,7 +85,7 @@ class DCGANGenerator(nn.Module):
         self.latent_dim, self.map_shape = latent_dim, (channels[0], smallest, smallest)
         self.start = nn.Linear(latent_dim, channels[0] * smallest**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
-        for width, after in zip(channels[:-1], channels[1:], strict=True):
+        for width, after in pairwise(channels):
             layers += [nn.ConvTranspose2d(width, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         layers += [nn.ConvTranspose2d(channels[-1], out_channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
@@ -101,9 +102,9 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened. The logit is not part of it.
+    """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened; no norm in the first layer.
 
-    A linear layer on the flattened map is the paper's last convolution. The first layer has no norm.
+    The logit is not part of it: a linear layer on the flattened map is the paper's last convolution.
 
     Args:
         in_channels: channels of the image.

@@ -1,4 +1,4 @@
-"""The losses by hand, who gets which gradient, and an optimisation loop by hand that counts, clips and resumes as Lightning's."""
+"""The losses by hand, who gets which gradient, and a loop by hand that counts, clips and resumes as Lightning's does."""
 
 from __future__ import annotations
 
