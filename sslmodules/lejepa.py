@@ -1,0 +1,184 @@
+"""LeJEPA (Balestriero & LeCun 2025, https://arxiv.org/abs/2511.08544).
+
+All views of an image are pulled to the mean of its global views, and the embeddings of each view are made to look like an
+isotropic Gaussian: along random directions, one-dimensional projections of the batch are compared with N(0, 1) by the
+Epps-Pulley statistic (SIGReg, sketched isotropic Gaussian regularisation). No teacher, no stop-gradient, no schedule.
+
+Differs from the paper: directions come from the run's seed and the step, not from the step alone. As in the paper's code, and
+unlike its formula, the squared distance is averaged over dimensions, not summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.base import Batch, mix_seed, run_seed
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import mlp
+
+
+def random_directions(dim: int, slices: int, seed: int, device: torch.device) -> Tensor:
+    """Directions drawn uniformly from the unit sphere, from a generator of their own.
+
+    Args:
+        dim: D.
+        slices: number M of directions.
+        seed: the same on all ranks and new at every step.
+        device: of the result.
+
+    Returns:
+        (D, M) float32, columns of length 1.
+    """
+    directions = torch.randn(dim, slices, generator=torch.Generator(device).manual_seed(seed), device=device)
+    return directions / directions.norm(dim=0)
+
+
+def sigreg(
+    z: Tensor,
+    directions: Tensor,
+    t_max: float = 5.0,
+    points: int = 17,
+    gather: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Sketched isotropic Gaussian regularisation (Balestriero & LeCun 2025), by the Epps-Pulley statistic.
+
+    For each view v and direction a, with phi(t) = 1/N sum_n exp(i t a.z_vn) over the N samples of the global batch::
+
+        T(v, a) = N * integral over [-t_max, t_max] of |phi(t) - exp(-t^2 / 2)|^2 * exp(-t^2 / 2) dt
+
+    by the trapezoidal rule. The result is the mean over views and directions: every view is tested by itself, since the views
+    of one image are no independent samples.
+
+    Args:
+        z: (V, B, D) embeddings of each view.
+        directions: (D, M) unit columns, the same on all ranks.
+        t_max: end of the integral, > 0; 5 in the paper.
+        points: of the quadrature on [-t_max, t_max]; odd, 17 in the paper.
+        gather: (1, ...) of this rank to (W, ...) of all ranks, with gradients. All ranks have the same B.
+
+    Returns:
+        Scalar in float32 or better; on all ranks the value of one process with the joined batch.
+
+    Raises:
+        ValueError: ``t_max`` or ``points`` cannot be used.
+    """
+    check_quadrature(t_max, points)
+    with torch.autocast(z.device.type, enabled=False):
+        z = full_precision(z)
+        # The integrand is even: the points of [0, t_max] with doubled weights are the rule on the whole interval.
+        t = torch.linspace(0, t_max, points // 2 + 1, device=z.device, dtype=z.dtype)  # (T,)
+        target = (-t.square() / 2).exp()  # the characteristic function of N(0, 1), and the window
+        angle = (z @ directions.to(z.dtype))[..., None] * t  # (V, B, M, T)
+        # phi, as real and imaginary part; ranks hold as many samples each, so the mean of their means is the mean
+        everyone = gather(torch.stack([angle.cos().mean(1), angle.sin().mean(1)])[None])  # (W, 2, V, M, T)
+        real, imaginary = everyone.mean(0)  # (V, M, T) each
+        samples = len(everyone) * z.shape[1]
+        integrand = ((real - target).square() + imaginary.square()) * target
+        return samples * 2 * torch.trapezoid(integrand, t).mean()
+
+
+def check_quadrature(t_max: float, points: int) -> None:
+    if not t_max > 0:
+        raise ValueError(f"t_max must be positive, got {t_max}")
+    if points < 3 or points % 2 == 0:
+        raise ValueError(f"points must be odd and at least 3, got {points}")
+
+
+def prediction_loss(z: Tensor, num_global: int = 2) -> Tensor:
+    """Mean squared distance of ALL views to the mean of the global views (Balestriero & LeCun 2025).
+
+    Args:
+        z: (V, B, D) embeddings of each view, global ones first.
+        num_global: number of global views.
+
+    Returns:
+        Scalar in float32 or better, the mean over views, samples and dimensions.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = full_precision(z)
+        return (z - z[:num_global].mean(0)).square().mean()
+
+
+class LeJEPA(SSLModule):
+    """LeJEPA: (1 - lambda) * prediction of the global views + lambda * SIGReg, both over all views.
+
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), for every size of the views.
+        sigreg_weight: lambda in [0, 1); 0.05 is the paper's recommendation.
+        num_global: how many of the views, the first ones, are global.
+        slices: number of random directions, drawn anew at each step; the paper recommends 1024.
+        t_max: end of the integral of ``sigreg``.
+        points: of its quadrature on [-t_max, t_max]; odd.
+        projector_hidden: width of the projector's hidden layers; this and the next two as in the authors' minimal example.
+        projector_out: width D of the embeddings z that are compared.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ValueError: a knob is out of range.
+    """
+
+    couples_batch = True
+    batch_keys = ("views",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        sigreg_weight: float = 0.05,
+        num_global: int = 2,
+        slices: int = 1024,
+        t_max: float = 5.0,
+        points: int = 17,
+        projector_hidden: int = 2048,
+        projector_out: int = 128,
+        projector_layers: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= sigreg_weight < 1:
+            raise ValueError(f"sigreg_weight must lie in [0, 1), got {sigreg_weight}")
+        for name, value in (
+            ("num_global", num_global),
+            ("slices", slices),
+            ("projector_hidden", projector_hidden),
+            ("projector_out", projector_out),
+            ("projector_layers", projector_layers),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_quadrature(t_max, points)
+        self.encoder = encoder
+        widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        self.projector = mlp(widths)
+        self.sigreg_weight, self.num_global = sigreg_weight, num_global
+        self.slices, self.t_max, self.points = slices, t_max, points
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        if len(batch["views"]) < self.num_global:
+            raise ValueError(f"num_global is {self.num_global}, but data.views makes {len(batch['views'])} views")
+
+    def project(self, views: Sequence[Tensor]) -> Tensor:
+        """V views (B, C, h, w) -> (V, B, D); the encoder sees views of one size in one pass."""
+        passes = [torch.cat(list(same)) for _, same in groupby(views, key=lambda view: view.shape)]
+        z = self.projector(torch.cat([self.encoder(x) for x in passes]))  # (V * B, D)
+        return z.view(len(views), -1, z.shape[1])
+
+    def directions(self, dim: int, device: torch.device) -> Tensor:
+        """Those of this step, (dim, slices): the same on every rank, unlike what ``randn`` draws; in evaluation always the
+        same ones, so that the curve of the loss moves with the model and not with the draw."""
+        step = self.global_step if self.training else -1
+        return random_directions(dim, self.slices, mix_seed(run_seed(), step + 1), device)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        z = self.project(batch["views"])  # (V, B, D)
+        directions = self.directions(z.shape[2], z.device)
+        prediction = prediction_loss(z, self.num_global)
+        gaussianity = sigreg(z, directions, self.t_max, self.points, self.gather)
+        loss = (1 - self.sigreg_weight) * prediction + self.sigreg_weight * gaussianity
+        return {"loss": loss, "prediction": prediction, "sigreg": gaussianity}

@@ -1,0 +1,164 @@
+"""Triplet loss (FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832), without labels.
+
+An anchor is to be nearer to its positive than to a negative, by a margin, in squared distance on the unit sphere. The positive
+is the other view of the same image, negatives are the views of all other images of the global batch; mining picks one.
+
+Differs from FaceNet: identities are images and not people, so there is one positive for each anchor; the loss is the mean over
+anchors, satisfied ones included, not the sum. ``batch_hard`` is from Hermans et al. 2017
+(https://arxiv.org/abs/1703.07737).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import mlp
+
+Mining = Literal["semi_hard", "batch_hard"]
+
+
+def mine_distances(
+    z1: Tensor,
+    z2: Tensor,
+    mining: Mining = "semi_hard",
+    gathered: tuple[Tensor, Tensor] | None = None,
+    rank: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Squared distances of each local view to its positive and to the negative that mining picks for it.
+
+    ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; where all are nearer,
+    the farthest of all. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
+
+    Args:
+        z1: (B, D) embeddings of the first views; any scale, normalised here, in float32 or better.
+        z2: (B, D) embeddings of the second views, row i belonging to row i of ``z1``.
+        mining: ``semi_hard`` or ``batch_hard``.
+        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one process.
+        rank: place of the local rows in ``gathered``.
+
+    Returns:
+        Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image there is no negative:
+        its distance is infinite.
+
+    Raises:
+        ValueError: ``mining`` is unknown.
+    """
+    if mining not in ("semi_hard", "batch_hard"):
+        raise ValueError(f"mining must be 'semi_hard' or 'batch_hard', got {mining!r}")
+    with torch.autocast(z1.device.type, enabled=False):
+        local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
+        everyone = local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)  # (2N, D)
+        b, n = len(z1), len(everyone) // 2
+        distance = 2 - 2 * local @ everyone.T  # (2B, 2N)
+        row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
+        itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
+        to_positive = distance.gather(1, positive[:, None])  # (2B, 1)
+        # neither the view itself nor its positive is a negative
+        negatives = distance.scatter(1, torch.stack([itself, positive], 1), float("inf"))
+        if mining == "batch_hard":
+            return to_positive[:, 0], negatives.min(1).values
+        beyond = negatives.masked_fill(negatives <= to_positive, float("inf")).min(1).values
+        farthest = negatives.masked_fill(negatives.isinf(), float("-inf")).max(1).values
+        return to_positive[:, 0], torch.where(beyond.isinf() & farthest.isfinite(), farthest, beyond)
+
+
+def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) -> Tensor:
+    """Mean of max(0, d_positive - d_negative + margin) over all anchors (Schroff et al. 2015, there the sum).
+
+    The mean is over all anchors and not over those with a loss: that one hardly falls while the satisfied ones leave it.
+
+    Args:
+        to_positive: (n,) squared distances to the positives.
+        to_negative: (n,) squared distances to the negatives.
+        margin: alpha > 0; 0.2 in the paper.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: ``margin`` is not positive.
+    """
+    if margin <= 0:
+        raise ValueError(f"margin must be positive, got {margin}")
+    return F.relu(to_positive - to_negative + margin).mean()
+
+
+class Triplet(SSLModule):
+    """Triplet loss between two views of an image and a mined negative.
+
+    Logged beside the loss: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1 when all mined
+    distances are 0 and the loss therefore is the margin: a warning is given then.
+
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        margin: alpha of ``triplet_loss``, in (0, 4): squared distances on the unit sphere are at most 4.
+        mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans et al. 2017), which collapses more easily early on.
+        projector_hidden: width of the projector's hidden layers, if it has any.
+        projector_out: width of the embeddings z; 128 in the paper.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them; 1 = the paper's linear map.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ValueError: a knob is out of range.
+    """
+
+    couples_batch = True
+    batch_keys = ("views",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        margin: float = 0.2,
+        mining: Mining = "semi_hard",
+        projector_hidden: int = 512,
+        projector_out: int = 128,
+        projector_layers: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 < margin < 4:
+            raise ValueError(f"margin must lie in (0, 4), got {margin}")
+        if mining not in ("semi_hard", "batch_hard"):
+            raise ValueError(f"mining must be 'semi_hard' or 'batch_hard', got {mining!r}")
+        for name, value in (
+            ("projector_hidden", projector_hidden),
+            ("projector_out", projector_out),
+            ("projector_layers", projector_layers),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.encoder = encoder
+        self.projector = mlp(
+            [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        )
+        self.margin, self.mining = margin, mining
+        self.warned = False
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = self.projector(self.encoder(torch.cat(batch["views"][:2]))).chunk(2)  # (B, D) each
+        gathered = (self.gather(z1), self.gather(z2))  # (N, D) each
+        rank = 0 if gathered[0] is z1 else self.global_rank
+        to_positive, to_negative = mine_distances(z1, z2, self.mining, gathered, rank)
+        loss = triplet_loss(to_positive, to_negative, self.margin)
+        return {
+            "loss": loss,
+            "active": (to_positive - to_negative + self.margin > 0).float().mean(),
+            "collapsed": (torch.maximum(to_positive, to_negative).max() < 1e-3 * self.margin).float(),
+        }
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.warned or self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # only where the term has just been logged: reading it waits for the device
+        if self.trainer.callback_metrics.get("train/collapsed", 0) == 1:
+            self.warned = True
+            rank_zero_warn(
+                f"all embeddings are equal at step {self.global_step}: the loss is the margin {self.margin} and its gradient "
+                "vanishes. Mine semi_hard, lower the learning rate or raise the margin"
+            )

@@ -1,0 +1,157 @@
+"""VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
+
+The projections of two views are pulled together; each dimension is kept from collapsing by a hinge on its standard deviation
+over the batch, and any two dimensions are decorrelated. No normalisation of the projections, no negatives, no teacher.
+
+Of the three conventions in use this is the official code's: the invariance is the mean over samples AND dimensions, the
+variance term is HALF the sum over both views, the covariance term is the sum over both views. The paper's text has the squared
+distance summed over dimensions and the variance summed over the views; solo-learn has the mean and the sum. Weights are
+not interchangeable between them.
+
+Differs from the official code: the covariance is divided by the actual batch size less one, which matters for a batch that is
+not full.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.barlow_twins import off_diagonal
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import mlp
+
+
+def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
+    """Hinge on the standard deviation of each dimension: mean_j max(0, gamma - sqrt(Var(z_j) + eps)).
+
+    Args:
+        z: (N, D) projections of one view of the global batch, in float32 or better.
+        gamma: standard deviation to reach; 1 in the paper.
+        eps: added to the variance inside the root, where it keeps the gradient finite at variance 0; 1e-4 in the paper.
+
+    Returns:
+        Scalar in [0, gamma]. The variance is the unbiased one (a batch of one sample has variance 0).
+    """
+    variance = z.var(0, correction=min(1, len(z) - 1))  # (D,)
+    return F.relu(gamma - (variance + eps).sqrt()).mean()
+
+
+def covariance_term(z: Tensor) -> Tensor:
+    """Sum of squares of the covariance matrix beside its diagonal, divided by D.
+
+    Args:
+        z: (N, D) projections of one view of the global batch, in float32 or better.
+
+    Returns:
+        Scalar. The covariance is the unbiased one, divided by N - 1.
+    """
+    z = z - z.mean(0)
+    covariance = z.T @ z / max(1, len(z) - 1)  # (D, D)
+    return off_diagonal(covariance).square().sum() / z.shape[1]
+
+
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+    gathered: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Variance, invariance and covariance (Bardes et al. 2022), in the official code's convention::
+
+        L = lambda * mean_nj (z1 - z2)^2 + mu * (v(z1) + v(z2)) / 2 + nu * (c(z1) + c(z2))
+
+    with v as in ``variance_term`` and c as in ``covariance_term``.
+
+    Args:
+        z1: (B, D) projections of the first views.
+        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``. Not normalised: unit vectors have
+            a standard deviation of at most 1 / sqrt(D) in the mean, which the hinge could never lift to 1.
+        invariance_weight: lambda >= 0; 25 in the paper.
+        variance_weight: mu >= 0; 25 in the paper.
+        covariance_weight: nu >= 0; 1 in the paper.
+        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) with gradients; None = one process.
+
+    Returns:
+        ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of ``loss`` over ranks
+        is the loss of one process with the joined batch.
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+    check_weights(invariance_weight, variance_weight, covariance_weight)
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = full_precision(z1), full_precision(z2)
+        all1, all2 = (z1, z2) if gathered is None else (full_precision(z) for z in gathered)
+        invariance = F.mse_loss(z1, z2)
+        variance = (variance_term(all1) + variance_term(all2)) / 2
+        covariance = covariance_term(all1) + covariance_term(all2)
+        loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+
+def check_weights(invariance_weight: float, variance_weight: float, covariance_weight: float) -> None:
+    for name, value in (
+        ("invariance_weight", invariance_weight),
+        ("variance_weight", variance_weight),
+        ("covariance_weight", covariance_weight),
+    ):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+
+
+class VICReg(SSLModule):
+    """VICReg: invariance to the views, with variance and covariance terms against collapse.
+
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        invariance_weight: lambda of ``vicreg_loss``.
+        variance_weight: mu of ``vicreg_loss``.
+        covariance_weight: nu of ``vicreg_loss``.
+        projector_hidden: width of the projector's (the paper's expander's) hidden layers.
+        projector_out: width D of the projections z.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them; the last one is bare.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ValueError: a knob is out of range.
+    """
+
+    couples_batch = True
+    batch_keys = ("views",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        projector_hidden: int = 8192,
+        projector_out: int = 8192,
+        projector_layers: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_weights(invariance_weight, variance_weight, covariance_weight)
+        for name, value, least in (
+            ("projector_hidden", projector_hidden, 1),
+            ("projector_out", projector_out, 2),
+            ("projector_layers", projector_layers, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.encoder = encoder
+        widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        self.projector = mlp(widths, last_bias=False)
+        self.weights = (invariance_weight, variance_weight, covariance_weight)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch statistics
+        z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
+        return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1), self.gather(z2)))
