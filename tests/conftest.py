@@ -44,8 +44,15 @@ def shrunk(config: str) -> list[str]:
     """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
     if config.startswith("configs/imagenet"):
-        options += ["--data.root", "unused", "--data.image_size", "32", "--model.encoder.init_args.name", "resnet18"]
-        options += ["--data.views.init_args.size", "32"]
+        options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
+        text = (ROOT / config).read_text()
+        if "name: vit_" in text:
+            small = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
+        else:
+            small = {"name": "resnet18"}
+        options += [word for knob, value in small.items() for word in (f"--model.encoder.init_args.{knob}", str(value))]
+        if "class_path: DINO" in text:  # 65,536 of them are most of the network
+            options += ["--model.num_prototypes", "64"]
     return options
 
 
