@@ -40,12 +40,13 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
     if sizes[0] != sizes[1]:
         raise ValueError(f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}")
     patches = getattr(getattr(encoder, "net", encoder), "patch_embed", None)
-    fixed = tuple(getattr(patches, "img_size", None) or ())
+    fixed, patch = (tuple(getattr(patches, name, None) or ()) for name in ("img_size", "patch_size"))
     if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
         raise ValueError(
-            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}. For a ViT of several sizes give "
-            "class_path timm.models.VisionTransformer with init_args dynamic_img_size: true and num_classes: 0"
+            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}: set any_size: true for TimmEncoder"
         )
+    if patch and (wrong := [size for size in sizes if any(n % p for n, p in zip(size, patch, strict=True))]):
+        raise ValueError(f"{method}: the sizes of views must be multiples of the encoder's patches {patch}, got {wrong[0]}")
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:

@@ -48,13 +48,16 @@ def shrunk(config: str) -> list[str]:
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
     if config.startswith("configs/imagenet"):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
-        if "ViTEncoder" in (ROOT / config).read_text():
-            small = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
+        text = (ROOT / config).read_text()
+        if "ViTEncoder" in text:
+            small: dict[str, object] = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
+        elif "name: vit_" in text:
+            small = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
         else:
             small = {"name": "resnet18"}
-        options += [text for knob, value in small.items() for text in (f"--model.encoder.init_args.{knob}", str(value))]
-        method = methods()[yaml.safe_load((ROOT / config).read_text())["model"]["class_path"]]
-        for knob in ("projector_hidden", "projector_out"):  # some papers' have 8,192
+        options += [word for knob, value in small.items() for word in (f"--model.encoder.init_args.{knob}", str(value))]
+        method = methods()[yaml.safe_load(text)["model"]["class_path"]]
+        for knob in ("projector_hidden", "projector_out", "num_prototypes"):  # up to 65,536 in the papers
             if knob in inspect.signature(method).parameters:
                 options += [f"--model.{knob}", "64"]
     return options

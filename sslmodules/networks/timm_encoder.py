@@ -18,10 +18,12 @@ class TimmEncoder(nn.Module):
         image_size: height and width in pixels, for models with a fixed input size (ViTs); None = the model's own.
         patch_size: of a ViT, in pixels; None = the model's own.
         in_channels: channels of the image.
+        any_size: a ViT also takes images of other sizes, its position embedding resized to each: for views of several sizes
+            (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
         pretrained: start from timm's published weights (downloads them).
 
     Raises:
-        ValueError: timm has no such model; the three nearest names are given.
+        ValueError: timm has no such model (the three nearest names are given), or the model has no setting for ``any_size``.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class TimmEncoder(nn.Module):
         image_size: int | None = None,
         patch_size: int | None = None,
         in_channels: int = 3,
+        any_size: bool = False,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -39,7 +42,14 @@ class TimmEncoder(nn.Module):
         if image_size and patch_size and image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size ({image_size}), got {patch_size}")
         sizes: dict[str, Any] = {k: v for k, v in (("img_size", image_size), ("patch_size", patch_size)) if v is not None}
-        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
+        if any_size:
+            sizes["dynamic_img_size"] = True
+        try:
+            self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            raise ValueError(f"any_size is for ViTs, and {name!r} has no such setting: leave it out") from None
         # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
