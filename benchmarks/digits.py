@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all numbers here")
     args = parser.parse_args()
     numbers: dict[str, dict[str, object]] = {}
-    print(
-        f"{len(args.seeds)} seeds; {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; mean ± standard deviation in points"
-    )
+    print(f"{len(args.seeds)} seeds, mean ± standard deviation in points; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print("| method | encoder | " + " | ".join(METRICS.values()) + " | seconds |")
     print("|---|---|" + "---|" * (len(METRICS) + 1))
     with tempfile.TemporaryDirectory() as folder:

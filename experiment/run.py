@@ -101,7 +101,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     data.check_batch_size(world_size)
     module.check_batch_size(data.batch_size * world_size)
     dataset = data.dataset("train")
-    batch = data.transform(dataset.__getitems__([0, min(1, len(dataset) - 1)]), torch.Generator())  # type: ignore[attr-defined]
+    indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
+    batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
     x = batch["input"]
     was_training = module.training
@@ -118,7 +119,9 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
         module.train(was_training)
     width = module.encoder.num_features
     if h.flatten(1).shape != (len(x), width):
-        raise UserError(f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected ({len(x)}, {width})")
+        raise UserError(
+            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected ({len(x)}, {width})"
+        )
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def main(folder: Path, configs: list[str]) -> None:
 
 
 def validation_metrics(folder: Path, **options: Any) -> dict[str, Tensor]:
-    """Probe and health of an untrained encoder on the real digits: 360 and 1,077 samples, which two ranks cannot share evenly."""
+    """Probe and health of an untrained encoder on the real digits: 360 and 1,077 samples, an odd number for two ranks."""
     module, data = build("configs/digits/simclr.yaml", "--data.synthetic", "false", "--data.batch_size", "50")
     callbacks = [FeatureProbe(), RepresentationHealth()]
     trainer = trainer_for(folder, callbacks=callbacks, **options)

@@ -351,7 +351,7 @@ def test_two_processes_equal_one(config: str, two_processes: Path, tmp_path: Pat
 
 
 def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path, tmp_path: Path) -> None:
-    """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and the same health as one process."""
+    """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and health as one process."""
     from tests.distributed import validation_metrics
 
     ranks = [torch.load(two_processes / f"validation.{rank}.pt", weights_only=True) for rank in range(2)]
