@@ -93,6 +93,10 @@ def trainer_for(folder: Path, **options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
-@pytest.fixture(params=CONFIGS)
+#: Configs of small networks in the default suite, the others with ``-m slow``.
+COSTLY = [c if c.split("/")[1] in ("digits", "mnist") else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]
+
+
+@pytest.fixture(params=COSTLY)
 def config(request: pytest.FixtureRequest) -> str:
     return request.param

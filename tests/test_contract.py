@@ -20,11 +20,9 @@ from lightning import Callback
 from evaluation.callbacks import FeatureProbe
 from experiment.catalogue import ROOT, methods
 from sslmodules import methods as classes
-from tests.conftest import CONFIGS, batch_of, build, parse, trainer_for
+from tests.conftest import CONFIGS, COSTLY, batch_of, build, parse, trainer_for
 
 STEPS = 4
-#: The costly properties, of every config: in the default suite for small networks, the others with ``-m slow``.
-COSTLY = [c if c.split("/")[1] in ("digits", "mnist") else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]
 
 
 def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -48,6 +46,7 @@ def test_every_method_has_a_digits_config() -> None:
     assert used == set(classes())
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 def test_no_value_repeats_a_default(config: str) -> None:
     """One knob, one home: the default stands in the code, the YAML holds differences."""
 
@@ -158,7 +157,6 @@ def test_labels_are_never_read(config: str) -> None:
     assert torch.equal(first, second) and torch.equal(first, third)
 
 
-@pytest.mark.parametrize("config", COSTLY)
 def test_overfits_one_batch(config: str) -> None:
     """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate.
 
@@ -209,7 +207,6 @@ class Record(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("config", COSTLY)
 @pytest.mark.parametrize("stop_at", [STEPS - 1, STEPS], ids=["inside-epoch", "last-batch-of-epoch"])
 def test_resume_is_exact(config: str, stop_at: int, tmp_path: Path) -> None:
     """Stopped, rebuilt and resumed, a run ends as the uninterrupted one: weights, optimizer, losses, samples, bit for bit."""
@@ -250,7 +247,6 @@ def test_resume_is_exact(config: str, stop_at: int, tmp_path: Path) -> None:
     assert resumed_trainer.callback_metrics.get("val/linear_top1") == trainer.callback_metrics.get("val/linear_top1")
 
 
-@pytest.mark.parametrize("config", COSTLY)
 def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
     """What train.py stores is enough for ``load_module``: the same features, bit for bit."""
     from experiment.cli import SSLCommandLine
@@ -281,6 +277,7 @@ def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
     assert_equal(at_start, parameters(initial_module(read_checkpoint(path))))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 def test_documentation_of_the_class(config: str) -> None:
     """A paper, a link, a line for each option, and shapes in the file of the method."""
     cls = find_class(parse(config).config.model.class_path)
@@ -326,7 +323,6 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return folder
 
 
-@pytest.mark.parametrize("config", COSTLY)
 def test_two_processes_equal_one(config: str, two_processes: Path, tmp_path: Path) -> None:
     """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the joined batch."""
     from tests.distributed import replay

@@ -459,9 +459,10 @@ def test_samples_come_from_the_same_noise_in_every_call_and_run() -> None:
     module = gan("batch").eval()
     before = state(module)
     few, many = module.sample(8), module.sample(70)
-    assert many.shape == (70, 1, 8, 8) and torch.equal(few, module.sample(8)) and torch.equal(many[:8], module.sample(64)[:8])
+    assert many.shape == (70, 1, 8, 8) and torch.equal(few, module.sample(8))
+    torch.testing.assert_close(many[:8], module.sample(64)[:8])  # a convolution may sum a larger batch in another order
     assert not torch.equal(many[64:], module.sample(70)[64:])  # beyond the fixed ones it draws
-    assert torch.equal(module.sample(3, module.fixed_z[3:6]), module.sample(6)[3:])
+    torch.testing.assert_close(module.sample(3, module.fixed_z[3:6]), module.sample(6)[3:])
     assert torch.equal(module.fixed_z, gan().fixed_z) and not many.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in state(module).items())
 
