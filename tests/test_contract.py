@@ -20,7 +20,7 @@ from lightning import Callback
 from evaluation.callbacks import FeatureProbe
 from experiment.catalogue import ROOT, methods
 from sslmodules import methods as classes
-from tests.conftest import CONFIGS, COSTLY, batch_of, build, parse, trainer_for
+from tests.conftest import CONFIGS, batch_of, build, parse, trainer_for
 
 STEPS = 4
 
