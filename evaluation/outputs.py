@@ -159,17 +159,22 @@ def generate(
     check_target(arrays, ".npz")
     module.to(device)
     torch.manual_seed(mix_seed(seed, 3))
-    parts = []
+    parts: list[np.ndarray] = []
     for start in range(0, number, BATCH):
         samples = module.sample(min(BATCH, number - start))  # type: ignore[operator]
-        parts.append(_pixels(_shown(images_of, samples, module)))
+        shown = _pixels(_shown(images_of, samples, module))
+        if start == 0:
+            first = samples
+        elif torch.equal(samples, first[: len(samples)]):
+            raise ValueError(f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones")
+        parts.append(shown)
     pixels = np.concatenate(parts)  # (number, H, W, C)
     tiles = torch.from_numpy(pixels[:GRID_LIMIT]).permute(0, 3, 1, 2)  # (n, C, H, W)
     enlarge = max(1, 64 // tiles.shape[-1])  # a whole multiple keeps pixels square
     tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
-    shown = "" if number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
-    yield write_picture(output, grid.permute(1, 2, 0).numpy()) + shown
+    part = "" if number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
+    yield write_picture(output, grid.permute(1, 2, 0).numpy()) + part
     told = write_arrays(arrays, checkpoint, {"images": pixels, "labels": np.full(number, -1, np.int64)})
     yield f"{told}  images {pixels.shape} uint8"
 

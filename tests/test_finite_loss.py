@@ -73,7 +73,7 @@ def fit(folder: Path, *more: Any, **options: Any) -> Any:
     """Three epochs of four steps, with the project's checkpoint of every epoch."""
     module, data = build("configs/digits/simclr.yaml", "--data.batch_size", "128")
     checkpoint = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks = [FiniteLoss(folder / "last.ckpt"), checkpoint, *more]
+    callbacks = [FiniteLoss(folder / "last.ckpt"), *more, checkpoint]
     defaults = {"max_epochs": 3, "limit_val_batches": 0, "enable_checkpointing": True, "callbacks": callbacks}
     trainer = trainer_for(folder, **{**defaults, **options})
     trainer.fit(module, data)
@@ -128,16 +128,16 @@ def test_on_cuda_it_is_seen_one_step_later(how: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("how", ["nan", "gradient"])
-@pytest.mark.parametrize("kind", ["epoch", "best", "step", "weights"])
+@pytest.mark.parametrize("kind", ["epoch", "validation", "step", "weights"])
 def test_no_checkpoint_is_written_of_a_step_that_nobody_has_looked_at(
     kind: str, how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The last step of the second epoch: its numbers are still on their way when the epoch's checkpoint is due."""
     poison(monkeypatch, 8, how)
     more, options = [], {}
-    if kind == "best":
+    if kind == "validation":
         options = {"limit_val_batches": 1}
-        more = [ModelCheckpoint(tmp_path, "best", monitor="val/loss", save_weights_only=True)]
+        more = [ModelCheckpoint(tmp_path, "val", mode="max", save_on_train_epoch_end=False, save_weights_only=True)]
     if kind == "weights":
         more = [ModelCheckpoint(tmp_path, "weights", mode="max", save_on_train_epoch_end=True, save_weights_only=True)]
     if kind == "step":
