@@ -102,9 +102,9 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened; no norm in the first.
+    """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened.
 
-    The logit is not part of it: a linear layer on the flattened map is the paper's last convolution.
+    The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last convolution.
 
     Args:
         in_channels: channels of the image.
