@@ -93,8 +93,11 @@ def trainer_for(folder: Path, **options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
+#: Folders of configs whose data comes with the installation: there every method can be tried at once.
+EMBEDDED = ("digits",)
 #: Configs of small networks in the default suite, the others with ``-m slow``.
-COSTLY = [c if c.split("/")[1] in ("digits", "mnist") else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]
+SMALL = (*EMBEDDED, "mnist")
+COSTLY = [c if c.split("/")[1] in SMALL else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]
 
 
 @pytest.fixture(params=COSTLY)
