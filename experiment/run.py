@@ -19,6 +19,7 @@ from datamodules.images import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import SSLCommandLine, explain
+from experiment.failures import end_other_processes, hint, is_first_failure
 from experiment.monitoring import NonFiniteLoss
 from experiment.quiet import silence_framework
 from sslmodules import SSLModule, initial_module
@@ -29,6 +30,10 @@ class Started(Callback):
 
     def __init__(self) -> None:
         self.begun = False
+        self.trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer = trainer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.begun = True
@@ -40,12 +45,21 @@ def run(argv: list[str]) -> int:
     started = Started()
     try:
         return _run(argv, started)
-    except (ValueError, OSError, MisconfigurationException, NonFiniteLoss) as error:
-        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
-        known = isinstance(error, (ImageFileError, NonFiniteLoss))
-        if "SSL_TRACEBACK" in os.environ or (started.begun and not known):
+    except Exception as error:
+        first = is_first_failure()
+        end_other_processes(started.trainer, patience=0 if first else 10)  # the first one has an error to print
+        if not first:
+            return 1
+        if isinstance(error, UserError) or "SSL_TRACEBACK" in os.environ:
             raise
-        raise UserError(explain(error)) from error
+        if advice := hint(error):
+            raise UserError(advice) from error
+        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
+        always = (ImageFileError, NonFiniteLoss)
+        known = always if started.begun else (*always, ValueError, OSError, MisconfigurationException)
+        if isinstance(error, known):
+            raise UserError(explain(error)) from error
+        raise
 
 
 def _run(argv: list[str], started: Started) -> int:

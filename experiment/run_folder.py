@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from evaluation.report import write_json
 from experiment.catalogue import ROOT, UserError
+from experiment.failures import forget_failures
 from sslmodules import read_checkpoint
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
@@ -144,6 +145,7 @@ class RunFolder:
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
+        forget_failures(self.path)
         saved_config, environment = self.path / "config.yaml", self.path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
