@@ -132,7 +132,7 @@ class GPT(SSLModule):
         if self.pixels is not None:
             if not bool(((x >= 0) & (x <= 1)).all()):
                 raise ValueError(
-                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set data.mean to 0 and data.std "
+                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set data.mean to 0, data.std "
                     "to 1 for each channel"
                 )
         elif x.is_floating_point():
