@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--generate",
         metavar="N",
         type=int,
-        help="N new images, as a picture (--output, samples.png) and as arrays (.npz), or N more tokens of a text (samples.txt)",
+        help="N new images, a picture (--output, samples.png) and arrays (.npz), or N more tokens of a text (samples.txt)",
     )
     use.add_argument(
         "--restore",
