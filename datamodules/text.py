@@ -121,8 +121,8 @@ class TextDataModule(SSLDataModule):
         return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as text; special tokens give nothing."""
-        return self.tokenizer.decode(tokens.tolist())
+        """Token ids (T,) as text; special tokens give nothing, nor do ids that a network with a larger vocabulary may draw."""
+        return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
