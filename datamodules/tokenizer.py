@@ -214,8 +214,6 @@ def load_tokenizer(text: str) -> Tokenizer:
             tokenizer = _Pieces(_library().Tokenizer.from_str(text))
         else:
             return _Symbols(content["kind"], bool(content["specials"]), content.get("characters", ""))
-    except ValueError:
-        raise
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"not a tokenizer ({type(error).__name__}: {error})") from None
     ids = [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS]

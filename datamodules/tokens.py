@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +57,9 @@ def swap_second_segments(tokens: Tensor, partner: Tensor, swap: Tensor) -> Tenso
 class MaskedTokens(TokenTransform):
     """BERT's two tasks (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), drawn anew at every step.
 
-    Masked words: each token that is not special is selected with probability ``ratio``; of the selected, 80 % become [MASK], 10 %
-    a random token that is not special, and 10 % stay. Next sentence: half of the samples keep their second segment, the
-    others get one from another document of the batch, of about the same length, so that the length does not tell. A sample
+    Masked words: each token that is not special is selected with probability ``ratio``; of the selected, 80 % become [MASK],
+    10 % a random token that is not special, and 10 % stay. Next sentence: half of the samples keep their second segment, the
+    others get one from another document of the batch, of the nearest length, so that the length does not tell. A sample
     without any other document in its batch keeps its own and is labelled so.
 
     Args:
@@ -69,9 +70,6 @@ class MaskedTokens(TokenTransform):
     Raises:
         ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens or no words.
     """
-
-    #: Lengths of second segments count as the same up to so many tokens.
-    SPREAD = 8.0
 
     def __init__(self, ratio: float = 0.15, whole_words: bool = False, next_sentence: bool = True) -> None:
         super().__init__()
@@ -92,7 +90,7 @@ class MaskedTokens(TokenTransform):
         """{"select", "action": (B, T) in [0, 1), "random": (B, T) token ids} and for the second task {"partner": (B,) int64,
         "is_next": (B,) bool}."""
         tokens = images
-        like = {"generator": generator, "device": tokens.device}
+        like: dict[str, Any] = {"generator": generator, "device": tokens.device}
         params = {
             "select": torch.rand(tokens.shape, **like),
             "action": torch.rand(tokens.shape, **like),
@@ -102,7 +100,8 @@ class MaskedTokens(TokenTransform):
             rows = len(tokens)
             document = torch.arange(rows, device=tokens.device) if document is None else document
             size = segments_of(tokens).sum(1).float()  # (B,) of the second segment
-            distance = (size[:, None] - size).abs() + self.SPREAD * torch.rand(rows, rows, **like)  # (B, B)
+            # the nearest length, and among equals any: less than a whole token is random
+            distance = (size[:, None] - size).abs() + torch.rand(rows, rows, **like)  # (B, B)
             distance = distance.masked_fill(document[:, None] == document, torch.inf)
             nearest, params["partner"] = distance.min(1)
             params["is_next"] = (torch.rand(rows, **like) < 0.5) | nearest.isinf()
@@ -118,9 +117,11 @@ class MaskedTokens(TokenTransform):
         select = params["select"]
         if self.continues is not None:  # every piece of a word gets the number that was drawn for its first one
             self.continues = self.continues.to(tokens.device)
-            word = (~self.continues[tokens]).cumsum(1) - 1  # (B, T) number of the word; special tokens are words
-            starts = torch.zeros_like(select).scatter_reduce_(1, word, select, "amax")
-            select = starts.gather(1, word)
+            place = torch.arange(tokens.shape[1], device=tokens.device)
+            start = (
+                place.expand_as(tokens).masked_fill(self.continues[tokens], 0).cummax(1).values
+            )  # (B, T) where the word begins
+            select = select.gather(1, start)
         selected = (select < self.ratio) & (tokens >= len(SPECIALS))
         action = params["action"]
         replaced = torch.where(action < 0.8, MASK, torch.where(action < 0.9, params["random"], tokens))

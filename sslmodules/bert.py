@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from datamodules.base import Batch
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.bert_encoder import transformers_library
 
 
 def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
@@ -44,15 +45,16 @@ class BERT(SSLModule):
     Args:
         encoder: tokens (B, T) -> (B, num_features), with ``forward_tokens(tokens, segment) -> (B, T, D)`` and
             ``token_embedding`` (V, D), which the decoder shares.
-        next_sentence: also predict whether the second segment follows the first, as in the paper; False needs ``next_sentence:
-            false`` of the data's ``MaskedTokens`` too, and takes texts of one segment.
+        next_sentence: also predict whether the second segment follows the first, as in the paper; False needs
+            ``next_sentence: false`` of the data's ``MaskedTokens`` where texts have one segment.
         **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: an encoder without what is needed.
     """
 
-    batch_keys = ("corrupted", "target", "segment", "is_next")
+    batch_keys: tuple[str, ...] = ("corrupted", "target", "segment", "is_next")
+    encoder: Any
 
     def __init__(self, encoder: nn.Module, next_sentence: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -61,9 +63,9 @@ class BERT(SSLModule):
                 f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use BertEncoder"
             )
         self.encoder, self.next_sentence = encoder, next_sentence
-        width: Any = encoder.num_features
+        width = self.encoder.num_features
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
-        self.decoder_bias = nn.Parameter(torch.zeros(encoder.vocab_size))  # type: ignore[arg-type]
+        self.decoder_bias = nn.Parameter(torch.zeros(self.encoder.vocab_size))
         if next_sentence:
             self.pooler, self.classifier = nn.Linear(width, width), nn.Linear(width, 2)
         else:
@@ -74,15 +76,31 @@ class BERT(SSLModule):
 
     def predict_words(self, h: Tensor) -> Tensor:
         """Vectors of tokens (..., D) -> logits (..., V)."""
-        return F.linear(self.transform(h), self.encoder.token_embedding, self.decoder_bias)  # type: ignore[arg-type]
+        return F.linear(self.transform(h), self.encoder.token_embedding, self.decoder_bias)
+
+    def to_transformers(self) -> Any:
+        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode; without next-sentence
+        prediction that head and the pooler in it are untrained. Its class 0 of the next sentence is a true pair."""
+        library = transformers_library()
+        model = library.BertForPreTraining(self.encoder.net.config)
+        parts = {"bert": self.encoder.net, "cls.predictions.transform.dense": self.transform[0]}
+        parts["cls.predictions.transform.LayerNorm"] = self.transform[2]
+        state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        state["cls.predictions.bias"] = state["cls.predictions.decoder.bias"] = self.decoder_bias
+        state["cls.predictions.decoder.weight"] = self.encoder.token_embedding
+        if self.next_sentence:
+            state |= {f"bert.pooler.dense.{key}": value for key, value in self.pooler.state_dict().items()}
+            state |= {f"cls.seq_relationship.{key}": value.flip(0) for key, value in self.classifier.state_dict().items()}
+        model.load_state_dict({**model.state_dict(), **state})
+        return model.eval()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         target = batch["target"]
-        h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # type: ignore[operator]  # (B, T, D)
+        h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # (B, T, D)
         selected = target != -100  # (B, T)
         logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
         # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a mean of means.
-        counts = self.gather(selected.sum(1).to(h.dtype))
+        counts = self.gather(selected.sum(1).float())
         total = counts.sum() * len(target) / len(counts)
         masked = masked_word_loss(logits, words, total)
         terms = {
