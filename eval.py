@@ -1,4 +1,4 @@
-"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore PICTURES | --features FILE.npz]``."""
+"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore ... | --features ... | --export DIR]``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="python eval.py",
         description="Without an option: linear probe, kNN and few-shot accuracy on the test split, beside a random encoder "
-        "and the raw input. With --generate, --restore or --features: files made with what was trained.",
+        "and the raw input. With --generate, --restore, --features or --export: files made with what was trained.",
         epilog=EPILOG + ", ".join(data_sets()) + MORE,
         allow_abbrev=False,
     )
@@ -48,6 +48,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     use.add_argument(
         "--features", metavar="FILE.npz", type=Path, help="features, labels and file names of the train, val and test samples"
+    )
+    use.add_argument(
+        "--export", metavar="DIR", type=Path, help="a text network and its tokenizer, as AutoModel.from_pretrained loads them"
     )
     parser.add_argument(
         "--mask", metavar="PICTURE", type=Path, help="with --restore: white = hidden (default: what the run's own mask hides)"
@@ -86,10 +89,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for option in ("prompt", "temperature"):
         if getattr(given, option) is not None and given.generate is None:
             raise UserError(f"--{option} belongs to --generate N, which is not given")
-    if given.probes is not None and (given.generate is not None or given.restore or given.features):
-        raise UserError("--probes is for probing: leave it out with --generate, --restore and --features")
-    if given.features and given.output:
-        raise UserError("--features FILE.npz names the file already: leave --output out")
+    if given.probes is not None and (given.generate is not None or given.restore or given.features or given.export):
+        raise UserError("--probes is for probing: leave it out with --generate, --restore, --features and --export")
+    if (given.features or given.export) and given.output:
+        raise UserError(f"{'--features' if given.features else '--export'} names the target already: leave --output out")
     return given, rest
 
 
@@ -98,6 +101,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from rich.console import Console
 
     from evaluation import outputs, sampling
+    from evaluation.export import export
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
     from experiment.cli import trusted_packages
@@ -135,6 +139,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         lines = outputs.restore(module, data, arguments.restore, target, torch.device(device), **options)
     elif arguments.features:
         lines = outputs.export_features(module, data, arguments.features, source, torch.device(device))
+    elif arguments.export:
+        lines = export(module, data, arguments.export)
     if lines is not None:
         for line in lines:  # a name may hold bytes that no terminal can show
             print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

@@ -266,8 +266,8 @@ class Fasta(SSLDataModule):
         return to_tokens(codes[: len(codes) // self.kmer * self.kmer], self.kmer).tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as letters."""
-        return "".join(BASES[i] for i in self._bases(tokens).flatten().tolist())
+        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw, give nothing."""
+        return "".join(BASES[i] for i in self._bases(tokens[tokens < self.vocab_size]).flatten().tolist())
 
     def _bases(self, tokens: Tensor) -> Tensor:
         """(..., T) tokens -> (..., T, k) codes in 0..4."""
@@ -298,7 +298,7 @@ class Fasta(SSLDataModule):
     def _records(self) -> dict[str, np.ndarray]:
         if self.synthetic:
             rng = np.random.default_rng(0)
-            return {name: rng.integers(0, 4, 60 * self.length * self.kmer).astype(np.uint8) for name in ("one", "two")}
+            return {name: rng.integers(0, 4, 200 * self.length * self.kmer).astype(np.uint8) for name in ("one", "two")}
         if self.root is None:
             raise SequenceFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         records: dict[str, np.ndarray] = {}
@@ -351,7 +351,7 @@ class Fasta(SSLDataModule):
         for split, found in places.items():
             if not found:
                 raise SequenceFileError(
-                    f"--data.root {self.root}: no window of {span} bases for {split}, which takes one tenth of at least "
+                    f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one tenth of at least "
                     f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter --data.length"
                 )
 

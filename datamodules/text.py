@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import Batch, Split, SSLDataModule
+from datamodules.base import Split
 from datamodules.corpus import (
     Corpus,
     Document,
@@ -33,9 +30,9 @@ from datamodules.corpus import (
     text_files,
 )
 from datamodules.images import stratified_holdout
+from datamodules.token_data import TextDataModule
 from datamodules.token_store import DocumentDataset, Tokens, TokenWriter, WindowDataset, cut_pairs, cut_to, frame, open_tokens
-from datamodules.tokenizer import PAD, SEP, Kind, Tokenizer, load_tokenizer, train_tokenizer
-from datamodules.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
+from datamodules.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
 
 Layout = Literal["windows", "documents", "pairs"]
 
@@ -43,155 +40,6 @@ MEMORY_LIMIT = 512 * 2**20
 """Bytes of text up to which a corpus and its tokens are kept in memory."""
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-class TextDataModule(SSLDataModule):
-    """What all token data shares: one tokenizer, which the checkpoint keeps, and ``input`` of (B, T) int64 token ids.
-
-    A subclass gives ``_make_tokenizer()`` and ``_load()``. Where there is padding it is id 0, [PAD], and a network finds its
-    attention mask as ``tokens != 0``. Layouts without padding have no need of a mask, and id 0 may then be any token:
-    ``pad_id`` says which of the two holds.
-
-    Args:
-        length: T, tokens of a sample, special ones included.
-        vocabulary: a tokenizer that exists: the file tokenizer.json of a run, or its content, as a checkpoint keeps it. None =
-            made from the training split.
-
-    Attributes:
-        pad_id: 0, or None where no sample is ever padded.
-        class_names: one name per class; empty for unlabelled data.
-    """
-
-    pad_id: int | None = PAD
-    class_names: tuple[str, ...] = ()
-
-    def __init__(self, length: int = 128, vocabulary: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if length < 2:
-            raise ValueError(f"length must be at least 2, got {length}")
-        self.length, self.vocabulary = length, vocabulary
-        self._tokenizer: Tokenizer | None = None
-        self._datasets: dict[str, Dataset] = {}
-
-    # ---- given by a subclass -----------------------------------------------------------------------------------------
-
-    def _make_tokenizer(self) -> Tokenizer:
-        """A tokenizer made from the training split."""
-        raise NotImplementedError
-
-    def _load(self) -> dict[str, Dataset]:
-        """The data sets of train, bank, val and test."""
-        raise NotImplementedError
-
-    # ---- tokens ------------------------------------------------------------------------------------------------------
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Made, or read from ``vocabulary``, when it is first asked for; from then on part of the checkpoint."""
-        if self._tokenizer is None:
-            if self.vocabulary is None:
-                self._adopt(self._make_tokenizer())
-            else:
-                self._adopt(self._read_tokenizer(self.vocabulary))
-        assert self._tokenizer is not None
-        return self._tokenizer
-
-    def _read_tokenizer(self, text: str) -> Tokenizer:
-        if not text.lstrip().startswith("{"):
-            try:
-                text = Path(text).expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"--data.vocabulary {text} cannot be read ({error}): expected a tokenizer.json") from None
-        return load_tokenizer(text)
-
-    def _adopt(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self.vocabulary = tokenizer, tokenizer.to_json()
-        self.hparams["vocabulary"] = self.vocabulary  # what eval.py builds the data from
-        self._datasets = {}
-        if isinstance(self.views, TokenTransform):
-            self.views.set_tokenizer(tokenizer)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, special ones included."""
-        return self.tokenizer.vocab_size
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens around it."""
-        return self.tokenizer.encode([text])[0].tolist()
-
-    def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as text; special tokens give nothing."""
-        return self.tokenizer.decode(tokens.tolist())
-
-    # ---- data --------------------------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        self.dataset("train")
-
-    def setup(self, stage: str) -> None:
-        if self.trainer is not None and self.trainer.world_size > 1:  # one tokenizer for all: that of the first process
-            vocabulary = self.trainer.strategy.broadcast(self.tokenizer.to_json())
-            if vocabulary != self.vocabulary:
-                self._adopt(load_tokenizer(vocabulary))
-        super().setup(stage)
-
-    def dataset(self, split: Split) -> Dataset:
-        """The samples of ``split``, made once and kept."""
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
-        assert self.tokenizer is not None  # before the tokens: a new one would drop them
-        if not self._datasets:
-            self._datasets = self._load()
-        return self._datasets[split]
-
-    def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
-        """With a generator, add what ``views`` makes of ``input`` (new dict, same device)."""
-        if self.views is None or generator is None:
-            return {**batch}  # type: ignore[typeddict-item]
-        tokens, views = batch["input"], self.views
-        if isinstance(views, TokenTransform):
-            params = views.draw(tokens, generator, batch.get("document"))
-        else:
-            params = views.draw(tokens, generator)
-        return {**batch, **views(tokens, params)}  # type: ignore[typeddict-item]
-
-    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Counts of the tokens, and TF-IDF with the document frequencies of the training split: (B, T) -> (B, vocab_size)."""
-        bank = self.dataset("bank")
-        idf = inverse_document_frequency(
-            (bank.__getitems__(range(i, min(i + 1024, len(bank))))["input"] for i in range(0, len(bank), 1024)),  # type: ignore[attr-defined, arg-type]
-            self.vocab_size,
-            self.pad_id,
-        )
-
-        def counts(tokens: Tensor) -> Tensor:
-            """How often each token occurs in the sample."""
-            return bag_of_words(tokens, self.vocab_size, self.pad_id)
-
-        def weighted(tokens: Tensor) -> Tensor:
-            """Counts of tokens times ln((1 + N) / (1 + n)) + 1 of the training split, each row of length 1."""
-            return tfidf(tokens, idf.to(tokens.device), self.pad_id)
-
-        return {"bag_of_words": counts, "tfidf": weighted}
-
-    # ---- kept with the run -------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer as ``tokenizer.json`` into the run folder, whole or not at all."""
-        temporary = folder / f".tokenizer.json.{os.getpid()}"
-        temporary.write_text(self.tokenizer.to_json(), encoding="utf-8")
-        os.replace(temporary, folder / "tokenizer.json")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "vocabulary": self.tokenizer.to_json()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        vocabulary = state.pop("vocabulary")
-        super().load_state_dict(state)
-        if vocabulary != self.tokenizer.to_json():  # the weights know the tokens of the checkpoint
-            self._adopt(load_tokenizer(vocabulary))
 
 
 class TextFiles(TextDataModule):
@@ -247,6 +95,8 @@ class TextFiles(TextDataModule):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if layout == "pairs" and columns is not None and len(columns) > 2:
             raise ValueError(f"layout pairs takes one or two columns, got {columns}")
+        if layout != "pairs" and getattr(self.views, "next_sentence", False):
+            raise ValueError(f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout pairs")
         if layout != "windows" and self.length < 8:
             raise ValueError(f"length must be at least 8 for layout {layout}, got {self.length}")
         self.root, self.files, self.columns, self.label_column = root, files, columns, label_column
@@ -322,6 +172,14 @@ class TextFiles(TextDataModule):
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
+    @property
+    def characters_per_token(self) -> float | None:
+        """Of the validation windows, for bits per character; None for the other layouts."""
+        if self.layout != "windows":
+            return None
+        some = self.dataset("val").flat[:1_000_000]  # type: ignore[attr-defined]
+        return len(self.tokenizer.decode(some)) / len(some)
+
     def _make_tokenizer(self) -> Tokenizer:
         joints = ["\n"] if len(self._assign()) > 1 else []
         texts = chain(self._texts(0), joints)
@@ -350,9 +208,9 @@ class TextFiles(TextDataModule):
         if self.cache is not None and self.root is not None and not self.synthetic:
             folder, key = Path(self.cache).expanduser(), self._key()
             folder.mkdir(parents=True, exist_ok=True)
-            stored = {split: folder / f"{key}-{split}" for split in SPLITS}
-            if all(path.with_suffix(".npz").is_file() for path in stored.values()):
-                return {split: open_tokens(path) for split, path in stored.items()}
+            stored: dict[str, Path | None] = {split: folder / f"{key}-{split}" for split in SPLITS}
+            if all(path.with_suffix(".npz").is_file() for path in stored.values() if path):
+                return {split: open_tokens(path) for split, path in stored.items() if path}
             paths.update(stored)
         return {split: self._tokenize(number, split, paths[split]) for number, split in enumerate(SPLITS)}
 

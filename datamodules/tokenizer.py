@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -166,13 +167,39 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
         tokenizer.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(), **common)
     else:
-        tokenizer = library.Tokenizer(library.models.WordPiece(unk_token=SPECIALS[UNK]))
-        tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+        normalizer, splitter = library.normalizers.BertNormalizer(lowercase=True), library.pre_tokenizers.BertPreTokenizer()
+        words: Counter[str] = Counter()
+        for text in texts:
+            words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+        vocabulary = _word_pieces(library, words, common)
+        tokenizer = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token=SPECIALS[UNK]))
+        tokenizer.add_special_tokens(list(SPECIALS))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
         tokenizer.decoder = library.decoders.WordPiece()
-        trainer = library.trainers.WordPieceTrainer(**common)
+        return _Pieces(tokenizer)
     tokenizer.train_from_iterator(texts, trainer)
     return _Pieces(tokenizer)
+
+
+def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> dict[str, int]:
+    """A WordPiece vocabulary, the same for the same words.
+
+    The library's ``WordPieceTrainer`` numbers the pieces in the order of a hash table that differs between calls, and where two
+    pairs are equally frequent their numbers decide. Its ``BpeTrainer`` sorts. So every letter inside a word gets a code of its
+    own, pairs are learnt as BPE, and what begins with such a code is a piece with ``##``.
+    """
+    inner = sorted({letter for word in words for letter in word[1:]})
+    code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a plane of Unicode for private use
+    letter_of = {c: letter for letter, c in code.items()}
+    trained = library.Tokenizer(library.models.BPE())
+    trained.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    coded = (" ".join([word[0] + "".join(code[c] for c in word[1:])] * count) for word, count in words.items())
+    trained.train_from_iterator(coded, library.trainers.BpeTrainer(**options))
+    pieces = {}
+    for piece, number in trained.get_vocab().items():
+        plain = "".join(letter_of.get(c, c) for c in piece)
+        pieces[plain if piece in SPECIALS or piece[0] not in letter_of else f"##{plain}"] = number
+    return pieces
 
 
 def load_tokenizer(text: str) -> Tokenizer:
@@ -187,8 +214,6 @@ def load_tokenizer(text: str) -> Tokenizer:
             tokenizer = _Pieces(_library().Tokenizer.from_str(text))
         else:
             return _Symbols(content["kind"], bool(content["specials"]), content.get("characters", ""))
-    except ValueError:
-        raise
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"not a tokenizer ({type(error).__name__}: {error})") from None
     ids = [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS]

@@ -23,6 +23,7 @@ from torch import Tensor
 from datamodules.base import Split, SSLDataModule
 from evaluation.few_shot import few_shot_accuracy
 from evaluation.knn import knn_predict
+from evaluation.language import language_report
 from evaluation.linear_probe import select_linear_probe, top1
 from evaluation.reconstruction import denoising_psnr, reconstruction_psnr
 from sslmodules.base import SSLModule
@@ -169,6 +170,8 @@ def evaluate(
             report["reconstruction"] = reconstruction_psnr(trained, data, device)
         elif "corrupted" in added:
             report["denoising"] = denoising_psnr(trained, data, device)
+    if hasattr(data, "vocab_size") or getattr(trained, "pixels", None) is not None:
+        report["language"] = language_report(trained, data, device)
     module.train(was_training)
     return report
 
@@ -195,6 +198,13 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     else:
         console.print(f"{report['data']} has no labels: no probes.")
+    if "language" in report:
+        table = Table(title="test split: nats per token or pixel value, beside tables of the training split's frequencies")
+        nats = report["language"]["nats_per_token"]
+        for key in (*nats, "perplexity"):
+            table.add_column(key, justify="right")
+        table.add_row(*(f"{value:.3f}" for value in nats.values()), f"{report['language']['test']['perplexity']:.2f}")
+        console.print(table)
     for section, values_key, title in (
         ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),
         ("denoising", "psnr", "test images without their noise: PSNR in dB"),

@@ -17,7 +17,8 @@ from torchvision.utils import make_grid
 
 from datamodules.base import SSLDataModule, mix_seed
 from datamodules.images import ImageDataModule, read_image
-from datamodules.text import TextDataModule
+from datamodules.sequences import Fasta
+from datamodules.token_data import TextDataModule
 from evaluation.outputs import BATCH, check_able, check_target, pixels_of, shown_images, write_arrays, write_picture, write_text
 from sslmodules import SSLModule
 
@@ -133,7 +134,7 @@ def _picture(prompt: str, data: ImageDataModule) -> Tensor:
 # ---- text --------------------------------------------------------------------------------------------------------------
 
 
-def _text(module: SSLModule, data: TextDataModule, asked: Request) -> Iterator[str]:
+def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> Iterator[str]:
     """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new line, or with a
     random token where the data has no line breaks."""
     check_able(module, "extend", "--generate")
@@ -143,7 +144,7 @@ def _text(module: SSLModule, data: TextDataModule, asked: Request) -> Iterator[s
     if asked.prompt is not None:
         if not ids:
             raise ValueError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
-        if lost := data.tokenizer.count_unknown(prompt, np.asarray(ids)):
+        if isinstance(data, TextDataModule) and (lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))):
             yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the vocabulary of the run's data"
     tokens = torch.tensor([ids], device=asked.device) if ids else module.sample(1, 1)  # type: ignore[operator]
     temperature = 1.0 if asked.temperature is None else asked.temperature
@@ -178,6 +179,7 @@ def _short(prompt: str) -> str:
 KINDS: dict[type[SSLDataModule], tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
     ImageDataModule: (".png", _images),
     TextDataModule: (".txt", _text),
+    Fasta: (".txt", _text),
 }
 """Data class -> ending of its file, and what draws and writes it."""
 

@@ -4,6 +4,7 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 ``num_classes=0``) are. One that also has ``forward_features(x) -> (B, num_features, h, w)`` can feed a convolutional decoder.
 """
 
+from sslmodules.networks.bert_encoder import BertEncoder
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from sslmodules.networks.gpt_encoder import GPTEncoder, RecurrentEncoder
@@ -16,6 +17,7 @@ from sslmodules.networks.vector_nets import MLPDecoder, MLPEncoder, VectorDecode
 from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 
 __all__ = [
+    "BertEncoder",
     "ConvDecoder",
     "ConvEncoder",
     "DCGANDiscriminator",

@@ -130,7 +130,7 @@ class GPTEncoder(nn.Module):
             after.append(past)
         return self.norm(x), after
 
-    def to_gpt2(self) -> Any:
+    def to_transformers(self) -> Any:
         """The same network as ``transformers``' ``GPT2Model``, in eval mode: ``save_pretrained`` writes what
         ``AutoModel.from_pretrained`` loads. Its ``last_hidden_state`` equals ``forward``."""
         from transformers import GPT2Config, GPT2Model

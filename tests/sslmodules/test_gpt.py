@@ -154,7 +154,7 @@ def test_the_export_is_gpt2(bias: bool, tmp_path: Any) -> None:
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    encoder.to_gpt2().save_pretrained(tmp_path)
+    encoder.to_transformers().save_pretrained(tmp_path)
     loaded = transformers.AutoModel.from_pretrained(tmp_path).eval()
     tokens = torch.randint(0, V, (3, BLOCK))
     with torch.no_grad():
