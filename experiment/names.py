@@ -47,7 +47,11 @@ def known_names(base: type) -> list[str]:
     if base is Optimizer:  # torch's are meant to be used
         return sorted({c.__name__ for c in every if c.__module__.startswith(("torch.optim", "sslmodules"))})
     packages = ("sslmodules.networks",) if base is nn.Module else ("sslmodules", "datamodules", "evaluation")
-    own = [c for c in every if c.__module__.startswith(packages) and c.__name__ not in ("ImageDataModule", "Views")]
+    own = [
+        c
+        for c in every
+        if c.__module__.startswith(packages) and c.__name__ not in ("ImageDataModule", "AudioDataModule", "Views")
+    ]
     return sorted({c.__name__ for c in own or every})
 
 

@@ -6,6 +6,7 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from sslmodules.networks.frames import GRUFrames, TransformerFrames
 from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
 from sslmodules.networks.resnet import ResNetEncoder
@@ -18,12 +19,14 @@ __all__ = [
     "ConvEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "GRUFrames",
     "MLPDecoder",
     "MLPEncoder",
     "MomentumCopy",
     "PatchDecoder",
     "ResNetEncoder",
     "TimmEncoder",
+    "TransformerFrames",
     "VectorDecoder",
     "ViTEncoder",
     "class_attention",
