@@ -35,7 +35,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--probes", help="comma-separated, of linear, knn, fewshot (default: all)")
     use = parser.add_mutually_exclusive_group()
     use.add_argument(
-        "--generate", metavar="N", type=int, help="N new samples, as a picture (--output, samples.png) and as arrays (.npz)"
+        "--generate",
+        metavar="N",
+        type=int,
+        help="N new images, a picture (--output, samples.png) and arrays (.npz), or N more tokens of a text (samples.txt)",
     )
     use.add_argument(
         "--restore",
@@ -52,6 +55,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--truth", metavar="PICTURES", type=Path, help="with --restore: the undamaged pictures, same names, to measure PSNR"
     )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT_OR_FILE",
+        help="with --generate: the text, or a file with it, that is continued; a picture whose upper half is kept",
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="with --generate: below 1 likelier, above 1 more varied (default: 1)"
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     own, rest = [], []
@@ -66,6 +77,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given = parser.parse_args(own)
     if (given.mask or given.truth) and not given.restore:
         raise UserError(f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given")
+    for option in ("prompt", "temperature"):
+        if getattr(given, option) is not None and given.generate is None:
+            raise UserError(f"--{option} belongs to --generate N, which is not given")
     if given.probes is not None and (given.generate is not None or given.restore or given.features):
         raise UserError("--probes is for probing: leave it out with --generate, --restore and --features")
     if given.features and given.output:
@@ -77,7 +91,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     import torch
     from rich.console import Console
 
-    from evaluation import outputs
+    from evaluation import outputs, sampling
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
     from experiment.quiet import silence_framework
@@ -104,8 +118,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     source, target, seed = str(checkpoint), arguments.output, content.get("seed", 0)
     lines = None
     if arguments.generate is not None:
-        target = target or folder / f"samples{suffix}.png"
-        lines = outputs.generate(module, data, arguments.generate, target, source, torch.device(device), seed)
+        target = target or folder / f"samples{suffix}{sampling.ending(data)}"
+        how = {"prompt": arguments.prompt, "temperature": arguments.temperature}
+        lines = sampling.generate(module, data, arguments.generate, target, source, torch.device(device), seed, **how)
     elif arguments.restore:
         target = target or folder / f"restored{suffix}"
         options = {"mask": arguments.mask, "truth": arguments.truth, "seed": seed}

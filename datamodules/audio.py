@@ -242,7 +242,7 @@ class Tones(AudioDataModule):
         clips = np.empty((n, self.clip_size), np.int16)
         for row, (contour, timbre) in enumerate(zip(contours, timbres, strict=True)):
             pitch, loudness, length, lead, noise, depth = rng.uniform(
-                (150, 0.1, 0.4, 0, 0.001, 0.3), (600, 0.5, 0.9, 0.1, 0.01, 0.6)
+                (150, 0.1, 0.4, 0, 0.001, 0.8), (600, 0.5, 0.9, 0.1, 0.01, 1.5)
             )
             u = np.linspace(0, 1, int(length * rate))  # the melody, from begin to end
             tremble = np.sin(2 * np.pi * 8 * length * u)

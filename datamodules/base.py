@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.views import BatchTransform, apply_views
@@ -113,6 +115,13 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+def raw_input(x: Tensor) -> Tensor:
+    """The standardised input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a side."""
+    if x.ndim == 4 and max(x.shape[-2:]) > 32:
+        x = F.adaptive_avg_pool2d(x, 32)
+    return x.flatten(1)
+
+
 class SSLDataModule(LightningDataModule):
     """Clean samples from data sets, views from a module on the device.
 
@@ -179,6 +188,14 @@ class SSLDataModule(LightningDataModule):
     def unstandardise(self, x: Tensor) -> Tensor:
         """Back from what a network sees to decoded samples, for pictures."""
         return x
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Cheap features that are probed beside the encoder: by name, a function of ``input``, (B, ...) -> (B, D). The first
+        line of its docstring goes into the report."""
+        return {"raw_input": raw_input}
+
+    def save(self, folder: Path) -> None:
+        """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
 
 
 @contextmanager
-def _own_noise(device: torch.device) -> Iterator[None]:
+def own_noise(device: torch.device) -> Iterator[None]:
     """Pictures draw the same noise every time, and leave the method's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_noise(device, 3)
@@ -330,7 +330,7 @@ class ImageGrid(Callback):
         x = batch["input"][:n]
         if "views" in batch:
             self._draw(trainer, "views", [x, *(view[:n] for view in batch["views"])])
-        with trainer.precision_plugin.val_step_context(), _own_noise(pl_module.device):
+        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device):
             if hasattr(pl_module, "reconstruct"):
                 few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
                 prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]

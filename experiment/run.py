@@ -65,6 +65,8 @@ def _run(argv: list[str], started: Started) -> int:
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    if trainer.is_global_zero:
+        data.save(folder.path)
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
     if trainer.logger is not None:
@@ -105,6 +107,11 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
     x = batch["input"]
+    given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
+    if given is not None and needed is not None and given < needed:
+        raise UserError(
+            f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give --model.encoder.vocab_size {needed}"
+        )
     was_training = module.training
     module.eval()
     try:

@@ -7,8 +7,10 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from sslmodules.networks.frames import GRUFrames, TransformerFrames
+from sslmodules.networks.gpt_encoder import GPTEncoder, RecurrentEncoder
 from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
+from sslmodules.networks.pixel_tokens import PixelTokens
 from sslmodules.networks.resnet import ResNetEncoder
 from sslmodules.networks.timm_encoder import TimmEncoder
 from sslmodules.networks.vector_nets import MLPDecoder, MLPEncoder, VectorDecoder
@@ -19,11 +21,14 @@ __all__ = [
     "ConvEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "GPTEncoder",
     "GRUFrames",
     "MLPDecoder",
     "MLPEncoder",
     "MomentumCopy",
     "PatchDecoder",
+    "PixelTokens",
+    "RecurrentEncoder",
     "ResNetEncoder",
     "TimmEncoder",
     "TransformerFrames",
