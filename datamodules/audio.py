@@ -133,7 +133,7 @@ class AudioDataModule(SSLDataModule):
         return {"train": train, "bank": train, "val": make(256), "test": make(256)}
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {"mean_log_mel": mean_log_mel}
+        return {**super().baselines(), "mean_log_mel": mean_log_mel}
 
     # ---- on the device -----------------------------------------------------------------------------------------------
 
@@ -159,6 +159,13 @@ class AudioDataModule(SSLDataModule):
         """The inverse of ``standardise``: log-mel."""
         mean, std = self._mean_std(x.device)
         return x * std + mean
+
+    def spectrogram(self, samples: Tensor) -> Tensor:
+        """int16 sound (B, S) of any length to standardised log-mel (B, 1, M, S // hop), all of its frames valid."""
+        whole = samples[:, : samples.shape[1] // self.scale.hop * self.scale.hop]
+        if whole.shape[1] == 0:
+            return torch.zeros(len(samples), 1, self.scale.num_mels, 0, device=samples.device)
+        return self.standardise(self.scale.log_mel(whole.float() / 32768)[:, None])
 
     def waveform(self, x: Tensor) -> Tensor:
         """Standardised log-mel (B, 1, M, T) as sound (B, S) in [-1, 1]: ``MelScale.waveform``."""
@@ -207,29 +214,31 @@ class AudioDataModule(SSLDataModule):
         super().load_state_dict(state)
 
 
+TONES = {
+    "contour": ("level", "rise", "fall", "arch", "valley", "vibrato", "tremolo", "jump"),
+    "timbre": ("sine", "odd", "all"),
+}
+"""Classes of ``Tones`` by label."""
+
+
 class Tones(AudioDataModule):
     """Melodies made by a formula, no download: one second at 8 kHz, 1,024 clips to train on, 256 for val, 256 for test.
 
-    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length (0.4 to 1 s), place and
-    background noise moves in one of eight ways: it stays, rises, falls, rises then falls, falls then rises, trembles in pitch,
-    trembles in loudness, or jumps. Its timbre is one of three: sine, odd harmonics, all harmonics.
+    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length (0.4 to 0.9 s),
+    beginning and background noise moves in one of eight ways: it stays, rises, falls, rises then falls, falls then rises,
+    trembles in pitch, trembles in loudness, or jumps. Its timbre is one of three: sine, odd harmonics, all harmonics.
 
     Args:
         root: ignored, nothing is read; accepted so that ``--data.root`` works with every data set.
         label: "contour" (eight classes) or "timbre" (three).
     """
 
-    CLASSES = {
-        "contour": ("level", "rise", "fall", "arch", "valley", "vibrato", "tremolo", "jump"),
-        "timbre": ("sine", "odd", "all"),
-    }
-
     def __init__(self, root: str | None = None, label: str = "contour", sample_rate: int = 8_000, **kwargs: Any) -> None:
         super().__init__(sample_rate=sample_rate, **kwargs)
-        if label not in self.CLASSES:
-            raise ValueError(f"label must be one of {', '.join(self.CLASSES)}, got {label!r}")
+        if label not in TONES:
+            raise ValueError(f"label must be one of {', '.join(TONES)}, got {label!r}")
         self.label = label
-        self.class_names = self.CLASSES[label]
+        self.class_names = TONES[label]
         self.num_classes = len(self.class_names)
 
     def _load(self, split: Split) -> dict[str, Dataset]:

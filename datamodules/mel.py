@@ -59,8 +59,8 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
     matrix = torch.minimum((hz - low) / (peak - low), (high - hz) / (high - peak)).clamp(min=0)
     if not matrix.any(1).all():
         raise ValueError(
-            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window at {sample_rate} Hz: "
-            "give fewer num_mels or a larger window_ms"
+            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window at {sample_rate} "
+            "Hz: give fewer num_mels or a larger window_ms"
         )
     return matrix.float()
 

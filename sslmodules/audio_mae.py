@@ -1,7 +1,7 @@
 """Audio-MAE, the masked autoencoder that listens (Huang et al. 2022, https://arxiv.org/abs/2207.06405).
 
-Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A vision transformer encodes the others, and a small
-decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the patches that hold sound.
+Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A vision transformer encodes the others, and a
+small decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the patches that hold sound.
 
 Differs from the paper: patches behind a clip's end are no targets and have no say in the features; the decoder attends to all
 patches, where the paper's best one has local windows. Rows of patches are frequencies and columns are time, from low and early
