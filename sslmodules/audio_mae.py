@@ -4,7 +4,7 @@ Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A v
 small decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the patches that hold sound.
 
 Differs from the paper: patches behind a clip's end are no targets and have no say in the features; the decoder attends to all
-patches, where the paper's best one has local windows. Rows of patches are frequencies and columns are time, from low and early
+patches, where the paper finds local windows better. Rows of patches are frequencies and columns are time, from low and early
 ones on; the authors' code has them the other way round.
 """
 

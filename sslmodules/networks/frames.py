@@ -15,7 +15,7 @@ def _check(**least: int) -> None:
 
 
 class GRUFrames(nn.Module):
-    """Stacked GRUs; from the second layer on the input is added to the output, as in the code of Chung et al. 2019.
+    """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option of their code).
 
     Args:
         in_features: D of a frame: the number of mel bands.
