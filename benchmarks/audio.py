@@ -3,8 +3,8 @@
     python benchmarks/audio.py --clips 256 --rounds 15
 
 The same samples, the same function (``MelScale.log_mel``); per clip is what a Dataset does that makes spectrograms in its
-``__getitem__``. Both take turns within each round, so that a slow moment of the machine hits both. The time is the CPU time of the
-one thread. Both results are compared before anything is timed.
+``__getitem__``. Both take turns within each round, so that a slow moment of the machine hits both. The time is the CPU time
+of the one thread. Both results are compared before anything is timed.
 """
 
 from __future__ import annotations
