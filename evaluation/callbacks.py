@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from datamodules.audio import AudioDataModule
 from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1
@@ -324,7 +325,7 @@ class ImageGrid(Callback):
     ) -> None:
         due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
-        if not (due and first) or batch["input"].ndim != 4:
+        if not (due and first) or batch["input"].ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
             return
         n = self.num_samples
         x = batch["input"][:n]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, Split, SSLDataModule, mix_seed
 from datamodules.images import ImageDataModule, ImageFolder, image_files, read_image
+from datamodules.wav_folder import WavFolder
 from evaluation.reconstruction import psnr
 from sslmodules import SSLModule, methods
 
@@ -37,6 +40,10 @@ SPLITS: tuple[tuple[Split, str], ...] = (("bank", "train"), ("val", "val"), ("te
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+_SOFTWARE = MADE_BY.encode() + b"\0" * (2 - len(MADE_BY) % 2)
+_WAV_NOTE = struct.pack("<4sI4s4sI", b"LIST", 12 + len(_SOFTWARE), b"INFO", b"ISFT", len(_SOFTWARE)) + _SOFTWARE
+
+
 def is_result(path: Path) -> bool:
     """Was this file written by ``eval.py`` or, as ``results.json``, by ``train.py``?"""
     try:
@@ -46,6 +53,8 @@ def is_result(path: Path) -> bool:
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 return "made_by" in arrays and str(arrays["made_by"]) == MADE_BY
+        if path.suffix == ".wav":
+            return path.read_bytes().endswith(_WAV_NOTE)
         if path.suffix == ".txt":
             with path.open(encoding="utf-8") as file:
                 return file.readline().startswith(MADE_BY)
@@ -91,6 +100,21 @@ def write_picture(path: Path, pixels: np.ndarray) -> str:
 def write_text(path: Path, text: str, note: str) -> str:
     """A UTF-8 file: a line that says where it comes from, an empty line, then the text as it is."""
     return _write(path, lambda file: file.write(f"{MADE_BY}: {note}\n\n{text}\n".encode()))
+
+
+def write_sound(path: Path, samples: np.ndarray, sample_rate: int) -> str:
+    """int16 samples (S,) as a wav file, with a chunk behind them (INFO, ISFT) that names the software."""
+
+    def write(file: BinaryIO) -> None:
+        with wave.open(file, "wb") as sound:
+            sound.setparams((1, 2, sample_rate, 0, "NONE", ""))
+            sound.writeframes(samples.astype("<i2").tobytes())
+        file.write(_WAV_NOTE)
+        size = file.tell() - 8
+        file.seek(4)
+        file.write(struct.pack("<I", size))
+
+    return _write(path, write)
 
 
 def write_arrays(path: Path, checkpoint: str, arrays: dict[str, Any]) -> str:
@@ -309,7 +333,7 @@ def export_features(
             count += len(x)
         parts["split"].append(np.full(count, name))
         parts["index"].append(np.arange(count))
-        if isinstance(data, ImageFolder) and not data.synthetic:
+        if isinstance(data, (ImageFolder, WavFolder)) and not data.synthetic:
             parts["files"].append(np.array(data.files(split)))
     arrays = {name: np.concatenate(rows) for name, rows in parts.items() if rows}
     arrays["class_names"] = np.array(getattr(data, "class_names", ()), dtype=str)

@@ -15,11 +15,24 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from datamodules.audio import AudioDataModule
 from datamodules.base import SSLDataModule, mix_seed
 from datamodules.images import ImageDataModule, read_image
+from datamodules.mel import PADDING
 from datamodules.sequences import Fasta
 from datamodules.token_data import TextDataModule
-from evaluation.outputs import BATCH, check_able, check_target, pixels_of, shown_images, write_arrays, write_picture, write_text
+from datamodules.wav_folder import read_clip
+from evaluation.outputs import (
+    BATCH,
+    check_able,
+    check_target,
+    pixels_of,
+    shown_images,
+    write_arrays,
+    write_picture,
+    write_sound,
+    write_text,
+)
 from sslmodules import SSLModule
 
 GRID_LIMIT = 256
@@ -52,17 +65,18 @@ def generate(
     prompt: str | None = None,
     temperature: float | None = None,
 ) -> Iterator[str]:
-    """Draw new data: images as a picture and arrays, or the continuation of a text.
+    """Draw new data: images as a picture and arrays, or the continuation of a text or of a sound.
 
     Args:
         module: in eval mode.
         data: the run's data set, for the way back to pixels or letters; its files are not read.
-        number: how many images, or how many tokens.
+        number: how many images, tokens of a text, or frames of a sound.
         output: the file, which ends as ``ending(data)`` says.
         checkpoint: where the weights come from, noted in the files.
         device: where to compute.
         seed: of the draws.
-        prompt: what to continue: a text or the file that holds it, a picture of which the upper half is kept. None = nothing.
+        prompt: what to continue: a text or the file that holds it, a picture of which the upper half is kept,
+            a sound file. None = nothing.
         temperature: below 1 likelier, above 1 more varied; None = 1.
 
     Yields:
@@ -174,12 +188,44 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
 
 
+# ---- sound -------------------------------------------------------------------------------------------------------------
+
+
+def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator[str]:
+    """A clip and the frames that follow it, as a wav file: all of it from its log-mel spectrogram, by Griffin and Lim.
+
+    What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose files are read.
+    """
+    check_able(module, "continue_clip", "--generate")
+    if asked.temperature is not None:
+        raise ValueError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
+    check_target(asked.output, ".wav")
+    if asked.prompt is None:
+        samples = data.dataset("val").__getitems__([0])["input"][0].numpy()  # type: ignore[attr-defined]
+        samples = samples[samples != PADDING]
+        samples = samples[: max(len(samples) // 2, min(len(samples), 50 * data.scale.hop))]
+    elif Path(asked.prompt).is_file():
+        samples = read_clip(asked.prompt, data.scale.sample_rate)
+    else:
+        raise ValueError(f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file")
+    x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
+    if x.shape[3] == 0:
+        raise ValueError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
+    whole = module.continue_clip(x, asked.number)  # type: ignore[operator]
+    if not whole.isfinite().all():
+        raise ValueError(f"{type(module).__name__} gave values that are not finite: the checkpoint is no good")
+    sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
+    seconds = [n * data.scale.hop / data.scale.sample_rate for n in (x.shape[3], asked.number)]
+    yield f"{write_sound(asked.output, sound, data.scale.sample_rate)}  {seconds[0]:g} s given, {seconds[1]:g} s predicted"
+
+
 # ---- kinds of data -----------------------------------------------------------------------------------------------------
 
 KINDS: dict[type[SSLDataModule], tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
     ImageDataModule: (".png", _images),
     TextDataModule: (".txt", _text),
     Fasta: (".txt", _text),
+    AudioDataModule: (".wav", _sound),
 }
 """Data class -> ending of its file, and what draws and writes it."""
 

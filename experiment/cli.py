@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules  # noqa: F401  its classes are known by their short names once imported
 import evaluation.callbacks
-import evaluation.continuations  # noqa: F401  likewise
+import evaluation.continuations
+import evaluation.spectrograms  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
 from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
 from experiment.checkpoint_io import AtomicCheckpointIO

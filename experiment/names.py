@@ -41,7 +41,8 @@ def known_names(base: type) -> list[str]:
     own = [
         c
         for c in every
-        if c.__module__.startswith(packages) and c.__name__ not in ("ImageDataModule", "TextDataModule", "Views")
+        if c.__module__.startswith(packages)
+        and c.__name__ not in ("ImageDataModule", "AudioDataModule", "TextDataModule", "Views")
     ]
     return sorted({c.__name__ for c in own or every})
 

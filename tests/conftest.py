@@ -94,7 +94,7 @@ def trainer_for(folder: Path, **options: Any) -> Trainer:
 
 
 #: Folders of configs whose data comes with the installation: there every method can be tried at once.
-EMBEDDED = ("digits", "text")
+EMBEDDED = ("digits", "text", "tones")
 #: Configs of small networks in the default suite, the others with ``-m slow``.
 SMALL = (*EMBEDDED, "mnist")
 COSTLY = [c if c.split("/")[1] in SMALL else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]

@@ -7,6 +7,7 @@ Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` 
 from sslmodules.networks.bert_encoder import BertEncoder
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from sslmodules.networks.frames import GRUFrames, TransformerFrames
 from sslmodules.networks.gpt_encoder import GPTEncoder, RecurrentEncoder
 from sslmodules.networks.heads import mlp, projection_mlp
 from sslmodules.networks.momentum import MomentumCopy, cosine_momentum
@@ -23,6 +24,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "GPTEncoder",
+    "GRUFrames",
     "MLPDecoder",
     "MLPEncoder",
     "MomentumCopy",
@@ -31,6 +33,7 @@ __all__ = [
     "RecurrentEncoder",
     "ResNetEncoder",
     "TimmEncoder",
+    "TransformerFrames",
     "VectorDecoder",
     "ViTEncoder",
     "class_attention",
