@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -229,6 +231,20 @@ class Digits(ImageDataModule):
         return {**splits, "bank": splits["train"]}
 
 
+@contextmanager
+def inside_only() -> Iterator[None]:
+    """Tar archives are unpacked with Python's ``data`` filter: nothing outside of the folder, no link that leads out of it.
+
+    torchvision asks for no filter, and before Python 3.14 none is the default.
+    """
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
 class _TorchvisionImages(ImageDataModule):
     """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training images.
 
@@ -281,9 +297,10 @@ class _TorchvisionImages(ImageDataModule):
                 count = f"{len(absent)} of {len(self.files)} files"
                 raise self._missing(f"{absent[0]} ({count}) is missing in --data.root {root}")
         try:
-            images, labels = self._read(root, part, download)
+            with inside_only():
+                images, labels = self._read(root, part, download)
             images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
-        except (OSError, RuntimeError, ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
             # torchvision's own: URLError without a network, RuntimeError for mirrors and checksums, and whatever a
             # damaged file does to the reader
             what = "could not be downloaded to" if download else "cannot be read (damaged files?) in"

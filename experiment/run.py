@@ -33,9 +33,6 @@ class Started(Callback):
         self.begun = False
         self.trainer: Trainer | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.trainer = trainer
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.begun = True
 
@@ -70,6 +67,7 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
     trainer.callbacks.append(started)  # type: ignore[attr-defined]
+    started.trainer = trainer
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
