@@ -54,6 +54,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--trust_config_classes",
+        metavar="PACKAGE",
+        default="",
+        help="also build classes of this package that a checkpoint names",
+    )
     own, rest = [], []
     arguments = iter(argv)
     for argument in arguments:
@@ -80,11 +86,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from evaluation import outputs
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
+    from experiment.cli import trusted_packages
     from experiment.quiet import silence_framework
     from experiment.rebuild import build_data, checkpoint_of
     from sslmodules import initial_module, load_module, read_checkpoint
 
     silence_framework()
+    trusted_packages(["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else [])
     probes = [p.strip() for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",") if p.strip()]
     for probe in probes or [""]:
         if probe not in PROBES:

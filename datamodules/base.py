@@ -113,6 +113,24 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+class Fetch(Dataset):
+    """The same data set; an error while fetching also says which samples were asked for."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        except Exception as error:
+            shown = ", ".join(map(str, indices[:5])) + (f", ... ({len(indices)} in all)" if len(indices) > 5 else "")
+            error.args = (f"{error} (while fetching samples {shown})", *error.args[1:])
+            raise
+
+
 class SSLDataModule(LightningDataModule):
     """Clean samples from data sets, views from a module on the device.
 
@@ -257,7 +275,7 @@ class SSLDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
         return DataLoader(
-            dataset,
+            Fetch(dataset),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -476,9 +477,10 @@ def image_files(path: str | os.PathLike[str]) -> list[bytes]:
 
 
 def _text(paths: bytes | Sequence[bytes], most: int = 5) -> str:
-    """File names for a message: the first few, printable whatever bytes they are made of."""
+    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences too."""
     if isinstance(paths, bytes):
-        return paths.decode("utf-8", "backslashreplace")
+        text = paths.decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return ", ".join(map(_text, paths[:most])) + (f", ... ({len(paths)} in all)" if len(paths) > most else "")
 
 
@@ -567,15 +569,25 @@ class FolderDataset(Dataset):
         channels: 1 or 3.
         shorter: the shorter side is resized to so many pixels before the crop.
         random_crop: place the crop at random, as a pure function of (the run's seed, epoch, index); else at the centre.
+        max_unreadable: files that may be passed over. The next one that can be read takes the place of such a file, with
+            the label -1, so that no probe counts it; each is named once on the terminal.
     """
 
     def __init__(
-        self, paths: np.ndarray, labels: np.ndarray, size: int, channels: int, shorter: int, random_crop: bool
+        self,
+        paths: np.ndarray,
+        labels: np.ndarray,
+        size: int,
+        channels: int,
+        shorter: int,
+        random_crop: bool,
+        max_unreadable: int = 0,
     ) -> None:
         self.paths, self.labels = paths, labels.astype(np.int64)
         self.size, self.channels, self.shorter, self.random_crop = size, channels, shorter, random_crop
-        self.seed = run_seed()
+        self.seed, self.max_unreadable = run_seed(), max_unreadable
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self.unreadable = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -586,23 +598,38 @@ class FolderDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``."""
         images = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
-        epoch = int(self.epoch)
+        labels, epoch = self.labels.take(indices, 0), int(self.epoch)
         for row, index in enumerate(indices):
             draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
-            images[row] = read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
-        return {
-            "input": torch.from_numpy(images).permute(0, 3, 1, 2),
-            "label": torch.from_numpy(self.labels.take(indices, 0)),
-        }
+            images[row], itself = self._read(index, draw)
+            labels[row] = labels[row] if itself else -1
+        return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
+
+    def _read(self, index: int, draw: int | None = None) -> tuple[np.ndarray, bool]:
+        """The picture at ``index`` or, if it cannot be read, the next one that can; and whether it is the one asked for."""
+        for other in (i % len(self) for i in range(index, index + len(self))):
+            if self.unreadable[other]:
+                continue
+            try:
+                return read_image(self.paths[other], self.size, self.channels, self.shorter, draw), other == index
+            except ImageFileError as error:
+                self.unreadable[other] = True
+                count = int(self.unreadable.sum())
+                if count > self.max_unreadable:
+                    more = f" (file number {count} that cannot be read, max_unreadable is {self.max_unreadable})"
+                    raise ImageFileError(f"{error}{more if self.max_unreadable else ''}") from None
+                print(f"warning: {error}: passed over, {count} of at most {self.max_unreadable}", file=sys.stderr, flush=True)
+        raise ImageFileError(f"none of {len(self)} images can be read, the first is {_text(self.paths[0])}")
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
         """The same samples decoded once, as centre crops; None at a file of another size if ``only_same_size``."""
-        images = np.empty((len(self), self.size, self.size, self.channels), np.uint8)
+        images, labels = np.empty((len(self), self.size, self.size, self.channels), np.uint8), self.labels.copy()
         for row, path in enumerate(self.paths):
             if only_same_size and not self._is_square(path):
                 return None
-            images[row] = read_image(path, self.size, self.channels, self.shorter)
-        return ArrayDataset(images, self.labels)
+            images[row], itself = self._read(row)
+            labels[row] = labels[row] if itself else -1
+        return ArrayDataset(images, labels)
 
     def _is_square(self, path: bytes) -> bool:
         try:
@@ -643,6 +670,8 @@ class ImageFolder(ImageDataModule):
         test_fraction: of all images, held out where there are no split folders.
         in_memory: decode once and keep; random crops are then left to the views. Default: when all files of a split are
             ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
+        max_unreadable: damaged files that may be passed over in each split, see ``FolderDataset``; by default the first one
+            ends the run with its name. ``train/unreadable_files`` counts them in the logs.
         mean, std: per channel, of pixels in [0, 1]; default ImageNet's.
 
     Raises:
@@ -660,6 +689,7 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         in_memory: bool | None = None,
+        max_unreadable: int = 0,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         **kwargs: Any,
@@ -670,6 +700,8 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if decode_size is not None and decode_size < image_size:
             raise ValueError(f"decode_size must be at least image_size = {image_size}, got {decode_size}")
+        if max_unreadable < 0:
+            raise ValueError(f"max_unreadable must not be negative, got {max_unreadable}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -680,7 +712,8 @@ class ImageFolder(ImageDataModule):
                 raise ValueError(f"{name} must have one value for each of {channels} channels, got {list(values)}")
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {list(std)}")
-        self.root, self.labelled, self.in_memory = root, labelled, in_memory
+        self.root, self.labelled, self.in_memory, self.max_unreadable = root, labelled, in_memory, max_unreadable
+        self._opened: list[FolderDataset] = []
         self.image_shape, self.mean, self.std = (channels, image_size, image_size), mean, std
         self.standard_size = round(image_size * 256 / 224)
         self.decode_size = decode_size or self.standard_size
@@ -700,6 +733,11 @@ class ImageFolder(ImageDataModule):
     def num_classes(self) -> int | None:  # type: ignore[override]
         return len(self.class_names) or None
 
+    def unreadable_files(self) -> list[str]:
+        """The files that were passed over so far, in all splits."""
+        found = {path for d in self._opened for path in d.paths[d.unreadable.numpy()].tolist()}
+        return sorted(os.fsdecode(path) for path in found)
+
     def files(self, split: Split) -> list[str]:
         """Paths of the samples of ``split``, in the order of ``dataset(split)``."""
         paths, _ = self._find()["train" if split == "bank" else split]
@@ -710,14 +748,16 @@ class ImageFolder(ImageDataModule):
         if split in ("train", "bank"):
             (channels, size, _), (paths, labels) = self.image_shape, files["train"]
             bank = self._open("train")
-            random = FolderDataset(paths, labels, size, channels, self.decode_size, random_crop=True)
+            random = FolderDataset(paths, labels, size, channels, self.decode_size, True, self.max_unreadable)
+            self._opened.append(random)
             return {"bank": bank, "train": bank if isinstance(bank, ArrayDataset) else random}
         return {split: self._open(split)}
 
     def _open(self, split: str) -> ArrayDataset | FolderDataset:
         """Centre crops of a split, in memory if that was asked for or is small."""
         channels, size, _ = self.image_shape
-        dataset = FolderDataset(*self._find()[split], size, channels, self.standard_size, random_crop=False)
+        dataset = FolderDataset(*self._find()[split], size, channels, self.standard_size, False, self.max_unreadable)
+        self._opened.append(dataset)
         total = sum(len(labels) for _, labels in self._find().values()) * channels * size * size
         if self.in_memory is False or (self.in_memory is None and total > MEMORY_LIMIT):
             return dataset

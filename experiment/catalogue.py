@@ -87,6 +87,7 @@ options:
   --evaluate true|false     after training, probe the features on the test split (default true)
   --seed_everything N       seed of weights, order, views and noise (default 0)
   --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them)
+  --trust_config_classes P  let the configuration build classes of your package P, which runs their code
   --print_config            show the whole configuration with all defaults, and stop
   --help                    this text
 """

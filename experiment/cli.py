@@ -22,9 +22,10 @@ from datamodules.base import SSLDataModule
 from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
 from experiment.checkpoint_io import AtomicCheckpointIO
 from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
-from experiment.names import check_command_line, check_layer
+from experiment.names import check_command_line, check_layer, untrusted
 from experiment.run_folder import RunFolder
 from sslmodules.base import SSLModule
+from sslmodules.trusted import denied_name, enforce, trust
 
 PARSER_OPTIONS = ("config", "print_config", "help")
 
@@ -84,6 +85,14 @@ class SSLCommandLine(LightningCLI):
         self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
+        limits = plain["trainer"]
+        if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
+            raise UserError(
+                "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps or max_time"
+            )
+        for name in ("limit_train_batches", "max_steps", "max_epochs"):
+            if limits[name] == 0:
+                raise UserError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
         if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
             raise UserError(f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto or cpu")
 
@@ -136,6 +145,7 @@ def checked_arguments(args: list[str]) -> list[str]:
         parser.add_class_arguments(Trainer, "trainer")
         parser.print_help()
         raise SystemExit(0)
+    args = trusted_packages(args)
     chosen: dict[str, type | None] = {"model": None, "data": None}
     check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
     files = config_arguments(args)
@@ -160,6 +170,22 @@ def checked_arguments(args: list[str]) -> list[str]:
     return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
 
 
+def trusted_packages(args: list[str]) -> list[str]:
+    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line, never in a file."""
+    rest, words = [], iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--trust_config_classes":
+            rest.append(word)
+            continue
+        try:
+            trust((value if equals else next(words, "")).split(","))
+        except ValueError as error:
+            raise UserError(f"{option}: {error}") from None
+    enforce()
+    return rest
+
+
 def explain(error: BaseException) -> str:
     """One line for an exception: the option, what was expected, and what came.
 
@@ -171,6 +197,8 @@ def explain(error: BaseException) -> str:
     if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
         root = error
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
+    if denied := denied_name(error):
+        return untrusted(denied, ".".join(keys) or "the configuration")
     where = f"{'.'.join(keys)}: " if keys else ""
     innermost = str(error).rpartition("Parser key")[2]
     if keys and "Subtypes:" in innermost and "class_path" not in innermost:
@@ -178,6 +206,9 @@ def explain(error: BaseException) -> str:
     else:
         text = re.sub(r'^(Parser key "[^"]+":\s*)+', "", str(root).strip())
         text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
+    built = re.findall(r"Problem with given class_path '[\w.]+':\s*(.+)", text)
+    if built and text.startswith("Does not validate against any of the Union"):
+        text = built[-1]  # the constructor's own words
     text = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1, got \2", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return where + " ".join(text.split())

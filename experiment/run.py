@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from datamodules.images import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import SSLCommandLine, explain
+from experiment.failures import end_other_processes, hint, is_first_failure
 from experiment.monitoring import NonFiniteLoss
 from experiment.quiet import silence_framework
 from sslmodules import SSLModule, initial_module
@@ -29,6 +31,10 @@ class Started(Callback):
 
     def __init__(self) -> None:
         self.begun = False
+        self.trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer = trainer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.begun = True
@@ -39,16 +45,27 @@ def run(argv: list[str]) -> int:
     silence_framework()
     started = Started()
     try:
-        return _run(argv, started)
-    except (ValueError, OSError, MisconfigurationException, NonFiniteLoss) as error:
-        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
-        known = isinstance(error, (ImageFileError, NonFiniteLoss))
-        if "SSL_TRACEBACK" in os.environ or (started.begun and not known):
+        with ExitStack() as held:
+            return _run(argv, started, held)
+    except Exception as error:
+        first = is_first_failure()
+        end_other_processes(started.trainer, patience=0 if first else 10)  # the first one has an error to print
+        if not first:
+            return 1
+        if isinstance(error, UserError) or "SSL_TRACEBACK" in os.environ:
             raise
-        raise UserError(explain(error)) from error
+        if advice := hint(error):
+            raise UserError(advice) from error
+        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
+        always = (ImageFileError, NonFiniteLoss)
+        in_worker = "Original Traceback" in str(error)
+        known = always if started.begun or in_worker else (*always, ValueError, OSError, MisconfigurationException)
+        if isinstance(error, known):
+            raise UserError(explain(error)) from error
+        raise
 
 
-def _run(argv: list[str], started: Started) -> int:
+def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
@@ -60,10 +77,14 @@ def _run(argv: list[str], started: Started) -> int:
         if finished and (folder.results.is_file() or not cli.config.evaluate):
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
             return 0
+        held.enter_context(folder.in_use())
+        folder.check_weights(module)
     data.prepare_data()
     check_fit(module, data, trainer.world_size)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
+    if resume is None:
+        held.enter_context(folder.in_use())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +23,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from evaluation.report import write_json
 from experiment.catalogue import ROOT, UserError
-from sslmodules import read_checkpoint
+from experiment.failures import forget_failures
+from sslmodules import SSLModule, read_checkpoint
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
 MACHINE = (
@@ -136,6 +140,38 @@ class RunFolder:
         os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
         self._record(config, resumed)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other runs out of the folder (rank 0), as long as this process lives, even if it is killed.
+
+        Raises:
+            UserError: another process is at it.
+        """
+        if rank_zero_only.rank != 0 or not self.path.is_dir():
+            yield
+            return
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"--run_dir {self.path} is in use by another process: end it, or choose another") from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def check_weights(self, module: SSLModule) -> None:
+        """UserError with the first five differences if ``last.ckpt`` does not fit the method as it is now."""
+        stored, now = read_checkpoint(self.last)["state_dict"], module.state_dict()
+        shapes = {k: (tuple(stored[k].shape), tuple(now[k].shape)) for k in stored.keys() & now.keys()}
+        wrong = [f"{k} is {a} there, {b} now" for k, (a, b) in sorted(shapes.items()) if a != b]
+        wrong += [f"{k} is not there" for k in sorted(now.keys() - stored.keys())]
+        wrong += [f"{k} is not here" for k in sorted(stored.keys() - now.keys())]
+        if wrong:
+            more = f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
+            raise UserError(
+                f"{self.last} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}. Choose another --run_dir"
+            )
+
     def progress(self) -> tuple[int, int]:
         """(finished epochs, optimizer steps) of ``last.ckpt``."""
         checkpoint = read_checkpoint(self.last)
@@ -144,6 +180,7 @@ class RunFolder:
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
+        forget_failures(self.path)
         saved_config, environment = self.path / "config.yaml", self.path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"

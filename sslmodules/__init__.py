@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from sslmodules.base import SSLModule
+from sslmodules.trusted import denied_name, enforce, is_trusted
 
 for _info in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_info.name}")
@@ -66,6 +67,10 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = methods().get(class_path.rsplit(".", 1)[-1])
+    enforce()
+    if cls is None and is_trusted(class_path):  # of a package that the user trusts
+        cls = getattr(importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None)
+        cls = cls if isinstance(cls, type) and issubclass(cls, SSLModule) else None
     if cls is None or class_path not in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
         raise CheckpointError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
@@ -73,8 +78,18 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLModule, "model")
-    config = parser.parse_object({"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}})
-    module = parser.instantiate(config).model
+    spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}
+    try:
+        module = parser.instantiate(parser.parse_object({"model": spec})).model
+    except (ArgumentError, ValueError, TypeError) as error:
+        denied = denied_name(error)
+        reason = (
+            f"names {denied!r}, which is not among what a file may build; if you trust what it runs, give "
+            f"--trust_config_classes {denied.split('.')[0]}"
+            if denied
+            else f"does not build {cls.__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        )
+        raise CheckpointError(f"the checkpoint {reason}") from None
     module._set_hparams(hyper_parameters)
     return module
 
