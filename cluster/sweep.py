@@ -3,10 +3,11 @@
     python cluster/sweep.py cluster/sweep.yaml --study DIR --config configs/digits/simclr.yaml
     python cluster/sweep.py cluster/sweep.yaml --study DIR --sampler random --trials 50 --config ...
 
-Start the same command as often as there are devices, on machines that share DIR (SLURM: the array in cluster/slurm.sbatch). Each
-trial is a run of train.py in DIR/trial-NNNN with its log beside it. What is compared is the last value of ``--metric`` in the
-run's TensorBoard events, which comes from the validation split; the test split is not touched. A trial that was stopped is
-taken up again in its folder by the next free worker. Needs Optuna: pip install -e '.[sweep]'
+Start the same command as often as there are devices, on machines that share DIR; under SLURM as the array that
+cluster/slurm.sbatch shows. Each trial is a run of train.py in DIR/trial-NNNN with its log beside it. What is compared is the
+last value of ``--metric`` in the run's TensorBoard events, which comes from the validation split; the test split is not
+touched. A trial that was stopped is taken up again in its folder by the next free worker. Optuna comes with
+``pip install -e '.[sweep]'``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import optuna
 import yaml
 from optuna.storages import JournalStorage
@@ -35,7 +33,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiment.catalogue import UserError
+from experiment.catalogue import ROOT, UserError
 from experiment.cli import checked_arguments
 
 #: Statuses of a run that was told to stop (Ctrl-C, SIGTERM) and goes on another time.

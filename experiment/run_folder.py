@@ -73,8 +73,7 @@ class RunFolder:
             return cls(Path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
         if SLURMEnvironment.detect():
-            # a requeued job keeps its number, and so finds its run again
-            return cls(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
+            return cls(parent / f"slurm-{slurm_job()}")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
@@ -92,23 +91,8 @@ class RunFolder:
         Raises:
             UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        path, saved_config = self.path, self.path / "config.yaml"
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
-        if not saved_config.is_file():
-            if path.is_dir() and any(path.iterdir()):
-                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
-            return None
-        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
-        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
-        if found != method:
-            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
-        if differences := difference(earlier, config):
-            shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
-            raise UserError(
-                f"--run_dir {path} holds a run of another configuration ({shown}): "
-                "repeat its options to resume it, or choose another folder"
-            )
+        if rank_zero_only.rank == 0:  # for all; a process started a moment later would see the folder that this one makes
+            self._check_config(config, method)
         if not self.last.is_file():
             return None
         checkpoint = read_checkpoint(self.last)
@@ -120,6 +104,25 @@ class RunFolder:
         if "optimizer_states" not in checkpoint:
             raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
         return self.last
+
+    def _check_config(self, config: dict[str, Any], method: str) -> None:
+        path, saved_config = self.path, self.path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
+        if not saved_config.is_file():
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
+            return
+        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
+        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
+        if found != method:
+            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
+        if differences := difference(earlier, config):
+            shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+            raise UserError(
+                f"--run_dir {path} holds a run of another configuration ({shown}): "
+                "repeat its options to resume it, or choose another folder"
+            )
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
         """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.
@@ -190,6 +193,13 @@ class RunFolder:
             first = json.loads(environment.read_text(encoding="utf-8"))
             now = {**first, "restarts": [*first.get("restarts", []), now]}
         write_json(environment, now)
+
+
+def slurm_job() -> str:
+    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job keeps."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
