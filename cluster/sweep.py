@@ -35,9 +35,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiment.catalogue import ROOT, UserError
 from experiment.cli import checked_arguments
+from experiment.signals import requeue, slurm_job
 
-#: Statuses of a run that was told to stop (Ctrl-C, SIGTERM) and goes on another time.
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+#: Exit statuses of train.py when it was told to stop and has saved.
+STOPPED = (130, 143)
 
 
 def read_space(path: Path, sampler: str) -> dict[str, Any]:
@@ -93,9 +94,9 @@ class Worker:
         first = [f"--{name}={values[0] if isinstance(values, list) else values['low']}" for name, values in self.space.items()]
         checked_arguments([*options, *first])
         self.child: subprocess.Popen[bytes] | None = None
-        self.told_to_stop = 0
+        self.told_to_stop = 0  # by this signal
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self.stop)
+            signal.signal(number, self.receive)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
             self.study = self.open_study()
@@ -127,9 +128,11 @@ class Worker:
                 )
         return study
 
-    def stop(self, number: int, _: Any) -> None:
-        self.told_to_stop = number
-        if self.child is not None:
+    def receive(self, number: int, _: Any) -> None:
+        """Pass a signal on to the run. Not Ctrl-C: the terminal gives it to both, and a second one means at once."""
+        if number in (signal.SIGINT, signal.SIGTERM) or "SLURM_JOB_ID" in os.environ:
+            self.told_to_stop = number
+        if self.child is not None and number != signal.SIGINT:
             self.child.send_signal(number)
 
     def set_aside(self, trial: Trial | FrozenTrial) -> None:
@@ -159,12 +162,16 @@ class Worker:
         """Trials until there are none left, or until told to stop; returns the exit status."""
         while not self.told_to_stop and (trial := self.take()) is not None:
             status = self.train(trial)
-            if status in STOPPED:
+            if status in STOPPED or (status and self.told_to_stop):
                 with alone(self.folder):
                     self.set_aside(trial)
                 return status
             self.tell(trial, status)
-        return 128 + self.told_to_stop if self.told_to_stop else self.report()
+        if not self.told_to_stop:
+            return self.report()
+        if self.told_to_stop in (signal.SIGUSR1, signal.SIGUSR2):  # between two trials: a run would have done this itself
+            requeue()
+        return 130 if self.told_to_stop == signal.SIGINT else 143
 
     def train(self, trial: Trial) -> int:
         """Run a trial; returns the exit status of train.py."""
@@ -212,11 +219,10 @@ def last_value(run: Path, metric: str) -> float | None:
 
 def worker_name() -> str:
     """The same after a restart where the scheduler gives a name, so that what the worker left behind is taken up again."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    for name in ("SLURM_JOB_ID", "JOB_COMPLETION_INDEX"):
-        if name in os.environ:
-            return os.environ[name]
+    if "SLURM_JOB_ID" in os.environ:
+        return slurm_job()
+    if "JOB_COMPLETION_INDEX" in os.environ:  # of a Kubernetes Job
+        return os.environ["JOB_COMPLETION_INDEX"]
     return f"{socket.gethostname()}-{os.getpid()}"
 
 

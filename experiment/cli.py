@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules  # noqa: F401  its classes are known by their short names once imported
@@ -23,6 +24,7 @@ from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_con
 from experiment.checkpoint_io import AtomicCheckpointIO
 from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
 from experiment.names import check_command_line, check_layer, untrusted
+from experiment.preemption import Preemption
 from experiment.run_folder import RunFolder
 from sslmodules.base import SSLModule
 from sslmodules.trusted import denied_name, enforce, trust
@@ -35,6 +37,10 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=str(folder), name="", version="", default_hp_metric=False)
+
+    def resume_at(self, step: int) -> None:
+        """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
+        self._kwargs["purge_step"] = step
 
     @rank_zero_only
     def save(self) -> None:
@@ -72,6 +78,9 @@ class SSLCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint.")
         parser.add_argument("--evaluate", type=bool, default=True, help="Probe the features on the test split at the end.")
+        parser.add_argument("--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps.")
+        parser.add_argument("--save_every_minutes", type=float | None, default=15.0, help="Save also after so long.")
+        parser.add_argument("--save_in_background", type=bool, default=False, help="Train on while a checkpoint is written.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():
@@ -98,6 +107,7 @@ class SSLCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
+        self.preemption = Preemption(self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes)
         labelled = self.datamodule.num_classes is not None
         validates = config.get("limit_val_batches") != 0
         if config.get("logger") is None or config["logger"] is True:
@@ -105,7 +115,9 @@ class SSLCommandLine(LightningCLI):
         config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labelled, validates)]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        writer = AtomicCheckpointIO()
+        plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
+        config["plugins"] = [*_as_list(config.get("plugins")), plugin]
         # torch has no synchronised batch norm on the CPU and would refuse it
         config["sync_batchnorm"] = config.get("sync_batchnorm", False) and torch.cuda.is_available()
         config["default_root_dir"] = str(self.run_folder.path)
@@ -127,6 +139,7 @@ class SSLCommandLine(LightningCLI):
                     folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
                 )
             )
+        callbacks.append(self.preemption)
         return callbacks
 
 

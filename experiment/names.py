@@ -22,7 +22,8 @@ from sslmodules.base import SSLModule
 from sslmodules.trusted import is_trusted, may_be_called
 
 OWN = ("sslmodules", "datamodules", "evaluation", "experiment")
-TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate")
+SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
+TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)
 
 
 def subclasses(base: type[Any]) -> Iterator[type[Any]]:

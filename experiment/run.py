@@ -19,10 +19,11 @@ from datamodules.base import SSLDataModule, run_seed
 from datamodules.images import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
-from experiment.cli import SSLCommandLine, explain
+from experiment.cli import RunLogger, SSLCommandLine, explain
 from experiment.failures import end_other_processes, hint, is_first_failure
 from experiment.monitoring import NonFiniteLoss
 from experiment.quiet import silence_framework
+from experiment.signals import LISTENED, Preempted, inbox
 from sslmodules import SSLModule, initial_module
 
 
@@ -32,9 +33,6 @@ class Started(Callback):
     def __init__(self) -> None:
         self.begun = False
         self.trainer: Trainer | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.trainer = trainer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.begun = True
@@ -47,6 +45,9 @@ def run(argv: list[str]) -> int:
     try:
         with ExitStack() as held:
             return _run(argv, started, held)
+    except Preempted:
+        end_other_processes(started.trainer, patience=30)
+        raise
     except Exception as error:
         first = is_first_failure()
         end_other_processes(started.trainer, patience=0 if first else 10)  # the first one has an error to print
@@ -66,10 +67,14 @@ def run(argv: list[str]) -> int:
 
 
 def _run(argv: list[str], started: Started, held: ExitStack) -> int:
+    alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    if alone:  # otherwise all processes have to leave together, when they have found each other
+        inbox.end_if_asked()
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
     trainer.callbacks.append(started)  # type: ignore[attr-defined]
+    started.trainer = trainer
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
@@ -77,17 +82,24 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
         if finished and (folder.results.is_file() or not cli.config.evaluate):
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
             return 0
+    if exists := folder.saved_config.is_file():
         held.enter_context(folder.in_use())
+    if resume is not None:
         folder.check_weights(module)
     data.prepare_data()
+    if alone:
+        inbox.end_if_asked()
     check_fit(module, data, trainer.world_size)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
-    if resume is None:
+    if not exists:
         held.enter_context(folder.in_use())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
+        folder.forget()
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.resume_at(steps)
     if trainer.logger is not None:
         # once, with the results: a second entry in the HParams tab would show a run without any
         trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]
@@ -96,8 +108,10 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
         say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130
+    cli.preemption.end_if_asked()
     if not trainer.is_global_zero:
         return 0
+    inbox.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
         report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ class CheckpointError(ValueError):
     """A file that is no checkpoint of this project: one line with its name and what is wrong."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint of which something is missing or has changed on the disk."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.what = f"{path} {what}"
+        others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
+        newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
+        super().__init__(f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}")
+
+
 def methods() -> dict[str, type[SSLModule]]:
     """Every method by its class name."""
     found = [cls for cls in SSLModule.__subclasses__() if cls.__module__.startswith(f"{__name__}.")]
@@ -31,31 +42,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, read without running code from it.
 
     Raises:
-        CheckpointError: missing, empty, truncated, holding objects other than tensors and plain values, or not a
-            Lightning checkpoint.
+        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does not fit it;
+            torch itself does not compare them.
+        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): {_sibling(path)}")
+        raise DamagedCheckpoint(path, "is empty (0 bytes)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here: for each the file is not usable
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "holds objects that are not tensors or plain values; loading them could run code, so it was refused"
-        else:
-            reason = f"is truncated or no checkpoint ({type(error).__name__})"
-        raise CheckpointError(f"{path} {reason}: {_sibling(path)}") from None
+            raise CheckpointError(
+                f"{path} holds objects that are not tensors or plain values; loading them could run code, so it was refused"
+            ) from None
+        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        changed = str(error)
+    if changed is not None:
+        raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
     return content
-
-
-def _sibling(path: Path) -> str:
-    others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
-    newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
-    return f"try {newest}" if newest else "there is no other checkpoint beside it"
 
 
 def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
@@ -130,6 +143,7 @@ for _name, _cls in methods().items():
 
 __all__ = [
     "CheckpointError",
+    "DamagedCheckpoint",
     "SSLModule",
     "build_module",
     "initial_module",
