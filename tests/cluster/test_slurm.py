@@ -58,9 +58,10 @@ class Project:
 
     def until_trained(self, job: str) -> None:
         """Until the first epoch has been saved: the run is between its imports and its end."""
-        ended = ("FAILED", "COMPLETED", "CANCELLED", "TIMEOUT")
+        self.end(job, "RUNNING")
         last = self.run(job) / "checkpoints" / "last.ckpt"
-        wait_for("the first epoch", lambda: last.is_file() or self.cluster.job(job)["JobState"] in ended, 300, self.told(job))
+        wait_for("the first epoch", lambda: last.is_file() or self.cluster.job(job)["JobState"] != "RUNNING", 300)
+        self.end(job, "RUNNING", seconds=0)
 
     def preempt(self, job: str, signal: str = "USR1") -> None:
         """Signal the tasks, wait until the job is in the queue again, and start it without the two minutes of waiting."""
