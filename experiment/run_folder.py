@@ -26,6 +26,7 @@ from evaluation.report import write_json
 from experiment.catalogue import ROOT, UserError
 from experiment.checkpoint_io import LAST, PREVIOUS, prune
 from experiment.failures import forget_failures
+from experiment.signals import slurm_job
 from sslmodules import DamagedCheckpoint, SSLModule, read_checkpoint
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
@@ -81,8 +82,7 @@ class RunFolder:
             return cls(Path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
         if SLURMEnvironment.detect():
-            # a requeued job keeps its number, and so finds its run again
-            return cls(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
+            return cls(parent / f"slurm-{slurm_job()}")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
@@ -100,23 +100,8 @@ class RunFolder:
         Raises:
             UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        path, saved_config = self.path, self.saved_config
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
-        if not saved_config.is_file():
-            if path.is_dir() and any(path.iterdir()):
-                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
-            return None
-        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
-        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
-        if found != method:
-            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
-        if differences := difference(earlier, config):
-            shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
-            raise UserError(
-                f"--run_dir {path} holds a run of another configuration ({shown}): "
-                "repeat its options to resume it, or choose another folder"
-            )
+        if rank_zero_only.rank == 0:  # for all; a process started a moment later would see the folder that this one makes
+            self._check_config(config, method)
         self._read_newest()
         if self.resume is None:
             return None
@@ -144,6 +129,25 @@ class RunFolder:
     def forget(self) -> None:
         """Give back the memory of the checkpoint."""
         self.content = {}
+
+    def _check_config(self, config: dict[str, Any], method: str) -> None:
+        path, saved_config = self.path, self.saved_config
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
+        if not saved_config.is_file():
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
+            return
+        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
+        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
+        if found != method:
+            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
+        if differences := difference(earlier, config):
+            shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+            raise UserError(
+                f"--run_dir {path} holds a run of another configuration ({shown}): "
+                "repeat its options to resume it, or choose another folder"
+            )
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
         """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.

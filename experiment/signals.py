@@ -111,11 +111,16 @@ def end(stop: Preempted) -> int:
     return status
 
 
+def slurm_job() -> str:
+    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job keeps."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
 def requeue() -> None:
     """Put this SLURM job, or this task of an array, back in the queue; one line if that does not work."""
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job = slurm_job()
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
