@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from datamodules.base import SSLDataModule
 from experiment.catalogue import UserError, did_you_mean
 from sslmodules.base import SSLModule
+from sslmodules.networks import TimmEncoder
 from sslmodules.trusted import is_trusted, may_be_called
 
 OWN = ("sslmodules", "datamodules", "evaluation", "experiment")
@@ -305,9 +306,10 @@ def _check_option(
             if value.startswith(("{", "[")) or not holds_class(value, hint):
                 return value
             if inner is nn.Module and is_timm_name(value):
+                nested[here] = TimmEncoder
                 return json.dumps({"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}})
-            nested[here] = resolve(value, inner, option)
-            return value
+            nested[here] = cls = resolve(value, inner, option)
+            return f"{cls.__module__}.{cls.__qualname__}"  # timm has a ConvEncoder too
         found = nested.get(here) or _class_in_files(here, layers, inner)
         if found is None:  # a list, such as callbacks: the parser looks at its members
             return value
