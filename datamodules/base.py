@@ -68,6 +68,9 @@ class EpochSampler(DistributedSampler):
     every W-th index of the one permutation, so the W batches of a step together are the single-process batch of W times
     the size.
 
+    A data set with an attribute ``block`` above 1 reads neighbours at once: blocks of so many neighbouring indices are
+    shuffled instead, from another first index in each epoch, and each rank takes every W-th block.
+
     Args:
         dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
         batch_size: per rank; with ``start`` it tells how many indices to pass over.
@@ -88,8 +91,16 @@ class EpochSampler(DistributedSampler):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng(mix_seed(self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
-        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        n, block = len(self.dataset), getattr(self.dataset, "block", 1)  # type: ignore[arg-type]
+        rng = np.random.default_rng(mix_seed(self.seed, self.epoch))
+        order = rng.permutation(n // block)[:, None] * block + np.arange(block)
+        if block > 1:
+            order = (np.append(order, np.arange(n // block * block, n)) + rng.integers(n)) % n
+        order = order.ravel()
+        # whole blocks are dealt to the ranks in turn, what is left over is dealt one by one
+        dealt = n // (block * self.num_replicas) * block * self.num_replicas
+        blocks = order[:dealt].reshape(-1, self.num_replicas, block)[:, self.rank].ravel()
+        mine = np.append(blocks, order[dealt + self.rank :: self.num_replicas])[: self.num_samples]
         return iter(mine[self.datamodule.batches_done() * self.batch_size :].tolist())
 
 

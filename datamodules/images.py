@@ -6,6 +6,7 @@ Whatever the source, a sample travels as uint8 and every split is fixed: hold-ou
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import sys
@@ -527,7 +528,9 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | None = None) -> np.ndarray:
+def read_image(
+    path: bytes, size: int, channels: int, shorter: int, draw: int | None = None, content: bytes | None = None
+) -> np.ndarray:
     """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by Pillow).
 
     A picture that is ``size`` x ``size`` already is taken as it is. EXIF orientation is not applied, as in torchvision.
@@ -538,6 +541,7 @@ def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | 
         channels: 1 or 3.
         shorter: pixels, at least ``size``.
         draw: 63 random bits that choose the place of the crop; None crops the centre.
+        content: of the file, where it was read already; ``path`` is then only its name for messages.
 
     Returns:
         (size, size, channels) uint8.
@@ -546,13 +550,14 @@ def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | 
         ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names the file.
     """
     try:
-        with Image.open(os.fsdecode(path)) as file:
+        with Image.open(os.fsdecode(path) if content is None else io.BytesIO(content)) as file:
             if draw is not None and file.size != (size, size):
                 file.draft(None, _resized(file.size, shorter))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
             image = to_uint8(file, channels)
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         if isinstance(error, UnidentifiedImageError):  # its message repeats the path
-            reason = "it is empty" if os.path.getsize(path) == 0 else "it is not an image"
+            length = os.path.getsize(path) if content is None else len(content)
+            reason = "it is empty" if length == 0 else "it is not an image"
         else:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ImageFileError(f"cannot read image {_text(path)}: {reason}") from None
@@ -763,18 +768,14 @@ class ImageFolder(ImageDataModule):
     def _load(self, split: Split) -> dict[str, Any]:
         files = self._find()
         if split in ("train", "bank"):
-            (channels, size, _), (paths, labels) = self.image_shape, files["train"]
-            bank = self._open("train")
-            random = FolderDataset(paths, labels, size, channels, self.decode_size, True, self.max_unreadable)
-            self._opened.append(random)
+            bank, random = self._open("train"), self._crops(files["train"], self.decode_size, random_crop=True)
             return {"bank": bank, "train": bank if isinstance(bank, ArrayDataset) else random}
         return {split: self._open(split)}
 
     def _open(self, split: str) -> ArrayDataset | FolderDataset:
         """Centre crops of a split, in memory if that was asked for or is small."""
         channels, size, _ = self.image_shape
-        dataset = FolderDataset(*self._find()[split], size, channels, self.standard_size, False, self.max_unreadable)
-        self._opened.append(dataset)
+        dataset = self._crops(self._find()[split], self.standard_size, random_crop=False)
         total = sum(len(labels) for _, labels in self._find().values()) * channels * size * size
         if self.in_memory is False or (self.in_memory is None and total > MEMORY_LIMIT):
             return dataset
@@ -782,24 +783,34 @@ class ImageFolder(ImageDataModule):
             rank_zero_info(f"decoding {len(dataset)} images of {self.root} ({split}) once, to keep them in memory")
         return dataset.in_memory(only_same_size=self.in_memory is None) or dataset
 
+    def _crops(self, files: tuple[np.ndarray, np.ndarray], shorter: int, random_crop: bool) -> FolderDataset:
+        channels, size, _ = self.image_shape
+        dataset = FolderDataset(*files, size, channels, shorter, random_crop, self.max_unreadable)
+        self._opened.append(dataset)
+        return dataset
+
     # ---- which file is what ------------------------------------------------------------------------------------------
 
     def _find(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Paths (N,) bytes and labels (N,) of train, val and test, found once."""
         if not self._files:
-            root = os.fsencode(os.path.expanduser(self.root))
-            if not os.path.isdir(root):
-                raise MissingDataError(
-                    f"ImageFolder: --data.root {_text(root)} is not a folder. Expected image files in one folder per "
-                    "class, or train/ and val/ with such folders, or unlabelled files. The configs in configs/digits/ "
-                    "need no data."
-                )
-            folders = {os.path.basename(f): f for f in _entries(root)[0]}
-            given = {s: folders[s.encode()] for s in ("train", "val", "test") if s.encode() in folders}
-            if "train" not in given or (len(given) == 1 and len(folders) > 1):
-                given = {"train": root}
-            self._files = self._split({split: self._classes(folder) for split, folder in given.items()})
+            self._files = self._split(self._listed())
         return self._files
+
+    def _listed(self) -> dict[str, dict[bytes, list[bytes]]]:
+        """Files by split and class, of the splits that have a folder; all are "train" where none has."""
+        root = os.fsencode(os.path.expanduser(self.root))
+        if not os.path.isdir(root):
+            raise MissingDataError(
+                f"ImageFolder: --data.root {_text(root)} is not a folder. Expected image files in one folder per "
+                "class, or train/ and val/ with such folders, or unlabelled files. The configs in configs/digits/ "
+                "need no data."
+            )
+        folders = {os.path.basename(f): f for f in _entries(root)[0]}
+        given = {s: folders[s.encode()] for s in ("train", "val", "test") if s.encode() in folders}
+        if "train" not in given or (len(given) == 1 and len(folders) > 1):
+            given = {"train": root}
+        return {split: self._classes(folder) for split, folder in given.items()}
 
     def _classes(self, folder: bytes) -> dict[bytes, list[bytes]]:
         """Files by class; unlabelled ones under the empty name."""
@@ -843,6 +854,12 @@ class ImageFolder(ImageDataModule):
             paths = np.array([path for name in classes for path in files[name]], dtype=bytes)
             labels = np.repeat(np.arange(len(classes)) if labelled else -1, [len(files[name]) for name in classes])
             parts[split] = (paths, labels)
+        return self._held_out(parts, labelled)
+
+    def _held_out(
+        self, parts: dict[str, tuple[np.ndarray, np.ndarray]], labelled: bool
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The splits that are given, and those that are not, held out of train."""
         n = len(parts["train"][0])
         if len(parts) == 2 and "val" in parts:  # what is given is reported, so choices need images of their own
             parts["test"] = parts.pop("val")
@@ -857,7 +874,7 @@ class ImageFolder(ImageDataModule):
     def _hold_out(self, files: tuple[np.ndarray, np.ndarray], name: str, fraction: float, n: int) -> Any:
         size = round(fraction * n)
         if not 0 < size < n:
-            raise ValueError(f"ImageFolder: {name} {fraction} of {n} images in {self.root} is {size}: cannot split")
+            raise ValueError(f"{type(self).__name__}: {name} {fraction} of {n} images in {self.root} is {size}: cannot split")
         return tuple((files[0][i], files[1][i]) for i in stratified_holdout(files[1], size))
 
 
