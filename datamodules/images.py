@@ -239,7 +239,7 @@ def inside_only() -> Iterator[None]:
     torchvision asks for no filter, and before Python 3.14 none is the default.
     """
     before = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore[assignment]
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
     finally:
@@ -621,27 +621,41 @@ class FolderDataset(Dataset):
         """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``."""
         images = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
         labels, epoch = self.labels.take(indices, 0), int(self.epoch)
-        for row, index in enumerate(indices):
+        for row, (index, content) in enumerate(zip(indices, self._contents(indices), strict=True)):
             draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
-            images[row], itself = self._read(index, draw)
+            images[row], itself = self._read(index, draw, content)
             labels[row] = labels[row] if itself else -1
         return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
 
-    def _read(self, index: int, draw: int | None = None) -> tuple[np.ndarray, bool]:
+    def _contents(self, indices: Sequence[int]) -> Sequence[bytes | None]:
+        """What is read for the whole batch at once, for ``_decode``; files are opened one by one."""
+        return [None] * len(indices)
+
+    def name(self, index: int) -> str:
+        """The file of a sample."""
+        return os.fsdecode(self.paths[index])
+
+    def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
+        """The picture at ``index``; an ``ImageFileError`` names it."""
+        return read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
+
+    def _read(self, index: int, draw: int | None = None, content: bytes | None = None) -> tuple[np.ndarray, bool]:
         """The picture at ``index`` or, if it cannot be read, the next one that can; and whether it is the one asked for."""
+        first = None
         for other in (i % len(self) for i in range(index, index + len(self))):
             if self.unreadable[other]:
                 continue
             try:
-                return read_image(self.paths[other], self.size, self.channels, self.shorter, draw), other == index
+                return self._decode(other, draw, content if other == index else None), other == index
             except ImageFileError as error:
-                self.unreadable[other] = True
-                count = int(self.unreadable.sum())
+                first = first or error
+                count = int(self.unreadable.sum()) + 1
                 if count > self.max_unreadable:
                     more = f" (file number {count} that cannot be read, max_unreadable is {self.max_unreadable})"
                     raise ImageFileError(f"{error}{more if self.max_unreadable else ''}") from None
                 print(f"warning: {error}: passed over, {count} of at most {self.max_unreadable}", file=sys.stderr, flush=True)
-        raise ImageFileError(f"none of {len(self)} images can be read, the first is {_text(self.paths[0])}")
+                self.unreadable[other] = True
+        raise ImageFileError(f"none of {len(self)} images can be read{f': {first}' if first else ''}")
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
         """The same samples decoded once, as centre crops; None at a file of another size if ``only_same_size``."""
@@ -757,8 +771,7 @@ class ImageFolder(ImageDataModule):
 
     def unreadable_files(self) -> list[str]:
         """The files that were passed over so far, in all splits."""
-        found = {path for d in self._opened for path in d.paths[d.unreadable.numpy()].tolist()}
-        return sorted(os.fsdecode(path) for path in found)
+        return sorted({d.name(i) for d in self._opened for i in np.flatnonzero(d.unreadable.numpy()).tolist()})
 
     def files(self, split: Split) -> list[str]:
         """Paths of the samples of ``split``, in the order of ``dataset(split)``."""

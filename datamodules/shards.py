@@ -5,18 +5,15 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules import tar_index
-from datamodules.base import mix_seed
-from datamodules.images import ArrayDataset, FolderDataset, ImageFileError, ImageFolder, MissingDataError, read_image
+from datamodules.images import ArrayDataset, FolderDataset, ImageFolder, MissingDataError, read_image
 from datamodules.tar_index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
 
 CONNECTIONS = 8
@@ -32,65 +29,30 @@ class ShardDataset(FolderDataset):
         numbers: (N,) records of ``index`` that are the samples.
         block: samples that lie next to each other and are read at once; ``EpochSampler`` shuffles such blocks.
         timeout: of an HTTP request, seconds.
-        max_broken: so many images that cannot be decoded are replaced by the next one, with a warning.
-        options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop`` of ``FolderDataset``.
+        options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of ``FolderDataset``.
     """
 
-    def __init__(
-        self, root: str, index: ShardIndex, numbers: np.ndarray, block: int, timeout: float, max_broken: int, **options: Any
-    ) -> None:
+    def __init__(self, root: str, index: ShardIndex, numbers: np.ndarray, block: int, timeout: float, **options: Any) -> None:
         super().__init__(numbers, **options)
-        self.root, self.index, self.block, self.timeout, self.max_broken = root, index, block, timeout, max_broken
-        # shared with the workers, so that one limit holds for all of them
-        self.broken = torch.zeros(len(numbers) if max_broken else 0, dtype=torch.bool).share_memory_()
+        self.root, self.index, self.block, self.timeout = root, index, block, timeout
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pool": None}
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``."""
-        images = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
-        labels = self.labels.take(indices, 0)
-        epoch = int(self.epoch)
-        for row, (index, member) in enumerate(zip(indices, self._members(indices), strict=True)):
-            draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
-            try:
-                images[row] = self._decoded(index, member, draw)
-            except ImageFileError as error:
-                images[row], labels[row] = self._replacement(index, draw, error)
-        return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
-
-    def _decoded(self, index: int, member: bytes, draw: int | None) -> np.ndarray:
+    def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
         """One image from its header and content."""
-        header, content = member[:512], member[512:]
-        name = os.fsencode(self.name(index, header))
-        return read_image(name, self.size, self.channels, self.shorter, draw, content)
+        member = self._contents([index])[0] if content is None else content
+        name = os.fsencode(self.name(index, member[:512]))
+        return read_image(name, self.size, self.channels, self.shorter, draw, member[512:])
 
-    def _replacement(self, index: int, draw: int | None, error: ImageFileError) -> tuple[np.ndarray, int]:
-        """The next image that can be decoded, so that a batch keeps its size and a resumed run its data."""
-        for step in range(len(self)):
-            if not self.max_broken:
-                raise error
-            if not self.broken[index]:
-                self.broken[index] = True
-                count = int(self.broken.sum())
-                if count > self.max_broken:
-                    raise ShardError(f"{error}. It is broken image {count}, more than --data.max_broken {self.max_broken}")
-                warnings.warn(f"{error}: skipped, {count} of at most {self.max_broken}", stacklevel=2)
-            index = (index + 1) % len(self)
-            try:
-                return self._decoded(index, self._members([index])[0], draw), int(self.labels[index])
-            except ImageFileError as next_error:
-                error = next_error
-        raise error
-
-    def name(self, index: int, header: bytes) -> str:
-        """Shard and member of a sample, for messages."""
+    def name(self, index: int, header: bytes | None = None) -> str:
+        """Member and shard of a sample; the member's header is read if it is not given."""
+        header = self._contents([index])[0][:512] if header is None else header
         shard = int(np.searchsorted(self.index.first, self.paths[index], side="right")) - 1
         return f"{header[:100].rstrip(bytes(1)).decode('utf-8', 'replace')} in shard {self.root}/{self.index.names[shard]}"
 
-    def _members(self, indices: Sequence[int]) -> list[bytes]:
+    def _contents(self, indices: Sequence[int]) -> list[bytes]:
         """Header and content of each sample; neighbours are read at once, by URL several at a time."""
         numbers = self.paths.take(indices, 0)
         records = self.index.records[numbers]
@@ -99,7 +61,7 @@ class ShardDataset(FolderDataset):
         places = list(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True))
         runs = list(merged(places))
         members = [b""] * len(places)
-        for (shard, begin, _, which), content in zip(runs, self._map(self._read, runs), strict=True):
+        for (shard, begin, _, which), content in zip(runs, self._map(self._bytes, runs), strict=True):
             for i in which:
                 members[i] = content[places[i][1] - begin : places[i][2] - begin]
                 if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
@@ -109,7 +71,7 @@ class ShardDataset(FolderDataset):
                     )
         return members
 
-    def _read(self, run: tuple[int, int, int, list[int]]) -> bytes:
+    def _bytes(self, run: tuple[int, int, int, list[int]]) -> bytes:
         shard, start, end, _ = run
         path = f"{self.root}/{self.index.names[shard]}"
         if is_url(path):
@@ -149,8 +111,6 @@ class Shards(ImageFolder):
         block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more makes fewer and
             longer reads. Default 1 for a folder, 16 for a URL.
         timeout: of an HTTP request, seconds; a failed request is tried four times.
-        max_broken: so many different images that cannot be decoded are replaced by the next one, with a warning, before the
-            run ends; the default stops at the first.
         options: those of ``ImageFolder``.
 
     Raises:
@@ -159,17 +119,15 @@ class Shards(ImageFolder):
         ValueError: a bad argument.
     """
 
-    def __init__(self, root: str, block: int | None = None, timeout: float = 30.0, max_broken: int = 0, **kwargs: Any) -> None:
+    def __init__(self, root: str, block: int | None = None, timeout: float = 30.0, **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
         if block is not None and block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         if timeout <= 0:
             raise ValueError(f"timeout must be positive (seconds), got {timeout}")
-        if max_broken < 0:
-            raise ValueError(f"max_broken must be at least 0, got {max_broken}")
         self.folder, self.pattern = split_pattern(self.root)
         self.block = block or (16 if is_url(self.folder) else 1)
-        self.timeout, self.max_broken = timeout, max_broken
+        self.timeout = timeout
         self._index: ShardIndex | None = None
 
     def prepare_data(self) -> None:
@@ -210,19 +168,21 @@ class Shards(ImageFolder):
         channels, size, _ = self.image_shape
         numbers, labels = files
         assert self._index is not None
-        return ShardDataset(
+        dataset = ShardDataset(
             self.folder,
             self._index,
             numbers,
             self.block,
             self.timeout,
-            self.max_broken,
             labels=labels,
             size=size,
             channels=channels,
             shorter=shorter,
             random_crop=random_crop,
+            max_unreadable=self.max_unreadable,
         )
+        self._opened.append(dataset)
+        return dataset
 
 
 def split_pattern(root: str) -> tuple[str, str | None]:

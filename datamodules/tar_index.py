@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images import IMAGE_SUFFIXES, ImageFileError, MissingDataError
+from datamodules.images import IMAGE_SUFFIXES, MissingDataError
 
 MAX_MEMBER = 64 * 2**20
 """Bytes of the largest image that is read."""
@@ -42,8 +42,11 @@ RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc",
 """Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's header."""
 
 
-class ShardError(ImageFileError):
-    """A shard that cannot be used; the message names it."""
+class ShardError(OSError):
+    """A shard that cannot be used; the message names it. Not one of ``ImageFileError``, which may be passed over."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().rpartition("ShardError: ")[2])  # a worker's comes with its traceback before it
 
 
 @dataclass
@@ -105,12 +108,12 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
 
 def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
     """The records of one shard, their labels not yet set, and the labels as they stand there."""
-    samples: dict[str, list[Any]] = {}
+    samples: dict[str, tuple[int, int, int, int]] = {}
     labels: dict[str, str | int | None] = {}
     try:
         with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # else it keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 if not member.isreg() or member.issparse():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -154,10 +157,11 @@ def _label(content: bytes, suffix: str) -> str | int | None:
 def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (N,) with -1 = unknown, and the names of the classes: numbers stay, names are numbered in sorted order."""
     known = {label for label in labels if label is not None and label != -1}
-    if all(isinstance(label, int) for label in known):
-        if known and min(known) < 0:  # type: ignore[type-var]
-            raise ShardError(f"a class number is {min(known)}, expected 0 or more, or -1 for unknown")  # type: ignore[type-var]
-        names = tuple(map(str, range(max(known) + 1))) if known else ()  # type: ignore[operator, type-var]
+    numbers = [label for label in known if isinstance(label, int)]
+    if len(numbers) == len(known):
+        if numbers and min(numbers) < 0:
+            raise ShardError(f"a class number is {min(numbers)}, expected 0 or more, or -1 for unknown")
+        names = tuple(map(str, range(max(numbers) + 1))) if numbers else ()
         return np.array([-1 if label is None else label for label in labels], np.int32), names
     ordered = {str(label): i for i, label in enumerate(sorted(map(str, known)))}
     return np.array([ordered.get(str(label), -1) for label in labels], np.int32), tuple(ordered)

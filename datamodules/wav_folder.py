@@ -209,7 +209,8 @@ class WavFolder(AudioDataModule):
 
     def _in_memory(self, paths: list[str], labels: np.ndarray, split: str) -> KeptClips:
         clips = np.empty((len(paths), self.clip_size), np.int16)
-        short, silent, kept, cut = 0, 0, [], 0
+        short, silent, cut = 0, 0, 0
+        kept: list[int] = []
         for row, path in enumerate(paths):
             samples = read_clip(path, self.scale.sample_rate)
             if len(samples) < self.scale.hop:

@@ -44,7 +44,7 @@ class Preemption(Checkpoint):
                 raise ValueError(f"{name} must be positive or null, got {value}")
         self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
         self.wish = Wish.NONE  # of all ranks; the same on each
-        self.group: distributed.ProcessGroup | None = None
+        self.group: Any = None  # a gloo group of all ranks; one process needs none
         self.vote: tuple[Any, Tensor] | None = None  # under way
         self.saved_at = time.monotonic()
         self.resumed = False

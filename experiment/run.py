@@ -17,6 +17,7 @@ from rich.console import Console
 
 from datamodules.base import SSLDataModule, run_seed
 from datamodules.images import ImageFileError
+from datamodules.tar_index import ShardError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import RunLogger, SSLCommandLine, explain
@@ -58,7 +59,7 @@ def run(argv: list[str]) -> int:
         if advice := hint(error):
             raise UserError(advice) from error
         # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
-        always = (ImageFileError, NonFiniteLoss)
+        always = (ImageFileError, ShardError, NonFiniteLoss)
         in_worker = "Original Traceback" in str(error)
         known = always if started.begun or in_worker else (*always, ValueError, OSError, MisconfigurationException)
         if isinstance(error, known):

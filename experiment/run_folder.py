@@ -100,7 +100,7 @@ class RunFolder:
         Raises:
             UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        if rank_zero_only.rank == 0:  # for all; a process started a moment later would see the folder that this one makes
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # for all; a process started a moment later would see the folder that this one makes
             self._check_config(config, method)
         self._read_newest()
         if self.resume is None:
@@ -175,7 +175,7 @@ class RunFolder:
         Raises:
             UserError: another process is at it.
         """
-        if rank_zero_only.rank != 0 or not self.path.is_dir():
+        if rank_zero_only.rank != 0 or not self.path.is_dir():  # type: ignore[attr-defined]
             yield
             return
         with (self.path / ".lock").open("w") as lock:

@@ -57,7 +57,9 @@ def test_a_step_with_each_kind_of_encoder(method: str, encoder: str, tmp_path: P
     module, data = build(config, *options(method, encoder))
     assert module.encoder.num_features == ENCODERS[encoder][1]
     before = {name: p.detach().clone() for name, p in module.encoder.named_parameters()}
-    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=[ImageGrid(num_samples=2)])
+    trainer = trainer_for(
+        tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=[ImageGrid(num_samples=2)]
+    )
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
     still = [name for name, p in module.encoder.named_parameters() if p.requires_grad and torch.equal(p, before[name])]

@@ -147,9 +147,14 @@ class GPTEncoder(nn.Module):
                 eos_token_id=None,
             )
         )
-        ours = {"wte": self.token_embedding, "wpe": self.position_embedding, "ln_f": self.norm}
+        ours: dict[str, Any] = {"wte": self.token_embedding, "wpe": self.position_embedding, "ln_f": self.norm}
         for i, block in enumerate(self.blocks):
-            parts = {"ln_1": block.norm1, "attn.c_attn": block.attention.qkv, "attn.c_proj": block.attention.out}
+            assert isinstance(block, _Block)
+            parts: dict[str, Any] = {
+                "ln_1": block.norm1,
+                "attn.c_attn": block.attention.qkv,
+                "attn.c_proj": block.attention.out,
+            }
             parts |= {"ln_2": block.norm2, "mlp.c_fc": block.hidden, "mlp.c_proj": block.out}
             ours |= {f"h.{i}.{name}": part for name, part in parts.items()}
         state = {}

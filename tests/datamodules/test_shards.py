@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import itertools
 import json
 import re
 import shutil
@@ -128,7 +129,7 @@ def test_every_image_of_the_folder_is_there_once_with_its_label(source: Path, ma
     assert sizes == {split: len(files.dataset(split)) for split in sizes} == {"train": 43, "bank": 43, "val": 5, "test": 12}
     # centre crops of all files, however they are split
     every = [as_set(d.dataset(s).__getitems__(range(sizes[s]))) for d in (data, files) for s in ("bank", "val", "test")]
-    assert sorted(sum(every[:3], [])) == sorted(sum(every[3:], []))
+    assert sorted(itertools.chain(*every[:3])) == sorted(itertools.chain(*every[3:]))
     batch = data.dataset("train").__getitems__([3, 1, 40])
     assert (
         batch["input"].shape == (3, 3, 16, 16) and batch["input"].dtype == torch.uint8 and batch["label"].dtype == torch.int64
@@ -429,20 +430,35 @@ def test_a_broken_image_is_named(folder: Path):
         list(loader)
 
 
-def test_broken_images_are_skipped_and_counted_when_asked_for(folder: Path):
+def test_broken_images_are_passed_over_and_counted_when_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]):
     numbers = shards(folder)._find()["train"][0]
-    damage(folder, *numbers[[7, 8, 20]].tolist())
-    dataset = shards(folder, max_broken=2).dataset("train")
-    with pytest.warns(UserWarning, match=r"cannot read image .*: skipped, [12] of at most 2") as said:
-        batch = dataset.__getitems__([6, 7, 8])
-    assert len(said) == 2
-    after = dataset.__getitems__([9])
-    assert batch["label"].tolist() == [dataset.labels[6], *[dataset.labels[9]] * 2]
+    names = damage(folder, *numbers[[7, 8, 20]].tolist())
+    data = shards(folder, max_unreadable=2)
+    dataset = data.dataset("train")
+    batch = dataset.__getitems__([6, 7, 8])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(f"passed over, {i} of at most 2" in said[i - 1] for i in (1, 2))
+    assert batch["label"].tolist() == [dataset.labels[6], -1, -1]
     dataset.random_crop = False
-    plain, after = dataset.__getitems__([7]), dataset.__getitems__([9])  # known already: no second warning, not counted again
-    assert torch.equal(plain["input"], after["input"]) and int(dataset.broken.sum()) == 2
-    with pytest.raises(ShardError, match=r"It is broken image 3, more than --data.max_broken 2"):
+    plain, after = dataset.__getitems__([7]), dataset.__getitems__([9])  # known already: not said and not counted again
+    assert torch.equal(plain["input"], after["input"])
+    assert [file.split()[0] for file in data.unreadable_files()] == sorted(names[:2])
+    with pytest.raises(ImageFileError, match=rf"{names[2]} .*file number 3 that cannot be read, max_unreadable is 2"):
         dataset.__getitems__([20])
+
+
+def test_a_changed_shard_is_not_passed_over(folder: Path):
+    """Only a picture may be: what is wrong with a whole shard ends the run, also while a replacement is looked for."""
+    data = shards(folder, max_unreadable=100)
+    numbers = data._find()["train"][0]
+    damage(folder, int(numbers[7]))
+    index, dataset = index_folder(folder), data.dataset("train")
+    shard = int(np.searchsorted(index.first, numbers[8], side="right")) - 1
+    with (folder / index.names[shard]).open("r+b") as file:
+        file.seek(int(index.records["offset"][numbers[8]]) - 512)
+        file.write(b"other")
+    with pytest.raises(ShardError, match="has changed since it was indexed"):
+        dataset.__getitems__([7])
 
 
 def test_large_members_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -454,8 +470,8 @@ def test_large_members_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_bad_arguments(made: Path):
-    for option, value in (("block", 0), ("timeout", 0), ("max_broken", -1)):
-        with pytest.raises(ValueError, match=f"{option} must be"):
+    for option, value in (("block", 0), ("timeout", 0), ("max_unreadable", -1)):
+        with pytest.raises(ValueError, match=f"{option} must"):
             shards(made, **{option: value})
 
 
