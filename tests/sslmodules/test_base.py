@@ -205,6 +205,7 @@ def test_a_bare_timm_model_is_an_encoder() -> None:
     [
         (lambda: TimmEncoder("vit_tiny_pach16_224"), "vit_tiny_patch16_224"),
         (lambda: TimmEncoder("vit_tiny_patch16_224", 32, 7), "patch_size must divide image_size .32., got 7"),
+        (lambda: TimmEncoder("resnet10t", 32), "image_size is for ViTs, and .resnet10t."),
         (lambda: ResNetEncoder("resnet19"), "'resnet19'"),
         (lambda: ResNetEncoder(stem="tiny"), "'tiny'"),  # type: ignore[arg-type]
         (lambda: ConvEncoder(0), "in_channels must be at least 1, got 0"),
