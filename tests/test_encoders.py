@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lightning import Callback
 
 from evaluation.callbacks import ImageGrid
