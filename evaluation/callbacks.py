@@ -301,7 +301,7 @@ class ImageGrid(Callback):
       with a corrupted image: that, prediction, input; otherwise input and prediction.
     - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
     - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the next.
-    - ``attention`` of a ViT: input, and for each head of the last block where the class token looks (white = most).
+    - ``attention`` of a ViT, of the network that gives the features: input, and for each head of the last block where the class token looks (white = most).
 
     Args:
         num_samples: rows.
@@ -342,7 +342,7 @@ class ImageGrid(Callback):
             if hasattr(pl_module, "interpolate"):
                 steps = pl_module.interpolate(x, n).to(x.dtype)  # type: ignore[operator]
                 self._draw(trainer, "interpolations", list(steps.unbind(1)))
-            attention = class_attention(pl_module.encoder, x)  # type: ignore[arg-type]
+            attention = class_attention(pl_module.feature_encoder, x)  # type: ignore[arg-type]
         if attention is not None:  # (n, heads, h, w), shares of patches
             attention = F.interpolate(attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest")
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
