@@ -212,7 +212,9 @@ def test_the_attention_that_is_shown_is_of_the_network_that_gives_the_features(t
     """DINO evaluates its teacher: with the student's patches set to zero, its pictures are as they were."""
     shown = []
     for harm in (None, "encoder", "teacher"):
-        options = "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 2 --model.encoder.width 24"
+        options = (
+            "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 2 --model.encoder.width 24"
+        )
         options += " --model.encoder.depth 1 --model.encoder.heads 2 --model.momentum 1 --model.optimizer.lr 0"
         module, _ = build("configs/digits/dino.yaml", *options.split())
         if harm:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from datamodules import Digits
-from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, read_checkpoint
+from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, methods, read_checkpoint
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.optim import LARS, decay_groups, warmup_cosine
 from tests.conftest import build, trainer_for
@@ -113,6 +113,13 @@ def test_accumulation_warns_where_the_loss_couples_the_batch(tmp_path: Path) -> 
     module, data = build("configs/digits/simclr.yaml")
     with pytest.warns(UserWarning, match="accumulate_grad_batches=2 does not enlarge the batch"):
         trainer_for(tmp_path, max_steps=1, limit_val_batches=0, accumulate_grad_batches=2).fit(module, data)
+
+
+def test_which_losses_compare_the_samples_of_a_batch() -> None:
+    """Those that are warned about. MoCo has its negatives in the queue, DINO a running centre."""
+    coupled = {name for name, cls in methods().items() if cls.couples_batch}
+    contrastive, statistics = {"SimCLR", "MoCoV3", "Triplet"}, {"BarlowTwins", "VICReg", "LeJEPA", "SwAV", "BYOL", "SimSiam"}
+    assert coupled == contrastive | statistics
 
 
 def test_batch_of_one_is_refused(tmp_path: Path) -> None:
