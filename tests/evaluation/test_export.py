@@ -99,6 +99,6 @@ def test_the_library_is_imported_only_where_it_is_used() -> None:
 
 
 def test_without_the_library_one_line_says_what_to_install() -> None:
-    code = "import sys; sys.modules['transformers'] = None; from sslmodules.networks import BertEncoder; BertEncoder(9)"
+    code = "import sys; from sslmodules.networks import BertEncoder; sys.modules['transformers'] = None; BertEncoder(9)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "pip install 'lightning-ssl[text]'" in done.stderr.splitlines()[-1]
