@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sslmodules import methods
 from sslmodules.base import SSLModule
 
 silence_framework()
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # two workers on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
 
 CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]
 

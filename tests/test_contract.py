@@ -84,7 +84,7 @@ def test_no_value_repeats_a_default(config: str) -> None:
     checked = check_layer(raw, {"model": None, "data": None}, config)
     shared = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
     found = repeats(checked["model"], "model") + repeats(checked["data"], "data")
-    found += [f"trainer.{k}" for k, v in checked.get("trainer", {}).items() if shared["trainer"].get(k) == v]
+    found += [f"trainer.{k}" for k, v in checked.get("trainer", {}).items() if (k, v) in shared["trainer"].items()]
     assert not found
 
 
@@ -323,6 +323,7 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return folder
 
 
+@pytest.mark.xdist_group("two_processes")
 def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Path) -> None:
     """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the joined batch."""
     from tests.distributed import replay
@@ -346,6 +347,7 @@ def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Pa
             assert error < 1e-5, f"step {step}, {key}: {json.dumps(error.item())}"
 
 
+@pytest.mark.xdist_group("two_processes")
 def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path, tmp_path: Path) -> None:
     """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and health as one process."""
     from tests.distributed import validation_metrics
