@@ -323,7 +323,6 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return folder
 
 
-@pytest.mark.xdist_group("two_processes")
 def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Path) -> None:
     """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the joined batch."""
     from tests.distributed import replay
@@ -347,7 +346,6 @@ def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Pa
             assert error < 1e-5, f"step {step}, {key}: {json.dumps(error.item())}"
 
 
-@pytest.mark.xdist_group("two_processes")
 def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path, tmp_path: Path) -> None:
     """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and health as one process."""
     from tests.distributed import validation_metrics
