@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -60,7 +61,7 @@ OPTIONS = [
 ]
 OFTEN = ["--save_every_n_steps", "5"]
 STEPS = 8 * 8
-PATIENCE = 300  # seconds in which a run has to end
+PATIENCE = 120  # seconds in which a run has to end
 
 
 class Clocks:
@@ -138,10 +139,17 @@ def start(folder: Path, *options: str) -> list[int]:
         os.dup2(log, 2)
         os.environ.update(
             {
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)},
-                **{"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "bench"},
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(RANKS),
+                "LOCAL_WORLD_SIZE": str(RANKS),
+                "GROUP_RANK": "0",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "bench",
             }
         )
+        rank_zero_only.rank = rank  # type: ignore[attr-defined]  # Lightning looked at the environment when it was imported
         status = 1
         try:
             if rank == 0:
