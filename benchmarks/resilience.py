@@ -24,6 +24,7 @@ Exit status: 0 if every run ended as it should, 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import logging
 import mmap
 import os
 import random
@@ -306,6 +307,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would say that there are several files of events
     lot, begin = random.Random(arguments.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -160,7 +160,7 @@ class Preemption(Checkpoint):
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._saved(trainer)
         self._leave(trainer)
 

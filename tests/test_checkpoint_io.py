@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import random
 import signal
 import threading
@@ -164,6 +165,13 @@ def test_one_bit_changed_anywhere(last: Path) -> None:
             assert read["global_step"] == sound["global_step"]
             assert all(torch.equal(w, sound["state_dict"][k]) for k, w in read["state_dict"].items())
     assert noticed > 140  # tensors fill nearly all of the file
+
+
+def test_no_code_is_run_from_a_checkpoint(last: Path) -> None:
+    """Whatever the framework asks for."""
+    torch.save({**content(3.0), "evil": Path("x")}, last)
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint(last, weights_only=False)
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------

@@ -259,6 +259,19 @@ def test_a_job_is_put_back_in_the_queue(
     assert "`scontrol requeue 10_3` failed (slurm_requeue error: Access denied): the run is saved" in capsys.readouterr().err
 
 
+def test_several_tasks_without_srun_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process would wait for the others for ever."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "ssl")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert run(tmp_path / "run") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "has 2 tasks, but the command runs once: start it with `srun python train.py" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_greatest_wish_counts() -> None:
     with inbox.listening():
         inbox.raises = ()
