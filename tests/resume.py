@@ -19,7 +19,7 @@ from torch import Tensor
 
 import train
 from experiment.run import Started
-from sslmodules import read_checkpoint
+from sslmodules import SSLModule, read_checkpoint
 from tests.conftest import shrunk
 
 #: Two epochs of five batches; the signal comes during the third, which is the first of two where gradients accumulate.
@@ -46,17 +46,21 @@ def fingerprint(value: Any) -> Any:
 def run(config: str, folder: Path, options: list[str], stop: bool = False) -> tuple[int, list[Any]]:
     """Exit status, and of each batch its content, its views and its loss; ``stop``: this process gets SIGTERM at the third."""
     batches: list[Any] = []
-    original = Started.on_train_batch_end
+    original, begin = Started.on_train_batch_end, SSLModule.on_train_batch_start
 
     def watch(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         original(self, trainer, module, outputs, batch, index)
         batches.append(fingerprint({"batch": batch, "outputs": outputs, "epoch": trainer.current_epoch, "index": index}))
-        if stop and len(batches) == STOP_AT:
+
+    def disturb(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        if stop and len(batches) == STOP_AT - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     os.environ.pop("SSL_RUN_DIR", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Started, "on_train_batch_end", watch)
+        patch.setattr(SSLModule, "on_train_batch_start", disturb)
         status = train.main(["--config", config, *shrunk(config), *OPTIONS, "--run_dir", str(folder), *options])
     return status, batches
 

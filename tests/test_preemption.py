@@ -17,9 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from experiment.catalogue import ROOT
 from experiment.preemption import Preemption
-from experiment.run import Started
 from experiment.signals import Preempted, Wish, inbox
-from sslmodules import SimCLR, read_checkpoint
+from sslmodules import SimCLR, SSLModule, read_checkpoint
 from tests.pair import said, start, wait
 
 QUICK = Path(__file__).with_name("quick.yaml")
@@ -71,15 +70,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signal_in_training(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int) -> None:
-    """The signal arrives after ``step`` optimizer steps, before the run hears of anything else."""
-    original = Started.on_train_batch_end
+    """The signal arrives while optimizer step ``step`` is made, counted from 1."""
+    original = SSLModule.on_train_batch_start
 
-    def on_train_batch_end(self: Any, trainer: Any, *args: Any) -> None:
-        original(self, trainer, *args)
-        if trainer.global_step == step:
+    def on_train_batch_start(self: Any, *args: Any) -> None:
+        original(self, *args)
+        if self.global_step == step - 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Started, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(SSLModule, "on_train_batch_start", on_train_batch_start)
 
 
 EVERY = [
