@@ -17,6 +17,7 @@ from evaluation.callbacks import FeatureProbe, RepresentationHealth
 from experiment.checkpoint_io import AtomicCheckpointIO
 from experiment.preemption import Preemption
 from tests.conftest import build, trainer_for
+from tests.distributed import gather_batch_norms
 
 #: Odd for two ranks and for every batch size used: of 101 training samples an epoch of 2 x 8 uses 96.
 TRAIN, VAL = 101, 51
@@ -48,10 +49,12 @@ class Samples(Callback):
 def train(folder: Path, batch_size: int, **options: Any) -> dict[str, Any]:
     """Two epochs with accumulated gradients: the samples seen, and the weights at the end."""
     module, data = digits("autoencoder", "--data.batch_size", str(batch_size), "--data.views", "null")
+    if "strategy" in options:
+        gather_batch_norms(module)
     samples = Samples()
     options = {"max_epochs": 2, "limit_val_batches": 0, "accumulate_grad_batches": 2, "callbacks": [samples], **options}
     trainer_for(folder, precision="64-true", **options).fit(module, data)
-    return {"samples": samples.numbers, "state": module.state_dict()}
+    return {"samples": samples.numbers, "state": {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}}
 
 
 def validate(folder: Path, **options: Any) -> dict[str, Tensor]:
