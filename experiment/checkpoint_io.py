@@ -58,6 +58,7 @@ def _keep(file: Path, name: Path) -> None:
         os.replace(file, name)
     else:
         os.replace(link, name)
+        link.unlink(missing_ok=True)  # where both were the same file, after a kill at this place: rename does nothing then
 
 
 def _sync_folder(folder: Path) -> None:

@@ -83,14 +83,14 @@ def test_another_batch_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     """The order of samples would change inside the run. The folder stays as it is, and goes on with what it began with."""
     assert run(QUICK, tmp_path / "run", [], stop=True)[0] == 143
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    for option, was, now in (
-        ("--data.batch_size", "data.init_args.batch_size: 16 there", "8"),
-        ("--trainer.devices", "trainer.devices: 'auto' there", "2"),
-        ("--trainer.accumulate_grad_batches", "trainer.accumulate_grad_batches: 1 there", "2"),
+    for option, expected, value in (
+        ("--data.batch_size", "data.init_args.batch_size: 16 there, 8 now", "8"),
+        ("--trainer.devices", "trainer.devices: 'auto' there, '2' now", "2"),
+        ("--trainer.accumulate_grad_batches", "trainer.accumulate_grad_batches: 1 there, 2 now", "2"),
     ):
         capsys.readouterr()
-        assert run(QUICK, tmp_path / "run", [option, now])[0] == 2
-        assert f"{was}, {now} now" in capsys.readouterr().err
+        assert run(QUICK, tmp_path / "run", [option, value])[0] == 2
+        assert expected in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
