@@ -172,10 +172,11 @@ class RunFolder:
         """
         path = self.path
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable.{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # an earlier rank would make it look like another's
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+                probe = path / f".writable.{os.getpid()}"
+                probe.write_text("")
+                probe.unlink()
         except OSError as error:
             raise UserError(
                 f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
