@@ -46,11 +46,17 @@ def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
     return everyone.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]
 
 
+def last_step(trainer: Trainer) -> int:
+    """The step that was made last, counted from 0 as Lightning logs it: a resumed run hides and repeats what is logged at
+    later ones, and nothing else."""
+    return max(0, trainer.global_step - 1)
+
+
 def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
     """Write an image (C, H, W) in [0, 1] to TensorBoard, if that is the logger."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, image, trainer.global_step)
+            logger.experiment.add_image(tag, image, last_step(trainer))
 
 
 @contextmanager
@@ -287,7 +293,7 @@ class RepresentationHealth(Callback):
             rank_zero_warn(text)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_text("warning", text, trainer.global_step)
+                    logger.experiment.add_text("warning", text, last_step(trainer))
         self.features, self.pairs = [], []
 
 

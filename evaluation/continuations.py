@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from evaluation.callbacks import ImageGrid, own_noise
+from evaluation.callbacks import ImageGrid, last_step, own_noise
 
 
 class Continuations(Callback):
@@ -79,7 +79,7 @@ class Continuations(Callback):
         shown = [f"**{_quoted(to_text(row[:kept]))}**{_quoted(to_text(row[kept:]))}" for row in tokens.cpu()]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("continuations", "\n\n---\n\n".join(shown), trainer.global_step)
+                logger.experiment.add_text("continuations", "\n\n---\n\n".join(shown), last_step(trainer))
 
 
 def _quoted(text: str) -> str:

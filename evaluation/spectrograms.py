@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from datamodules.audio import AudioDataModule
 from datamodules.mel import valid_frames
-from evaluation.callbacks import log_picture, own_noise
+from evaluation.callbacks import last_step, log_picture, own_noise
 
 
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
@@ -97,4 +97,4 @@ class Spectrograms(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rate = data.scale.sample_rate
-                logger.experiment.add_audio(tag, data.waveform(x)[0].cpu()[None], trainer.global_step, sample_rate=rate)
+                logger.experiment.add_audio(tag, data.waveform(x)[0].cpu()[None], last_step(trainer), sample_rate=rate)

@@ -40,6 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             temporary.unlink(missing_ok=True)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Tensors and plain values only: reading runs no code from the file. On the CPU unless ``map_location`` says where."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -54,6 +58,7 @@ def _keep(file: Path, name: Path) -> None:
         os.replace(file, name)
     else:
         os.replace(link, name)
+        link.unlink(missing_ok=True)  # where both were the same file, after a kill at this place: rename does nothing then
 
 
 def _sync_folder(folder: Path) -> None:

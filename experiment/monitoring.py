@@ -14,6 +14,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evaluation.callbacks import last_step
+
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
 
@@ -81,7 +83,7 @@ class Throughput(Callback):
             if getattr(trainer.datamodule, "max_unreadable", 0):  # type: ignore[attr-defined]
                 rates["train/unreadable_files"] = len(trainer.datamodule.unreadable_files())  # type: ignore[attr-defined]
             for logger in trainer.loggers:
-                logger.log_metrics(rates, step=trainer.global_step)
+                logger.log_metrics(rates, step=last_step(trainer))
             self.reset()
 
 
@@ -181,7 +183,7 @@ class FiniteLoss(Callback):
         if math.isfinite(loss) and scaled:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_steps": self.skipped}, step=reading.step)
+                logger.log_metrics({"train/skipped_steps": self.skipped}, step=reading.step - 1)
             if self.skipped_in_a_row < self.max_skipped:
                 return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is finite ({loss:.4g}) but its gradient is not"

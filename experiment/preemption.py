@@ -160,18 +160,19 @@ class Preemption(Checkpoint):
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._saved(trainer)
         self._leave(trainer)
 
     def _saved(self, trainer: Trainer) -> None:
         self.saved_at = time.monotonic()
-        if self.wish > Wish.DUE and trainer.is_global_zero:
-            print(f"saved {self.last} at step {trainer.global_step}", flush=True)
         if self.wish < Wish.END:
             self.wish = Wish.NONE
+            return
+        trainer.strategy.checkpoint_io.teardown()  # the last save is never left to the background
+        if trainer.is_global_zero:
+            print(f"saved {self.last} at step {trainer.global_step}", flush=True)
 
     def _leave(self, trainer: Trainer) -> None:
         if self.wish >= Wish.END:
-            trainer.strategy.checkpoint_io.teardown()  # waits for what is being written in the background
             raise Preempted(self.wish)

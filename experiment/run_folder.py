@@ -115,16 +115,31 @@ class RunFolder:
         return self.resume
 
     def _read_newest(self) -> None:
-        """``last.ckpt``, or the one before it if that is damaged, which is said in a line, or missing."""
-        previous = self.last.with_name(PREVIOUS)
-        try:
-            self.resume = self.last if self.last.is_file() else previous if previous.is_file() else None
-            self.content = read_checkpoint(self.resume) if self.resume else {}
-        except DamagedCheckpoint as error:
-            if self.resume == previous or not previous.is_file():
-                raise
-            self.resume, self.content = previous, read_checkpoint(previous)
-            rank_zero_only(print)(f"warning: {error.what}; going on from {previous}", file=sys.stderr, flush=True)
+        """``last.ckpt``, or the one before it if that is damaged, which is said in a line, or missing.
+
+        Raises:
+            DamagedCheckpoint: the only one there is cannot be read.
+            UserError: neither of the two can be read.
+        """
+        self.resume, self.content = None, {}
+        problems: list[DamagedCheckpoint] = []
+        for file in (self.last, self.last.with_name(PREVIOUS)):
+            if not file.is_file():
+                continue
+            try:
+                self.content = read_checkpoint(file)
+            except DamagedCheckpoint as error:
+                problems.append(error)
+                continue
+            self.resume = file
+            if problems:
+                rank_zero_only(print)(f"warning: {problems[0].what}; going on from {file}", file=sys.stderr, flush=True)
+            return
+        if len(problems) == 1:
+            raise problems[0]
+        if problems:
+            what = " and ".join(problem.what for problem in problems)
+            raise UserError(f"{what}: nothing is left to resume from; the same command with a new --run_dir starts again")
 
     def forget(self) -> None:
         """Give back the memory of the checkpoint."""
@@ -157,10 +172,11 @@ class RunFolder:
         """
         path = self.path
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable.{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # an earlier rank would make it look like another's
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+                probe = path / f".writable.{os.getpid()}"
+                probe.write_text("")
+                probe.unlink()
         except OSError as error:
             raise UserError(
                 f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"

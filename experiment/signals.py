@@ -28,10 +28,9 @@ class Wish(IntEnum):
 
     NONE = 0
     DUE = 1  # no signal: the interval at which a run saves has passed
-    SAVE = 2  # SIGUSR1, SIGUSR2: save and go on
-    END = 3  # SIGTERM: save and end with status 143
-    REQUEUE = 4  # SIGUSR1, SIGUSR2 under SLURM: save, put the job back in the queue and end with status 143
-    INTERRUPT = 5  # SIGINT (Ctrl-C): save and end with status 130
+    END = 2  # SIGTERM, SIGUSR1, SIGUSR2: save and end with status 143
+    REQUEUE = 3  # SIGUSR1, SIGUSR2 under SLURM: put the job back in the queue, too
+    INTERRUPT = 4  # SIGINT (Ctrl-C): save and end with status 130
 
 
 class Preempted(BaseException):
@@ -83,10 +82,9 @@ class Inbox:
             if self.wish == Wish.INTERRUPT:  # a second Ctrl-C: the user does not want to wait
                 os._exit(130)
             wish = Wish.INTERRUPT
-        elif number == signal.SIGTERM:
-            wish = Wish.END
         else:
-            wish = Wish.REQUEUE if "SLURM_JOB_ID" in os.environ else Wish.SAVE
+            warns = number in (signal.SIGUSR1, signal.SIGUSR2)  # before the time limit, or before a preemption
+            wish = Wish.REQUEUE if warns and "SLURM_JOB_ID" in os.environ else Wish.END
         self.wish = max(self.wish, wish)
         if number in self.raises:
             raise Preempted(self.take())

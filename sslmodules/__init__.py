@@ -51,21 +51,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
     if path.stat().st_size == 0:
         raise DamagedCheckpoint(path, "is empty (0 bytes)")
+    # before torch looks at it: what has changed on the disk may also look like code
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except Exception as error:  # of a dozen kinds when the list of contents is damaged
+        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+    if changed is not None:
+        raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds here: for each the file is not usable
+    except Exception as error:  # likewise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
                 f"{path} holds objects that are not tensors or plain values; loading them could run code, so it was refused"
             ) from None
         raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
-        changed = str(error)
-    if changed is not None:
-        raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
     return content
