@@ -150,22 +150,13 @@ class RunFolder:
             )
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
-        """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.
+        """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart. Rank 0 does: it
+        looks whether the folder is new, which another rank that is faster must not change.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        path = self.path
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable.{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
-            ) from None
-        os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
+        os.environ["SSL_RUN_DIR"] = str(self.path.resolve())  # for the processes that DDP starts from this one
         self._record(config, resumed)
 
     @contextmanager
@@ -215,10 +206,20 @@ class RunFolder:
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
-        forget_failures(self.path)
+        path = self.path
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
+            ) from None
+        forget_failures(path)
         if self.resume is not None and self.resume != self.last and self.last.exists():
             os.replace(self.last, self.last.with_name("damaged.ckpt"))  # or the next save would keep it as the one before
-        saved_config, environment = self.saved_config, self.path / "environment.json"
+        saved_config, environment = self.saved_config, path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
             saved_config.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
