@@ -5,10 +5,10 @@
 
 Makes a folder of JPEGs and shards of it in DIR, and removes them. All three decode and crop with this project's
 ``read_image``, so what differs is where bytes come from and in which order: ``ImageFolder`` opens a file per image, ``Shards``
-reads each sample at its place (``block`` 1: an exact shuffle; 16: sixteen neighbours at once), webdataset reads shards from
-end to end and shuffles in a buffer of 1,000. One epoch each in every round, by turns, in batches of 64; the clock starts with
-the first batch, so starting workers is not counted. Medians and ranges over the rounds are printed. The files were written a
-moment ago and lie in memory: what a slow disk or a network file system adds is not measured.
+reads each sample at its place, in an exact shuffle, webdataset reads shards from end to end and shuffles in a buffer of 1,000.
+One epoch each in every round, by turns, in batches of 64; the clock starts with the first batch, so starting workers is not
+counted. Medians and ranges over the rounds are printed. The files were written a moment ago and lie in memory: what a slow
+disk or a network file system adds is not measured.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ def main() -> None:
         contestants = {
             "ImageFolder": indexed(ImageFolder(str(source), **options)),
             "Shards": indexed(Shards(str(made), **options)),
-            "Shards, block 16": indexed(Shards(str(made), block=16, **options)),
             "webdataset": streamed([str(shard) for shard in shards]),
         }
         print("| | workers | images/s, median (range) | of ImageFolder's, median of the rounds |")
