@@ -156,7 +156,6 @@ class Worker:
         """End a trial that was stopped, and queue its values for whoever is free, to go on in the same folder."""
         attributes = {"run": trial.user_attrs["run"]} if "run" in trial.user_attrs else {}
         self.study.enqueue_trial(trial.params, user_attrs=attributes)
-        self.study.set_trial_user_attr(trial.number, "set_aside", True)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def take(self) -> Trial | None:
@@ -164,7 +163,7 @@ class Worker:
         with alone(self.folder):
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(t.state == TrialState.WAITING for t in trials)
-            taken = sum(t.state != TrialState.WAITING and "set_aside" not in t.user_attrs for t in trials)
+            taken = len({t.user_attrs.get("run") for t in trials if t.state != TrialState.WAITING})  # set aside: the same run
             if not waiting and (self.args.sampler == "grid" or taken >= self.args.trials):
                 return None
             trial = self.study.ask()

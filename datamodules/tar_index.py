@@ -284,7 +284,8 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
 
     Raises:
         MissingDataError: the server says that there is no such file.
-        ShardError: every attempt failed, the server knows no ranges, or the file has not ``total`` bytes.
+        ShardError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is missing or has not
+            ``total`` bytes.
     """
     request = urllib.request.Request(url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"})
     for attempt in range(1, TRIES + 1):
@@ -303,7 +304,8 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
                 failure = f"{len(content)} of {span[1] - span[0]} bytes came"
         except urllib.error.HTTPError as error:
             if error.code in (404, 410):
-                raise MissingDataError(f"{url} is missing (HTTP status {error.code})") from None
+                kind = MissingDataError if span is None else ShardError
+                raise kind(f"{url} is missing (HTTP status {error.code})") from None
             if error.code == 416:
                 raise ShardError(f"shard {url} is truncated: it has no bytes {span}. Copy it there again") from None
             failure = f"HTTP status {error.code} {error.reason}"
@@ -324,7 +326,7 @@ def read_file(path: str, span: tuple[int, int]) -> bytes:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), span[1] - span[0], span[0])
     except FileNotFoundError:
-        raise MissingDataError(f"shard {path} is missing: it was there when the run began") from None
+        raise ShardError(f"shard {path} is missing: it was there when the run began. Copy it there again") from None
     except OSError as error:
         raise ShardError(f"shard {path} cannot be read: {error.strerror}") from None
     if len(content) != span[1] - span[0]:

@@ -150,7 +150,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
         if not saved_config.is_file():
-            if path.is_dir() and any(path.iterdir()):
+            if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
                 raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
             return
         earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
@@ -165,23 +165,13 @@ class RunFolder:
             )
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
-        """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.
+        """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart. Rank 0 does: it
+        looks whether the folder is new, which another rank that is faster must not change.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        path = self.path
-        try:
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # an earlier rank would make it look like another's
-                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-                probe = path / f".writable.{os.getpid()}"
-                probe.write_text("")
-                probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
-            ) from None
-        os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
+        os.environ["SSL_RUN_DIR"] = str(self.path.resolve())  # for the processes that DDP starts from this one
         self._record(config, resumed)
 
     @contextmanager
@@ -231,18 +221,37 @@ class RunFolder:
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
-        forget_failures(self.path)
+        path = self.path
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
+            ) from None
+        forget_failures(path)
         if self.resume is not None and self.resume != self.last and self.last.exists():
             os.replace(self.last, self.last.with_name("damaged.ckpt"))  # or the next save would keep it as the one before
-        saved_config, environment = self.saved_config, self.path / "environment.json"
+        saved_config, environment = self.saved_config, path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
-            saved_config.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            temporary = path / ".config.yaml.tmp"
+            temporary.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            os.replace(temporary, saved_config)
         now = describe_environment()
         if environment.is_file() and resumed:
             first = json.loads(environment.read_text(encoding="utf-8"))
             now = {**first, "restarts": [*first.get("restarts", []), now]}
         write_json(environment, now)
+
+
+def _is_begun(file: Path) -> bool:
+    """Is this all that a run leaves which is killed before it has written ``config.yaml``?"""
+    if file.name == "checkpoints" and file.is_dir():
+        return not any(file.iterdir())
+    return file.name in (".lock", ".failed", ".config.yaml.tmp") or file.name.startswith(".writable.")
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -407,6 +407,7 @@ BAD = [
     ),
     ([*DIGITS, "--data", "ImageFolder", "--data.root", "{empty}"], "no images in .*empty"),
     ([*DIGITS, "--trainer.accelerator", "gpu"], "--trainer.accelerator gpu: there is no GPU here"),
+    ([*DIGITS, "--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"], "`fsdp` requires a GPU accelerator"),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
     ([*DIGITS, "--run_dir", "{foreign}"], "holds other files and no config.yaml"),
     ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be written"),

@@ -29,7 +29,8 @@ import sslmodules
 from experiment.catalogue import ROOT, config_files, help_text, methods
 from experiment.cli import checked_arguments
 
-DOCUMENTS = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "cluster/README.md")
+DOCUMENTS = [p for p in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
 PACKAGES = ("sslmodules", "datamodules", "evaluation", "experiment")
 PROJECT = [p for folder in PACKAGES for p in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -49,3 +49,15 @@ def test_a_process_that_starts_late_may_see_half_of_the_folder(tmp_path: Path, m
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
     (tmp_path / "config.yaml").write_text("mod")  # not yet written to its end
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
+
+
+def test_a_process_that_is_early_does_not_make_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun and SLURM all start at once; a folder made by another rank would not be new to rank 0."""
+    monkeypatch.setenv("SSL_RUN_DIR", "")  # so that it is undone
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    RunFolder(tmp_path / "run").create({}, resumed=False)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert RunFolder(tmp_path / "run").inspect({}, "SimCLR") is None
+    RunFolder(tmp_path / "run").create({}, resumed=False)
+    assert (tmp_path / "run" / "config.yaml").is_file()

@@ -172,6 +172,10 @@ class Slurm:
                 found.append(int(process.name))
         return [pid for pid in found if pid != os.getpid()]
 
+    def _steps(self, number: str) -> list[str]:
+        """What watches over the job's tasks on the nodes, such as ``slurmstepd: [3.batch]``."""
+        return re.findall(rf"slurmstepd: \[{number}\.\w+\]", self.ask("ps", "-e", "-o", "args="))
+
     def log(self) -> str:
         """The last lines of every daemon's log."""
         files = sorted(self.folder.glob("*.log"))
@@ -209,7 +213,10 @@ class Slurm:
         return last
 
     def start_again(self, job: str, restarts: int = 1) -> None:
-        """Spare a requeued job its two minutes of waiting."""
+        """Spare a requeued job its two minutes of waiting, but for what is left of its last start: SLURM would take the end of
+        that for the end of this one."""
+        number = self.job(job)["JobId"]
+        wait_for(f"the end of job {job}'s first start", lambda: not self._steps(number), 60)
 
         def running() -> bool:
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)

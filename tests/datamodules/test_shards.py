@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import itertools
 import json
-import re
 import shutil
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from datamodules import tar_index
@@ -26,92 +21,11 @@ from datamodules.images import ImageFileError, ImageFolder, MissingDataError
 from datamodules.make_shards import make_shards
 from datamodules.shards import Shards, expanded, split_of, split_pattern
 from datamodules.tar_index import MAX_GAP, ShardError, index_folder, merged, write_index
-
-CLASSES = ("apple", "pear", "plum")
-
-
-def picture(number: int, size: tuple[int, int] = (20, 17)) -> Image.Image:
-    rng = np.random.default_rng(number)
-    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 PNG files of three classes; the pixels tell which file it was."""
-    root = tmp_path_factory.mktemp("source")
-    for i in range(60):
-        folder = root / CLASSES[i % 3]
-        folder.mkdir(exist_ok=True)
-        picture(i).save(folder / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("made") / "shards"
-    make_shards(source, made, per_shard=16)
-    return made
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "shards"))
+from tests.datamodules.conftest import CLASSES, picture
 
 
 def shards(root: Any, **options: Any) -> Shards:
     return Shards(str(root), **{"image_size": 16, "batch_size": 8, **options})
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files with ranges; ``faults`` holds what the next answers are instead."""
-
-    def do_GET(self) -> None:
-        server: Any = self.server
-        server.asked.append((self.path, self.headers.get("Range")))
-        fault = server.faults.pop(0) if server.faults and "Range" in self.headers else None
-        if fault == "hang":
-            server.release.wait(5)
-            return
-        if isinstance(fault, int):
-            self.send_error(fault)
-            return
-        path = Path(server.folder) / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wanted is None or fault == "no ranges":
-            self.send_response(200)
-        else:
-            part = content[int(wanted[1]) : int(wanted[2]) + 1]
-            if not part:
-                self.send_error(416)
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {wanted[1]}-{wanted[2]}/{len(content)}")
-            content = part
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(tar_index, "FIRST_PAUSE", 0.01)
-    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.folder, server.faults, server.asked, server.release = folder, [], [], threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.release.set()
-    server.shutdown()
-    server.server_close()
 
 
 def as_set(batch: Any) -> list[tuple[bytes, int]]:
@@ -314,7 +228,7 @@ def test_a_lasting_fault_of_the_server_is_one_line(server: Any, fault: Any, said
 def test_url_without_shards_index_or_server(server: Any, folder: Path):
     dataset = shards(server.url).dataset("train")
     (folder / "train-000001.tar").unlink()
-    with pytest.raises(MissingDataError, match=r"train-000001.tar is missing \(HTTP status 404\)"):
+    with pytest.raises(ShardError, match=r"train-000001.tar is missing \(HTTP status 404\)"):
         dataset.__getitems__(range(43))
     (folder / "train-000002.tar").write_bytes((folder / "train-000002.tar").read_bytes() + bytes(512))
     with pytest.raises(ShardError, match=r"train-000002.tar has changed"):
@@ -349,7 +263,7 @@ def test_missing_truncated_and_changed_shards(folder: Path):
     with pytest.raises(ShardError, match=r"train-000001.tar is truncated"):
         dataset.__getitems__(range(len(dataset)))
     shard.unlink()
-    with pytest.raises(MissingDataError, match=r"train-000001.tar is missing: it was there"):
+    with pytest.raises(ShardError, match=r"train-000001.tar is missing: it was there"):
         dataset.__getitems__(range(len(dataset)))
     with pytest.raises(MissingDataError, match=r"train-000001.tar is missing: copy it there"):
         shards(folder).dataset("train")
