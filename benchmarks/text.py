@@ -41,8 +41,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from datamodules import TextFiles
 from datamodules.tokenizer import SPECIALS, Tokenizer, train_tokenizer
@@ -54,7 +53,7 @@ from sslmodules import GPT
 from sslmodules.networks import GPTEncoder
 from sslmodules.optim import decay_groups, warmup_cosine
 
-CONFIG = ROOT / "configs/shakespeare/gpt.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs/shakespeare/gpt.yaml"
 BLOCK, BATCH = 64, 12
 TARGET = 5.0  # percent of a step
 NOT_RUN = 3
