@@ -200,10 +200,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"{report['data']} has no labels: no probes.")
     if "language" in report:
         table = Table(title="test split: nats per token or pixel value, beside tables of the training split's frequencies")
-        nats = report["language"]["nats_per_token"]
-        for key in (*nats, "perplexity"):
-            table.add_column(key, justify="right")
-        table.add_row(*(f"{value:.3f}" for value in nats.values()), f"{report['language']['test']['perplexity']:.2f}")
+        language = report["language"]
+        numbers = {**language["nats_per_token"], "perplexity": language["test"]["perplexity"]}
+        terms = {**language["test"], **language}
+        more = ("bits_per_character", "bits_per_dimension", "masked_word_accuracy", "next_sentence_accuracy")
+        numbers |= {key: terms[key] for key in more if key in terms}
+        for key in numbers:
+            table.add_column(key.replace("_", " "), justify="right")
+        table.add_row(*(f"{value:.2f}" if key == "perplexity" else f"{value:.3f}" for key, value in numbers.items()))
         console.print(table)
     for section, values_key, title in (
         ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),

@@ -106,9 +106,10 @@ class BERT(SSLModule):
         terms = {
             "loss": masked,
             "masked_word_loss": masked,
-            "perplexity": masked.exp(),
             "masked_word_accuracy": (logits.argmax(1) == words).sum() / max(len(words), 1),
         }
+        if self.training:
+            terms["perplexity"] = masked.exp()
         if self.next_sentence:
             answers = self.classifier(torch.tanh(self.pooler(h[:, 0])))  # (B, 2)
             entropy = F.cross_entropy(full_precision(answers), batch["is_next"])
@@ -116,3 +117,9 @@ class BERT(SSLModule):
             terms["next_sentence_loss"] = entropy
             terms["next_sentence_accuracy"] = (answers.argmax(1) == batch["is_next"]).float().mean()
         return terms
+
+    def on_validation_epoch_end(self) -> None:
+        """exp of the mean over the whole split: the mean of the batches' perplexities would be larger."""
+        metrics = self.trainer.callback_metrics
+        if "val/masked_word_loss" in metrics:
+            self.log("val/perplexity", metrics["val/masked_word_loss"].exp())

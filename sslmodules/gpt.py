@@ -102,7 +102,8 @@ class GPT(SSLModule):
         return F.linear(h, self.encoder.token_embedding.weight)  # type: ignore[union-attr,arg-type]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out."""
+        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out. In nats, and in bits per
+        token or, of images, per dimension (a value of a pixel)."""
         tokens = self.tokens(batch["input"])  # (B, T)
         nll = next_token_nll(self.logits(self.encoder(tokens[:, :-1])), tokens)  # (B, T - 1)
         if self.padding is None:
@@ -112,7 +113,7 @@ class GPT(SSLModule):
             # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that over tokens
             count = self.gather(real.sum().to(nll.dtype)[None]).mean().clamp(min=1)
             loss = (nll * real).sum() / count
-        terms = {"loss": loss, "bits_per_token": loss / math.log(2)}
+        terms = {"loss": loss, f"bits_per_{'token' if self.pixels is None else 'dimension'}": loss / math.log(2)}
         return {**terms, "perplexity": loss.exp()} if self.training else terms
 
     def on_validation_epoch_end(self) -> None:
@@ -121,7 +122,7 @@ class GPT(SSLModule):
         if "val/loss" in metrics:
             self.log("val/perplexity", metrics["val/loss"].exp())
             symbols = getattr(getattr(self.trainer, "datamodule", None), "characters_per_token", None)
-            if symbols is not None:
+            if symbols is not None and self.pixels is None:
                 self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
 
     def check_batch(self, batch: Batch) -> None:

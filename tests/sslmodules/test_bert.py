@@ -15,6 +15,7 @@ from datamodules.tokens import segments_of
 from sslmodules import BERT
 from sslmodules.bert import masked_word_loss
 from sslmodules.networks import BertEncoder, ConvEncoder
+from tests.conftest import build, trainer_for
 
 V, T = 40, 12
 
@@ -43,7 +44,7 @@ def example() -> dict[str, Tensor]:
 
 def test_losses_are_those_of_the_library() -> None:
     """Both losses of transformers' BertForPreTraining with the same weights; there class 0 is the true pair."""
-    module, batch = bert().eval(), example()
+    module, batch = bert(), example()  # without dropout
     losses = module.losses(batch)  # type: ignore[arg-type]
     reference = module.to_transformers()
     with torch.no_grad():
@@ -103,6 +104,15 @@ def test_the_loss_is_a_mean_over_tokens_of_all_ranks() -> None:
     module.gather = lambda z: everyone  # type: ignore[method-assign]
     got = torch.stack([module.losses(half)["masked_word_loss"] for half in halves]).mean()  # type: ignore[arg-type]
     torch.testing.assert_close(got, expected)
+
+
+def test_perplexity_at_validation_is_that_of_the_whole_split(tmp_path: Any) -> None:
+    """Not the mean of the batches' perplexities."""
+    module, data = build("configs/text/bert.yaml")
+    trainer = trainer_for(tmp_path, limit_val_batches=3)
+    trainer.validate(module, data, verbose=False)
+    metrics = trainer.callback_metrics
+    assert metrics["val/perplexity"].item() == pytest.approx(metrics["val/masked_word_loss"].exp().item(), rel=1e-6)
 
 
 def test_the_decoder_is_tied_and_has_its_own_bias() -> None:

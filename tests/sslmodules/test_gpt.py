@@ -113,7 +113,14 @@ def test_attention_equals_the_formula() -> None:
 # ---- initialisation and weights ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", [lambda: GPTEncoder(65, 64, 128, 4, 4), lambda: RecurrentEncoder(65, 128)])
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: GPTEncoder(65, 64, 128, 4, 4),
+        lambda: RecurrentEncoder(65, 128),
+        lambda: RecurrentEncoder(65, 128, cell="lstm"),
+    ],
+)
 def test_the_initial_loss_is_that_of_a_uniform_guess(network: Any) -> None:
     module = method(network())
     losses = module.losses({"input": torch.randint(0, 65, (32, 65))})
@@ -359,9 +366,35 @@ def test_bits_per_dimension_count_every_pixel_once() -> None:
     module = pictures()
     with torch.no_grad():
         module.encoder.token_embedding.weight.zero_()
-    bits = module.losses({"input": torch.rand(3, 1, 6, 4)})["bits_per_token"]
+    bits = module.losses({"input": torch.rand(3, 1, 6, 4)})["bits_per_dimension"]
     assert bits.item() == pytest.approx(math.log2(17))
     assert next_token_nll(torch.zeros(3, 24, 17), module.tokens(torch.rand(3, 1, 6, 4))).shape == (3, 24)
+
+
+@pytest.mark.parametrize("network", [lambda: GPTEncoder(17, 48, 16, 2, 2), lambda: RecurrentEncoder(17, 16)])
+def test_a_value_is_predicted_from_those_before_it_alone(network: Any) -> None:
+    """Of colour images too: the values of a pixel come one after the other. By value, and by the gradient of the prediction
+    of one value with respect to what stands for every token."""
+    module = sharpened(method(network(), pixels=PixelTokens((2, 6, 4), 16)).double())
+    images = torch.rand(1, 2, 6, 4).double()
+    with torch.no_grad():
+        before = module.logits(module.encoder(module.tokens(images)[:, :-1]))  # row s predicts value s
+    for value in (0, 1, 19, 46):
+        pixel, channel = divmod(value, 2)
+        changed = images.clone()
+        changed[0, channel, pixel // 4, pixel % 4] = (changed[0, channel, pixel // 4, pixel % 4] + 0.5) % 1
+        with torch.no_grad():
+            after = module.logits(module.encoder(module.tokens(changed)[:, :-1]))
+        torch.testing.assert_close(after[:, : value + 1], before[:, : value + 1])
+        assert (after[:, value + 1] - before[:, value + 1]).abs().max() > 1e-6
+        vectors: list[Tensor] = []
+        handle = module.encoder.token_embedding.register_forward_hook(
+            lambda layer, args, out, kept=vectors: kept.append(out.retain_grad() or out)  # type: ignore[func-returns-value]
+        )
+        module.logits(module.encoder(module.tokens(images)[:, :-1]))[0, value].sum().backward()
+        handle.remove()
+        reached = vectors[0].grad[0].abs().sum(1) > 0  # type: ignore[union-attr]
+        assert reached[: value + 1].all() and not reached[value + 1 :].any()
 
 
 def test_completions_keep_the_upper_half() -> None:

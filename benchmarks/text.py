@@ -1,0 +1,279 @@
+"""What the framework costs a GPT's training step, and BERT's masks beside those of transformers.
+
+    python benchmarks/text.py --rounds 7
+    python benchmarks/text.py --reference tinyshakespeare.txt --seeds 0 1 2
+
+Steps: the CPU setting of configs/shakespeare/gpt.yaml (0.8 million weights, 12 windows of 64 characters) on the text that
+Python carries. "ours" is what ``python train.py`` runs: ``SSLCommandLine`` builds method, data and Trainer with the default
+callbacks and the TensorBoard log; validation and checkpoints are off. "loop" is nanoGPT's training loop in a few lines on
+the same network: windows at random places, the same optimizer, schedule and clipping, the loss printed every ten steps.
+
+Masks: 15 % of a batch of ``--batch`` x ``--length`` word pieces. "MaskedTokens" draws them for the whole batch; "collator"
+is transformers' DataCollatorForLanguageModeling on a list of samples, as a DataLoader's worker calls it, with the special
+tokens' places given; "collator's core" is its ``torch_mask_tokens`` on a tensor that is ready.
+
+Both sides take turns within a round, so that a slow moment of the machine hits both; a ratio is taken within a round, then
+median and range over the rounds. On the CPU one thread computes, and the time is the CPU time of the whole process, which
+other programs do not count into; on CUDA it is the clock's.
+
+``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split, where nanoGPT
+prints a mean over 240 windows. Run beside configs/shakespeare/gpt.yaml it shows whether the framework changes the result.
+
+Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers is missing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+
+from datamodules import TextFiles
+from datamodules.tokenizer import SPECIALS, Tokenizer, train_tokenizer
+from datamodules.tokens import MaskedTokens
+from experiment.cli import SSLCommandLine
+from experiment.quiet import silence_framework
+from experiment.run_folder import describe_environment
+from sslmodules import GPT
+from sslmodules.networks import GPTEncoder
+from sslmodules.optim import decay_groups, warmup_cosine
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/shakespeare/gpt.yaml"
+BLOCK, BATCH = 64, 12
+TARGET = 5.0  # percent of a step
+NOT_RUN = 3
+
+
+def now(device: torch.device) -> float:
+    """Seconds: CPU time of all threads, or on a GPU the clock's after its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+class Clock(Callback):
+    """Seconds from the end of step ``first`` to the end of the last one."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.start, self.end = first, 0.0, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        if trainer.global_step == self.first:
+            self.start = now(pl_module.device)
+        elif trainer.global_step == trainer.max_steps:
+            self.end = now(pl_module.device)
+
+
+def ours(args: argparse.Namespace) -> float:
+    """Seconds of ``args.steps`` steps of what train.py runs."""
+    clock = Clock(args.warmup)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
+        command = ["--config", str(CONFIG), "--model.encoder.vocab_size", "128", "--run_dir", f"{folder}/run"]
+        command += ["--trainer.max_steps", str(args.warmup + args.steps), "--trainer.limit_val_batches", "0"]
+        command += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", args.device, "--trainer.devices", "1"]
+        cli = SSLCommandLine(command)
+        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, Checkpoint)] + [clock]
+        cli.trainer.fit(cli.model, cli.datamodule)
+    return clock.end - clock.start
+
+
+def network(vocab_size: int, device: torch.device) -> GPT:
+    """As the configuration's."""
+    encoder = GPTEncoder(vocab_size, block_size=BLOCK, width=128, depth=4, heads=4, bias=False)
+    return GPT(encoder, optimizer=torch.optim.AdamW).to(device)
+
+
+def loop(model: GPT, tokens: Tensor, steps: int, after: Callable[[int], None], quiet: bool = True) -> None:
+    """nanoGPT's loop: its batches, clipping, schedule and groups of parameters.
+
+    Args:
+        model: network with its tied output layer, trained in place.
+        tokens: (n,) int64 on the CPU.
+        steps: how many, and the length of the schedule.
+        after: called at the end of each step with its number from 1.
+        quiet: read the loss every ten steps without printing it.
+    """
+    device, factor = model.device, warmup_cosine(steps, min(100, steps), 0.1)
+    optimizer = torch.optim.AdamW(decay_groups(model), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * factor(step)
+        starts = torch.randint(len(tokens) - BLOCK, (BATCH,))
+        x = torch.stack([tokens[i : i + BLOCK] for i in starts]).to(device)
+        y = torch.stack([tokens[i + 1 : i + 1 + BLOCK] for i in starts]).to(device)
+        logits = model.logits(model.encoder(x))
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 10 == 0:
+            value = loss.item()
+            if not quiet and step % 500 == 0:
+                print(f"step {step}: {value:.4f}", flush=True)
+        after(step + 1)
+
+
+def timed_loop(tokens: Tensor, args: argparse.Namespace) -> float:
+    """Seconds of ``args.steps`` steps of the loop."""
+    device, marks = torch.device(args.device), {}
+
+    def mark(step: int) -> None:
+        if step in (args.warmup, args.warmup + args.steps):
+            marks[step] = now(device)
+
+    loop(network(128, device), tokens, args.warmup + args.steps, mark)
+    start, end = marks.values()
+    return end - start
+
+
+def told(name: str, values: list[float], unit: str, digits: int = 0) -> str:
+    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{name:42} {middle:>12} {unit}  ({low} to {high})"
+
+
+def measure_steps(args: argparse.Namespace) -> None:
+    data = TextFiles(length=BLOCK + 1, batch_size=BATCH)
+    data.dataset("train")
+    tokens = torch.from_numpy(data.dataset("train").flat.astype("int64"))  # type: ignore[attr-defined]
+    rates: dict[str, list[float]] = {"ours": [], "loop": []}
+    for number in range(args.rounds):
+        for name, run in (("ours", lambda: ours(args)), ("loop", lambda: timed_loop(tokens, args))):
+            rates[name].append(args.steps * BATCH * BLOCK / run())
+            print(f"round {number + 1} of {args.rounds}, {name}: {rates[name][-1]:,.0f} tokens/s", file=sys.stderr)
+    for name, values in rates.items():
+        print(told(f"GPT step, {name}", values, "tokens/s"))
+    shares = [100 * (1 - mine / bare) for mine, bare in zip(rates["ours"], rates["loop"], strict=True)]
+    verdict = "PASS" if statistics.median(shares) <= TARGET else "MISS"
+    print(f"{told('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= {TARGET:g} %)")
+
+
+def collator(tokenizer: Tokenizer) -> Any:
+    """transformers' collator for the same vocabulary."""
+    from tokenizers import Tokenizer as Fast
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+    fast = PreTrainedTokenizerFast(tokenizer_object=Fast.from_str(tokenizer.to_json()), **names)
+    return DataCollatorForLanguageModeling(fast, mlm_probability=0.15)
+
+
+def measure_masks(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    data = TextFiles(layout="documents", length=args.length)
+    texts = [document.text for document in data._documents()]
+    tokenizer = train_tokenizer("wordpiece", texts, 2000, specials=True)
+    flat = torch.cat([torch.from_numpy(ids) for ids in tokenizer.encode(texts)])
+    tokens = flat[: args.batch * args.length].view(args.batch, args.length).clone()
+    tokens[:, 0], tokens[:, -1] = 2, 3  # [CLS] and [SEP]
+    special = (tokens < len(SPECIALS)).long()
+    samples = [
+        {"input_ids": ids, "special_tokens_mask": mask} for ids, mask in zip(tokens.tolist(), special.tolist(), strict=True)
+    ]
+    views, theirs = MaskedTokens(next_sentence=False), collator(tokenizer)
+    views.set_tokenizer(tokenizer)
+    there, special_there = tokens.to(device), special.to(device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def masked() -> None:
+        views(there, views.draw(there, generator))
+
+    ways: dict[str, Callable[[], Any]] = {
+        "MaskedTokens": masked,
+        "collator": lambda: theirs(samples)["input_ids"].to(device),
+        "collator's core": lambda: theirs.torch_mask_tokens(there.clone(), special_there),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(args.rounds + 1):
+        for name, way in ways.items():
+            start = now(device)
+            for _ in range(args.repeats):
+                way()
+            if number:  # the first one warms up
+                rates[name].append(args.repeats * tokens.numel() / (now(device) - start))
+    for name, values in rates.items():
+        print(told(f"masks, {name}", values, "tokens/s"))
+    for name in ("collator", "collator's core"):
+        ratios = [a / b for a, b in zip(rates["MaskedTokens"], rates[name], strict=True)]
+        print(told(f"MaskedTokens / {name}", ratios, "x", 2))
+
+
+@torch.no_grad()
+def validation_loss(model: GPT, data: TextFiles) -> float:
+    """Mean nats per token of the whole validation split."""
+    batches = [(model.losses({"input": b["input"].to(model.device)})["loss"], len(b["input"])) for b in data.val_dataloader()]
+    return float(sum(loss * n for loss, n in batches) / sum(n for _, n in batches))
+
+
+def reference(args: argparse.Namespace) -> None:
+    data = TextFiles(root=str(args.reference), length=BLOCK + 1, batch_size=BATCH)
+    data.prepare_data()
+    data.setup("fit")
+    tokens = torch.from_numpy(data.dataset("train").flat.astype("int64"))  # type: ignore[attr-defined]
+    losses = []
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        model = network(data.vocab_size, torch.device(args.device))
+        loop(model, tokens, 2000, lambda step: None, quiet=False)
+        losses.append(validation_loss(model.eval(), data))
+        print(f"seed {seed}: validation loss {losses[-1]:.4f}", flush=True)
+    spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    print(f"nanoGPT's loop: {statistics.mean(losses):.4f}{spread}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=200, help="that count, in each round")
+    parser.add_argument("--warmup", type=int, default=50, help="steps before them")
+    parser.add_argument("--batch", type=int, default=64, help="rows of the masks")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row of the masks")
+    parser.add_argument("--repeats", type=int, default=20, help="batches of masks in each round")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="only train the loop on this text, and tell its loss")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --reference")
+    args = parser.parse_args()
+    for name, least in (("rounds", 1), ("steps", 1), ("warmup", 1), ("batch", 1), ("length", 8), ("repeats", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("not run: no GPU", file=sys.stderr)
+        return NOT_RUN
+    environment = describe_environment()
+    print(", ".join(f"{name} {v}" for name, v in environment["versions"].items() if v != "not installed"))
+    print(", ".join(f"{name} {v}" for name, v in environment["hardware"].items()))
+    silence_framework()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # two lines about devices from every Trainer
+    torch.set_num_threads(1)
+    if args.reference:
+        reference(args)
+        return 0
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        print("transformers is not installed: pip install -e '.[text]'", file=sys.stderr)
+        return NOT_RUN
+    measure_steps(args)
+    measure_masks(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
