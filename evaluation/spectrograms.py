@@ -15,20 +15,28 @@ from datamodules.mel import valid_frames
 from evaluation.callbacks import log_picture, own_noise
 
 
+def as_shown(x: Tensor, data: AudioDataModule) -> Tensor:
+    """Standardised log-mel (B, 1, M, T) in its own units, -inf in the padding frames, which say nothing."""
+    sound = (x != 0).any(2, keepdim=True)
+    return data.unstandardise(x.float()).masked_fill(~sound, float("-inf"))
+
+
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
-    """Spectrograms as one picture: a row per clip, high frequencies at the top, white = the loudest of the first column.
+    """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
 
     Args:
-        columns: each (n, 1, M, T), log-mel in the same units.
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where there is no sound. Black to white is the range of
+            the first column; what is not sound is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
 
     Returns:
         (1, H, W) in [0, 1].
     """
-    low, high = columns[0].amin(), columns[0].amax()
+    sound = columns[0][columns[0].isfinite()]
+    low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
     enlarge = max(1, height // columns[0].shape[2])
-    rows = torch.cat([F.pad(c.flip(2), (2, 2, 1, 1), value=float(low)) for c in columns], 3)  # (n, 1, M + 2, sum of T)
-    grey = ((rows - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    rows = torch.cat([F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3)  # (n, 1, M + 2, sum of T)
+    grey = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
     return F.interpolate(grey, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
 
 
@@ -90,7 +98,7 @@ class Spectrograms(Callback):
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        log_picture(trainer, tag, picture([data.unstandardise(c.float()) for c in columns]).cpu())
+        log_picture(trainer, tag, picture([as_shown(c, data) for c in columns]).cpu())
 
     @staticmethod
     def _play(trainer: Trainer, tag: str, data: AudioDataModule, x: Tensor) -> None:
