@@ -15,18 +15,18 @@ from datamodules.mel import valid_frames
 from evaluation.callbacks import log_picture, own_noise
 
 
-def as_shown(x: Tensor, data: AudioDataModule) -> Tensor:
-    """Standardised log-mel (B, 1, M, T) in its own units, -inf in the padding frames, which say nothing."""
-    sound = (x != 0).any(2, keepdim=True)
-    return data.unstandardise(x.float()).masked_fill(~sound, float("-inf"))
+def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
+    """Standardised log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding frames."""
+    sound = (columns[0] != 0).any(2, keepdim=True)
+    return [data.unstandardise(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
 
 
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
     """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
 
     Args:
-        columns: each (n, 1, M, T), log-mel in the same units, -inf where there is no sound. Black to white is the range of
-            the first column; what is not sound is black.
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to white is the range of
+            the first column; -inf is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
 
     Returns:
@@ -78,7 +78,7 @@ class Spectrograms(Callback):
         with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device), torch.no_grad():
             if hasattr(pl_module, "fill"):
                 filled = pl_module.fill(few)  # type: ignore[operator]
-                masked = x.masked_fill(few["mask"], float(x.min()))
+                masked = x.masked_fill(few["mask"], float("-inf"))
                 self._draw(trainer, "spectrograms", [x, masked, filled])
             if hasattr(pl_module, "continue_clip"):
                 self._continue(trainer, pl_module, data, x)
@@ -98,7 +98,7 @@ class Spectrograms(Callback):
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        log_picture(trainer, tag, picture([as_shown(c, data) for c in columns]).cpu())
+        log_picture(trainer, tag, picture(as_shown(columns, data)).cpu())
 
     @staticmethod
     def _play(trainer: Trainer, tag: str, data: AudioDataModule, x: Tensor) -> None:
