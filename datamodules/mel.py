@@ -21,6 +21,9 @@ PADDING = -32768
 FLOOR = 1e-6
 """Added to the energies before the logarithm, for samples in [-1, 1]: about that of 16-bit rounding noise, so never log(0)."""
 
+CPU_SAMPLES = 2**16
+"""A CPU transforms about so many samples at once, whose spectra stay in its cache: twice as fast as 256 clips in one go."""
+
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Samples (S,) float at another rate, ceil(S * new_rate / rate) of them: SciPy's polyphase filter, which cuts off what
@@ -104,6 +107,12 @@ class MelScale:
 
     def log_mel(self, samples: Tensor) -> Tensor:
         """Samples (B, S) in [-1, 1], S a multiple of the hop, to the logarithm of mel energies (B, M, S / hop)."""
+        rows = len(samples)
+        if samples.device.type == "cpu":
+            rows = CPU_SAMPLES // max(1, samples.shape[1])
+        return torch.cat([self._log_mel(part) for part in samples.split(max(1, rows))])
+
+    def _log_mel(self, samples: Tensor) -> Tensor:
         window, matrix = self._constants(samples.device)
         left = (self.fft_size - self.hop) // 2
         padded = F.pad(samples, (left, self.fft_size - self.hop - left))

@@ -15,20 +15,28 @@ from datamodules.mel import valid_frames
 from evaluation.callbacks import last_step, log_picture, own_noise
 
 
+def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
+    """Standardised log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding frames."""
+    sound = (columns[0] != 0).any(2, keepdim=True)
+    return [data.unstandardise(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
+
+
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
-    """Spectrograms as one picture: a row per clip, high frequencies at the top, white = the loudest of the first column.
+    """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
 
     Args:
-        columns: each (n, 1, M, T), log-mel in the same units.
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to white is the range of
+            the first column; -inf is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
 
     Returns:
         (1, H, W) in [0, 1].
     """
-    low, high = columns[0].amin(), columns[0].amax()
+    sound = columns[0][columns[0].isfinite()]
+    low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
     enlarge = max(1, height // columns[0].shape[2])
-    rows = torch.cat([F.pad(c.flip(2), (2, 2, 1, 1), value=float(low)) for c in columns], 3)  # (n, 1, M + 2, sum of T)
-    grey = ((rows - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    rows = torch.cat([F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3)  # (n, 1, M + 2, sum of T)
+    grey = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
     return F.interpolate(grey, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
 
 
@@ -70,7 +78,7 @@ class Spectrograms(Callback):
         with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device), torch.no_grad():
             if hasattr(pl_module, "fill"):
                 filled = pl_module.fill(few)  # type: ignore[operator]
-                masked = x.masked_fill(few["mask"], float(x.min()))
+                masked = x.masked_fill(few["mask"], float("-inf"))
                 self._draw(trainer, "spectrograms", [x, masked, filled])
             if hasattr(pl_module, "continue_clip"):
                 self._continue(trainer, pl_module, data, x)
@@ -90,7 +98,7 @@ class Spectrograms(Callback):
     @staticmethod
     def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        log_picture(trainer, tag, picture([data.unstandardise(c.float()) for c in columns]).cpu())
+        log_picture(trainer, tag, picture(as_shown(columns, data)).cpu())
 
     @staticmethod
     def _play(trainer: Trainer, tag: str, data: AudioDataModule, x: Tensor) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import mel
 from datamodules.mel import FLOOR, MelScale, hz_to_mel, mel_matrix, resample, valid_frames
 
 SCALE = MelScale(8000, 40, 25.0, 10.0)
@@ -84,9 +85,12 @@ def test_silence_is_finite() -> None:
     torch.testing.assert_close(silent, torch.full((2, 40, 10), math.log(FLOOR)))
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
+def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = torch.randn(5, 1600) * 0.1
     torch.testing.assert_close(SCALE.log_mel(samples)[3:4], SCALE.log_mel(samples[3:4]))
+    monkeypatch.setattr(mel, "CPU_SAMPLES", 3200)  # two rows at once, and one that is left
+    torch.testing.assert_close(SCALE.log_mel(samples)[3:], SCALE.log_mel(samples[3:]))
+    assert SCALE.log_mel(samples).shape == (5, 40, 20)
 
 
 def test_waveform_has_the_spectrogram_it_was_made_of() -> None:

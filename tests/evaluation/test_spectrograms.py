@@ -16,7 +16,7 @@ from datamodules.wav_folder import read_clip
 from evaluation.callbacks import ImageGrid
 from evaluation.outputs import check_target, is_result, write_sound
 from evaluation.sampling import ending, generate
-from evaluation.spectrograms import Spectrograms, picture
+from evaluation.spectrograms import Spectrograms, as_shown, picture
 from tests.conftest import build, trainer_for
 
 
@@ -24,8 +24,25 @@ def test_picture_has_high_frequencies_at_the_top() -> None:
     x = torch.zeros(2, 1, 3, 5)
     x[:, :, 2] = 1.0  # the highest band
     image = picture([x, x], height=6)
-    assert image.shape == (1, 2 * (3 + 2) * 2, 2 * (5 + 4) * 2)
-    assert image[0, 2:4, 4:14].eq(1).all() and image[0, 6:8].eq(0).all()
+    assert image.shape == (1, 2 * (3 + 2) * 2, 2 * (5 + 2) * 2)
+    assert image[0, 2:4, 2:12].eq(1).all() and image[0, 4:8, 2:12].eq(0).all()
+    assert image[0, :2].eq(1).all() and image[0, :, :2].eq(1).all()  # lines between
+
+
+def test_padding_and_hidden_patches_are_black_and_set_no_range() -> None:
+    _, data = build("configs/tones/apc.yaml")
+    x = torch.randn(2, 1, 40, 100)
+    x[1, :, :, 60:] = 0
+    hidden = torch.zeros_like(x).bool()
+    hidden[:, :, 8:16] = True  # of padding frames, too, which stay padding
+    first, second = as_shown([x, x.masked_fill(hidden, float("-inf"))], data)
+    assert first[1, :, :, 60:].eq(float("-inf")).all() and second[1, :, :, 60:].eq(float("-inf")).all()
+    assert first[0].isfinite().all() and torch.equal(second[0].isfinite(), ~hidden[0])
+    torch.testing.assert_close(first[1, :, :, :60], data.unstandardise(x)[1, :, :, :60])
+    image = picture([first, second], height=40)
+    assert image[0, 43:83, 61:101].eq(0).all() and image[0, 1:41, 1:101].mean() > 0.2
+    assert image[0, 1 + 40 - 16 : 1 + 40 - 8, 103:203].eq(0).all()
+    assert picture([torch.full((1, 1, 4, 5), float("-inf"))]).isfinite().all()
 
 
 @pytest.mark.parametrize(
