@@ -1,4 +1,4 @@
-"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore PICTURES | --features FILE.npz]``."""
+"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore ... | --features ... | --export DIR]``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="python eval.py",
         description="Without an option: linear probe, kNN and few-shot accuracy on the test split, beside a random encoder "
-        "and the raw input. With --generate, --restore or --features: files made with what was trained.",
+        "and the raw input. With --generate, --restore, --features or --export: files made with what was trained.",
         epilog=EPILOG + ", ".join(data_sets()) + MORE,
         allow_abbrev=False,
     )
@@ -35,7 +35,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--probes", help="comma-separated, of linear, knn, fewshot (default: all)")
     use = parser.add_mutually_exclusive_group()
     use.add_argument(
-        "--generate", metavar="N", type=int, help="N new samples, as a picture (--output, samples.png) and as arrays (.npz)"
+        "--generate",
+        metavar="N",
+        type=int,
+        help="N new images, a picture (--output, samples.png) and arrays (.npz), or N more tokens of a text (samples.txt)",
     )
     use.add_argument(
         "--restore",
@@ -46,14 +49,31 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     use.add_argument(
         "--features", metavar="FILE.npz", type=Path, help="features, labels and file names of the train, val and test samples"
     )
+    use.add_argument(
+        "--export", metavar="DIR", type=Path, help="a text network and its tokenizer, as AutoModel.from_pretrained loads them"
+    )
     parser.add_argument(
         "--mask", metavar="PICTURE", type=Path, help="with --restore: white = hidden (default: what the run's own mask hides)"
     )
     parser.add_argument(
         "--truth", metavar="PICTURES", type=Path, help="with --restore: the undamaged pictures, same names, to measure PSNR"
     )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT_OR_FILE",
+        help="with --generate: the text, or a file with it, that is continued; a picture whose upper half is kept",
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="with --generate: below 1 likelier, above 1 more varied (default: 1)"
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--trust_config_classes",
+        metavar="PACKAGE",
+        default="",
+        help="also build classes of this package that a checkpoint names",
+    )
     own, rest = [], []
     arguments = iter(argv)
     for argument in arguments:
@@ -66,10 +86,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given = parser.parse_args(own)
     if (given.mask or given.truth) and not given.restore:
         raise UserError(f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given")
-    if given.probes is not None and (given.generate is not None or given.restore or given.features):
-        raise UserError("--probes is for probing: leave it out with --generate, --restore and --features")
-    if given.features and given.output:
-        raise UserError("--features FILE.npz names the file already: leave --output out")
+    for option in ("prompt", "temperature"):
+        if getattr(given, option) is not None and given.generate is None:
+            raise UserError(f"--{option} belongs to --generate N, which is not given")
+    if given.probes is not None and (given.generate is not None or given.restore or given.features or given.export):
+        raise UserError("--probes is for probing: leave it out with --generate, --restore, --features and --export")
+    if (given.features or given.export) and given.output:
+        raise UserError(f"{'--features' if given.features else '--export'} names the target already: leave --output out")
     return given, rest
 
 
@@ -77,14 +100,17 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     import torch
     from rich.console import Console
 
-    from evaluation import outputs
+    from evaluation import outputs, sampling
+    from evaluation.export import export
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
+    from experiment.cli import trusted_packages
     from experiment.quiet import silence_framework
     from experiment.rebuild import build_data, checkpoint_of
     from sslmodules import initial_module, load_module, read_checkpoint
 
     silence_framework()
+    trusted_packages(["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else [])
     probes = [p.strip() for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",") if p.strip()]
     for probe in probes or [""]:
         if probe not in PROBES:
@@ -104,14 +130,17 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     source, target, seed = str(checkpoint), arguments.output, content.get("seed", 0)
     lines = None
     if arguments.generate is not None:
-        target = target or folder / f"samples{suffix}.png"
-        lines = outputs.generate(module, data, arguments.generate, target, source, torch.device(device), seed)
+        target = target or folder / f"samples{suffix}{sampling.ending(data)}"
+        how = {"prompt": arguments.prompt, "temperature": arguments.temperature}
+        lines = sampling.generate(module, data, arguments.generate, target, source, torch.device(device), seed, **how)
     elif arguments.restore:
         target = target or folder / f"restored{suffix}"
         options = {"mask": arguments.mask, "truth": arguments.truth, "seed": seed}
         lines = outputs.restore(module, data, arguments.restore, target, torch.device(device), **options)
     elif arguments.features:
         lines = outputs.export_features(module, data, arguments.features, source, torch.device(device))
+    elif arguments.export:
+        lines = export(module, data, arguments.export)
     if lines is not None:
         for line in lines:  # a name may hold bytes that no terminal can show
             print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import sys
 
 from experiment.catalogue import UserError, config_arguments, help_text, read_config
+from experiment.signals import Preempted, check_launch, die_with_parent, end, inbox
 
 
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status. Help and broken files are dealt with before torch is imported."""
-    try:
-        if not argv or set(argv) & {"--help", "-h"}:
-            print(help_text())
-            return 0 if argv else 2
-        for file in config_arguments(argv):
-            read_config(file)
-        from experiment.run import run
+    with inbox.listening():
+        try:
+            if not argv or set(argv) & {"--help", "-h"}:
+                print(help_text())
+                return 0 if argv else 2
+            for file in config_arguments(argv):
+                read_config(file)
+            check_launch()
+            die_with_parent()
+            from experiment.run import run
 
-        return run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            return run(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Preempted as stop:
+            return end(stop)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.views import BatchTransform, apply_views
@@ -66,6 +68,9 @@ class EpochSampler(DistributedSampler):
     every W-th index of the one permutation, so the W batches of a step together are the single-process batch of W times
     the size.
 
+    A data set with an attribute ``block`` above 1 reads neighbours at once: blocks of so many neighbouring indices are
+    shuffled instead, from another first index in each epoch, and each rank takes every W-th block.
+
     Args:
         dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
         batch_size: per rank; with ``start`` it tells how many indices to pass over.
@@ -86,8 +91,16 @@ class EpochSampler(DistributedSampler):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng(mix_seed(self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
-        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        n, block = len(self.dataset), getattr(self.dataset, "block", 1)  # type: ignore[arg-type]
+        rng = np.random.default_rng(mix_seed(self.seed, self.epoch))
+        order = rng.permutation(n // block)[:, None] * block + np.arange(block)
+        if block > 1:
+            order = (np.append(order, np.arange(n // block * block, n)) + rng.integers(n)) % n
+        order = order.ravel()
+        # whole blocks are dealt to the ranks in turn, what is left over is dealt one by one
+        dealt = n // (block * self.num_replicas) * block * self.num_replicas
+        blocks = order[:dealt].reshape(-1, self.num_replicas, block)[:, self.rank].ravel()
+        mine = np.append(blocks, order[dealt + self.rank :: self.num_replicas])[: self.num_samples]
         return iter(mine[self.datamodule.batches_done() * self.batch_size :].tolist())
 
 
@@ -111,6 +124,31 @@ class ShardSampler(DistributedSampler):
 def as_is(batch: Any) -> Any:
     """``collate_fn`` for data sets whose ``__getitems__`` returns a whole batch."""
     return batch
+
+
+class Fetch(Dataset):
+    """The same data set; an error while fetching also says which samples were asked for."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        except Exception as error:
+            shown = ", ".join(map(str, indices[:5])) + (f", ... ({len(indices)} in all)" if len(indices) > 5 else "")
+            error.args = (f"{error} (while fetching samples {shown})", *error.args[1:])
+            raise
+
+
+def raw_input(x: Tensor) -> Tensor:
+    """The standardised input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a side."""
+    if x.ndim == 4 and max(x.shape[-2:]) > 32:
+        x = F.adaptive_avg_pool2d(x, 32)
+    return x.flatten(1)
 
 
 class SSLDataModule(LightningDataModule):
@@ -179,6 +217,14 @@ class SSLDataModule(LightningDataModule):
     def unstandardise(self, x: Tensor) -> Tensor:
         """Back from what a network sees to decoded samples, for pictures."""
         return x
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Cheap features that are probed beside the encoder: by name, a function of ``input``, (B, ...) -> (B, D). The first
+        line of its docstring goes into the report."""
+        return {"raw_input": raw_input}
+
+    def save(self, folder: Path) -> None:
+        """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +303,7 @@ class SSLDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
         return DataLoader(
-            dataset,
+            Fetch(dataset),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -6,9 +6,13 @@ Whatever the source, a sample travels as uint8 and every split is fixed: hold-ou
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
-from collections.abc import Sequence
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -228,6 +232,20 @@ class Digits(ImageDataModule):
         return {**splits, "bank": splits["train"]}
 
 
+@contextmanager
+def inside_only() -> Iterator[None]:
+    """Tar archives are unpacked with Python's ``data`` filter: nothing outside of the folder, no link that leads out of it.
+
+    torchvision asks for no filter, and before Python 3.14 none is the default.
+    """
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
 class _TorchvisionImages(ImageDataModule):
     """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training images.
 
@@ -280,9 +298,10 @@ class _TorchvisionImages(ImageDataModule):
                 count = f"{len(absent)} of {len(self.files)} files"
                 raise self._missing(f"{absent[0]} ({count}) is missing in --data.root {root}")
         try:
-            images, labels = self._read(root, part, download)
+            with inside_only():
+                images, labels = self._read(root, part, download)
             images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
-        except (OSError, RuntimeError, ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
             # torchvision's own: URLError without a network, RuntimeError for mirrors and checksums, and whatever a
             # damaged file does to the reader
             what = "could not be downloaded to" if download else "cannot be read (damaged files?) in"
@@ -476,9 +495,10 @@ def image_files(path: str | os.PathLike[str]) -> list[bytes]:
 
 
 def _text(paths: bytes | Sequence[bytes], most: int = 5) -> str:
-    """File names for a message: the first few, printable whatever bytes they are made of."""
+    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences too."""
     if isinstance(paths, bytes):
-        return paths.decode("utf-8", "backslashreplace")
+        text = paths.decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return ", ".join(map(_text, paths[:most])) + (f", ... ({len(paths)} in all)" if len(paths) > most else "")
 
 
@@ -508,7 +528,9 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | None = None) -> np.ndarray:
+def read_image(
+    path: bytes, size: int, channels: int, shorter: int, draw: int | None = None, content: bytes | None = None
+) -> np.ndarray:
     """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by Pillow).
 
     A picture that is ``size`` x ``size`` already is taken as it is. EXIF orientation is not applied, as in torchvision.
@@ -519,6 +541,7 @@ def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | 
         channels: 1 or 3.
         shorter: pixels, at least ``size``.
         draw: 63 random bits that choose the place of the crop; None crops the centre.
+        content: of the file, where it was read already; ``path`` is then only its name for messages.
 
     Returns:
         (size, size, channels) uint8.
@@ -527,13 +550,14 @@ def read_image(path: bytes, size: int, channels: int, shorter: int, draw: int | 
         ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names the file.
     """
     try:
-        with Image.open(os.fsdecode(path)) as file:
+        with Image.open(os.fsdecode(path) if content is None else io.BytesIO(content)) as file:
             if draw is not None and file.size != (size, size):
                 file.draft(None, _resized(file.size, shorter))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
             image = to_uint8(file, channels)
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         if isinstance(error, UnidentifiedImageError):  # its message repeats the path
-            reason = "it is empty" if os.path.getsize(path) == 0 else "it is not an image"
+            length = os.path.getsize(path) if content is None else len(content)
+            reason = "it is empty" if length == 0 else "it is not an image"
         else:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ImageFileError(f"cannot read image {_text(path)}: {reason}") from None
@@ -567,15 +591,25 @@ class FolderDataset(Dataset):
         channels: 1 or 3.
         shorter: the shorter side is resized to so many pixels before the crop.
         random_crop: place the crop at random, as a pure function of (the run's seed, epoch, index); else at the centre.
+        max_unreadable: files that may be passed over. The next one that can be read takes the place of such a file, with
+            the label -1, so that no probe counts it; each is named once on the terminal.
     """
 
     def __init__(
-        self, paths: np.ndarray, labels: np.ndarray, size: int, channels: int, shorter: int, random_crop: bool
+        self,
+        paths: np.ndarray,
+        labels: np.ndarray,
+        size: int,
+        channels: int,
+        shorter: int,
+        random_crop: bool,
+        max_unreadable: int = 0,
     ) -> None:
         self.paths, self.labels = paths, labels.astype(np.int64)
         self.size, self.channels, self.shorter, self.random_crop = size, channels, shorter, random_crop
-        self.seed = run_seed()
+        self.seed, self.max_unreadable = run_seed(), max_unreadable
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self.unreadable = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -586,23 +620,52 @@ class FolderDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``."""
         images = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
-        epoch = int(self.epoch)
-        for row, index in enumerate(indices):
+        labels, epoch = self.labels.take(indices, 0), int(self.epoch)
+        for row, (index, content) in enumerate(zip(indices, self._contents(indices), strict=True)):
             draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
-            images[row] = read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
-        return {
-            "input": torch.from_numpy(images).permute(0, 3, 1, 2),
-            "label": torch.from_numpy(self.labels.take(indices, 0)),
-        }
+            images[row], itself = self._read(index, draw, content)
+            labels[row] = labels[row] if itself else -1
+        return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
+
+    def _contents(self, indices: Sequence[int]) -> Sequence[bytes | None]:
+        """What is read for the whole batch at once, for ``_decode``; files are opened one by one."""
+        return [None] * len(indices)
+
+    def name(self, index: int) -> str:
+        """The file of a sample."""
+        return os.fsdecode(self.paths[index])
+
+    def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
+        """The picture at ``index``; an ``ImageFileError`` names it."""
+        return read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
+
+    def _read(self, index: int, draw: int | None = None, content: bytes | None = None) -> tuple[np.ndarray, bool]:
+        """The picture at ``index`` or, if it cannot be read, the next one that can; and whether it is the one asked for."""
+        first = None
+        for other in (i % len(self) for i in range(index, index + len(self))):
+            if self.unreadable[other]:
+                continue
+            try:
+                return self._decode(other, draw, content if other == index else None), other == index
+            except ImageFileError as error:
+                first = first or error
+                count = int(self.unreadable.sum()) + 1
+                if count > self.max_unreadable:
+                    more = f" (file number {count} that cannot be read, max_unreadable is {self.max_unreadable})"
+                    raise ImageFileError(f"{error}{more if self.max_unreadable else ''}") from None
+                print(f"warning: {error}: passed over, {count} of at most {self.max_unreadable}", file=sys.stderr, flush=True)
+                self.unreadable[other] = True
+        raise ImageFileError(f"none of {len(self)} images can be read{f': {first}' if first else ''}")
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
         """The same samples decoded once, as centre crops; None at a file of another size if ``only_same_size``."""
-        images = np.empty((len(self), self.size, self.size, self.channels), np.uint8)
+        images, labels = np.empty((len(self), self.size, self.size, self.channels), np.uint8), self.labels.copy()
         for row, path in enumerate(self.paths):
             if only_same_size and not self._is_square(path):
                 return None
-            images[row] = read_image(path, self.size, self.channels, self.shorter)
-        return ArrayDataset(images, self.labels)
+            images[row], itself = self._read(row)
+            labels[row] = labels[row] if itself else -1
+        return ArrayDataset(images, labels)
 
     def _is_square(self, path: bytes) -> bool:
         try:
@@ -643,6 +706,8 @@ class ImageFolder(ImageDataModule):
         test_fraction: of all images, held out where there are no split folders.
         in_memory: decode once and keep; random crops are then left to the views. Default: when all files of a split are
             ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
+        max_unreadable: damaged files that may be passed over in each split, see ``FolderDataset``; by default the first one
+            ends the run with its name. ``train/unreadable_files`` counts them in the logs.
         mean, std: per channel, of pixels in [0, 1]; default ImageNet's.
 
     Raises:
@@ -660,6 +725,7 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         in_memory: bool | None = None,
+        max_unreadable: int = 0,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         **kwargs: Any,
@@ -670,6 +736,8 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if decode_size is not None and decode_size < image_size:
             raise ValueError(f"decode_size must be at least image_size = {image_size}, got {decode_size}")
+        if max_unreadable < 0:
+            raise ValueError(f"max_unreadable must not be negative, got {max_unreadable}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -680,7 +748,8 @@ class ImageFolder(ImageDataModule):
                 raise ValueError(f"{name} must have one value for each of {channels} channels, got {list(values)}")
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {list(std)}")
-        self.root, self.labelled, self.in_memory = root, labelled, in_memory
+        self.root, self.labelled, self.in_memory, self.max_unreadable = root, labelled, in_memory, max_unreadable
+        self._opened: list[FolderDataset] = []
         self.image_shape, self.mean, self.std = (channels, image_size, image_size), mean, std
         self.standard_size = round(image_size * 256 / 224)
         self.decode_size = decode_size or self.standard_size
@@ -700,6 +769,10 @@ class ImageFolder(ImageDataModule):
     def num_classes(self) -> int | None:  # type: ignore[override]
         return len(self.class_names) or None
 
+    def unreadable_files(self) -> list[str]:
+        """The files that were passed over so far, in all splits."""
+        return sorted({d.name(i) for d in self._opened for i in np.flatnonzero(d.unreadable.numpy()).tolist()})
+
     def files(self, split: Split) -> list[str]:
         """Paths of the samples of ``split``, in the order of ``dataset(split)``."""
         paths, _ = self._find()["train" if split == "bank" else split]
@@ -708,16 +781,14 @@ class ImageFolder(ImageDataModule):
     def _load(self, split: Split) -> dict[str, Any]:
         files = self._find()
         if split in ("train", "bank"):
-            (channels, size, _), (paths, labels) = self.image_shape, files["train"]
-            bank = self._open("train")
-            random = FolderDataset(paths, labels, size, channels, self.decode_size, random_crop=True)
+            bank, random = self._open("train"), self._crops(files["train"], self.decode_size, random_crop=True)
             return {"bank": bank, "train": bank if isinstance(bank, ArrayDataset) else random}
         return {split: self._open(split)}
 
     def _open(self, split: str) -> ArrayDataset | FolderDataset:
         """Centre crops of a split, in memory if that was asked for or is small."""
         channels, size, _ = self.image_shape
-        dataset = FolderDataset(*self._find()[split], size, channels, self.standard_size, random_crop=False)
+        dataset = self._crops(self._find()[split], self.standard_size, random_crop=False)
         total = sum(len(labels) for _, labels in self._find().values()) * channels * size * size
         if self.in_memory is False or (self.in_memory is None and total > MEMORY_LIMIT):
             return dataset
@@ -725,24 +796,34 @@ class ImageFolder(ImageDataModule):
             rank_zero_info(f"decoding {len(dataset)} images of {self.root} ({split}) once, to keep them in memory")
         return dataset.in_memory(only_same_size=self.in_memory is None) or dataset
 
+    def _crops(self, files: tuple[np.ndarray, np.ndarray], shorter: int, random_crop: bool) -> FolderDataset:
+        channels, size, _ = self.image_shape
+        dataset = FolderDataset(*files, size, channels, shorter, random_crop, self.max_unreadable)
+        self._opened.append(dataset)
+        return dataset
+
     # ---- which file is what ------------------------------------------------------------------------------------------
 
     def _find(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Paths (N,) bytes and labels (N,) of train, val and test, found once."""
         if not self._files:
-            root = os.fsencode(os.path.expanduser(self.root))
-            if not os.path.isdir(root):
-                raise MissingDataError(
-                    f"ImageFolder: --data.root {_text(root)} is not a folder. Expected image files in one folder per "
-                    "class, or train/ and val/ with such folders, or unlabelled files. The configs in configs/digits/ "
-                    "need no data."
-                )
-            folders = {os.path.basename(f): f for f in _entries(root)[0]}
-            given = {s: folders[s.encode()] for s in ("train", "val", "test") if s.encode() in folders}
-            if "train" not in given or (len(given) == 1 and len(folders) > 1):
-                given = {"train": root}
-            self._files = self._split({split: self._classes(folder) for split, folder in given.items()})
+            self._files = self._split(self._listed())
         return self._files
+
+    def _listed(self) -> dict[str, dict[bytes, list[bytes]]]:
+        """Files by split and class, of the splits that have a folder; all are "train" where none has."""
+        root = os.fsencode(os.path.expanduser(self.root))
+        if not os.path.isdir(root):
+            raise MissingDataError(
+                f"ImageFolder: --data.root {_text(root)} is not a folder. Expected image files in one folder per "
+                "class, or train/ and val/ with such folders, or unlabelled files. The configs in configs/digits/ "
+                "need no data."
+            )
+        folders = {os.path.basename(f): f for f in _entries(root)[0]}
+        given = {s: folders[s.encode()] for s in ("train", "val", "test") if s.encode() in folders}
+        if "train" not in given or (len(given) == 1 and len(folders) > 1):
+            given = {"train": root}
+        return {split: self._classes(folder) for split, folder in given.items()}
 
     def _classes(self, folder: bytes) -> dict[bytes, list[bytes]]:
         """Files by class; unlabelled ones under the empty name."""
@@ -786,6 +867,12 @@ class ImageFolder(ImageDataModule):
             paths = np.array([path for name in classes for path in files[name]], dtype=bytes)
             labels = np.repeat(np.arange(len(classes)) if labelled else -1, [len(files[name]) for name in classes])
             parts[split] = (paths, labels)
+        return self._held_out(parts, labelled)
+
+    def _held_out(
+        self, parts: dict[str, tuple[np.ndarray, np.ndarray]], labelled: bool
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The splits that are given, and those that are not, held out of train."""
         n = len(parts["train"][0])
         if len(parts) == 2 and "val" in parts:  # what is given is reported, so choices need images of their own
             parts["test"] = parts.pop("val")
@@ -800,7 +887,7 @@ class ImageFolder(ImageDataModule):
     def _hold_out(self, files: tuple[np.ndarray, np.ndarray], name: str, fraction: float, n: int) -> Any:
         size = round(fraction * n)
         if not 0 < size < n:
-            raise ValueError(f"ImageFolder: {name} {fraction} of {n} images in {self.root} is {size}: cannot split")
+            raise ValueError(f"{type(self).__name__}: {name} {fraction} of {n} images in {self.root} is {size}: cannot split")
         return tuple((files[0][i], files[1][i]) for i in stratified_holdout(files[1], size))
 
 

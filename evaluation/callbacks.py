@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from datamodules.audio import AudioDataModule
 from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1
@@ -53,7 +54,7 @@ def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
 
 
 @contextmanager
-def _own_noise(device: torch.device) -> Iterator[None]:
+def own_noise(device: torch.device) -> Iterator[None]:
     """Pictures draw the same noise every time, and leave the method's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_noise(device, 3)
@@ -324,13 +325,13 @@ class ImageGrid(Callback):
     ) -> None:
         due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
-        if not (due and first) or batch["input"].ndim != 4:
+        if not (due and first) or batch["input"].ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
             return
         n = self.num_samples
         x = batch["input"][:n]
         if "views" in batch:
             self._draw(trainer, "views", [x, *(view[:n] for view in batch["views"])])
-        with trainer.precision_plugin.val_step_context(), _own_noise(pl_module.device):
+        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device):
             if hasattr(pl_module, "reconstruct"):
                 few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
                 prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]

@@ -1,4 +1,5 @@
-"""Files made with a trained method: generated samples, restored pictures, and features. ``eval.py`` calls these.
+"""Files made with a trained method: restored pictures and features, and what every such file needs. ``eval.py`` calls these;
+generated samples are in sampling.py.
 
 Every function checks what it was given before it computes, writes each file whole or not at all, and replaces a file only if
 it is an earlier result. What cannot work is a ``ValueError`` or an ``OSError`` of one line.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,18 +20,15 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from datamodules.base import Batch, Split, SSLDataModule, mix_seed
 from datamodules.images import ImageDataModule, ImageFolder, image_files, read_image
+from datamodules.wav_folder import WavFolder
 from evaluation.reconstruction import psnr
 from sslmodules import SSLModule, methods
 
 MADE_BY = "lightning-ssl eval.py"
-"""Stands in every picture and array file, so that a later call knows it as a result that it may replace."""
-
-GRID_LIMIT = 256
-"""At most so many samples are drawn in the picture of ``generate``; the array file holds all."""
+"""Stands in every picture, array and text file, so that a later call knows it as a result that it may replace."""
 
 BATCH = 64
 HIDDEN_FROM = 26
@@ -40,6 +40,10 @@ SPLITS: tuple[tuple[Split, str], ...] = (("bank", "train"), ("val", "val"), ("te
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+_SOFTWARE = MADE_BY.encode() + b"\0" * (2 - len(MADE_BY) % 2)
+_WAV_NOTE = struct.pack("<4sI4s4sI", b"LIST", 12 + len(_SOFTWARE), b"INFO", b"ISFT", len(_SOFTWARE)) + _SOFTWARE
+
+
 def is_result(path: Path) -> bool:
     """Was this file written by ``eval.py`` or, as ``results.json``, by ``train.py``?"""
     try:
@@ -49,6 +53,11 @@ def is_result(path: Path) -> bool:
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 return "made_by" in arrays and str(arrays["made_by"]) == MADE_BY
+        if path.suffix == ".wav":
+            return path.read_bytes().endswith(_WAV_NOTE)
+        if path.suffix == ".txt":
+            with path.open(encoding="utf-8") as file:
+                return file.readline().startswith(MADE_BY)
         content = json.loads(path.read_text(encoding="utf-8"))
     except Exception:  # a foreign or damaged file makes the readers raise nearly anything: it is not ours
         return False
@@ -88,6 +97,26 @@ def write_picture(path: Path, pixels: np.ndarray) -> str:
     return _write(path, lambda file: image.save(file, format="PNG", pnginfo=note))
 
 
+def write_text(path: Path, text: str, note: str) -> str:
+    """A UTF-8 file: a line that says where it comes from, an empty line, then the text as it is."""
+    return _write(path, lambda file: file.write(f"{MADE_BY}: {note}\n\n{text}\n".encode()))
+
+
+def write_sound(path: Path, samples: np.ndarray, sample_rate: int) -> str:
+    """int16 samples (S,) as a wav file, with a chunk behind them (INFO, ISFT) that names the software."""
+
+    def write(file: BinaryIO) -> None:
+        with wave.open(file, "wb") as sound:
+            sound.setparams((1, 2, sample_rate, 0, "NONE", ""))
+            sound.writeframes(samples.astype("<i2").tobytes())
+        file.write(_WAV_NOTE)
+        size = file.tell() - 8
+        file.seek(4)
+        file.write(struct.pack("<I", size))
+
+    return _write(path, write)
+
+
 def write_arrays(path: Path, checkpoint: str, arrays: dict[str, Any]) -> str:
     """An npz file that ``numpy.load`` reads without pickle."""
     return _write(path, lambda file: np.savez(file, **arrays, checkpoint=checkpoint, made_by=MADE_BY))
@@ -111,12 +140,12 @@ def _images_of(data: SSLDataModule, option: str) -> ImageDataModule:
     return data
 
 
-def _pixels(images: Tensor) -> np.ndarray:
+def pixels_of(images: Tensor) -> np.ndarray:
     """(B, C, H, W) in [0, 1] to (B, H, W, C) uint8."""
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _shown(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
+def shown_images(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
     """A network's output in standardised units as images in [0, 1]; never a picture of NaN."""
     if not x.isfinite().all():
         raise ValueError(f"{type(module).__name__} gave values that are not finite: the checkpoint is no good")
@@ -125,58 +154,6 @@ def _shown(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
             f"{type(module).__name__} gave {tuple(x.shape)}, and images of {type(data).__name__} have shape {data.image_shape}"
         )
     return data.unstandardise(x.float())
-
-
-# ---- generate ----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def generate(
-    module: SSLModule, data: SSLDataModule, number: int, output: Path, checkpoint: str, device: torch.device, seed: int = 0
-) -> Iterator[str]:
-    """Draw new data points: a picture with all of them (at most ``GRID_LIMIT``), and an array file beside it.
-
-    The array file holds ``images`` (number, H, W, C) uint8 and ``labels`` (number,) of -1 (unknown).
-
-    Args:
-        module: in eval mode, with ``sample(n) -> (n, C, H, W)`` in standardised units.
-        data: an image data set, for the way back to pixels; its files are not read.
-        number: how many.
-        output: the picture, a PNG; the arrays go to the same name with .npz.
-        checkpoint: where the weights come from, noted in the array file.
-        device: where to compute.
-        seed: of the draws.
-
-    Yields:
-        Lines for the terminal.
-    """
-    if number < 1:
-        raise ValueError(f"--generate must be at least 1, got {number}")
-    check_able(module, "sample", "--generate")
-    images_of = _images_of(data, "--generate")
-    arrays = output.with_suffix(".npz")
-    check_target(output, ".png")
-    check_target(arrays, ".npz")
-    module.to(device)
-    torch.manual_seed(mix_seed(seed, 3))
-    parts: list[np.ndarray] = []
-    for start in range(0, number, BATCH):
-        samples = module.sample(min(BATCH, number - start))  # type: ignore[operator]
-        shown = _pixels(_shown(images_of, samples, module))
-        if start == 0:
-            first = samples
-        elif torch.equal(samples, first[: len(samples)]):
-            raise ValueError(f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones")
-        parts.append(shown)
-    pixels = np.concatenate(parts)  # (number, H, W, C)
-    tiles = torch.from_numpy(pixels[:GRID_LIMIT]).permute(0, 3, 1, 2)  # (n, C, H, W)
-    enlarge = max(1, 64 // tiles.shape[-1])  # a whole multiple keeps pixels square
-    tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
-    grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
-    part = "" if number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
-    yield write_picture(output, grid.permute(1, 2, 0).numpy()) + part
-    told = write_arrays(arrays, checkpoint, {"images": pixels, "labels": np.full(number, -1, np.int64)})
-    yield f"{told}  images {pixels.shape} uint8"
 
 
 # ---- restore -----------------------------------------------------------------------------------------------------------
@@ -244,7 +221,7 @@ def restore(
         Lines for the terminal: each file, with the PSNR of the hidden region where the truth is known.
     """
     check_able(module, "reconstruct", "--restore")
-    images_of = _images_of(data, "--restore")
+    images = _images_of(data, "--restore")
     files = _by_stem(source, "--restore")
     truths: dict[str, bytes] = {}
     if truth is not None:
@@ -266,7 +243,7 @@ def restore(
             check_target(output / f"{stem}-restored.png")
     given_mask = None
     if mask is not None:
-        given_mask = (_read([os.fsencode(mask)], images_of, channels=1) >= HIDDEN_FROM).to(device)  # (1, 1, H, W)
+        given_mask = (_read([os.fsencode(mask)], images, channels=1) >= HIDDEN_FROM).to(device)  # (1, 1, H, W)
         if not given_mask.any():
             raise ValueError(f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size")
         for file in files.values():
@@ -281,10 +258,10 @@ def restore(
     stems = list(files)
     for index, start in enumerate(range(0, len(stems), BATCH)):
         chosen = stems[start : start + BATCH]
-        raw = _read([files[stem] for stem in chosen], images_of).to(device)
+        raw = _read([files[stem] for stem in chosen], images).to(device)
         generator = torch.Generator(device).manual_seed(mix_seed(seed, index)) if own_mask else None
         batch: Batch = data.transform({"input": raw}, generator)
-        picture, hidden = images_of.decode(raw), torch.ones_like(raw[:, :1], dtype=torch.bool)
+        picture, hidden = images.decode(raw), torch.ones_like(raw[:, :1], dtype=torch.bool)
         if own_mask:
             module.check_batch(batch)
             hidden = batch["mask"]
@@ -294,17 +271,17 @@ def restore(
             batch["mask"] = hidden
             batch["input"] = batch["input"].masked_fill(hidden, 0.0)  # whatever is there, the method must not see it
         batch["corrupted"] = batch["input"]  # what a denoising method starts from
-        prediction = _shown(images_of, module.reconstruct(batch), module)  # type: ignore[operator]
+        prediction = shown_images(images, module.reconstruct(batch), module)  # type: ignore[operator]
         restored = torch.where(hidden, prediction, picture)  # (B, C, H, W)
 
         known = picture if own_mask else None
         if truth is not None:
-            known = images_of.decode(_read([truths[stem] for stem in chosen], images_of).to(device))
+            known = images.decode(_read([truths[stem] for stem in chosen], images).to(device))
         output.mkdir(exist_ok=True)
         region = hidden.expand_as(picture)
         counts = region.flatten(1).sum(1).tolist()
         errors = [] if known is None else ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
-        for row, (stem, pixels) in enumerate(zip(chosen, _pixels(restored), strict=True)):
+        for row, (stem, pixels) in enumerate(zip(chosen, pixels_of(restored), strict=True)):
             told = write_picture(output / f"{stem}-restored.png", pixels)
             if known is not None:
                 told += f"  {_decibel(errors[row], counts[row])}"
@@ -356,7 +333,7 @@ def export_features(
             count += len(x)
         parts["split"].append(np.full(count, name))
         parts["index"].append(np.arange(count))
-        if isinstance(data, ImageFolder) and not data.synthetic:
+        if isinstance(data, (ImageFolder, WavFolder)) and not data.synthetic:
             parts["files"].append(np.array(data.files(split)))
     arrays = {name: np.concatenate(rows) for name, rows in parts.items() if rows}
     arrays["class_names"] = np.array(getattr(data, "class_names", ()), dtype=str)

@@ -1,11 +1,13 @@
 """Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and ``eval.py`` writes.
 
-Three encoders see the same clean samples: the pre-trained one, the same network with its initial random weights, and
-none at all (the input itself). Everything chosen is chosen on ``val``, a piece of the training data; ``test`` is only counted.
+The same clean samples are seen by the pre-trained encoder, by the same network with its initial random weights, and by the
+baselines of the data (the input itself, a bag of words). Everything chosen is chosen on ``val``, a piece of the training
+data; ``test`` is only counted.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,30 +19,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules.base import Split, SSLDataModule
 from evaluation.few_shot import few_shot_accuracy
 from evaluation.knn import knn_predict
+from evaluation.language import language_report
 from evaluation.linear_probe import select_linear_probe, top1
 from evaluation.reconstruction import denoising_psnr, reconstruction_psnr
 from sslmodules.base import SSLModule
 
 PROBES = ("linear", "knn", "fewshot")
-ENCODERS = ("pretrained", "random_init", "raw_input")
 KNN_K, KNN_TEMPERATURE = 20, 0.07
 FEWSHOT_SHOTS, FEWSHOT_DRAWS, FEWSHOT_L2 = 5, 10, 1e-2
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-RAW_SIDE = 32
 
 Features = dict[str, tuple[Tensor, Tensor]]
-
-
-def raw_input(x: Tensor) -> Tensor:
-    """The baseline without an encoder: (B, ...) standardised input as a vector; images averaged down to 32 pixels a side."""
-    if x.ndim == 4 and max(x.shape[-2:]) > RAW_SIDE:
-        x = F.adaptive_avg_pool2d(x, RAW_SIDE)
-    return x.flatten(1)
 
 
 @torch.no_grad()
@@ -136,7 +129,6 @@ def evaluate(
         "checkpoint": checkpoint,
         "protocol": {
             "features": f"{type(module).__name__}.embed of the clean input, eval mode, frozen",
-            "raw_input": f"the standardised input itself, images averaged down to at most {RAW_SIDE} pixels a side",
             "random_init": "the same network with its initial weights",
             "standardise": True,
             "knn_k": KNN_K,
@@ -153,11 +145,13 @@ def evaluate(
         "results": {},
     }
     if data.num_classes is not None:
+        baselines = data.baselines()
         encoders: dict[str, Callable[[Tensor], Tensor]] = {
             "pretrained": trained.embed,
             "random_init": untrained.embed,
-            "raw_input": raw_input,
+            **baselines,
         }
+        report["protocol"] |= {name: inspect.getdoc(f).split("\n")[0] for name, f in baselines.items()}  # type: ignore[union-attr]
         splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}
         selected = {}
         for name in encoders:
@@ -168,7 +162,7 @@ def evaluate(
             report["protocol"].update(chosen)
         report["protocol"]["linear_l2"] = selected["pretrained"]
         report["protocol"]["linear_l2_by_encoder"] = selected
-        report["protocol"]["samples"] = {split: len(f["raw_input"][1]) for split, f in splits.items()}
+        report["protocol"]["samples"] = {split: len(f["pretrained"][1]) for split, f in splits.items()}
     if hasattr(trained, "reconstruct"):
         raw = data.dataset("test").__getitems__([0])  # type: ignore[attr-defined]
         added = data.transform(raw, torch.Generator(raw["input"].device).manual_seed(0))
@@ -176,6 +170,8 @@ def evaluate(
             report["reconstruction"] = reconstruction_psnr(trained, data, device)
         elif "corrupted" in added:
             report["denoising"] = denoising_psnr(trained, data, device)
+    if hasattr(data, "vocab_size") or getattr(trained, "pixels", None) is not None:
+        report["language"] = language_report(trained, data, device)
     module.train(was_training)
     return report
 
@@ -202,6 +198,13 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     else:
         console.print(f"{report['data']} has no labels: no probes.")
+    if "language" in report:
+        table = Table(title="test split: nats per token or pixel value, beside tables of the training split's frequencies")
+        nats = report["language"]["nats_per_token"]
+        for key in (*nats, "perplexity"):
+            table.add_column(key, justify="right")
+        table.add_row(*(f"{value:.3f}" for value in nats.values()), f"{report['language']['test']['perplexity']:.2f}")
+        console.print(table)
     for section, values_key, title in (
         ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),
         ("denoising", "psnr", "test images without their noise: PSNR in dB"),

@@ -85,8 +85,11 @@ options:
   --run_dir DIR             the run folder (default runs/<data set>-<method>/<date-time>); one that holds
                             checkpoints/last.ckpt is resumed
   --evaluate true|false     after training, probe the features on the test split (default true)
+  --save_every_minutes M    save the run's state so often inside an epoch, besides its end (default 15); also
+                            --save_every_n_steps N; --save_in_background true trains on meanwhile
   --seed_everything N       seed of weights, order, views and noise (default 0)
   --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them)
+  --trust_config_classes P  let the configuration build classes of your package P, which runs their code
   --print_config            show the whole configuration with all defaults, and stop
   --help                    this text
 """

@@ -14,17 +14,22 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules  # noqa: F401  its classes are known by their short names once imported
-import evaluation.callbacks  # noqa: F401  likewise
+import evaluation.callbacks
+import evaluation.continuations
+import evaluation.spectrograms  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
 from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
 from experiment.checkpoint_io import AtomicCheckpointIO
 from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
-from experiment.names import check_command_line, check_layer
+from experiment.names import check_command_line, check_layer, untrusted
+from experiment.preemption import Preemption
 from experiment.run_folder import RunFolder
 from sslmodules.base import SSLModule
+from sslmodules.trusted import denied_name, enforce, trust
 
 PARSER_OPTIONS = ("config", "print_config", "help")
 
@@ -34,6 +39,10 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=str(folder), name="", version="", default_hp_metric=False)
+
+    def resume_at(self, step: int) -> None:
+        """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
+        self._kwargs["purge_step"] = step
 
     @rank_zero_only
     def save(self) -> None:
@@ -71,6 +80,9 @@ class SSLCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint.")
         parser.add_argument("--evaluate", type=bool, default=True, help="Probe the features on the test split at the end.")
+        parser.add_argument("--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps.")
+        parser.add_argument("--save_every_minutes", type=float | None, default=15.0, help="Save also after so long.")
+        parser.add_argument("--save_in_background", type=bool, default=False, help="Train on while a checkpoint is written.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():
@@ -84,11 +96,20 @@ class SSLCommandLine(LightningCLI):
         self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
+        limits = plain["trainer"]
+        if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
+            raise UserError(
+                "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps or max_time"
+            )
+        for name in ("limit_train_batches", "max_steps", "max_epochs"):
+            if limits[name] == 0:
+                raise UserError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
         if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
             raise UserError(f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto or cpu")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
+        self.preemption = Preemption(self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes)
         labelled = self.datamodule.num_classes is not None
         validates = config.get("limit_val_batches") != 0
         if config.get("logger") is None or config["logger"] is True:
@@ -96,7 +117,9 @@ class SSLCommandLine(LightningCLI):
         config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labelled, validates)]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
-        config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        writer = AtomicCheckpointIO()
+        plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
+        config["plugins"] = [*_as_list(config.get("plugins")), plugin]
         # torch has no synchronised batch norm on the CPU and would refuse it
         config["sync_batchnorm"] = config.get("sync_batchnorm", False) and torch.cuda.is_available()
         config["default_root_dir"] = str(self.run_folder.path)
@@ -118,6 +141,7 @@ class SSLCommandLine(LightningCLI):
                     folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
                 )
             )
+        callbacks.append(self.preemption)
         return callbacks
 
 
@@ -136,6 +160,7 @@ def checked_arguments(args: list[str]) -> list[str]:
         parser.add_class_arguments(Trainer, "trainer")
         parser.print_help()
         raise SystemExit(0)
+    args = trusted_packages(args)
     chosen: dict[str, type | None] = {"model": None, "data": None}
     check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
     files = config_arguments(args)
@@ -160,6 +185,22 @@ def checked_arguments(args: list[str]) -> list[str]:
     return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
 
 
+def trusted_packages(args: list[str]) -> list[str]:
+    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line, never in a file."""
+    rest, words = [], iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--trust_config_classes":
+            rest.append(word)
+            continue
+        try:
+            trust((value if equals else next(words, "")).split(","))
+        except ValueError as error:
+            raise UserError(f"{option}: {error}") from None
+    enforce()
+    return rest
+
+
 def explain(error: BaseException) -> str:
     """One line for an exception: the option, what was expected, and what came.
 
@@ -171,6 +212,8 @@ def explain(error: BaseException) -> str:
     if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
         root = error
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
+    if denied := denied_name(error):
+        return untrusted(denied, ".".join(keys) or "the configuration")
     where = f"{'.'.join(keys)}: " if keys else ""
     innermost = str(error).rpartition("Parser key")[2]
     if keys and "Subtypes:" in innermost and "class_path" not in innermost:
@@ -178,6 +221,9 @@ def explain(error: BaseException) -> str:
     else:
         text = re.sub(r'^(Parser key "[^"]+":\s*)+', "", str(root).strip())
         text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
+    built = re.findall(r"Problem with given class_path '[\w.]+':\s*(.+)", text)
+    if built and text.startswith("Does not validate against any of the Union"):
+        text = built[-1]  # the constructor's own words
     text = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1, got \2", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return where + " ".join(text.split())

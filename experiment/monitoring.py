@@ -78,6 +78,8 @@ class Throughput(Callback):
                 "time/data_wait_share": self.waited / total,
                 "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             }
+            if getattr(trainer.datamodule, "max_unreadable", 0):  # type: ignore[attr-defined]
+                rates["train/unreadable_files"] = len(trainer.datamodule.unreadable_files())  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(rates, step=trainer.global_step)
             self.reset()
@@ -115,14 +117,17 @@ class FiniteLoss(Callback):
     never more than one step ahead, and the device never waits. Validation and checkpoints, for which the host waits anyway,
     first look at whatever is on its way.
 
-    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps; a NaN loss is one there too.
+    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has to skip
+    ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was skipped, in the logs.
 
     Args:
         checkpoint: the run's last checkpoint, for the message.
+        max_skipped: steps in a row. Each halves the scale, 65536 at the start, so that 20 leave it below 1.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, max_skipped: int = 20) -> None:
+        self.checkpoint, self.max_skipped = checkpoint, max_skipped
+        self.skipped, self.skipped_in_a_row = 0, 0
         self.loss: Tensor | None = None  # of the batches since the last optimizer step; one that is not finite stays so
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
@@ -170,10 +175,17 @@ class FiniteLoss(Callback):
             reading.arrived.synchronize()  # of the step before the one that the device is at
         loss, norm = reading.values.tolist()
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
-            self.norm_before = norm
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.norm_before, self.skipped_in_a_row = norm, 0
             return
+        if math.isfinite(loss) and scaled:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/skipped_steps": self.skipped}, step=reading.step)
+            if self.skipped_in_a_row < self.max_skipped:
+                return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is finite ({loss:.4g}) but its gradient is not"
+        what += f" in {self.skipped_in_a_row} steps in a row, last" if scaled and math.isfinite(loss) else ""
         before = "" if self.norm_before is None else f" ({self.norm_before:.3g} in the step before)"
         kept = f"{self.checkpoint} is of an earlier step" if self.checkpoint.is_file() else "no checkpoint was written yet"
         raise NonFiniteLoss(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
+import yaml
 from lightning import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,20 +19,12 @@ from torch.optim import Optimizer
 from datamodules.base import SSLDataModule
 from experiment.catalogue import UserError, did_you_mean
 from sslmodules.base import SSLModule
+from sslmodules.networks import TimmEncoder
+from sslmodules.trusted import is_trusted, may_be_called
 
-TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate")
-#: A configuration names classes, and building a class runs its code: only these packages' classes are built.
-TRUSTED = (
-    "sslmodules",
-    "datamodules",
-    "evaluation",
-    "experiment",
-    "torch",
-    "torchvision",
-    "torchmetrics",
-    "timm",
-    "lightning",
-)
+OWN = ("sslmodules", "datamodules", "evaluation", "experiment")
+SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
+TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)
 
 
 def subclasses(base: type[Any]) -> Iterator[type[Any]]:
@@ -47,7 +40,12 @@ def known_names(base: type) -> list[str]:
     if base is Optimizer:  # torch's are meant to be used
         return sorted({c.__name__ for c in every if c.__module__.startswith(("torch.optim", "sslmodules"))})
     packages = ("sslmodules.networks",) if base is nn.Module else ("sslmodules", "datamodules", "evaluation")
-    own = [c for c in every if c.__module__.startswith(packages) and c.__name__ not in ("ImageDataModule", "Views")]
+    own = [
+        c
+        for c in every
+        if c.__module__.startswith(packages)
+        and c.__name__ not in ("ImageDataModule", "AudioDataModule", "TextDataModule", "Views")
+    ]
     return sorted({c.__name__ for c in own or every})
 
 
@@ -78,10 +76,19 @@ def class_in(hint: Any) -> type | None:
         found = [class_in(h) for h in typing.get_args(hint)]
         return next((f for f in found if f is not None), None)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
-        return class_in(typing.get_args(hint)[-1])
+        returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
+        return class_in(returned[0]) if returned else None
     if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing", "collections.abc") and hint is not Tensor:
         return hint
     return None
+
+
+def untrusted(name: str, where: str) -> str:
+    """The line for a name that a configuration may not build."""
+    return (
+        f"{where}: {name!r} is outside of the project, torch.nn, torch.optim, torchvision, timm and lightning, and a "
+        f"configuration may build only their classes. If you trust what it runs: --trust_config_classes {name.split('.')[0]}"
+    )
 
 
 def resolve(name: str, base: type, where: str) -> type:
@@ -90,11 +97,8 @@ def resolve(name: str, base: type, where: str) -> type:
     known = known_names(base)
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
-        if name.split(".")[0] not in TRUSTED:
-            raise UserError(
-                f"{where}: {name!r} is outside {', '.join(TRUSTED)}, and a configuration may build only their classes: "
-                "put your class in a file of sslmodules/ or datamodules/"
-            )
+        if not is_trusted(name):
+            raise UserError(untrusted(name, where))
         try:
             cls = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError):
@@ -108,7 +112,7 @@ def resolve(name: str, base: type, where: str) -> type:
         extra = ", or the name of a timm model" if base is nn.Module else ""
         near = did_you_mean(name, [*known, *timm.list_models()] if base is nn.Module else known)
         raise UserError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
-    return next((c for c in matches if c.__module__.split(".")[0] in TRUSTED[:4]), matches[0])
+    return next((c for c in matches if c.__module__.startswith(OWN)), matches[0])
 
 
 def spec_of(value: Any, base: type) -> Any:
@@ -139,7 +143,7 @@ def check_spec(value: Any, base: type, where: str, current: type | None) -> tupl
         return [check_spec(v, base, f"{where}[{i}]", None)[0] for i, v in enumerate(value)], None
     if not isinstance(value, dict):
         return value, current
-    unknown = set(value) - {"class_path", "init_args", "dict_kwargs"}
+    unknown = set(value) - {"class_path", "init_args"}
     cls = current
     if "class_path" in value:
         cls = resolve(str(value["class_path"]), base, where)
@@ -166,7 +170,25 @@ def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any
         inner = class_in(options[name])
         if inner is not None and holds_class(value, options[name]):
             checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
+        elif inner is None:
+            check_function(value, options[name], f"{where}.{name}")
     return checked
+
+
+def check_function(value: Any, hint: Any, where: str) -> None:
+    """A function would be called with whatever the framework has at hand: only those that the user trusts are named."""
+    if takes_function(hint) and isinstance(value, str) and value != "null" and not may_be_called(value):
+        raise UserError(
+            f"{where}: expected a class, got {value!r}: a configuration names no functions. Write a class in a file of "
+            f"evaluation/, or, if you trust what it runs: --trust_config_classes {value.split('.')[0]}"
+        )
+
+
+def takes_function(hint: Any) -> bool:
+    """May a value of this type be any function?"""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(takes_function(h) for h in typing.get_args(hint))
+    return hint is Callable or typing.get_origin(hint) is Callable
 
 
 def takes_text(hint: Any) -> bool:
@@ -193,7 +215,9 @@ def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: s
         if name not in TOP_LEVEL:
             raise UserError(f"{source}: unknown key {name!r}{did_you_mean(name, TOP_LEVEL)}; known: {', '.join(TOP_LEVEL)}")
         where = f"{source}: {name}"
-        if name == "trainer" and isinstance(value, dict):
+        if name == "trainer":
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: expected options of Lightning's Trainer, got {value!r}")
             checked[key] = check_options(value, Trainer, where)
         elif name in ("model", "data"):
             base = SSLModule if name == "model" else SSLDataModule
@@ -233,6 +257,14 @@ def check_command_line(
     return out
 
 
+def from_text(value: str, option: str) -> Any:
+    """A list or mapping given on the command line, as YAML or JSON."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{option}: {value!r} is neither YAML nor JSON") from None
+
+
 def _check_option(
     option: str,
     path: list[str],
@@ -246,9 +278,13 @@ def _check_option(
     if path[-1] == "help" or group not in ("trainer", "model", "data"):
         return value
     base = {"trainer": Trainer, "model": SSLModule, "data": SSLDataModule}[group]
+    if path == ["trainer"]:  # the parser would take the name of a file that nobody has checked
+        raise UserError(f"{option}: give options such as --trainer.max_epochs 10, or --config FILE")
     if group != "trainer" and path[1:] in ([], ["class_path"]):
-        if not value.startswith("{"):
-            chosen[group] = resolve(value, base, option)
+        if value.startswith("{"):
+            spec, chosen[group] = check_spec(from_text(value, option), base, option, chosen[group])
+            return json.dumps(spec)
+        chosen[group] = resolve(value, base, option)
         return value
     cls = Trainer if group == "trainer" else chosen[group]
     if cls is None:
@@ -262,14 +298,18 @@ def _check_option(
         hint, here = options[part], tuple(path[: depth + 1])
         inner = class_in(hint)
         if inner is None:
+            check_function(value, hint, option)
             return value
         if depth + 1 == len(path) or path[depth + 1 :] == ["class_path"]:
+            if value.startswith(("{", "[")) and holds_class(given := from_text(value, option), hint):
+                return json.dumps(check_spec(given, inner, option, nested.get(here))[0])
             if value.startswith(("{", "[")) or not holds_class(value, hint):
                 return value
             if inner is nn.Module and is_timm_name(value):
+                nested[here] = TimmEncoder
                 return json.dumps({"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}})
-            nested[here] = resolve(value, inner, option)
-            return value
+            nested[here] = cls = resolve(value, inner, option)
+            return f"{cls.__module__}.{cls.__qualname__}"  # timm has a ConvEncoder too
         found = nested.get(here) or _class_in_files(here, layers, inner)
         if found is None:  # a list, such as callbacks: the parser looks at its members
             return value

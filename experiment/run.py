@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,14 @@ from rich.console import Console
 
 from datamodules.base import SSLDataModule, run_seed
 from datamodules.images import ImageFileError
+from datamodules.tar_index import ShardError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
-from experiment.cli import SSLCommandLine, explain
+from experiment.cli import RunLogger, SSLCommandLine, explain
+from experiment.failures import end_other_processes, hint, is_first_failure
 from experiment.monitoring import NonFiniteLoss
 from experiment.quiet import silence_framework
+from experiment.signals import LISTENED, Preempted, inbox
 from sslmodules import SSLModule, initial_module
 
 
@@ -29,6 +33,7 @@ class Started(Callback):
 
     def __init__(self) -> None:
         self.begun = False
+        self.trainer: Trainer | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.begun = True
@@ -39,20 +44,38 @@ def run(argv: list[str]) -> int:
     silence_framework()
     started = Started()
     try:
-        return _run(argv, started)
-    except (ValueError, OSError, MisconfigurationException, NonFiniteLoss) as error:
-        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
-        known = isinstance(error, (ImageFileError, NonFiniteLoss))
-        if "SSL_TRACEBACK" in os.environ or (started.begun and not known):
+        with ExitStack() as held:
+            return _run(argv, started, held)
+    except Preempted:
+        end_other_processes(started.trainer, patience=30)
+        raise
+    except Exception as error:
+        first = is_first_failure()
+        end_other_processes(started.trainer, patience=0 if first else 10)  # the first one has an error to print
+        if not first:
+            return 1
+        if isinstance(error, UserError) or "SSL_TRACEBACK" in os.environ:
             raise
-        raise UserError(explain(error)) from error
+        if advice := hint(error):
+            raise UserError(advice) from error
+        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
+        always = (ImageFileError, ShardError, NonFiniteLoss)
+        in_worker = "Original Traceback" in str(error)
+        known = always if started.begun or in_worker else (*always, ValueError, OSError, MisconfigurationException)
+        if isinstance(error, known):
+            raise UserError(explain(error)) from error
+        raise
 
 
-def _run(argv: list[str], started: Started) -> int:
+def _run(argv: list[str], started: Started, held: ExitStack) -> int:
+    alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    if alone:  # otherwise all processes have to leave together, when they have found each other
+        inbox.end_if_asked()
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
     trainer.callbacks.append(started)  # type: ignore[attr-defined]
+    started.trainer = trainer
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
@@ -60,13 +83,26 @@ def _run(argv: list[str], started: Started) -> int:
         if finished and (folder.results.is_file() or not cli.config.evaluate):
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
             return 0
+    if exists := folder.saved_config.is_file():
+        held.enter_context(folder.in_use())
+    if resume is not None:
+        folder.check_weights(module)
     data.prepare_data()
+    if alone:
+        inbox.end_if_asked()
     check_fit(module, data, trainer.world_size)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
+    if not exists:
+        held.enter_context(folder.in_use())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    if trainer.is_global_zero:
+        data.save(folder.path)
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
+        folder.forget()
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.resume_at(steps)
     if trainer.logger is not None:
         # once, with the results: a second entry in the HParams tab would show a run without any
         trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]
@@ -75,8 +111,10 @@ def _run(argv: list[str], started: Started) -> int:
     except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
         say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130
+    cli.preemption.end_if_asked()
     if not trainer.is_global_zero:
         return 0
+    inbox.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
         report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())
@@ -105,6 +143,11 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
     x = batch["input"]
+    given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
+    if given is not None and needed is not None and given < needed:
+        raise UserError(
+            f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give --model.encoder.vocab_size {needed}"
+        )
     was_training = module.training
     module.eval()
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +24,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from evaluation.report import write_json
 from experiment.catalogue import ROOT, UserError
-from sslmodules import read_checkpoint
+from experiment.checkpoint_io import LAST, PREVIOUS, prune
+from experiment.failures import forget_failures
+from experiment.signals import slurm_job
+from sslmodules import DamagedCheckpoint, SSLModule, read_checkpoint
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
 MACHINE = (
@@ -32,6 +39,9 @@ MACHINE = (
     "data.init_args.download",
     "data.init_args.num_workers",
     "evaluate",
+    "save_every_n_steps",
+    "save_every_minutes",
+    "save_in_background",
 )
 PACKAGES = (
     "torch",
@@ -55,8 +65,11 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.last = path / "checkpoints" / "last.ckpt"
+        self.last = path / "checkpoints" / LAST
+        self.resume: Path | None = None  # the checkpoint to go on from
+        self.content: dict[str, Any] = {}  # of it, until ``forget``
         self.results = path / "results.json"
+        self.saved_config = path / "config.yaml"
 
     @classmethod
     def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
@@ -69,8 +82,7 @@ class RunFolder:
             return cls(Path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
         if SLURMEnvironment.detect():
-            # a requeued job keeps its number, and so finds its run again
-            return cls(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
+            return cls(parent / f"slurm-{slurm_job()}")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
@@ -88,13 +100,44 @@ class RunFolder:
         Raises:
             UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        path, saved_config = self.path, self.path / "config.yaml"
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # for all; a process started a moment later would see the folder that this one makes
+            self._check_config(config, method)
+        self._read_newest()
+        if self.resume is None:
+            return None
+        stored = str(self.content.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
+        if stored != method:
+            raise UserError(
+                f"{self.resume} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir"
+            )
+        if "optimizer_states" not in self.content:
+            raise UserError(f"{self.resume} holds weights only and cannot be resumed: choose another --run_dir")
+        return self.resume
+
+    def _read_newest(self) -> None:
+        """``last.ckpt``, or the one before it if that is damaged, which is said in a line, or missing."""
+        previous = self.last.with_name(PREVIOUS)
+        try:
+            self.resume = self.last if self.last.is_file() else previous if previous.is_file() else None
+            self.content = read_checkpoint(self.resume) if self.resume else {}
+        except DamagedCheckpoint as error:
+            if self.resume == previous or not previous.is_file():
+                raise
+            self.resume, self.content = previous, read_checkpoint(previous)
+            rank_zero_only(print)(f"warning: {error.what}; going on from {previous}", file=sys.stderr, flush=True)
+
+    def forget(self) -> None:
+        """Give back the memory of the checkpoint."""
+        self.content = {}
+
+    def _check_config(self, config: dict[str, Any], method: str) -> None:
+        path, saved_config = self.path, self.saved_config
         if path.exists() and not path.is_dir():
             raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
         if not saved_config.is_file():
             if path.is_dir() and any(path.iterdir()):
                 raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
-            return None
+            return
         earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
         found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
         if found != method:
@@ -105,17 +148,6 @@ class RunFolder:
                 f"--run_dir {path} holds a run of another configuration ({shown}): "
                 "repeat its options to resume it, or choose another folder"
             )
-        if not self.last.is_file():
-            return None
-        checkpoint = read_checkpoint(self.last)
-        stored = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
-        if stored != method:
-            raise UserError(
-                f"{self.last} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir"
-            )
-        if "optimizer_states" not in checkpoint:
-            raise UserError(f"{self.last} holds weights only and cannot be resumed: choose another --run_dir")
-        return self.last
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
         """Make the folder and write ``config.yaml`` and ``environment.json`` (rank 0), the latter with each restart.
@@ -136,15 +168,57 @@ class RunFolder:
         os.environ["SSL_RUN_DIR"] = str(path.resolve())  # for the processes that DDP starts from this one
         self._record(config, resumed)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other runs out of the folder (rank 0), as long as this process lives, even if it is killed.
+
+        Raises:
+            UserError: another process is at it.
+        """
+        if rank_zero_only.rank != 0 or not self.path.is_dir():  # type: ignore[attr-defined]
+            yield
+            return
+        with (self.path / ".lock").open("w") as lock:
+            patience = time.monotonic() + 10  # data-loading workers of a killed run hold its lock for some seconds
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > patience:
+                        raise UserError(
+                            f"--run_dir {self.path} is in use by another process: end it, or choose another"
+                        ) from None
+                    time.sleep(0.2)
+                except OSError:  # a file system without locks
+                    break
+            prune(self.last.parent)
+            yield
+
+    def check_weights(self, module: SSLModule) -> None:
+        """UserError with the first five differences if the checkpoint does not fit the method as it is now."""
+        stored, now = self.content["state_dict"], module.state_dict()
+        shapes = {k: (tuple(stored[k].shape), tuple(now[k].shape)) for k in stored.keys() & now.keys()}
+        wrong = [f"{k} is {a} there, {b} now" for k, (a, b) in sorted(shapes.items()) if a != b]
+        wrong += [f"{k} is not there" for k in sorted(now.keys() - stored.keys())]
+        wrong += [f"{k} is not here" for k in sorted(stored.keys() - now.keys())]
+        if wrong:
+            more = f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
+            raise UserError(
+                f"{self.resume} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}. Choose another --run_dir"
+            )
+
     def progress(self) -> tuple[int, int]:
-        """(finished epochs, optimizer steps) of ``last.ckpt``."""
-        checkpoint = read_checkpoint(self.last)
-        processed = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        return processed, checkpoint["global_step"]
+        """(finished epochs, optimizer steps) of the checkpoint."""
+        processed = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return processed, self.content["global_step"]
 
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
-        saved_config, environment = self.path / "config.yaml", self.path / "environment.json"
+        forget_failures(self.path)
+        if self.resume is not None and self.resume != self.last and self.last.exists():
+            os.replace(self.last, self.last.with_name("damaged.ckpt"))  # or the next save would keep it as the one before
+        saved_config, environment = self.saved_config, self.path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
             saved_config.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

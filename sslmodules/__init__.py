@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from sslmodules.base import SSLModule
+from sslmodules.trusted import denied_name, enforce, is_trusted
 
 for _info in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_info.name}")
@@ -18,6 +20,16 @@ for _info in pkgutil.iter_modules(__path__):
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint of this project: one line with its name and what is wrong."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint of which something is missing or has changed on the disk."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.what = f"{path} {what}"
+        others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
+        newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
+        super().__init__(f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}")
 
 
 def methods() -> dict[str, type[SSLModule]]:
@@ -30,31 +42,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, read without running code from it.
 
     Raises:
-        CheckpointError: missing, empty, truncated, holding objects other than tensors and plain values, or not a
-            Lightning checkpoint.
+        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does not fit it;
+            torch itself does not compare them.
+        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): {_sibling(path)}")
+        raise DamagedCheckpoint(path, "is empty (0 bytes)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here: for each the file is not usable
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "holds objects that are not tensors or plain values; loading them could run code, so it was refused"
-        else:
-            reason = f"is truncated or no checkpoint ({type(error).__name__})"
-        raise CheckpointError(f"{path} {reason}: {_sibling(path)}") from None
+            raise CheckpointError(
+                f"{path} holds objects that are not tensors or plain values; loading them could run code, so it was refused"
+            ) from None
+        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        changed = str(error)
+    if changed is not None:
+        raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
     return content
-
-
-def _sibling(path: Path) -> str:
-    others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
-    newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
-    return f"try {newest}" if newest else "there is no other checkpoint beside it"
 
 
 def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
@@ -66,6 +80,10 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = methods().get(class_path.rsplit(".", 1)[-1])
+    enforce()
+    if cls is None and is_trusted(class_path):  # of a package that the user trusts
+        cls = getattr(importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None)
+        cls = cls if isinstance(cls, type) and issubclass(cls, SSLModule) else None
     if cls is None or class_path not in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
         raise CheckpointError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
@@ -73,8 +91,18 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLModule, "model")
-    config = parser.parse_object({"model": {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}})
-    module = parser.instantiate(config).model
+    spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}
+    try:
+        module = parser.instantiate(parser.parse_object({"model": spec})).model
+    except (ArgumentError, ValueError, TypeError) as error:
+        denied = denied_name(error)
+        reason = (
+            f"names {denied!r}, which is not among what a file may build; if you trust what it runs, give "
+            f"--trust_config_classes {denied.split('.')[0]}"
+            if denied
+            else f"does not build {cls.__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        )
+        raise CheckpointError(f"the checkpoint {reason}") from None
     module._set_hparams(hyper_parameters)
     return module
 
@@ -115,6 +143,7 @@ for _name, _cls in methods().items():
 
 __all__ = [
     "CheckpointError",
+    "DamagedCheckpoint",
     "SSLModule",
     "build_module",
     "initial_module",

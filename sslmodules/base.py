@@ -134,7 +134,8 @@ class SSLModule(LightningModule):
         if missing := [key for key in self.batch_keys if key not in batch]:
             raise ValueError(
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views "
-                "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole)"
+                "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole; "
+                "corrupted: GaussianNoise, of text MaskedTokens)"
             )
         if "views" in self.batch_keys and len(batch["views"]) < 2:
             raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")

@@ -46,7 +46,7 @@ def parse(config: str, *options: str) -> Parsed:
 def shrunk(config: str) -> list[str]:
     """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
-    if config.startswith("configs/imagenet"):
+    if config.startswith(("configs/imagenet", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
         text = (ROOT / config).read_text()
         if "ViTEncoder" in text:
@@ -94,7 +94,7 @@ def trainer_for(folder: Path, **options: Any) -> Trainer:
 
 
 #: Folders of configs whose data comes with the installation: there every method can be tried at once.
-EMBEDDED = ("digits",)
+EMBEDDED = ("digits", "text", "tones")
 #: Configs of small networks in the default suite, the others with ``-m slow``.
 SMALL = (*EMBEDDED, "mnist")
 COSTLY = [c if c.split("/")[1] in SMALL else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS]

@@ -19,7 +19,8 @@ import eval as script
 import train
 from datamodules.base import mix_seed
 from datamodules.images import Digits
-from evaluation.outputs import GRID_LIMIT, is_result
+from evaluation.outputs import is_result
+from evaluation.sampling import GRID_LIMIT
 from experiment.catalogue import ROOT
 from sslmodules import Inpainting, load_module
 

@@ -176,7 +176,7 @@ def test_nothing_changes_in_a_run_that_is_sound(tmp_path: Path, monkeypatch: pyt
 def test_infinite_gradients_are_the_gradient_scalers_matter(tmp_path: Path) -> None:
     """With 16-mixed it skips such steps and lowers its scale; a loss that is NaN is an error there too."""
     stopped = FiniteLoss(tmp_path / "last.ckpt")
-    trainer = type("Trainer", (), {"precision_plugin": type("Plugin", (), {"scaler": object()})})()
+    trainer = type("Trainer", (), {"precision_plugin": type("Plugin", (), {"scaler": object()}), "loggers": []})()
     for values, fine in (([1.0, float("inf")], True), ([float("nan"), 1.0], False)):
         reading = monitoring._Reading(1, 1, 0.1, torch.tensor(values), None)
         if fine:

@@ -53,6 +53,18 @@ class TimmEncoder(nn.Module):
         # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D', h, w): the last feature map, or the patch tokens of a ViT, for a decoder.
+
+        D' is ``num_features``, or less for models with a hidden layer before the classifier.
+
+        Raises:
+            ValueError: timm gives no feature maps of this model.
+        """
+        if not hasattr(self.net, "forward_intermediates"):
+            raise ValueError(f"timm gives no feature map of {type(self.net).__name__}: use another encoder under a decoder")
+        return self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]  # type: ignore[operator]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
         return self.net(x)

@@ -1,0 +1,53 @@
+"""Log-mel spectrograms of a batch at once against one clip after another, on one thread.
+
+    python benchmarks/audio.py --clips 256 --rounds 15
+
+The same samples, the same function (``MelScale.log_mel``); per clip is what a Dataset does that makes spectrograms in its
+``__getitem__``. Both take turns within each round, so that a slow moment of the machine hits both. The time is the CPU time
+of the one thread. Both results are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datamodules.mel import MelScale
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=256, help="of one second, in a batch")
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for rate in (8000, 16000):
+        scale = MelScale(rate, 40, 25.0, 10.0)
+        clips = torch.randn(given.clips, rate, generator=torch.Generator().manual_seed(0)) * 0.1
+        ways = {
+            "batched": lambda s=scale, c=clips: s.log_mel(c),
+            "per clip": lambda s=scale, c=clips: torch.cat([s.log_mel(one[None]) for one in c]),
+        }
+        torch.testing.assert_close(ways["batched"](), ways["per clip"](), rtol=1e-4, atol=1e-4)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(given.rounds):
+            for name, way in ways.items():
+                start = time.process_time()
+                way()
+                times[name].append(given.clips / (time.process_time() - start))
+        for name, rates in times.items():
+            low, high = min(rates), max(rates)
+            print(f"{rate} Hz  {name:8}  {statistics.median(rates):8.0f} clips/s  ({low:.0f} to {high:.0f})")
+        ratios = [b / p for b, p in zip(times["batched"], times["per clip"], strict=True)]
+        print(f"{rate} Hz  ratio {statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Sound: clips of one length as int16, log-mel on the device; wav and flac folders, and a small embedded set of tones.
+
+A sample travels as int16 (S,) with ``PADDING`` behind its end, so that ``decode`` knows what is sound. After standardisation
+padding frames are exactly 0 in every band (``valid_frames`` finds them): neutral to a network, and never a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, SSLDataModule
+from datamodules.images import SPLIT_SEED
+from datamodules.mel import PADDING, MelScale, valid_frames
+
+STATISTICS_CLIPS = 4096
+"""Mean and standard deviation are taken over at most so many training clips, a fixed choice."""
+
+
+def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
+    """int16 samples as ``size`` of them: the first ones of a longer clip, ``PADDING`` behind a shorter one."""
+    clip = np.full(size, PADDING, np.int16)
+    kept = np.maximum(samples[:size], -32767)  # the lowest value is taken
+    clip[: len(kept)] = kept
+    return clip
+
+
+def mean_log_mel(x: Tensor) -> Tensor:
+    """The baseline without an encoder: (B, 1, M, T) standardised log-mel to its mean over valid frames (B, M)."""
+    return x[:, 0].sum(2) / valid_frames(x).clamp(min=1)[:, None]  # padding frames are 0
+
+
+class ClipDataset(Dataset):
+    """Clips in memory.
+
+    Args:
+        clips: (N, S) int16 with ``PADDING`` behind the end of a clip.
+        labels: (N,) integers, -1 = unknown.
+    """
+
+    def __init__(self, clips: np.ndarray, labels: np.ndarray) -> None:
+        self.clips, self.labels = clips, labels.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """``{"input": (B, S) int16, "label": (B,) int64}``."""
+        clips = torch.from_numpy(self.clips.take(indices, 0))
+        return {"input": clips, "label": torch.from_numpy(self.labels.take(indices, 0))}
+
+
+class AudioDataModule(SSLDataModule):
+    """What every set of clips shares: the log-mel spectrogram on the device and its standardisation per band.
+
+    A subclass sets the attributes and gives ``_load(split)``.
+
+    Args:
+        sample_rate: Hz, to which files are resampled.
+        seconds: of a clip: longer ones keep their beginning, shorter ones are padded.
+        num_mels: M bands of the spectrogram.
+        window_ms: length of the window, milliseconds.
+        hop_ms: between two frames, milliseconds.
+        mean, std: per band, for standardisation; default: computed over the training split, once, and kept in the checkpoint.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        seconds: float = 1.0,
+        num_mels: int = 40,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.scale = MelScale(sample_rate, num_mels, window_ms, hop_ms)
+        self.frames = int(seconds * sample_rate / self.scale.hop + 1e-6)
+        if self.frames < 2:
+            raise ValueError(f"seconds must be at least two frames of {hop_ms} ms, got {seconds}")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std belong together: give both or neither")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != num_mels:
+                raise ValueError(f"{name} must have one value for each of {num_mels} bands, got {len(values)}")
+        if std is not None and not min(std) > 0:
+            raise ValueError(f"std must be positive, got {min(std)}")
+        self.clip_size = self.frames * self.scale.hop
+        self.mean, self.std = mean, std
+        self._datasets: dict[str, Dataset] = {}
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def dataset(self, split: Split) -> Dataset:
+        """The samples of ``split``, read once and kept."""
+        if split not in get_args(Split):
+            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        if split not in self._datasets:
+            self._datasets.update(self._synthetic() if self.synthetic else self._load(split))
+        return self._datasets[split]
+
+    def _load(self, split: Split) -> dict[str, Dataset]:
+        """Data sets by split: at least ``split``."""
+        raise NotImplementedError
+
+    def _synthetic(self) -> dict[str, Dataset]:
+        """512 clips to train on, 256 for val and test: decaying noise, a pitch for each class, lengths at random."""
+        rng = np.random.default_rng(SPLIT_SEED)
+        time = np.arange(self.clip_size) / self.scale.sample_rate
+        classes = self.num_classes or 1
+
+        def make(n: int) -> ClipDataset:
+            labels = np.arange(n) % classes
+            pitch = self.scale.sample_rate / 8 * (1 + labels / classes)
+            waves = np.sin(2 * np.pi * pitch[:, None] * time) + 0.5 * rng.standard_normal((n, self.clip_size))
+            waves *= 4000 * np.exp(-3 * time)
+            sizes = rng.integers(self.clip_size // 2, self.clip_size + 1, n)
+            clips = np.stack([pad_clip(w[:s].astype(np.int16), self.clip_size) for w, s in zip(waves, sizes, strict=True)])
+            return ClipDataset(clips, labels if self.num_classes else np.full(n, -1))
+
+        train = make(512)
+        return {"train": train, "bank": train, "val": make(256), "test": make(256)}
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {**super().baselines(), "mean_log_mel": mean_log_mel}
+
+    # ---- on the device -----------------------------------------------------------------------------------------------
+
+    def log_mel(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """int16 (B, S) to log-mel (B, M, T) and which frames are sound (B, T): those with no padding in their hop."""
+        padding = raw == PADDING
+        samples = raw.float().masked_fill(padding, 0) / 32768
+        valid = ~padding.unflatten(1, (self.frames, self.scale.hop)).any(2)
+        return self.scale.log_mel(samples), valid
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """int16 (B, S) to log-mel (B, 1, M, T); padding frames hold the mean, so that ``standardise`` makes them 0."""
+        log_mel, valid = self.log_mel(raw)
+        mean, _ = self._mean_std(raw.device)
+        return torch.where(valid[:, None], log_mel, mean)[:, None]
+
+    def standardise(self, decoded: Tensor) -> Tensor:
+        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the training split."""
+        mean, std = self._mean_std(decoded.device)
+        return (decoded - mean) / std
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """The inverse of ``standardise``: log-mel."""
+        mean, std = self._mean_std(x.device)
+        return x * std + mean
+
+    def spectrogram(self, samples: Tensor) -> Tensor:
+        """int16 sound (B, S) of any length to standardised log-mel (B, 1, M, S // hop), all of its frames valid."""
+        whole = samples[:, : samples.shape[1] // self.scale.hop * self.scale.hop]
+        if whole.shape[1] == 0:
+            return torch.zeros(len(samples), 1, self.scale.num_mels, 0, device=samples.device)
+        return self.standardise(self.scale.log_mel(whole.float() / 32768)[:, None])
+
+    def waveform(self, x: Tensor) -> Tensor:
+        """Standardised log-mel (B, 1, M, T) as sound (B, S) in [-1, 1]: ``MelScale.waveform``."""
+        return self.scale.waveform(self.unstandardise(x.float())[:, 0])
+
+    def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._constants:
+            if self.mean is None or self.std is None:
+                self.mean, self.std = self._statistics()
+                self.hparams["mean"], self.hparams["std"] = self.mean, self.std  # so every checkpoint holds them
+            mean, std = torch.tensor([self.mean, self.std])[:, :, None].to(device)
+            self._constants[device] = (mean, std)  # (M, 1) each
+        return self._constants[device]
+
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each band over the valid frames of the training split."""
+        train = self.dataset("train")
+        n = len(train)  # type: ignore[arg-type]
+        chosen = np.sort(np.random.default_rng(SPLIT_SEED).permutation(n)[:STATISTICS_CLIPS])
+        count = torch.zeros((), dtype=torch.float64)
+        total = square = torch.zeros(self.scale.num_mels, dtype=torch.float64)
+        for start in range(0, len(chosen), 256):
+            raw = train.__getitems__(chosen[start : start + 256].tolist())["input"]  # type: ignore[attr-defined]
+            log_mel, valid = self.log_mel(raw)
+            log_mel = log_mel.double() * valid[:, None]
+            count, total, square = (
+                count + valid.sum(),
+                total + log_mel.sum((0, 2)),
+                square + log_mel.square().sum((0, 2)),
+            )
+        mean = total / count
+        std = (square / count - mean.square()).clamp(min=0).sqrt()
+        if not (count > 0 and std.min() > 1e-4):
+            raise ValueError(f"{type(self).__name__}: the training clips are silent, or all alike: nothing to learn from")
+        return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
+
+    # ---- resume ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        self.mean, self.std = state.pop("mean"), state.pop("std")
+        self._constants.clear()
+        super().load_state_dict(state)
+
+
+TONES = {
+    "contour": ("level", "rise", "fall", "arch", "valley", "vibrato", "tremolo", "jump"),
+    "timbre": ("sine", "odd", "all"),
+}
+"""Classes of ``Tones`` by label."""
+
+
+class Tones(AudioDataModule):
+    """Melodies made by a formula, no download: one second at 8 kHz, 1,024 clips to train on, 256 for val, 256 for test.
+
+    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length (0.4 to 0.9 s),
+    beginning and background noise moves in one of eight ways: it stays, rises, falls, rises then falls, falls then rises,
+    trembles in pitch, trembles in loudness, or jumps. Its timbre is one of three: sine, odd harmonics, all harmonics.
+
+    Args:
+        root: ignored, nothing is read; accepted so that ``--data.root`` works with every data set.
+        label: "contour" (eight classes) or "timbre" (three).
+    """
+
+    def __init__(self, root: str | None = None, label: str = "contour", sample_rate: int = 8_000, **kwargs: Any) -> None:
+        super().__init__(sample_rate=sample_rate, **kwargs)
+        if label not in TONES:
+            raise ValueError(f"label must be one of {', '.join(TONES)}, got {label!r}")
+        self.label = label
+        self.class_names = TONES[label]
+        self.num_classes = len(self.class_names)
+
+    def _load(self, split: Split) -> dict[str, Dataset]:
+        made = {name: self._make(n, seed) for name, n, seed in (("train", 1024, 1), ("val", 256, 2), ("test", 256, 3))}
+        return {**made, "bank": made["train"]}
+
+    def _make(self, n: int, seed: int) -> ClipDataset:
+        rng, rate = np.random.RandomState(seed), self.scale.sample_rate  # whose stream NumPy guarantees never to change
+        contours, timbres = np.arange(n) % 8, rng.randint(0, 3, n)
+        clips = np.empty((n, self.clip_size), np.int16)
+        for row, (contour, timbre) in enumerate(zip(contours, timbres, strict=True)):
+            pitch, loudness, length, lead, noise, depth = rng.uniform(
+                (150, 0.1, 0.4, 0, 0.001, 0.8), (600, 0.5, 0.9, 0.1, 0.01, 1.5)
+            )
+            u = np.linspace(0, 1, int(length * rate))  # the melody, from begin to end
+            tremble = np.sin(2 * np.pi * 8 * length * u)
+            octaves = (
+                0 * u, depth * (u - 0.5), depth * (0.5 - u), depth * (0.5 - abs(2 * u - 1)), depth * (abs(2 * u - 1) - 0.5),
+                0.2 * depth * tremble, 0 * u, depth * ((u > 0.5) - 0.5),
+            )[contour]  # fmt: skip
+            phase = 2 * np.pi * np.cumsum(pitch * 2**octaves) / rate
+            harmonics = ((1,), (1, 3, 5), (1, 2, 3, 4, 5))[timbre]
+            tone = sum(np.sin(k * phase) / k for k in harmonics)
+            tone *= np.minimum(1, 20 * np.minimum(u, 1 - u))  # no click at its ends
+            if contour == 6:
+                tone *= 0.6 + 0.4 * tremble
+            sound = noise * rng.standard_normal(int((lead + length) * rate))
+            sound[len(sound) - len(u) :] += loudness * tone / np.abs(tone).max()
+            clips[row] = pad_clip((sound * 32767).clip(-32767, 32767).astype(np.int16), self.clip_size)
+        return ClipDataset(clips, contours if self.label == "contour" else timbres)

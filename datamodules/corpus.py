@@ -1,0 +1,220 @@
+"""Text files as documents: plain text, and columns of CSV, TSV and JSON-lines files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+TABLES = (".csv", ".tsv", ".jsonl")
+DocumentUnit = Literal["file", "paragraph", "line"]
+
+
+class TextFileError(ValueError):
+    """A text file that cannot be used: one line with its name, what is wrong and what to do."""
+
+
+class Document(NamedTuple):
+    """One text: ``parts``, a string for each column (plain text has one), and the label's name, None = unknown."""
+
+    parts: tuple[str, ...]
+    label: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.parts)
+
+
+def text_files(root: Path, pattern: str) -> list[Path]:
+    """``root`` itself if it is a file, else the files below it that fit the pattern, sorted.
+
+    Raises:
+        TextFileError: there is no such file or folder, or nothing in it fits.
+    """
+    root = root.expanduser()
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise TextFileError(f"--data.root {root} does not exist: expected a text file or a folder of them")
+    found = sorted(path for path in root.glob(pattern) if path.is_file())
+    if not found:
+        raise TextFileError(f"--data.root {root} holds no file that fits --data.files {pattern!r}")
+    return found
+
+
+def embedded_documents() -> list[Document]:
+    """The Python language reference that CPython carries for ``help()``: English prose, no download.
+
+    79 documents and 464,970 characters in Python 3.11; the text differs between versions of Python.
+
+    Raises:
+        TextFileError: this Python was built without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise TextFileError("this Python carries no pydoc_data.topics: give --data.root FILE_OR_FOLDER") from None
+    return [Document((topics[name],)) for name in sorted(topics)]
+
+
+class Corpus:
+    """The documents of some files, read anew at each iteration: only one document needs to fit into memory.
+
+    Args:
+        files: all plain text (UTF-8), or all tables (.csv, .tsv, .jsonl).
+        columns: of tables: names (the first line is a header, or JSON keys) or numbers from 0 (no header).
+        label_column: likewise; None = unlabelled.
+        unit: of plain text: what one document is: a whole file, a paragraph (blank lines between), or a line.
+
+    Raises:
+        TextFileError: plain text and tables mixed, tables without columns, or columns for plain text.
+
+    Attributes:
+        skipped: documents without text, which are left out, at the last complete iteration.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        columns: Sequence[int | str] | None = None,
+        label_column: int | str | None = None,
+        unit: DocumentUnit = "file",
+    ) -> None:
+        self.files, self.columns, self.label_column, self.unit = list(files), columns, label_column, unit
+        self.skipped = 0
+        tables = [file for file in self.files if file.suffix.lower() in TABLES]
+        if tables and len(tables) < len(self.files):
+            other = next(file for file in self.files if file not in tables)
+            raise TextFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
+        if tables and not columns:
+            raise TextFileError(f"{tables[0]} is a table: say where its text is with --data.columns, such as '[text]' or '[1]'")
+        if not tables and (columns or label_column is not None):
+            raise TextFileError(f"{self.files[0]} is no table ({', '.join(TABLES)}): leave columns and label_column out")
+        self.are_tables = bool(tables)
+
+    def __iter__(self) -> Iterator[Document]:
+        skipped = 0
+        for file in self.files:
+            for document in self._table(file) if self.are_tables else self._plain(file):
+                if document.text.strip():
+                    yield document
+                else:
+                    skipped += 1
+        self.skipped = skipped
+
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def digest(self) -> str:
+        """Hash of the content of all files and of how it is read."""
+        digest = hashlib.sha256(repr((self.columns, self.label_column, self.unit)).encode())
+        for file in self.files:
+            with file.open("rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+            digest.update(b"\0end of file")
+        return digest.hexdigest()
+
+    def _lines(self, file: Path) -> Iterator[str]:
+        try:
+            with file.open(encoding="utf-8-sig") as stream:
+                yield from stream
+        except UnicodeDecodeError as error:
+            raise TextFileError(
+                f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}): convert it, "
+                f"such as with iconv -f latin1 -t utf-8"
+            ) from None
+
+    def _plain(self, file: Path) -> Iterator[Document]:
+        if self.unit == "file":
+            yield Document(("".join(self._lines(file)),))
+        elif self.unit == "line":
+            yield from (Document((line.rstrip("\n"),)) for line in self._lines(file) if line.strip())
+        else:
+            paragraph: list[str] = []
+            for line in self._lines(file):
+                if line.strip():
+                    paragraph.append(line)
+                elif paragraph:
+                    yield Document(("".join(paragraph).rstrip("\n"),))
+                    paragraph = []
+            if paragraph:
+                yield Document(("".join(paragraph).rstrip("\n"),))
+
+    def _table(self, file: Path) -> Iterator[Document]:
+        assert self.columns
+        wanted = [*self.columns, *([] if self.label_column is None else [self.label_column])]
+        for place, row in self._rows(file, wanted):
+            values = []
+            for name in wanted:
+                try:
+                    value = row[name]
+                except (KeyError, IndexError):
+                    known = f"{len(row)} columns" if isinstance(row, list) else ", ".join(map(str, row))
+                    raise TextFileError(f"{place} has no column {name!r}; it has {known}") from None
+                values.append("" if value is None else str(value))
+            parts = tuple(values[: len(self.columns)])
+            label = values[-1].strip() if self.label_column is not None else ""
+            yield Document(parts, label or None)
+
+    def _rows(self, file: Path, wanted: Sequence[int | str]) -> Iterator[tuple[str, Any]]:
+        """(where, row): a row is a list where columns are numbers, else a dict."""
+        if file.suffix.lower() == ".jsonl":
+            for number, line in enumerate(self._lines(file), start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise TextFileError(f"{file}, line {number}: no JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise TextFileError(f"{file}, line {number}: expected an object with keys, got {type(row).__name__}")
+                yield f"{file}, line {number},", row
+            return
+        csv.field_size_limit(2**31 - 1)  # the default refuses documents of 131,072 characters
+        numbered = all(isinstance(name, int) for name in wanted)
+        lines = self._lines(file)
+        reader = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        header = None if numbered else next(reader, [])
+        for row in reader:
+            if row:
+                place = f"{file}, line {reader.line_num},"
+                yield place, row if header is None else dict(zip(header, row, strict=False))
+
+
+def sentences(text: str) -> list[str]:
+    """Cut a text after ``.``, ``!`` or ``?`` where white space and a capital, a digit or a quote follows, and at blank lines.
+
+    A rule, not a model: it also cuts after an abbreviation such as "Mr. Smith".
+    """
+    cut = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n", text)
+    return [s for s in (" ".join(piece.split()) for piece in cut if piece) if s]
+
+
+def class_list(labels: Sequence[str | None]) -> tuple[str, ...]:
+    """The different labels, sorted: as numbers if all of them are."""
+    names = {label for label in labels if label is not None}
+    return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else str))
+
+
+def made_up_documents(parts: int, labelled: bool) -> list[Document]:
+    """240 documents of made-up words, the same each time; with labels, four classes that prefer other words each."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(80)]
+
+    def sentence(group: int) -> str:
+        chosen = rng.integers(0, 40, rng.integers(4, 10)) if rng.random() < 0.5 else rng.integers(10, 20, 6) + 10 * group
+        return " ".join(words[i] for i in chosen).capitalize() + "."
+
+    documents = []
+    for number in range(240):
+        group = number % 4
+        text = [" ".join(sentence(group) for _ in range(rng.integers(2, 6))) for _ in range(parts)]
+        documents.append(Document(tuple(text), str(group) if labelled else None))
+    return documents

@@ -1,0 +1,151 @@
+"""Signals and log-mel spectrograms, batched on their device: from samples to log-mel, and back by Griffin and Lim's iteration.
+
+Frames of T hops: frame t is centred on the middle of hop t, so that S samples give exactly S / hop frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+from torch.nn import functional as F
+
+PADDING = -32768
+"""Stands in an int16 clip where there is no sound; real samples lie in -32767 to 32767."""
+
+FLOOR = 1e-6
+"""Added to the energies before the logarithm, for samples in [-1, 1]: about that of 16-bit rounding noise, so never log(0)."""
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Samples (S,) float at another rate, ceil(S * new_rate / rate) of them: SciPy's polyphase filter, which cuts off what
+    the new rate cannot hold."""
+    if rate == new_rate:
+        return samples
+    ratio = Fraction(new_rate, rate)
+    return resample_poly(samples, ratio.numerator, ratio.denominator)
+
+
+def hz_to_mel(hz: float) -> float:
+    """2595 log10(1 + hz / 700), the HTK scale: 1,000 Hz are 1,000 mel."""
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
+    """Triangles of height 1 between 0 Hz and half the sample rate, their corners equally spaced in mel.
+
+    Args:
+        num_mels: M.
+        fft_size: samples of the Fourier transform.
+        sample_rate: Hz.
+
+    Returns:
+        (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbours sum to 1 between the first
+        and the last peak.
+
+    Raises:
+        ValueError: so many bands that one of them holds no frequency.
+    """
+    top = hz_to_mel(sample_rate / 2)
+    mels = torch.linspace(0, top, num_mels + 2, dtype=torch.float64)
+    corners = 700 * (10 ** (mels / 2595) - 1)  # Hz, (M + 2,)
+    hz = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * sample_rate / fft_size
+    low, peak, high = (c[:, None] for c in (corners[:-2], corners[1:-1], corners[2:]))
+    matrix = torch.minimum((hz - low) / (peak - low), (high - hz) / (high - peak)).clamp(min=0)
+    if not matrix.any(1).all():
+        raise ValueError(
+            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window at {sample_rate} "
+            "Hz: give fewer num_mels or a larger window_ms"
+        )
+    return matrix.float()
+
+
+@dataclass
+class MelScale:
+    """Log-mel spectrograms of one kind.
+
+    Args:
+        sample_rate: Hz.
+        num_mels: M bands.
+        window_ms, hop_ms: length of a (Hann) window and of the step between frames, milliseconds.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    sample_rate: int
+    num_mels: int
+    window_ms: float
+    hop_ms: float
+    _kept: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "num_mels", "window_ms", "hop_ms"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self.window, self.hop = (round(self.sample_rate * ms / 1000) for ms in (self.window_ms, self.hop_ms))
+        if not 2 <= 2 * self.hop <= self.window:
+            raise ValueError(
+                f"hop_ms must be at most half of window_ms and at least a sample, got hop_ms {self.hop_ms} and window_ms "
+                f"{self.window_ms} at {self.sample_rate} Hz"
+            )
+        self.fft_size = 2 ** math.ceil(math.log2(self.window))
+        self.matrix = mel_matrix(self.num_mels, self.fft_size, self.sample_rate)
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._kept:  # kept, because a copy to a GPU in every step would make the CPU wait
+            self._kept[device] = (torch.hann_window(self.window, device=device), self.matrix.to(device))
+        return self._kept[device]
+
+    def log_mel(self, samples: Tensor) -> Tensor:
+        """Samples (B, S) in [-1, 1], S a multiple of the hop, to the logarithm of mel energies (B, M, S / hop)."""
+        window, matrix = self._constants(samples.device)
+        left = (self.fft_size - self.hop) // 2
+        padded = F.pad(samples, (left, self.fft_size - self.hop - left))
+        spectrum = torch.stft(padded, self.fft_size, self.hop, self.window, window, center=False, return_complex=True)
+        return (matrix @ spectrum.abs().square() + FLOOR).log()
+
+    def waveform(self, log_mel: Tensor, iterations: int = 60, seed: int = 0) -> Tensor:
+        """A sound with this log-mel spectrogram: magnitudes by the pseudo-inverse of the mel matrix, phases by the iteration
+        of Griffin and Lim (1984), from random ones.
+
+        Args:
+            log_mel: (B, M, T), T >= 2.
+            iterations: of the phases.
+            seed: of the first phases.
+
+        Returns:
+            (B, T * hop) samples in [-1, 1].
+        """
+        window, matrix = self._constants(log_mel.device)
+        energy = (log_mel.float().exp() - FLOOR).clamp(min=0)
+        magnitude = (torch.linalg.pinv(matrix) @ energy).clamp(min=0).sqrt()  # (B, frequencies, T)
+        generator = torch.Generator(log_mel.device).manual_seed(seed)
+        phase = torch.rand(magnitude.shape, generator=generator, device=log_mel.device) * (2 * math.pi)
+        spectrum = torch.polar(magnitude, phase)
+        frames = magnitude.shape[2]
+        for _ in range(iterations):
+            samples = torch.istft(spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop)
+            again = torch.stft(samples, self.fft_size, self.hop, self.window, window, pad_mode="constant", return_complex=True)
+            spectrum = torch.polar(magnitude, again.angle())
+        samples = torch.istft(spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop)
+        half = self.hop // 2  # a frame is centred on its hop, `istft`'s on the hop's beginning
+        return F.pad(samples, (half, self.hop - half)).clamp(-1, 1)
+
+
+def valid_frames(log_mel: Tensor) -> Tensor:
+    """How many frames of each clip are sound: the others, at the end, are exactly 0 in every band after standardisation.
+
+    Args:
+        log_mel: (B, 1, M, T), a batch's ``input``.
+
+    Returns:
+        (B,) int64, 0 to T.
+    """
+    sound = (log_mel != 0).any(2).any(1)  # (B, T)
+    return (sound * torch.arange(1, sound.shape[1] + 1, device=sound.device)).amax(1)

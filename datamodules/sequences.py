@@ -1,0 +1,374 @@
+"""DNA from FASTA files: windows of bases as tokens, with labels from a GFF file if there is one.
+
+Splits follow the place on the chromosome and never the run's seed: each record is cut into blocks, of every ten of which the
+ninth is val and the tenth test, and no window crosses the border of a block.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from datamodules.base import Split, SSLDataModule, mix_seed, run_seed
+
+BASES = "ACGTN"
+N = 4
+COMPLEMENT = np.array([3, 2, 1, 0, N], dtype=np.uint8)
+AMBIGUOUS = "RYSWKMBDHV"
+"""IUPAC's letters for more than one base: read as N."""
+
+BLOCK_WINDOWS = 10
+"""Windows of a block of one split, where they do not overlap."""
+
+CODING = 0.5
+"""A window with at least this share of its bases in coding sequence is coding, one with none is non-coding."""
+
+
+class SequenceFileError(ValueError):
+    """A FASTA or GFF file that cannot be used: one line with its name, what is wrong and what to do."""
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, plain or gzipped, without their ends."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rt", encoding="ascii") if zipped else path.open(encoding="ascii") as file:
+            for line in file:
+                yield line.rstrip()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SequenceFileError(f"{path} is a damaged gzip file ({error}): fetch it again") from None
+    except UnicodeDecodeError:
+        raise SequenceFileError(f"{path} is not text: expected FASTA or GFF, plain or gzipped") from None
+    except OSError as error:
+        raise SequenceFileError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _table() -> np.ndarray:
+    """(256,) uint8: byte -> number of its base, 5 for an ambiguous letter, 255 for no base."""
+    table = np.full(256, 255, dtype=np.uint8)
+    for letters, code in (("A", 0), ("C", 1), ("G", 2), ("TU", 3), ("N", N), (AMBIGUOUS, 5)):
+        for letter in letters + letters.lower():  # lower case: repeats, which are bases like others
+            table[ord(letter)] = code
+    return table
+
+
+TABLE = _table()
+
+
+def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
+    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and how many stood for more than one base, now N.
+
+    Raises:
+        SequenceFileError: a letter that is no base, with ``where`` in front.
+    """
+    codes = TABLE[np.frombuffer(letters.encode("ascii", "replace"), dtype=np.uint8)]
+    if (codes == 255).any():
+        place = int((codes == 255).argmax())
+        raise SequenceFileError(
+            f"{where} has {letters[place]!r} at position {place + 1}, which is no letter of DNA (A, C, G, T, U, N or "
+            "another of IUPAC's): is it protein? Expected nucleotides"
+        )
+    ambiguous = codes == 5
+    codes[ambiguous] = N
+    return codes, int(ambiguous.sum())
+
+
+def read_fasta(path: Path) -> dict[str, np.ndarray]:
+    """Records by name, the first word of the header: (n,) uint8 codes in 0..4.
+
+    Raises:
+        SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first header, or protein.
+    """
+    parts: dict[str, list[str]] = {}
+    name = None
+    for number, line in enumerate(_lines(path), start=1):
+        if line.startswith(">"):
+            name = (line[1:].split() or [f"record at line {number}"])[0]
+            if name in parts:
+                raise SequenceFileError(f"{path}, line {number}: a second record named {name}: rename one")
+            parts[name] = []
+        elif line and not line.startswith(";"):
+            if name is None:
+                raise SequenceFileError(
+                    f"{path}, line {number}: sequence before any header: expected FASTA, which begins with >"
+                )
+            parts[name].append(line)
+    if not parts:
+        raise SequenceFileError(f"{path} holds no record: expected FASTA, a line that begins with > and then bases")
+    records, ambiguous = {}, 0
+    for name, rows in parts.items():
+        records[name], count = base_codes("".join(rows), f"{path}, record {name},")
+        ambiguous += count
+    if not any(map(len, records.values())):
+        raise SequenceFileError(f"{path} has headers and no bases: expected sequence below each")
+    if ambiguous:
+        rank_zero_info(f"{path}: {ambiguous} letters stand for more than one base and are read as N")
+    return records
+
+
+def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
+    """Coding sequence (CDS) of a GFF3 file on either strand: by record, [start, end) from 0.
+
+    Raises:
+        SequenceFileError: no file, a line of another form, or no CDS at all.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if line == "##FASTA":
+            break
+        if not line or line.startswith("#"):
+            continue
+        fields = line.split("\t")
+        if len(fields) != 9 or not (fields[3].isdigit() and fields[4].isdigit()):
+            raise SequenceFileError(f"{path}, line {number}: expected the nine columns of GFF3, got {line[:40]!r}")
+        if fields[2] == "CDS":
+            found.setdefault(fields[0], []).append((int(fields[3]) - 1, int(fields[4])))
+    if not found:
+        raise SequenceFileError(f"{path} has no CDS line: expected a GFF3 annotation with coding sequence")
+    return found
+
+
+def reverse_complement(codes: np.ndarray) -> np.ndarray:
+    """(..., n) codes as the other strand reads them."""
+    return COMPLEMENT[codes[..., ::-1]]
+
+
+def to_tokens(codes: np.ndarray, k: int) -> np.ndarray:
+    """(..., T * k) codes -> (..., T) int64: with k 1 the bases (N is 4); else k bases that follow each other as one number in
+    base 4, the first one most significant, and 4^k for any with an N."""
+    if k == 1:
+        return codes.astype(np.int64)
+    words = codes.reshape(*codes.shape[:-1], -1, k).astype(np.int64)
+    numbers = words @ 4 ** np.arange(k - 1, -1, -1)
+    return np.where((words == N).any(-1), 4**k, numbers)
+
+
+class SequenceWindows(Dataset):
+    """Windows of records as tokens.
+
+    Args:
+        records: codes of each.
+        places: (number of the record, first base) of each window.
+        labels: one per window, -1 = unknown.
+        length: T, tokens of a window.
+        k: bases of a token.
+        both_strands: half of the windows, others in each epoch, are read from the other strand.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[np.ndarray],
+        places: np.ndarray,
+        labels: np.ndarray,
+        length: int,
+        k: int,
+        both_strands: bool = False,
+    ) -> None:
+        self.records, self.places, self.labels = records, places.reshape(-1, 2), labels
+        self.length, self.k, self.both_strands = length, k, both_strands
+        self.seed = run_seed()
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """``{"input": (B, T) int64, "label": (B,) int64}``."""
+        chosen, span = np.asarray(indices, np.int64), self.length * self.k
+        rows = [self.records[record][start : start + span] for record, start in self.places[chosen]]
+        codes = np.stack(rows)  # (B, T * k)
+        if self.both_strands:
+            coins = np.random.default_rng(mix_seed(self.seed, int(self.epoch))).random(len(self))[chosen] < 0.5
+            codes[coins] = reverse_complement(codes[coins])
+        tokens = to_tokens(codes, self.k)
+        return {"input": torch.from_numpy(tokens), "label": torch.from_numpy(self.labels[chosen])}
+
+
+class Fasta(SSLDataModule):
+    """DNA from FASTA files, plain or gzipped, as windows of bases or of k-mers.
+
+    Lower case is read as upper case, other IUPAC letters than bases as N; windows that are half N or more are left out.
+
+    Args:
+        root: a file, or a folder.
+        files: patterns of the files in the folder.
+        gff: a GFF3 file, or a folder with them, for records of the same names. A window is coding if at least half of its
+            bases are in a CDS of either strand, non-coding if none is, and has no label otherwise. None = unlabelled.
+        length: T, tokens of a window.
+        kmer: bases of a token; k-mers follow each other and do not overlap, or the next would be known but for a base.
+        stride: bases from one window to the next; None = as many as a window has, so that they do not overlap.
+        both_strands: train on windows of both strands (reverse complement), drawn anew in each epoch.
+        **kwargs: ``SSLDataModule``'s.
+
+    Attributes:
+        vocab_size: 5 bases with N, or 4^k + 1.
+
+    Raises:
+        SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a window.
+        ValueError: a bad argument.
+    """
+
+    pad_id = None
+
+    def __init__(
+        self,
+        root: str | None = None,
+        files: tuple[str, ...] = ("*.fa*", "*.fna*"),
+        gff: str | None = None,
+        length: int = 256,
+        kmer: int = 1,
+        stride: int | None = None,
+        both_strands: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value, least in (("length", length, 2), ("kmer", kmer, 1), ("stride", stride or 1, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if kmer > 8:
+            raise ValueError(f"kmer must be at most 8 (4^8 = 65,536 tokens), got {kmer}")
+        self.root, self.files, self.gff, self.length, self.kmer = root, tuple(files), gff, length, kmer
+        self.stride, self.both_strands = stride or length * kmer, both_strands
+        self.vocab_size = 4**kmer + 1
+        self.num_classes = 2 if gff else None
+        self.class_names: tuple[str, ...] = ("non-coding", "coding") if gff else ()
+        self._datasets: dict[str, Dataset] = {}
+
+    def prepare_data(self) -> None:
+        self.dataset("train")
+
+    def dataset(self, split: Split) -> Dataset:
+        if split not in get_args(Split):
+            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        if not self._datasets:
+            self._datasets = self._load()
+        return self._datasets[split]
+
+    # ---- tokens and letters ------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of letters, white space left out; what is left of the last k-mer is dropped."""
+        codes, _ = base_codes("".join(text.split()), "the text")
+        return to_tokens(codes[: len(codes) // self.kmer * self.kmer], self.kmer).tolist()
+
+    def to_text(self, tokens: Tensor) -> str:
+        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw, give nothing."""
+        return "".join(BASES[i] for i in self._bases(tokens[tokens < self.vocab_size]).flatten().tolist())
+
+    def _bases(self, tokens: Tensor) -> Tensor:
+        """(..., T) tokens -> (..., T, k) codes in 0..4."""
+        if self.kmer == 1:
+            return tokens[..., None]
+        powers = 4 ** torch.arange(self.kmer - 1, -1, -1, device=tokens.device)
+        return torch.where(tokens[..., None] == 4**self.kmer, N, tokens[..., None] // powers % 4)
+
+    @property
+    def characters_per_token(self) -> int:
+        return self.kmer
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Counts of 4-mers, the usual features of DNA without learning: (B, T) -> (B, 256)."""
+
+        def kmers(tokens: Tensor) -> Tensor:
+            """How often each of the 256 4-mers occurs in the window, at every place and on the strand that is given."""
+            bases = self._bases(tokens).flatten(1)  # (B, T * k)
+            words = bases.unfold(1, 4, 1)  # (B, T * k - 3, 4)
+            numbers = words @ torch.tensor([64, 16, 4, 1], device=bases.device)
+            counts = F.one_hot(numbers.clamp(max=255), 256) * (words != N).all(-1, keepdim=True)
+            return counts.sum(1).float()
+
+        return {"kmers": kmers}
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def _records(self) -> dict[str, np.ndarray]:
+        if self.synthetic:
+            rng = np.random.default_rng(0)
+            return {name: rng.integers(0, 4, 200 * self.length * self.kmer).astype(np.uint8) for name in ("one", "two")}
+        if self.root is None:
+            raise SequenceFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
+        records: dict[str, np.ndarray] = {}
+        for path in _paths(Path(self.root), self.files, "--data.root"):
+            for name, codes in read_fasta(path).items():
+                if name in records:
+                    raise SequenceFileError(f"{path} has a record {name}, as an earlier file has: rename one")
+                records[name] = codes
+        return records
+
+    def _coding(self, records: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """(n + 1,) coding bases before each place, by record; None without labels."""
+        if self.gff is None:
+            return None
+        coding = {name: np.zeros(len(codes), dtype=bool) for name, codes in records.items()}
+        if self.synthetic:
+            for mask in coding.values():
+                mask[: len(mask) // 2] = True
+        else:
+            known = 0
+            for path in _paths(Path(self.gff), ("*.gff*",), "--data.gff"):
+                for name, pieces in read_coding(path).items():
+                    for start, end in pieces if name in coding else []:
+                        coding[name][start:end] = True
+                        known += 1
+            if not known:
+                raise SequenceFileError(f"--data.gff {self.gff} has no CDS of the records {', '.join(list(records)[:3])}")
+        return {name: np.concatenate([[0], np.cumsum(mask)]) for name, mask in coding.items()}
+
+    def _load(self) -> dict[str, Dataset]:
+        records = self._records()
+        coding, span = self._coding(records), self.length * self.kmer
+        places: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
+        labels: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        unread = 0
+        for number, (name, codes) in enumerate(records.items()):
+            unknown = np.concatenate([[0], np.cumsum(codes == N)])
+            for block, first in enumerate(range(0, len(codes), BLOCK_WINDOWS * span)):
+                split = {8: "val", 9: "test"}.get(block % 10, "train")
+                last = min(len(codes), first + BLOCK_WINDOWS * span) - span
+                for start in range(first, last + 1, self.stride):
+                    if 2 * (unknown[start + span] - unknown[start]) >= span:
+                        unread += 1
+                        continue
+                    places[split].append((number, start))
+                    share = 0.0 if coding is None else (coding[name][start + span] - coding[name][start]) / span
+                    labels[split].append(-1 if coding is None or 0 < share < CODING else int(share >= CODING))
+        if unread:
+            rank_zero_info(f"{unread} windows that are half N or more are left out")
+        for split, found in places.items():
+            if not found:
+                raise SequenceFileError(
+                    f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one tenth of at least "
+                    f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter --data.length"
+                )
+
+        def made(split: str, both_strands: bool = False) -> SequenceWindows:
+            where, what = np.array(places[split]), np.array(labels[split], dtype=np.int64)
+            return SequenceWindows(list(records.values()), where, what, self.length, self.kmer, both_strands)
+
+        return {"train": made("train", self.both_strands), "bank": made("train"), "val": made("val"), "test": made("test")}
+
+
+def _paths(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
+    root = root.expanduser()
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise SequenceFileError(f"{option} {root} does not exist: expected a file or a folder")
+    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    if not found:
+        raise SequenceFileError(f"{option} {root} holds no file that fits {', '.join(patterns)}")
+    return found

@@ -1,0 +1,229 @@
+"""Images in tar shards (WebDataset's layout), on a disk or behind a URL, for data that no folder of files can hold."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules import tar_index
+from datamodules.images import ArrayDataset, FolderDataset, ImageFolder, MissingDataError, read_image
+from datamodules.tar_index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
+
+CONNECTIONS = 8
+"""Requests that one worker has under way at a time."""
+
+
+class ShardDataset(FolderDataset):
+    """Images in tar shards, read by their places, decoded and cropped to squares.
+
+    Args:
+        root: folder of the shards or its URL.
+        index: of all shards.
+        numbers: (N,) records of ``index`` that are the samples.
+        block: samples that lie next to each other and are read at once; ``EpochSampler`` shuffles such blocks.
+        timeout: of an HTTP request, seconds.
+        options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of ``FolderDataset``.
+    """
+
+    def __init__(self, root: str, index: ShardIndex, numbers: np.ndarray, block: int, timeout: float, **options: Any) -> None:
+        super().__init__(numbers, **options)
+        self.root, self.index, self.block, self.timeout = root, index, block, timeout
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pool": None}
+
+    def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
+        """One image from its header and content."""
+        member = self._contents([index])[0] if content is None else content
+        name = os.fsencode(self.name(index, member[:512]))
+        return read_image(name, self.size, self.channels, self.shorter, draw, member[512:])
+
+    def name(self, index: int, header: bytes | None = None) -> str:
+        """Member and shard of a sample; the member's header is read if it is not given."""
+        header = self._contents([index])[0][:512] if header is None else header
+        shard = int(np.searchsorted(self.index.first, self.paths[index], side="right")) - 1
+        return f"{header[:100].rstrip(bytes(1)).decode('utf-8', 'replace')} in shard {self.root}/{self.index.names[shard]}"
+
+    def _contents(self, indices: Sequence[int]) -> list[bytes]:
+        """Header and content of each sample; neighbours are read at once, by URL several at a time."""
+        numbers = self.paths.take(indices, 0)
+        records = self.index.records[numbers]
+        shards = np.searchsorted(self.index.first, numbers, side="right") - 1
+        starts, ends = records["offset"] - 512, records["offset"] + records["size"]
+        places = list(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True))
+        runs = list(merged(places))
+        members = [b""] * len(places)
+        for (shard, begin, _, which), content in zip(runs, self._map(self._bytes, runs), strict=True):
+            for i in which:
+                members[i] = content[places[i][1] - begin : places[i][2] - begin]
+                if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
+                    raise ShardError(
+                        f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: other contents at byte "
+                        f"{places[i][1]}. Copy it again, or index what is there with python make_shards.py --index DIR"
+                    )
+        return members
+
+    def _bytes(self, run: tuple[int, int, int, list[int]]) -> bytes:
+        shard, start, end, _ = run
+        path = f"{self.root}/{self.index.names[shard]}"
+        if is_url(path):
+            return fetch(path, self.timeout, (start, end), self.index.sizes[shard])
+        return read_file(os.path.expanduser(path), (start, end))
+
+    def _map(self, function: Callable[[Any], bytes], runs: list[Any]) -> Any:
+        if not is_url(self.root) or len(runs) < 2:
+            return map(function, runs)
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
+            self._pool = (os.getpid(), ThreadPoolExecutor(CONNECTIONS))
+        return self._pool[1].map(function, runs)
+
+    def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
+        """The same samples decoded once; None if only images of one size were to be kept (shards hold any)."""
+        if only_same_size:
+            return None
+        batches = [self.__getitems__(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256)]
+        images = torch.cat([batch["input"] for batch in batches]).permute(0, 2, 3, 1).numpy()
+        return ArrayDataset(images, torch.cat([batch["label"] for batch in batches]).numpy())
+
+
+class Shards(ImageFolder):
+    """Images in tar shards, local or by URL (``python make_shards.py SRC DST`` makes them; WebDataset's are read too).
+
+    Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and workers, and
+    resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer. docs/data/shards.md
+
+    Splits are told by the names of the shards: those with ``val``, ``validation`` or ``test`` as a word in their name
+    (``val-000000.tar``) are these, all others are ``train``. What is not there is held out of ``train`` by
+    ``ImageFolder``'s rule: the one given split is reported as ``test``, and ``val`` is a fixed stratified hold-out.
+
+    Args:
+        root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must lie; a local
+            folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or ``.tar`` takes these
+            shards only.
+        block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more makes fewer and
+            longer reads. Default 1 for a folder, 16 for a URL.
+        timeout: of an HTTP request, seconds; a failed request is tried four times.
+        options: those of ``ImageFolder``.
+
+    Raises:
+        MissingDataError: no shards, or one that the index names is missing.
+        ShardError: a shard or the index is damaged, truncated or changed, or a server does not answer.
+        ValueError: a bad argument.
+    """
+
+    def __init__(self, root: str, block: int | None = None, timeout: float = 30.0, **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
+        if block is not None and block < 1:
+            raise ValueError(f"block must be at least 1, got {block}")
+        if timeout <= 0:
+            raise ValueError(f"timeout must be positive (seconds), got {timeout}")
+        self.folder, self.pattern = split_pattern(self.root)
+        self.block = block or (16 if is_url(self.folder) else 1)
+        self.timeout = timeout
+        self._index: ShardIndex | None = None
+
+    def prepare_data(self) -> None:
+        if not self.synthetic:
+            self._find()  # one process per node writes an index that is missing
+
+    def files(self, split: Any) -> list[str]:
+        """Shards that hold the samples of ``split``."""
+        numbers, _ = self._find()["train" if split == "bank" else split]
+        index = self._index
+        assert index is not None
+        which = np.unique(np.searchsorted(index.first, numbers, side="right") - 1)
+        return [f"{self.folder}/{index.names[i]}" for i in which]
+
+    def _find(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Records (N,) and labels (N,) of train, val and test, found once."""
+        if self._files:
+            return self._files
+        index = load_index(self.folder, self.timeout)
+        chosen = chosen_shards(index.names, self.pattern, self.folder)
+        if not is_url(self.folder):
+            tar_index.check_folder(self.folder, [index.names[i] for i in chosen], [index.sizes[i] for i in chosen])
+        parts: dict[str, list[np.ndarray]] = {}
+        for i in chosen:
+            parts.setdefault(split_of(index.names[i]), []).append(np.arange(index.first[i], index.first[i + 1]))
+        if "train" not in parts:
+            raise MissingDataError(f"Shards: no shards to train on in {self.root}, all are named for {', '.join(parts)}")
+        self._class_names = index.class_names if self.labelled and len(index.class_names) > 1 else ()
+        found = {}
+        for split, numbers in parts.items():
+            joined = np.concatenate(numbers)
+            labels = index.records["label"][joined] if self._class_names else np.full(len(joined), -1)
+            found[split] = (joined, labels)
+        self._index, self._files = index, self._held_out(found, bool(self._class_names))
+        return self._files
+
+    def _crops(self, files: tuple[np.ndarray, np.ndarray], shorter: int, random_crop: bool) -> ShardDataset:
+        channels, size, _ = self.image_shape
+        numbers, labels = files
+        assert self._index is not None
+        dataset = ShardDataset(
+            self.folder,
+            self._index,
+            numbers,
+            self.block,
+            self.timeout,
+            labels=labels,
+            size=size,
+            channels=channels,
+            shorter=shorter,
+            random_crop=random_crop,
+            max_unreadable=self.max_unreadable,
+        )
+        self._opened.append(dataset)
+        return dataset
+
+
+def split_pattern(root: str) -> tuple[str, str | None]:
+    """The folder (or URL) and the pattern of shard names in ``root``; None means all."""
+    folder, _, last = root.rpartition("/")
+    if re.search(r"[*?\[{]|\.tar$", last):
+        return folder or ".", last
+    return root.rstrip("/"), None
+
+
+def expanded(pattern: str) -> list[str]:
+    """``a-{08..10}.tar`` as ``a-08.tar``, ``a-09.tar``, ``a-10.tar``; ``{x,y}`` as both."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    parts = [str(i).zfill(len(ends[1])) for i in range(int(ends[1]), int(ends[2]) + 1)] if ends else match[1].split(",")
+    return [name for part in parts for name in expanded(pattern[: match.start()] + part + pattern[match.end() :])]
+
+
+def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> list[int]:
+    """Which of ``names`` a pattern takes, in order.
+
+    Raises:
+        MissingDataError: a shard that the pattern names is not in the index.
+    """
+    if pattern is None:
+        return list(range(len(names)))
+    wanted: set[str] = set()
+    for one in expanded(pattern):
+        matching = fnmatch.filter(names, one)
+        if not matching:
+            raise MissingDataError(
+                f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to {names[-1]}. "
+                "Correct --data.root, or index the folder again with python make_shards.py --index DIR"
+            )
+        wanted.update(matching)
+    return [i for i, name in enumerate(names) if name in wanted]
+
+
+def split_of(name: str) -> str:
+    """train, val or test, by the words of a shard's name."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return "val" if "val" in words or "validation" in words else "test" if "test" in words else "train"

@@ -1,0 +1,350 @@
+"""Where every sample lies in a folder of tar shards, and reading it from there: from a disk or by HTTP.
+
+A tar file is a row of members, each a header of 512 bytes and its content. With a list of their places any sample is read
+by itself, so that shards can be shuffled, split and resumed exactly as a list of files. The list is two files beside the
+shards: ``shards.json`` (names, sizes, samples and classes, to be read by people) and ``shards.npy`` (one record a sample).
+Nothing is unpacked to disk and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.images import IMAGE_SUFFIXES, MissingDataError
+
+MAX_MEMBER = 64 * 2**20
+"""Bytes of the largest image that is read."""
+MAX_LABEL = 2**20
+"""Bytes of the largest .cls or .json that is read."""
+MAX_GAP = 2**18
+"""Bytes between two wanted samples up to which they are read at once with what lies between them."""
+TRIES, FIRST_PAUSE = 4, 0.5
+"""Attempts of an HTTP request, and seconds before the second one; the pause doubles each time."""
+FORMAT = 1
+
+RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc", "<u4")])
+"""Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's header."""
+
+
+class ShardError(OSError):
+    """A shard that cannot be used; the message names it. Not one of ``ImageFileError``, which may be passed over."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().rpartition("ShardError: ")[2])  # a worker's comes with its traceback before it
+
+
+@dataclass
+class ShardIndex:
+    """The list of the samples of a folder.
+
+    Attributes:
+        names: file names of the shards, (S,).
+        sizes: bytes of the shards, (S,).
+        first: record of each shard's first sample, (S + 1,).
+        records: (N,) of ``RECORD``, in the order of the shards.
+        class_names: one name for each label; empty for unlabelled samples.
+    """
+
+    names: list[str]
+    sizes: list[int]
+    first: np.ndarray
+    records: np.ndarray
+    class_names: tuple[str, ...]
+
+    def to_json(self) -> str:
+        shards = [
+            {"name": name, "bytes": size, "samples": int(n)}
+            for name, size, n in zip(self.names, self.sizes, np.diff(self.first), strict=True)
+        ]
+        return json.dumps({"format": FORMAT, "class_names": self.class_names, "shards": shards}, indent=1) + "\n"
+
+
+# ---- making the list -------------------------------------------------------------------------------------------------
+
+
+def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: None) -> ShardIndex:
+    """Read the headers of every ``*.tar`` of ``folder``.
+
+    A sample is an image and the members of the same name up to the first dot (WebDataset's rule): ``.cls`` holds a class
+    number or name, ``.json`` may hold it as "label" or "cls". Other members are left out.
+
+    Raises:
+        MissingDataError: there are no shards, or no images in them.
+        ShardError: a shard is damaged or truncated, or a member is too large; names it.
+    """
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    if not names:
+        raise MissingDataError(f"no shards in {folder}: expected files that end in .tar (python make_shards.py makes them)")
+    sizes, first, parts, labels = [], [0], [], []
+    for name in names:
+        records, found = _index_shard(folder / name)
+        sizes.append((folder / name).stat().st_size)
+        first.append(first[-1] + len(records))
+        parts.append(records)
+        labels += found
+        progress(f"{name}: {len(records)} samples")
+    if not first[-1]:
+        raise MissingDataError(f"no images in the {len(names)} shards of {folder}: expected members such as 0001.jpg")
+    records = np.concatenate(parts)
+    records["label"], class_names = _numbered(labels)
+    return ShardIndex(names, sizes, np.array(first), records, class_names)
+
+
+def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
+    """The records of one shard, their labels not yet set, and the labels as they stand there."""
+    samples: dict[str, tuple[int, int, int, int]] = {}
+    labels: dict[str, str | int | None] = {}
+    try:
+        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                if not member.isreg() or member.issparse():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                key, _, ending = name.partition(".")
+                suffix = "." + ending.lower()
+                if suffix.encode() in IMAGE_SUFFIXES and key:
+                    if member.size > MAX_MEMBER:
+                        raise ShardError(f"{path}: {member.name} has {member.size} bytes, more than {MAX_MEMBER}")
+                    raw.seek(member.offset_data - 512)
+                    sample = (member.offset_data, member.size, -1, zlib.crc32(raw.read(512)))
+                    if samples.setdefault(f"{folder}/{key}", sample) is not sample:
+                        raise ShardError(f"{path}: {member.name} is the second image of this name: rename one of them")
+                elif suffix in (".cls", ".json"):
+                    if member.size > MAX_LABEL:
+                        raise ShardError(f"{path}: {member.name} has {member.size} bytes, more than {MAX_LABEL}")
+                    label = _label(tar.extractfile(member).read(), suffix)  # type: ignore[union-attr]
+                    if label is not None:
+                        labels[f"{folder}/{key}"] = label
+            raw.seek(0, os.SEEK_END)
+            raw.seek(max(0, raw.tell() - 512))
+            if raw.read().strip(b"\0"):  # an archive ends with empty blocks
+                raise ShardError(f"shard {path} is truncated: its end is missing. Copy or make it again")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"shard {path} is damaged or truncated ({error}): copy or make it again") from None
+    return np.array(list(samples.values()), RECORD), [labels.get(key) for key in samples]
+
+
+def _label(content: bytes, suffix: str) -> str | int | None:
+    """The class number or name in a ``.cls`` or ``.json`` member; None where there is none."""
+    text: Any = content.decode("utf-8", "replace").strip()
+    if suffix == ".json":
+        values = json.loads(text)
+        text = values.get("label", values.get("cls")) if isinstance(values, dict) else None
+    if isinstance(text, str):
+        return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text or None
+    return text if isinstance(text, int) and not isinstance(text, bool) else None
+
+
+def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels (N,) with -1 = unknown, and the names of the classes: numbers stay, names are numbered in sorted order."""
+    known = {label for label in labels if label is not None and label != -1}
+    numbers = [label for label in known if isinstance(label, int)]
+    if len(numbers) == len(known):
+        if numbers and min(numbers) < 0:
+            raise ShardError(f"a class number is {min(numbers)}, expected 0 or more, or -1 for unknown")
+        names = tuple(map(str, range(max(numbers) + 1))) if numbers else ()
+        return np.array([-1 if label is None else label for label in labels], np.int32), names
+    ordered = {str(label): i for i, label in enumerate(sorted(map(str, known)))}
+    return np.array([ordered.get(str(label), -1) for label in labels], np.int32), tuple(ordered)
+
+
+def write_index(index: ShardIndex, folder: Path) -> None:
+    """Write both files, each under another name first: nobody ever reads half of one."""
+    content = io.BytesIO()
+    np.save(content, index.records, allow_pickle=False)
+    for name, data in (("shards.npy", content.getvalue()), ("shards.json", index.to_json().encode())):
+        part = folder / f".{name}.{os.getpid()}"
+        part.write_bytes(data)
+        part.replace(folder / name)
+
+
+# ---- reading it ------------------------------------------------------------------------------------------------------
+
+
+def is_url(root: str) -> bool:
+    return root.startswith(("http://", "https://"))
+
+
+def load_index(root: str, timeout: float) -> ShardIndex:
+    """The index of a folder or of the folder at a URL; a local one that lacks it is indexed, and the index kept there.
+
+    Raises:
+        MissingDataError: no such folder, or no index at the URL.
+        ShardError: the index is damaged, or does not fit the shards in the folder.
+    """
+    if is_url(root):
+        try:
+            return _parsed(root, fetch(f"{root}/shards.json", timeout), fetch(f"{root}/shards.npy", timeout))
+        except MissingDataError as error:
+            raise MissingDataError(
+                f"{error}. Shards are read by URL with the two files of their index beside them: "
+                "python make_shards.py --index DIR writes them"
+            ) from None
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise MissingDataError(f"--data.root {folder} is not a folder. Expected tar shards, or the URL of a folder of them")
+    if not (folder / "shards.json").is_file():
+        index = index_folder(folder)
+        with contextlib.suppress(OSError):  # a folder that cannot be written is indexed each time
+            write_index(index, folder)
+        return index
+    if not (folder / "shards.npy").is_file():
+        raise MissingDataError(f"shards.npy is missing in {folder}: python make_shards.py --index {folder} writes it")
+    return _parsed(root, (folder / "shards.json").read_bytes(), (folder / "shards.npy").read_bytes())
+
+
+def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
+    """An index from the bytes of its files, which may come from anywhere: every value is checked."""
+    try:
+        meta = json.loads(text)
+        if meta["format"] != FORMAT:
+            raise ValueError(f"its format is {meta['format']!r}, expected {FORMAT}")
+        names = [str(shard["name"]) for shard in meta["shards"]]
+        sizes = [int(shard["bytes"]) for shard in meta["shards"]]
+        first = np.cumsum([0, *(int(shard["samples"]) for shard in meta["shards"])])
+        class_names = tuple(map(str, meta["class_names"]))
+        records = np.load(io.BytesIO(table), allow_pickle=False)
+        if records.dtype != RECORD or records.shape != (first[-1],):
+            raise ValueError(f"shards.npy has {records.dtype} {records.shape}, expected {first[-1]} records")
+        bad = [name for name in names if not re.fullmatch(r"[\w+=-][\w.+=-]*\.tar", name)]
+        if bad or len(set(names)) < len(names):
+            raise ValueError(f"names of shards must be different plain file names, got {bad[:1] or 'one twice'}")
+        ends = records["offset"] + records["size"]
+        limit = np.repeat(sizes, np.diff(first))
+        if (records["offset"] < 512).any() or (ends > limit).any() or (records["size"] > MAX_MEMBER).any():
+            raise ValueError("a sample lies outside of its shard or is too large")
+        if ((records["label"] < -1) | (records["label"] >= len(class_names))).any():
+            raise ValueError(f"a label is not in -1 to {len(class_names) - 1}")
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise ShardError(
+            f"the index of {root} (shards.json, shards.npy) is damaged ({type(error).__name__}: {error}): "
+            "python make_shards.py --index DIR makes it again"
+        ) from None
+    return ShardIndex(names, sizes, first, records, class_names)
+
+
+def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
+    """The shards that the index names are there and have its sizes (one look at each, no reading).
+
+    Raises:
+        MissingDataError: a shard is missing.
+        ShardError: a shard has another size than when it was indexed.
+    """
+    folder = Path(root).expanduser()
+    for name, size in zip(names, sizes, strict=True):
+        try:
+            now = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise MissingDataError(
+                f"shard {folder / name} is missing: copy it there, or index the rest again with "
+                f"python make_shards.py --index {folder}"
+            ) from None
+        if now != size:
+            raise ShardError(_changed(str(folder / name), size, now, str(folder)))
+
+
+def _changed(shard: str, size: int, now: int, folder: str) -> str:
+    what = "is truncated" if now < size else "has changed"
+    return (
+        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is there with "
+        f"python make_shards.py --index {folder}"
+    )
+
+
+# ---- bytes from a place ----------------------------------------------------------------------------------------------
+
+
+def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
+    """A file by HTTP, or its bytes from ``span[0]`` up to but without ``span[1]``.
+
+    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried again.
+
+    Raises:
+        MissingDataError: the server says that there is no such file.
+        ShardError: every attempt failed, the server knows no ranges, or the file has not ``total`` bytes.
+    """
+    request = urllib.request.Request(url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"})
+    for attempt in range(1, TRIES + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                if span is None:
+                    return answer.read()
+                if answer.status != 206:
+                    raise ShardError(f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)")
+                now = answer.headers.get("Content-Range", "").rpartition("/")[2]
+                if total is not None and now.isdigit() and int(now) != total:
+                    raise ShardError(_changed(url, total, int(now), "DIR"))
+                content = answer.read(span[1] - span[0] + 1)
+                if len(content) == span[1] - span[0]:
+                    return content
+                failure = f"{len(content)} of {span[1] - span[0]} bytes came"
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 410):
+                raise MissingDataError(f"{url} is missing (HTTP status {error.code})") from None
+            if error.code == 416:
+                raise ShardError(f"shard {url} is truncated: it has no bytes {span}. Copy it there again") from None
+            failure = f"HTTP status {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                raise ShardError(f"{url} cannot be read: {failure}") from None
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, ShardError):
+                raise
+            failure = str(getattr(error, "reason", None) or error) or type(error).__name__
+        if attempt < TRIES:
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+    raise ShardError(f"{url} cannot be read after {TRIES} attempts: {failure} (timeout {timeout:g} s)")
+
+
+def read_file(path: str, span: tuple[int, int]) -> bytes:
+    """The bytes of a local shard from ``span[0]`` up to but without ``span[1]``."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = os.pread(file.fileno(), span[1] - span[0], span[0])
+    except FileNotFoundError:
+        raise MissingDataError(f"shard {path} is missing: it was there when the run began") from None
+    except OSError as error:
+        raise ShardError(f"shard {path} cannot be read: {error.strerror}") from None
+    if len(content) != span[1] - span[0]:
+        raise ShardError(f"shard {path} is truncated: it ends before byte {span[1]}. Copy or make it again")
+    return content
+
+
+def merged(places: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int, list[int]]]:
+    """Wanted pieces joined where they lie close together.
+
+    Args:
+        places: of each piece its shard, start and end.
+
+    Yields:
+        Shard, start and end to read, and which of ``places`` lie there.
+    """
+    current: tuple[int, int, int, list[int]] | None = None
+    for which in sorted(range(len(places)), key=places.__getitem__):
+        shard, start, end = places[which]
+        if current is not None and shard == current[0] and start - current[2] <= MAX_GAP:
+            current = (shard, current[1], max(current[2], end), [*current[3], which])
+            continue
+        if current is not None:
+            yield current
+        current = (shard, start, end, [which])
+    if current is not None:
+        yield current

@@ -1,0 +1,279 @@
+"""Text and other sequences of tokens: documents become token ids once, in memory or in memory-mapped files.
+
+Splits are fixed and never depend on the run's seed. Whatever is learnt from the data (the tokenizer, class frequencies) is
+learnt from the training split alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import Dataset
+
+from datamodules.base import Split
+from datamodules.corpus import (
+    Corpus,
+    Document,
+    DocumentUnit,
+    TextFileError,
+    class_list,
+    embedded_documents,
+    made_up_documents,
+    sentences,
+    text_files,
+)
+from datamodules.images import stratified_holdout
+from datamodules.token_data import TextDataModule
+from datamodules.token_store import DocumentDataset, Tokens, TokenWriter, WindowDataset, cut_pairs, cut_to, frame, open_tokens
+from datamodules.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
+
+Layout = Literal["windows", "documents", "pairs"]
+
+MEMORY_LIMIT = 512 * 2**20
+"""Bytes of text up to which a corpus and its tokens are kept in memory."""
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class TextFiles(TextDataModule):
+    """Text files, plain or tables; without any, the Python language reference that CPython carries (no download).
+
+    Documents are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn by a fixed
+    seed, with each class in its share. Fewer, such as one long text: the first 90 % of the characters are train and the last
+    10 % val (nanoGPT's rule), and val also serves as test: nothing should be chosen on it then.
+
+    Args:
+        root: a file, or a folder; None = the embedded text.
+        files: pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
+        columns: of tables: the text, by names (of the header line, or JSON keys) or numbers from 0 (there is no header).
+        label_column: of tables: the class, by name or number; rows without one are unlabelled.
+        document: what one document of a plain file is: the whole file, a paragraph (blank lines between), or a line.
+        layout: ``windows``: ``length`` consecutive tokens, for language models; they run over the ends of documents, where
+            there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text [SEP], cut and padded to ``length``.
+            ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two halves of neighbouring sentences of one text, as many
+            as ``length`` takes; a document gives as many samples as it is long.
+        tokenizer: characters, bytes, bpe or wordpiece, made from the training split. Characters and bytes have special tokens
+            only in the layouts that need them.
+        vocab_size: of bpe and wordpiece, at most: a small corpus gives fewer.
+        cache: folder for memory-mapped token files, needed for more than 512 MB of text. A file is written once, and its name
+            is a hash of the text, the tokenizer and the layout.
+        **kwargs: ``TextDataModule``'s and ``SSLDataModule``'s.
+
+    Raises:
+        TextFileError: files that are missing, empty or not UTF-8, rows without the column, too few documents.
+        ValueError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        files: str = "**/*.txt",
+        columns: list[int | str] | None = None,
+        label_column: int | str | None = None,
+        document: DocumentUnit = "file",
+        layout: Layout = "windows",
+        tokenizer: Kind = "characters",
+        vocab_size: int = 8_000,
+        cache: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        root = None if root is None else str(root)
+        super().__init__(**kwargs)
+        for name, value, known in (
+            ("document", document, DocumentUnit),
+            ("layout", layout, Layout),
+            ("tokenizer", tokenizer, Kind),
+        ):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if layout == "pairs" and columns is not None and len(columns) > 2:
+            raise ValueError(f"layout pairs takes one or two columns, got {columns}")
+        if layout != "pairs" and getattr(self.views, "next_sentence", False):
+            raise ValueError(f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout pairs")
+        if layout != "windows" and self.length < 8:
+            raise ValueError(f"length must be at least 8 for layout {layout}, got {self.length}")
+        self.root, self.files, self.columns, self.label_column = root, files, columns, label_column
+        self.document, self.layout, self.kind, self.most_tokens, self.cache = document, layout, tokenizer, vocab_size, cache
+        self.pad_id = None if layout == "windows" else PAD
+        self._corpus: Iterable[Document] | None = None
+        self._split_of: np.ndarray | None = None
+        self._labels: list[str | None] = []
+
+    # ---- documents ---------------------------------------------------------------------------------------------------
+
+    def _documents(self) -> Iterable[Document]:
+        """All documents, in memory if they are few."""
+        if self._corpus is None:
+            if self.synthetic:
+                self._corpus = made_up_documents(len(self.columns or [0]), self.label_column is not None)
+            elif self.root is None:
+                self._corpus = embedded_documents()
+            else:
+                corpus = Corpus(text_files(Path(self.root), self.files), self.columns, self.label_column, self.document)
+                if corpus.num_bytes() > MEMORY_LIMIT and self.cache is None:
+                    raise TextFileError(
+                        f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more than is kept in "
+                        "memory: give --data.cache FOLDER for its token files"
+                    )
+                self._corpus = corpus if corpus.num_bytes() > MEMORY_LIMIT else list(corpus)
+                if corpus.skipped:
+                    rank_zero_info(f"{self.root}: {corpus.skipped} documents without text are left out")
+        return self._corpus
+
+    def _assign(self) -> np.ndarray:
+        """(N,) the split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are split as one text."""
+        if self._split_of is None:
+            self._labels = [document.label for document in self._documents()]
+            n = len(self._labels)
+            if n == 0:
+                raise TextFileError(f"--data.root {self.root}: no text in {self.files}")
+            self._split_of = np.full(n, -1)
+            if n >= 10:
+                names = class_list(self._labels)
+                classes = np.array([names.index(x) if x is not None else -1 for x in self._labels])
+                rest, test = stratified_holdout(classes, round(n / 10))
+                train, val = stratified_holdout(classes[rest], round(n / 10))
+                self._split_of[rest[train]], self._split_of[rest[val]], self._split_of[test] = 0, 1, 2
+            elif self.layout != "windows":
+                raise TextFileError(
+                    f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 to split: give more "
+                    "files, or --data.document paragraph"
+                )
+        return self._split_of
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the classes, sorted; the files are read when this is first asked for."""
+        if self.label_column is None:
+            return ()
+        self._assign()
+        return class_list(self._labels)
+
+    @property
+    def num_classes(self) -> int | None:  # type: ignore[override]
+        return len(self.class_names) or None
+
+    def _texts(self, split: int) -> Iterator[str]:
+        """The texts of a split, for the tokenizer and for windows."""
+        assigned = self._assign()
+        if assigned[0] >= 0:
+            yield from (d.text for d, own in zip(self._documents(), assigned, strict=True) if own == split)
+            return
+        whole = "\n\n".join(document.text for document in self._documents())
+        cut = int(len(whole) * 0.9)
+        yield whole[:cut] if split == 0 else whole[cut:]
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+
+    @property
+    def characters_per_token(self) -> float | None:
+        """Of the validation windows, for bits per character; None for the other layouts."""
+        if self.layout != "windows":
+            return None
+        some = self.dataset("val").flat[:1_000_000]  # type: ignore[attr-defined]
+        return len(self.tokenizer.decode(some)) / len(some)
+
+    def _make_tokenizer(self) -> Tokenizer:
+        joints = ["\n"] if len(self._assign()) > 1 else []
+        texts = chain(self._texts(0), joints)
+        return train_tokenizer(self.kind, texts, self.most_tokens, specials=self.layout != "windows")
+
+    def _read_tokenizer(self, text: str) -> Tokenizer:
+        tokenizer = super()._read_tokenizer(text)
+        if self.layout != "windows" and not tokenizer.specials:
+            raise ValueError(f"--data.vocabulary has no special tokens, which layout {self.layout} needs: leave it out")
+        return tokenizer
+
+    def _load(self) -> dict[str, Dataset]:
+        tokens = self._tokens()
+        if self.layout == "windows":
+            train, bank, val, test = (
+                WindowDataset(tokens[split].flat, self.length, moving)
+                for split, moving in (("train", True), ("train", False), ("val", False), ("test", False))
+            )
+            return {"train": train, "bank": bank, "val": val, "test": test}
+        made = {split: DocumentDataset(tokens[split], self.length) for split in SPLITS}
+        return {**made, "bank": made["train"]}  # type: ignore[dict-item]
+
+    def _tokens(self) -> dict[str, Tokens]:
+        """The tokens of train, val and test: from the cache, or made (and then cached)."""
+        paths: dict[str, Path | None] = dict.fromkeys(SPLITS)
+        if self.cache is not None and self.root is not None and not self.synthetic:
+            folder, key = Path(self.cache).expanduser(), self._key()
+            folder.mkdir(parents=True, exist_ok=True)
+            stored: dict[str, Path | None] = {split: folder / f"{key}-{split}" for split in SPLITS}
+            if all(path.with_suffix(".npz").is_file() for path in stored.values() if path):
+                return {split: open_tokens(path) for split, path in stored.items() if path}
+            paths.update(stored)
+        return {split: self._tokenize(number, split, paths[split]) for number, split in enumerate(SPLITS)}
+
+    def _tokenize(self, number: int, split: Split, path: Path | None) -> Tokens:
+        writer, unknown, without = TokenWriter(self.vocab_size, path), 0, 0
+        for document, label, segments in self._encoded(number):
+            unknown += sum(count for _, count in segments)
+            made = self._samples([ids for ids, _ in segments])
+            without += not made
+            for ids in made:
+                writer.add(ids, label, document)
+        tokens = writer.finish()
+        if unknown:
+            what = "are [UNK]" if self.tokenizer.specials else "are left out"
+            rank_zero_info(f"{split}: {unknown} of {len(tokens.flat)} tokens are not in the training text and {what}")
+        if without:
+            rank_zero_info(f"{split}: {without} texts too short for layout {self.layout} are left out")
+        if len(tokens.flat) == 0:
+            raise TextFileError(f"--data.root {self.root}: nothing is left for the split {split} with layout {self.layout}")
+        return tokens
+
+    def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]]]]:
+        """(number of the document, label, (ids, unknown tokens) of each of its segments)."""
+        assigned, names = self._assign(), self.class_names
+        if assigned[0] < 0:
+            items: Iterable[tuple[int, Document]] = ((i, Document((text,))) for i, text in enumerate(self._texts(split)))
+        else:
+            items = ((i, d) for i, d in enumerate(self._documents()) if assigned[i] == split)
+        items = iter(items)
+        while block := list(islice(items, 1024)):  # many at once, so that the library's threads have work
+            texts = [self._segments(document) for _, document in block]
+            ids = iter(self.tokenizer.encode([text for one in texts for text in one]))
+            for (number, document), one in zip(block, texts, strict=True):
+                label = -1 if document.label is None else names.index(document.label)
+                encoded = [next(ids) for _ in one]
+                counts = [self.tokenizer.count_unknown(text, x) for text, x in zip(one, encoded, strict=True)]
+                yield number, label, list(zip(encoded, counts, strict=True))
+
+    def _segments(self, document: Document) -> list[str]:
+        if self.layout != "pairs":
+            return [document.text]
+        return list(document.parts) if len(document.parts) == 2 else sentences(document.text)
+
+    def _samples(self, segments: list[np.ndarray]) -> list[np.ndarray]:
+        """What a document gives: its tokens with the separator, one sample, or its pairs."""
+        if self.layout == "windows":
+            return [np.concatenate([segments[0], self._separator()])]
+        if self.layout == "documents":
+            return [frame(segments[0][: self.length - 2])] if len(segments[0]) else []
+        room = self.length - 3
+        if self.columns is not None and len(self.columns) == 2:
+            first, second = segments
+            return [frame(*cut_to(first, second, room))] if len(first) and len(second) else []
+        return [frame(*pair) for pair in cut_pairs(segments, room)]
+
+    def _separator(self) -> np.ndarray:
+        """What stands between two documents of a stream; nothing after a text that is the only one."""
+        if self._assign()[0] < 0:
+            return np.empty(0, np.int64)
+        return np.array([SEP]) if self.tokenizer.specials else self.tokenizer.encode(["\n\n"])[0]
+
+    def _key(self) -> str:
+        """Names the token files: the text, the tokenizer, and how samples are cut."""
+        corpus = Corpus(text_files(Path(str(self.root)), self.files), self.columns, self.label_column, self.document)
+        how = [corpus.digest(), self.tokenizer.to_json(), self.layout, self.length]
+        return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]

@@ -1,0 +1,222 @@
+"""Text to token ids and back: characters, bytes, and BPE and WordPiece trained on the corpus by the ``tokenizers`` library.
+
+A tokenizer is kept as one JSON text: for BPE and WordPiece the library's own format, which other programs read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["characters", "bytes", "bpe", "wordpiece"]
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
+"""Ids of the special tokens, the same for every tokenizer that has them."""
+
+
+class Tokenizer:
+    """Text <-> token ids. Made by ``train_tokenizer`` or ``load_tokenizer``.
+
+    Attributes:
+        kind: one of ``Kind``.
+        specials: ids 0 to 4 are [PAD], [UNK], [CLS], [SEP] and [MASK]; without them every id is text.
+        vocab_size: number of ids, special ones included.
+    """
+
+    kind: Kind
+    specials: bool
+    vocab_size: int
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int64 array of ids per text, without special tokens around it. A character that was not in the training text is
+        [UNK] or, without special tokens, left out."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens give nothing."""
+        raise NotImplementedError
+
+    def count_unknown(self, text: str, ids: np.ndarray) -> int:
+        """How many characters or pieces of a text its ``ids`` do not know."""
+        return int((ids == UNK).sum()) if self.specials else 0
+
+    def to_json(self) -> str:
+        """What ``load_tokenizer`` reads."""
+        raise NotImplementedError
+
+    def continuations(self) -> np.ndarray:
+        """(vocab_size,) bool: True for a piece that continues the word before it (WordPiece's ``##``)."""
+        raise ValueError(f"only wordpiece marks the pieces of a word, and the tokenizer is {self.kind}")
+
+
+class _Symbols(Tokenizer):
+    """Characters or bytes: a table, nothing is learnt but which characters there are."""
+
+    def __init__(self, kind: Kind, specials: bool, characters: str = "") -> None:
+        self.kind, self.specials, self.characters = kind, specials, characters
+        self.first = len(SPECIALS) if specials else 0  # id of the first symbol
+        self.vocab_size = self.first + (256 if kind == "bytes" else len(characters))
+        self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)  # ascending
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        if self.kind == "bytes":
+            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64) + self.first
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+        known = self.codes[places] == codes
+        return np.where(known, places + self.first, UNK) if self.specials else places[known]
+
+    def count_unknown(self, text: str, ids: np.ndarray) -> int:
+        return super().count_unknown(text, ids) if self.specials or self.kind == "bytes" else len(text) - len(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        symbols = [int(i) - self.first for i in ids if i >= self.first]
+        if self.kind == "bytes":
+            return bytes(symbols).decode("utf-8", "replace")
+        return "".join(self.characters[i] for i in symbols)
+
+    def to_json(self) -> str:
+        content: dict[str, Any] = {"kind": self.kind, "specials": self.specials}
+        return json.dumps(content if self.kind == "bytes" else {**content, "characters": self.characters})
+
+
+class _Pieces(Tokenizer):
+    """BPE or WordPiece of the ``tokenizers`` library."""
+
+    specials = True
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # "[SEP]" written in a text is text
+        self.kind = "bpe" if type(tokenizer.model).__name__ == "BPE" else "wordpiece"
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(e.ids, dtype=np.int64) for e in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode([int(i) for i in ids])
+
+    def to_json(self) -> str:
+        return self.tokenizer.to_str()
+
+    def continuations(self) -> np.ndarray:
+        if self.kind != "wordpiece":
+            return super().continuations()
+        return np.array([self.tokenizer.id_to_token(i).startswith("##") for i in range(self.vocab_size)])
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError(
+            "the tokenizers bpe and wordpiece need the package tokenizers: pip install 'lightning-ssl[text]', or take "
+            "--data.tokenizer characters or bytes"
+        ) from None
+    # stated, the library's threads neither warn nor stop working when a DataLoader starts its workers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return tokenizers
+
+
+def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials: bool) -> Tokenizer:
+    """A tokenizer made from a corpus.
+
+    ``characters``: those of the corpus, in the order of their code points (as nanoGPT). ``bytes``: UTF-8, all 256. ``bpe``:
+    byte-level pairs as GPT-2's (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909); nothing is ever unknown.
+    ``wordpiece``: pieces of lower-case words without accents, as uncased BERT's (https://arxiv.org/abs/1810.04805).
+
+    Args:
+        kind: which.
+        texts: the corpus: training data only.
+        vocab_size: for bpe and wordpiece at most so many ids, special ones included; the others need no number.
+        specials: characters and bytes get the special tokens too; the others always have them.
+
+    Raises:
+        ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the single symbols.
+    """
+    if kind == "bytes":
+        return _Symbols(kind, specials)
+    if kind == "characters":
+        found: set[str] = set()
+        for text in texts:
+            found.update(text)
+        if not found:
+            raise ValueError("the training text holds no character")
+        return _Symbols(kind, specials, "".join(sorted(found)))
+    if kind not in ("bpe", "wordpiece"):
+        raise ValueError(f"tokenizer must be characters, bytes, bpe or wordpiece, got {kind!r}")
+    least = len(SPECIALS) + 256 if kind == "bpe" else 100
+    if vocab_size < least:
+        raise ValueError(f"vocab_size must be at least {least} for {kind}, got {vocab_size}")
+    library = _library()
+    common = {"vocab_size": vocab_size, "special_tokens": list(SPECIALS), "show_progress": False}
+    if kind == "bpe":
+        tokenizer = library.Tokenizer(library.models.BPE())
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = library.decoders.ByteLevel()
+        trainer = library.trainers.BpeTrainer(initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(), **common)
+    else:
+        normalizer, splitter = library.normalizers.BertNormalizer(lowercase=True), library.pre_tokenizers.BertPreTokenizer()
+        words: Counter[str] = Counter()
+        for text in texts:
+            words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+        vocabulary = _word_pieces(library, words, common)
+        tokenizer = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token=SPECIALS[UNK]))
+        tokenizer.add_special_tokens(list(SPECIALS))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+        tokenizer.decoder = library.decoders.WordPiece()
+        return _Pieces(tokenizer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _Pieces(tokenizer)
+
+
+def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> dict[str, int]:
+    """A WordPiece vocabulary, the same for the same words.
+
+    The library's ``WordPieceTrainer`` numbers the pieces in the order of a hash table that differs between calls, and where two
+    pairs are equally frequent their numbers decide. Its ``BpeTrainer`` sorts. So every letter inside a word gets a code of its
+    own, pairs are learnt as BPE, and what begins with such a code is a piece with ``##``.
+    """
+    inner = sorted({letter for word in words for letter in word[1:]})
+    code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a plane of Unicode for private use
+    letter_of = {c: letter for letter, c in code.items()}
+    trained = library.Tokenizer(library.models.BPE())
+    trained.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    coded = (" ".join([word[0] + "".join(code[c] for c in word[1:])] * count) for word, count in words.items())
+    trained.train_from_iterator(coded, library.trainers.BpeTrainer(**options))
+    pieces = {}
+    for piece, number in trained.get_vocab().items():
+        plain = "".join(letter_of.get(c, c) for c in piece)
+        pieces[plain if piece in SPECIALS or piece[0] not in letter_of else f"##{plain}"] = number
+    return pieces
+
+
+def load_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer that ``to_json`` wrote.
+
+    Raises:
+        ValueError: no JSON of a tokenizer, or one whose special tokens are not ids 0 to 4.
+    """
+    try:
+        content = json.loads(text)
+        if "model" in content:
+            tokenizer = _Pieces(_library().Tokenizer.from_str(text))
+        else:
+            return _Symbols(content["kind"], bool(content["specials"]), content.get("characters", ""))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"not a tokenizer ({type(error).__name__}: {error})") from None
+    ids = [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS]
+    if ids != list(range(len(SPECIALS))):
+        raise ValueError(f"the tokenizer's {', '.join(SPECIALS)} have the ids {ids}, expected 0 to 4")
+    return tokenizer

@@ -1,0 +1,313 @@
+"""Folders of wav and flac files."""
+
+from __future__ import annotations
+
+import os
+import re
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.audio import AudioDataModule, ClipDataset, pad_clip
+from datamodules.base import Split
+from datamodules.images import MEMORY_LIMIT, MissingDataError, stratified_holdout
+from datamodules.mel import resample
+
+try:
+    import soundfile
+except (ImportError, OSError):  # OSError: its C library is missing
+    soundfile = None
+
+SUFFIXES = (".wav", ".flac")
+
+
+class AudioFileError(OSError):
+    """An audio file that cannot be used; the message names it."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last line is ours.
+        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+def _wave_samples(path: str) -> tuple[np.ndarray, int]:
+    """What the standard library reads: 16-bit PCM wav. Samples (S, channels) int16 and the rate in Hz."""
+    if not path.lower().endswith(".wav"):
+        raise ValueError("only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'")
+    with wave.open(path, "rb") as file:
+        if file.getsampwidth() != 2:
+            bits = 8 * file.getsampwidth()
+            raise ValueError(f"{bits}-bit samples need the library soundfile: pip install 'lightning-ssl[audio]'")
+        data = file.readframes(file.getnframes())
+        samples = np.frombuffer(data, "<i2", count=len(data) // (2 * file.getnchannels()) * file.getnchannels())
+        return samples.reshape(-1, file.getnchannels()), file.getframerate()
+
+
+def read_clip(path: str, sample_rate: int) -> np.ndarray:
+    """A file as int16 samples (S,) at ``sample_rate``, its channels averaged.
+
+    Args:
+        path: wav or flac of any rate and width; without the library soundfile, 16-bit PCM wav.
+        sample_rate: Hz.
+
+    Raises:
+        AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the file.
+    """
+    try:
+        if soundfile is None:
+            samples, rate = _wave_samples(path)
+            samples = samples.astype(np.float32) / 32768
+        else:
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except Exception as error:  # the readers raise nearly anything on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AudioFileError(f"cannot read audio file {path}: {reason}") from None
+    if not np.isfinite(samples).all():
+        raise AudioFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
+    mono = samples.mean(1)
+    if len(mono) and rate != sample_rate:
+        mono = resample(mono, rate, sample_rate)
+    return np.rint(mono * 32768).clip(-32767, 32767).astype(np.int16)
+
+
+def name_pattern(pattern: str) -> re.Pattern[str]:
+    """``{label}_{speaker}_{index}`` as an expression for a file's name without ending; a field holds one character or more.
+
+    Raises:
+        ValueError: no field, one that comes twice, or a name that is none.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    fields = parts[1::2]
+    if not fields or len(set(fields)) < len(fields) or not all(f.isidentifier() for f in fields):
+        raise ValueError(f"pattern must hold fields such as {{label}}_{{speaker}}_{{index}}, each once, got {pattern!r}")
+    return re.compile("".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>.+?)" for i, p in enumerate(parts)))
+
+
+def audio_files(root: Path) -> list[str]:
+    """Wav and flac files anywhere below a folder, sorted; links are followed, hidden files and folders skipped."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return sorted(found)
+
+
+class FileClips(Dataset):
+    """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
+
+    Args:
+        paths: N files.
+        labels: (N,) integers, -1 = unknown.
+        sample_rate: Hz.
+        clip_size: samples of a clip.
+    """
+
+    def __init__(self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int) -> None:
+        self.paths, self.labels = paths, labels.astype(np.int64)
+        self.sample_rate, self.clip_size = sample_rate, clip_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """``{"input": (B, S) int16, "label": (B,) int64}``."""
+        clips = np.stack([pad_clip(read_clip(self.paths[i], self.sample_rate), self.clip_size) for i in indices])
+        return {"input": torch.from_numpy(clips), "label": torch.from_numpy(self.labels.take(indices, 0))}
+
+
+class WavFolder(AudioDataModule):
+    """Any tree of wav and flac files (with the library soundfile; without it 16-bit PCM wav): speech commands, birds, digits.
+
+    Files lie anywhere below ``root``; hidden ones are skipped. The label is the class folder (the first below ``root``), or a
+    field of the file's name, or there is none (files directly in ``root`` and no pattern).
+
+    Splits: ``test`` is what ``split_field`` and ``test_values`` name, else a share ``test_fraction``; ``val`` is a share
+    ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a given set of files.
+
+    A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one frame are then left
+    out, counted and logged; in a larger folder they count as clips without a valid frame, which no method learns from.
+
+    Args:
+        root: folder of the files; only read.
+        pattern: of the file's name without ending, such as ``{label}_{speaker}_{index}``; each field may be the label.
+        label: the field that is the label; another one for another probe (``--data.label speaker``).
+        labelled: False ignores folders and names: every file is one unlabelled sample.
+        split_field: the field that tells which files are ``test``.
+        test_values: the values of it, such as 0, 1, 2, 3, 4.
+        test_fraction: of all files, where there is no ``split_field``.
+        val_fraction: of the files that are not ``test``.
+
+    Raises:
+        MissingDataError: ``root`` does not exist or holds no audio.
+        ValueError: a bad argument, a file whose name does not fit the pattern, too few files to split.
+        AudioFileError: a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        pattern: str | None = None,
+        label: str = "label",
+        labelled: bool = True,
+        split_field: str | None = None,
+        test_values: list[int | str] | None = None,
+        test_fraction: float = 0.2,
+        val_fraction: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        root = str(root)
+        super().__init__(**kwargs)
+        self.names = name_pattern(pattern) if pattern is not None else None
+        fields = list(self.names.groupindex) if self.names else []
+        for option, value in (("label", label if fields and labelled else None), ("split_field", split_field)):
+            if value is not None and value not in fields:
+                raise ValueError(
+                    f"{option} {value!r} is no field of pattern {pattern!r}; fields: {', '.join(fields) or 'none'}"
+                )
+        if (split_field is None) != (test_values is None):
+            raise ValueError("split_field and test_values belong together: give both or neither")
+        for option, fraction in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
+            if not 0 < fraction < 1:
+                raise ValueError(f"{option} must be between 0 and 1, got {fraction}")
+        self.root, self.pattern, self.label, self.labelled = root, pattern, label, labelled
+        self.split_field, self.test_values = split_field, set(map(str, test_values or ()))
+        self.test_fraction, self.val_fraction = test_fraction, val_fraction
+        self._found: dict[str, tuple[list[str], np.ndarray]] = {}
+        self._class_names: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the classes, sorted; the folder is read when this is first asked for."""
+        if self.synthetic:
+            return tuple(f"class {i}" for i in range(10)) if self.labelled else ()
+        self._find()
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int | None:  # type: ignore[override]
+        return len(self.class_names) or None
+
+    def files(self, split: Split) -> list[str]:
+        """Paths of the samples of ``split``, in the order of ``dataset(split)``."""
+        dataset = self.dataset(split)
+        return dataset.paths if isinstance(dataset, (FileClips, KeptClips)) else []
+
+    def _load(self, split: Split) -> dict[str, Dataset]:
+        found = self._find()
+        part = "train" if split == "bank" else split
+        paths, labels = found[part]
+        dataset: Dataset = FileClips(paths, labels, self.scale.sample_rate, self.clip_size)
+        if sum(len(p) for p, _ in found.values()) * self.clip_size * 2 <= MEMORY_LIMIT:
+            dataset = self._in_memory(paths, labels, part)
+        return {"train": dataset, "bank": dataset} if part == "train" else {split: dataset}
+
+    def _in_memory(self, paths: list[str], labels: np.ndarray, split: str) -> KeptClips:
+        clips = np.empty((len(paths), self.clip_size), np.int16)
+        short, silent, cut = 0, 0, 0
+        kept: list[int] = []
+        for row, path in enumerate(paths):
+            samples = read_clip(path, self.scale.sample_rate)
+            if len(samples) < self.scale.hop:
+                short += 1
+            elif not samples[: self.clip_size].any():
+                silent += 1
+            else:
+                clips[len(kept)] = pad_clip(samples, self.clip_size)
+                kept.append(row)
+                cut += len(samples) > self.clip_size
+        if short or silent:
+            rank_zero_info(
+                f"{self.root} ({split}): {short + silent} of {len(paths)} files are left out: {short} shorter than a frame, "
+                f"{silent} silent"
+            )
+        if cut:
+            seconds = self.clip_size / self.scale.sample_rate
+            rank_zero_info(f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used")
+        if not kept:
+            raise ValueError(f"WavFolder: every file of split {split} in {self.root} is silent or shorter than a frame")
+        return KeptClips(clips[: len(kept)], labels[kept], [paths[row] for row in kept])
+
+    # ---- which file is what ------------------------------------------------------------------------------------------
+
+    def _find(self) -> dict[str, tuple[list[str], np.ndarray]]:
+        """Paths and labels (N,) of train, val and test, found once."""
+        if self._found:
+            return self._found
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise MissingDataError(
+                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. The configs in "
+                "configs/tones/ need no data"
+            )
+        paths = audio_files(root)
+        if not paths:
+            held = ", ".join(sorted(os.listdir(root))[:5]) or "nothing"
+            raise MissingDataError(f"WavFolder: no wav or flac files below {self.root}, which holds: {held}")
+        fields = [self._fields(path) for path in paths]
+        labels = self._labels(paths, fields)
+        everything = np.arange(len(paths))
+        if self.split_field is not None:
+            held_out = np.array([f[self.split_field] in self.test_values for f in fields])
+            if held_out.all() or not held_out.any():
+                values = ", ".join(sorted({f[self.split_field] for f in fields})[:10])
+                raise ValueError(
+                    f"WavFolder: test_values {sorted(self.test_values)} name {held_out.sum()} of {len(paths)} files in "
+                    f"{self.root}: expected some and not all of the values of {self.split_field}: {values}"
+                )
+            rest, test = everything[~held_out], everything[held_out]
+        else:
+            rest, test = self._hold_out(everything, labels, "test_fraction", self.test_fraction)
+        train, val = self._hold_out(rest, labels, "val_fraction", self.val_fraction)
+        self._found = {
+            s: ([paths[i] for i in rows], labels[rows])
+            for s, rows in zip(("train", "val", "test"), (train, val, test), strict=True)
+        }
+        return self._found
+
+    def _fields(self, path: str) -> dict[str, str]:
+        if self.names is None:
+            return {}
+        match = self.names.fullmatch(Path(path).stem)
+        if match is None:
+            raise ValueError(f"WavFolder: the name of {path} does not fit --data.pattern {self.pattern}: rename or remove it")
+        return match.groupdict()
+
+    def _labels(self, paths: list[str], fields: list[dict[str, str]]) -> np.ndarray:
+        if not self.labelled:
+            names = [""] * len(paths)
+        elif self.names is not None:
+            names = [f[self.label] for f in fields]
+        else:
+            parts = [Path(path).relative_to(Path(self.root).expanduser()).parts for path in paths]
+            names = [p[0] if len(p) > 1 else "" for p in parts]
+            if "" in names and any(names):
+                raise ValueError(
+                    f"WavFolder: audio files ({Path(paths[names.index('')]).name}) lie beside class folders in {self.root}: "
+                    "move them into one, or give --data.labelled false or a --data.pattern"
+                )
+        classes, labels = np.unique(names, return_inverse=True)
+        if len(classes) < 2:  # one class tells nothing
+            return np.full(len(paths), -1)
+        self._class_names = tuple(map(str, classes))
+        return labels
+
+    def _hold_out(self, rows: np.ndarray, labels: np.ndarray, name: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        size = round(fraction * len(rows))
+        if not 0 < size < len(rows):
+            raise ValueError(f"WavFolder: {name} {fraction} of {len(rows)} files in {self.root} is {size}: cannot split")
+        kept, held = stratified_holdout(labels[rows], size)
+        return rows[kept], rows[held]
+
+
+class KeptClips(ClipDataset):
+    """Clips in memory with the files they come from, ``paths``."""
+
+    def __init__(self, clips: np.ndarray, labels: np.ndarray, paths: list[str]) -> None:
+        super().__init__(clips, labels)
+        self.paths = paths

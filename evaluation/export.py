@@ -1,0 +1,79 @@
+"""A trained text network as a folder that the ``transformers`` library loads: ``python eval.py RUN --export DIR``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from datamodules.base import SSLDataModule
+from datamodules.token_data import TextDataModule
+from datamodules.tokenizer import SPECIALS
+from sslmodules import SSLModule
+
+
+def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str]:
+    """Write network and tokenizer, whole or not at all.
+
+    Args:
+        module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's.
+        data: the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one as
+            ``vocabulary.json`` in this project's form.
+        folder: new, or empty.
+
+    Yields:
+        Lines for the terminal.
+
+    Raises:
+        ValueError: a method without such a network, or a folder that holds something.
+    """
+    build = getattr(module, "to_transformers", getattr(module.encoder, "to_transformers", None))
+    if build is None:
+        raise ValueError(
+            f"--export writes text networks (BertEncoder, GPTEncoder), and this run's is {type(module.encoder).__name__}"
+        )
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"--export {folder}: the folder {folder.parent} does not exist")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--export {folder} exists and is not empty: choose a new folder")
+    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        build().save_pretrained(temporary)
+        if isinstance(data, TextDataModule):
+            _write_tokenizer(data, temporary)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for file in sorted(folder.iterdir()):
+        yield f"written: {file}"
+
+
+def _write_tokenizer(data: TextDataModule, folder: Path) -> None:
+    tokenizer = data.tokenizer
+    if tokenizer.kind not in ("bpe", "wordpiece"):
+        (folder / "vocabulary.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        return
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer.from_str(tokenizer.to_json())
+    pad, unk, cls, sep, mask = SPECIALS
+    if data.pad_id is not None:  # the samples of this run stood between special tokens
+        fast.post_processor = TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(t, SPECIALS.index(t)) for t in (cls, sep)],
+        )
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
+        model_max_length=data.length,
+    ).save_pretrained(folder)

@@ -1,0 +1,127 @@
+"""What a model of tokens is measured against: how well tables of frequencies predict the same text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.base import Split, SSLDataModule, mix_seed
+from datamodules.tokenizer import SPECIALS
+from sslmodules.base import SSLModule
+from sslmodules.networks import PixelTokens
+
+COUNTED = 5_000_000
+"""At most about so many tokens of the training split are counted for the tables."""
+
+
+def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
+    """Cross entropy in nats of ``test`` under the frequencies of ``train``, each count one higher so that none is 0.
+
+    Args:
+        train: (n,) token ids.
+        test: (m,) token ids, m >= 1.
+        vocab_size: V.
+    """
+    counts = np.bincount(train, minlength=vocab_size) + 1
+    return float(-np.log(counts[test] / counts.sum()).mean())
+
+
+def bigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
+    """Cross entropy in nats of the second token of each pair of ``test``, given the first, under the pairs of ``train``.
+
+    Smoothed with the unigram table after Witten and Bell: P(b | a) = (n(ab) + t(a) P(b)) / (n(a) + t(a)), t(a) = number of
+    different tokens seen after a; after a token that was never seen, P(b).
+
+    Args:
+        train: (n, 2) pairs of neighbouring token ids.
+        test: (m, 2), m >= 1.
+        vocab_size: V.
+    """
+    counts = np.bincount(train[:, 1], minlength=vocab_size) + 1
+    unigram = counts / counts.sum()
+    kinds, times = np.unique(train[:, 0] * vocab_size + train[:, 1], return_counts=True)
+    followers = np.bincount(kinds // vocab_size, minlength=vocab_size)
+    totals = np.bincount(train[:, 0], minlength=vocab_size)
+    wanted = test[:, 0] * vocab_size + test[:, 1]
+    places = np.searchsorted(kinds, wanted).clip(max=max(len(kinds) - 1, 0))
+    seen = np.where(kinds[places] == wanted, times[places], 0) if len(kinds) else np.zeros(len(test))
+    first, back_off = test[:, 0], unigram[test[:, 1]]
+    weight = totals[first] + followers[first]
+    smoothed = np.where(weight > 0, (seen + followers[first] * back_off) / np.maximum(weight, 1), back_off)
+    return float(-np.log(smoothed).mean())
+
+
+def _batches(data: SSLDataModule, split: Split, limit: int, pixels: PixelTokens | None) -> Iterator[np.ndarray]:
+    """(B, T) tokens of a split, of images their values, until there are ``limit``."""
+    for raw in data.eval_dataloader(data.dataset(split)):
+        x = data.transform({"input": raw["input"]}, None)["input"]
+        tokens = (x if pixels is None else pixels(x)[:, 1:]).numpy()
+        yield tokens
+        limit -= tokens.size
+        if limit <= 0:
+            return
+
+
+def frequency_entropies(data: SSLDataModule, split: Split = "test", pixels: PixelTokens | None = None) -> dict[str, float]:
+    """``unigram`` and ``bigram`` cross entropy of a split in nats per token, of tables counted on the training split.
+
+    Special tokens are not counted where the data has padding (``pad_id`` 0). ``pixels`` makes tokens of images.
+    """
+    first = len(SPECIALS) if getattr(data, "pad_id", None) is not None else 0
+    tokens, pairs = {}, {}
+    parts: tuple[Split, Split] = ("bank", split)
+    for part in parts:
+        rows = list(_batches(data, part, COUNTED, pixels))
+        tokens[part] = np.concatenate([row[row >= first] for row in rows])
+        neighbours = np.concatenate([np.stack([row[:, :-1], row[:, 1:]], -1).reshape(-1, 2) for row in rows])
+        pairs[part] = neighbours[(neighbours >= first).all(1)]
+    vocab_size: int = data.vocab_size if pixels is None else pixels.levels  # type: ignore[attr-defined]
+    return {
+        "unigram": unigram_entropy(tokens["bank"], tokens[split], vocab_size),
+        "bigram": bigram_entropy(pairs["bank"], pairs[split], vocab_size),
+    }
+
+
+@torch.no_grad()
+def held_out_terms(module: SSLModule, data: SSLDataModule, device: torch.device, split: Split = "test") -> dict[str, float]:
+    """What ``losses`` gives on a split, a mean over its samples, with masks drawn from a fixed seed.
+
+    ``perplexity`` is the exponential of the mean loss in nats per predicted token.
+    """
+    sums: dict[str, float] = {}
+    total = 0
+    for index, raw in enumerate(data.eval_dataloader(data.dataset(split))):
+        generator = torch.Generator(device).manual_seed(mix_seed(0, index))
+        batch = data.transform({key: value.to(device) for key, value in raw.items()}, generator)
+        n = len(batch["input"])
+        for name, value in module.losses(batch).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * n
+        total += n
+    means = {name: value / total for name, value in sums.items() if name != "perplexity"}
+    return {**means, "perplexity": math.exp(means.get("masked_word_loss", means["loss"]))}
+
+
+def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+    """The ``language`` part of a report: held-out losses, and the two tables of frequencies beside them.
+
+    Args:
+        module: in eval mode, on ``device``; a method whose loss is in nats per token.
+        data: with ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes tokens.
+        device: where to compute.
+
+    Returns:
+        ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``; ``bits_per_character`` of a method
+        that predicts every token, where the data knows how many characters a token has.
+    """
+    terms = held_out_terms(module, data, device)
+    model = terms.get("masked_word_loss", terms["loss"])
+    pixels = getattr(module, "pixels", None)
+    report: dict[str, Any] = {"test": terms, "nats_per_token": {"model": model, **frequency_entropies(data, pixels=pixels)}}
+    characters = getattr(data, "characters_per_token", None)
+    if characters and "masked_word_loss" not in terms:
+        report["bits_per_character"] = model / math.log(2) / characters
+    return report

@@ -1,0 +1,242 @@
+"""New data points from a trained method, one function for each kind of data. ``eval.py --generate`` calls ``generate``.
+
+As for every output: all is checked before anything is computed, and files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from datamodules.audio import AudioDataModule
+from datamodules.base import SSLDataModule, mix_seed
+from datamodules.images import ImageDataModule, read_image
+from datamodules.mel import PADDING
+from datamodules.sequences import Fasta
+from datamodules.token_data import TextDataModule
+from datamodules.wav_folder import read_clip
+from evaluation.outputs import (
+    BATCH,
+    check_able,
+    check_target,
+    pixels_of,
+    shown_images,
+    write_arrays,
+    write_picture,
+    write_sound,
+    write_text,
+)
+from sslmodules import SSLModule
+
+GRID_LIMIT = 256
+"""At most so many samples are drawn in the picture of ``generate``; the array file holds all."""
+
+PROMPT_LIMIT = 2**20
+"""Bytes of a prompt's file."""
+
+
+class Request(NamedTuple):
+    """What was asked for on the command line."""
+
+    number: int  # of samples, or of tokens to add to a text
+    output: Path
+    checkpoint: str  # noted in the files
+    prompt: str | None
+    temperature: float | None
+    device: torch.device
+
+
+@torch.no_grad()
+def generate(
+    module: SSLModule,
+    data: SSLDataModule,
+    number: int,
+    output: Path,
+    checkpoint: str,
+    device: torch.device,
+    seed: int = 0,
+    prompt: str | None = None,
+    temperature: float | None = None,
+) -> Iterator[str]:
+    """Draw new data: images as a picture and arrays, or the continuation of a text or of a sound.
+
+    Args:
+        module: in eval mode.
+        data: the run's data set, for the way back to pixels or letters; its files are not read.
+        number: how many images, tokens of a text, or frames of a sound.
+        output: the file, which ends as ``ending(data)`` says.
+        checkpoint: where the weights come from, noted in the files.
+        device: where to compute.
+        seed: of the draws.
+        prompt: what to continue: a text or the file that holds it, a picture of which the upper half is kept,
+            a sound file. None = nothing.
+        temperature: below 1 likelier, above 1 more varied; None = 1.
+
+    Yields:
+        Lines for the terminal.
+
+    Raises:
+        ValueError: a setting out of range, or something that method or data cannot do.
+    """
+    if number < 1:
+        raise ValueError(f"--generate must be at least 1, got {number}")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise ValueError(f"--temperature must be a number >= 0, got {temperature}")
+    _, draw = _kind(data)
+    module.to(device)
+    torch.manual_seed(mix_seed(seed, 3))
+    yield from draw(module, data, Request(number, output, checkpoint, prompt, temperature, device))
+
+
+# ---- images ------------------------------------------------------------------------------------------------------------
+
+
+def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterator[str]:
+    """A picture of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H, W, C) uint8 and
+    ``labels`` (N,) of -1."""
+    check_able(module, "sample" if asked.prompt is None else "complete", "--generate" if asked.prompt is None else "--prompt")
+    arrays = asked.output.with_suffix(".npz")
+    check_target(asked.output, ".png")
+    check_target(arrays, ".npz")
+    options: dict[str, Any] = {}
+    if asked.temperature is not None:
+        if "temperature" not in inspect.signature(module.sample).parameters:  # type: ignore[arg-type]
+            raise ValueError(f"--temperature: {type(module).__name__} draws without one; leave it out")
+        options["temperature"] = asked.temperature
+    beginning = None if asked.prompt is None else _picture(asked.prompt, data).to(asked.device)
+    parts: list[np.ndarray] = []
+    for start in range(0, asked.number, BATCH):
+        count = min(BATCH, asked.number - start)
+        if beginning is None:
+            samples = module.sample(count, **options)  # type: ignore[operator]
+        else:
+            samples = module.complete(beginning.expand(count, -1, -1, -1), **options)  # type: ignore[operator]
+        if start == 0:
+            first = samples
+        elif asked.temperature != 0 and torch.equal(samples, first[: len(samples)]):
+            raise ValueError(f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones")
+        parts.append(pixels_of(shown_images(data, samples, module)))
+    pixels = np.concatenate(parts)  # (N, H, W, C)
+    tiles = torch.from_numpy(pixels[:GRID_LIMIT]).permute(0, 3, 1, 2)  # (n, C, H, W)
+    enlarge = max(1, 64 // tiles.shape[-1])  # a whole multiple keeps pixels square
+    tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
+    part = "" if asked.number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
+    yield write_picture(asked.output, grid.permute(1, 2, 0).numpy()) + part
+    told = write_arrays(arrays, asked.checkpoint, {"images": pixels, "labels": np.full(asked.number, -1, np.int64)})
+    yield f"{told}  images {pixels.shape} uint8"
+
+
+def _picture(prompt: str, data: ImageDataModule) -> Tensor:
+    """The largest centre square of a picture file at the size of the data's images, (1, C, H, W) standardised."""
+    channels, height, width = data.image_shape
+    if not Path(prompt).is_file():
+        raise ValueError(f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept")
+    if height != width:
+        raise ValueError(f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}")
+    pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height))[None].permute(0, 3, 1, 2)
+    return data.standardise(data.decode(pixels))
+
+
+# ---- text --------------------------------------------------------------------------------------------------------------
+
+
+def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> Iterator[str]:
+    """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new line, or with a
+    random token where the data has no line breaks."""
+    check_able(module, "extend", "--generate")
+    check_target(asked.output, ".txt")
+    prompt = "\n" if asked.prompt is None else _words(asked.prompt)
+    ids = data.encode(prompt)
+    if asked.prompt is not None:
+        if not ids:
+            raise ValueError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
+        if isinstance(data, TextDataModule) and (lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))):
+            yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the vocabulary of the run's data"
+    tokens = torch.tensor([ids], device=asked.device) if ids else module.sample(1, 1)  # type: ignore[operator]
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())  # type: ignore[operator]
+    yield text
+    yield write_text(asked.output, text, f"{asked.number} tokens, temperature {temperature:g}, {asked.checkpoint}")
+
+
+def _words(prompt: str) -> str:
+    """The content of the file ``prompt``, or ``prompt`` itself where there is no such file."""
+    try:
+        is_file = Path(prompt).is_file()
+    except OSError:  # longer than a name may be
+        is_file = False
+    if not is_file:
+        return prompt
+    path = Path(prompt)
+    if path.stat().st_size > PROMPT_LIMIT:
+        raise ValueError(f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt {prompt} is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
+
+
+# ---- sound -------------------------------------------------------------------------------------------------------------
+
+
+def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator[str]:
+    """A clip and the frames that follow it, as a wav file: all of it from its log-mel spectrogram, by Griffin and Lim.
+
+    What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose files are read.
+    """
+    check_able(module, "continue_clip", "--generate")
+    if asked.temperature is not None:
+        raise ValueError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
+    check_target(asked.output, ".wav")
+    if asked.prompt is None:
+        samples = data.dataset("val").__getitems__([0])["input"][0].numpy()  # type: ignore[attr-defined]
+        samples = samples[samples != PADDING]
+        samples = samples[: max(len(samples) // 2, min(len(samples), 50 * data.scale.hop))]
+    elif Path(asked.prompt).is_file():
+        samples = read_clip(asked.prompt, data.scale.sample_rate)
+    else:
+        raise ValueError(f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file")
+    x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
+    if x.shape[3] == 0:
+        raise ValueError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
+    whole = module.continue_clip(x, asked.number)  # type: ignore[operator]
+    if not whole.isfinite().all():
+        raise ValueError(f"{type(module).__name__} gave values that are not finite: the checkpoint is no good")
+    sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
+    seconds = [n * data.scale.hop / data.scale.sample_rate for n in (x.shape[3], asked.number)]
+    yield f"{write_sound(asked.output, sound, data.scale.sample_rate)}  {seconds[0]:g} s given, {seconds[1]:g} s predicted"
+
+
+# ---- kinds of data -----------------------------------------------------------------------------------------------------
+
+KINDS: dict[type[SSLDataModule], tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
+    ImageDataModule: (".png", _images),
+    TextDataModule: (".txt", _text),
+    Fasta: (".txt", _text),
+    AudioDataModule: (".wav", _sound),
+}
+"""Data class -> ending of its file, and what draws and writes it."""
+
+
+def _kind(data: SSLDataModule) -> tuple[str, Callable[[Any, Any, Request], Iterator[str]]]:
+    for cls, kind in KINDS.items():
+        if isinstance(data, cls):
+            return kind
+    raise ValueError(f"--generate: there is no way to show samples of {type(data).__name__}")
+
+
+def ending(data: SSLDataModule) -> str:
+    """The ending of the file that ``generate`` writes for this data."""
+    return _kind(data)[0]

@@ -1,0 +1,60 @@
+"""How a run ends that cannot go on: one error on the terminal, however many processes it has, and none of them left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+
+
+def hint(error: BaseException) -> str | None:
+    """One line for errors of the system whose own words do not say what to do, or None."""
+    text = str(error)
+    if re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text) or isinstance(error, ConnectionResetError):
+        return (
+            f"a data-loading worker was killed ({text.splitlines()[0].strip().rstrip('.')}): most often memory ran out, or "
+            "shared memory (/dev/shm) is too small. Give fewer --data.num_workers, a smaller --data.batch_size, or more memory "
+            "to the container (docker run --shm-size 8g)"
+        )
+    if "EADDRINUSE" in text:
+        port = os.environ.get("MASTER_PORT", "that was chosen")
+        return f"port {port} is in use by another program: set MASTER_PORT to a free one, or leave it unset"
+    return None
+
+
+def is_first_failure() -> bool:
+    """Is this the first process of the run that fails? Those that only lost their peer fail after it, and have nothing to say.
+
+    The one that can create ``.failed`` in the run folder is the first. A run of one process always is.
+    """
+    folder = os.environ.get("SSL_RUN_DIR")
+    if folder is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return True
+    try:
+        os.close(os.open(Path(folder) / ".failed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk: better twice than not at all
+        return True
+    return True
+
+
+def forget_failures(folder: Path) -> None:
+    """Called when a run starts: what an earlier start left behind does not count."""
+    (folder / ".failed").unlink(missing_ok=True)
+
+
+def end_other_processes(trainer: Trainer | None, patience: float) -> None:
+    """Kill the processes that this one has started, ``patience`` seconds from now: they may wait for it for ever."""
+    launcher = getattr(getattr(trainer, "strategy", None), "launcher", None)
+    for process in getattr(launcher, "procs", []):  # of Lightning's launcher; torchrun and SLURM see to it themselves
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)

@@ -1,0 +1,177 @@
+"""When a run saves ``last.ckpt`` between two steps, and how all its processes leave together when one is asked to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, distributed
+
+from experiment.signals import Preempted, Wish, inbox
+
+
+class Preemption(Checkpoint):
+    """Saves at an interval and when a signal asks for it, always between two optimizer steps, and ends the run if asked.
+
+    A signal reaches one rank or all. So the ranks vote: at the end of each batch, and of each validation batch that all of
+    them have, every rank gives the greatest wish it has received and gets the greatest of all. The vote is an all-reduce of
+    one number over a group on the CPU, begun at the end of one batch and read at the end of the next: nobody waits for it,
+    and the GPU does not hear of it. All ranks thus act at the same step, the second one after the signal at the latest.
+
+    It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle of a step, and
+    of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
+
+    Saving happens when the next batch begins, before anything is computed: every other callback has seen the batch before,
+    and its values are logged. Asked to end in a validation, the run saves its state of before, and a resumed run repeats the
+    validation.
+
+    Args:
+        last: the checkpoint.
+        every_n_steps: save after so many optimizer steps; None: not by steps.
+        every_minutes: save when the last time is so long ago; the end of an epoch saves in any case. None: not by time.
+
+    Raises:
+        ValueError: an interval is not positive.
+    """
+
+    def __init__(self, last: Path, every_n_steps: int | None = None, every_minutes: float | None = None) -> None:
+        for name, value in (("save_every_n_steps", every_n_steps), ("save_every_minutes", every_minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive or null, got {value}")
+        self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
+        self.wish = Wish.NONE  # of all ranks; the same on each
+        self.group: Any = None  # a gloo group of all ranks; one process needs none
+        self.vote: tuple[Any, Tensor] | None = None  # under way
+        self.saved_at = time.monotonic()
+        self.resumed = False
+        self.common_batches: list[float] = []  # of each validation loader: the number that every rank has
+
+    # ---- the vote ----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        inbox.raises = ()
+        if trainer.world_size > 1:
+            self.group = distributed.new_group(backend="gloo")
+        self._vote(trainer)
+        self._count(trainer)
+        if self.wish >= Wish.END:  # nothing was trained since the checkpoint
+            raise Preempted(self.wish)
+
+    def _vote(self, trainer: Trainer) -> None:
+        """Read the vote that is under way, begin the next."""
+        mine = inbox.take()
+        if trainer.is_global_zero and self.every_minutes and time.monotonic() - self.saved_at > 60 * self.every_minutes:
+            mine = max(mine, Wish.DUE)
+        if self.group is None:
+            self.wish = max(self.wish, mine)
+            return
+        self._count(trainer)
+        number = torch.tensor(int(mine))
+        self.vote = distributed.all_reduce(number, distributed.ReduceOp.MAX, self.group, async_op=True), number
+
+    def _count(self, trainer: Trainer) -> None:
+        if self.vote is not None:
+            (work, number), self.vote = self.vote, None
+            work.wait()
+            self.wish = max(self.wish, Wish(int(number)))
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.resumed = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self.resumed:  # Lightning counts one too many after a checkpoint of the end of an epoch, and logs at that step
+            self.resumed, loop._batches_that_stepped = False, trainer.global_step
+        if self.wish == Wish.NONE:
+            return
+        # the state between two batches: Lightning has counted the coming one already
+        progress = loop.batch_progress
+        ready, is_last = progress.current.ready, progress.is_last_batch
+        progress.current.ready, progress.total.ready, progress.is_last_batch = ready - 1, progress.total.ready - 1, False
+        if not trainer.fit_loop._should_accumulate():  # or the gradients gathered so far would be lost
+            self._save(trainer)
+        progress.current.ready, progress.total.ready, progress.is_last_batch = ready, progress.total.ready + 1, is_last
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._vote(trainer)
+        stepped = not trainer.fit_loop._should_accumulate()
+        if self.every_n_steps and stepped and trainer.global_step % self.every_n_steps == 0:
+            self.wish = max(self.wish, Wish.DUE)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved(trainer)  # by the callback before this one
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._vote(trainer)
+        self._count(trainer)
+
+    def end_if_asked(self) -> None:
+        """Called after the last step: Preempted, if a rank was asked to end since."""
+        if self.wish >= Wish.END:
+            raise Preempted(self.wish)
+
+    # ---- validation --------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        common = torch.tensor(batches, dtype=torch.float64)
+        if self.group is not None:
+            distributed.all_reduce(common, distributed.ReduceOp.MIN, self.group)
+        self.common_batches = common.flatten().tolist()
+        self._leave_validation(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx < self.common_batches[dataloader_idx]:
+            self._vote(trainer)
+            self._leave_validation(trainer)
+
+    def _leave_validation(self, trainer: Trainer) -> None:
+        if self.wish < Wish.END or (trainer.fit_loop._should_accumulate() and not trainer.sanity_checking):
+            return
+        if not trainer.sanity_checking:
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()  # a batch begun and not processed: resumed, the validation starts over
+            self._save(trainer)
+        raise Preempted(self.wish)
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.last)
+        self._saved(trainer)
+        self._leave(trainer)
+
+    def _saved(self, trainer: Trainer) -> None:
+        self.saved_at = time.monotonic()
+        if self.wish > Wish.DUE and trainer.is_global_zero:
+            print(f"saved {self.last} at step {trainer.global_step}", flush=True)
+        if self.wish < Wish.END:
+            self.wish = Wish.NONE
+
+    def _leave(self, trainer: Trainer) -> None:
+        if self.wish >= Wish.END:
+            trainer.strategy.checkpoint_io.teardown()  # waits for what is being written in the background
+            raise Preempted(self.wish)

@@ -1,0 +1,158 @@
+"""Signals that ask a run to save or to end: noted at once, acted on between two steps.
+
+No torch here: ``train.py`` listens before it is imported, so that a signal in those seconds neither kills nor gets lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+
+from experiment.catalogue import UserError
+
+LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Wish(IntEnum):
+    """What a signal asks for. Of several, also of several ranks, the greatest counts."""
+
+    NONE = 0
+    DUE = 1  # no signal: the interval at which a run saves has passed
+    SAVE = 2  # SIGUSR1, SIGUSR2: save and go on
+    END = 3  # SIGTERM: save and end with status 143
+    REQUEUE = 4  # SIGUSR1, SIGUSR2 under SLURM: save, put the job back in the queue and end with status 143
+    INTERRUPT = 5  # SIGINT (Ctrl-C): save and end with status 130
+
+
+class Preempted(BaseException):
+    """The run ends because it was asked to. Not an ``Exception``: nothing on the way may take it for an error."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish.name)
+        self.wish = wish
+
+
+class Inbox:
+    """The wish that arrived in this process and was not acted on yet.
+
+    Attributes:
+        raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C until training
+            begins, all of them once it is over.
+    """
+
+    def __init__(self) -> None:
+        self.wish = Wish.NONE
+        self.raises: tuple[int, ...] = ()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive signals until the end of the block, in the main thread of Python."""
+        self.wish, self.raises = Wish.NONE, (signal.SIGINT,)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in LISTENED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def take(self) -> Wish:
+        """The wish, which is forgotten here: whoever takes it acts on it."""
+        wish, self.wish = self.wish, Wish.NONE
+        return wish
+
+    def end_if_asked(self) -> None:
+        """Preempted, if this process was asked to end."""
+        if self.wish >= Wish.END:
+            raise Preempted(self.take())
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.wish == Wish.INTERRUPT:  # a second Ctrl-C: the user does not want to wait
+                os._exit(130)
+            wish = Wish.INTERRUPT
+        elif number == signal.SIGTERM:
+            wish = Wish.END
+        else:
+            wish = Wish.REQUEUE if "SLURM_JOB_ID" in os.environ else Wish.SAVE
+        self.wish = max(self.wish, wish)
+        if number in self.raises:
+            raise Preempted(self.take())
+
+
+inbox = Inbox()
+
+
+def end(stop: Preempted) -> int:
+    """Say how the run goes on, ask SLURM for it, and return the exit status."""
+    status = 130 if stop.wish == Wish.INTERRUPT else 143
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    if "RANK" not in os.environ and local_rank != "0":
+        return 0  # started by another process of the run, whose status counts, and which would take another for a failure
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return status
+    folder = os.environ.get("SSL_RUN_DIR")
+    how = f"the same command with --run_dir {shlex.quote(folder)} resumes it" if folder else "nothing was begun"
+    print(f"{'interrupted' if stop.wish == Wish.INTERRUPT else 'asked to end'}; {how}", flush=True)
+    if stop.wish == Wish.REQUEUE:
+        requeue()
+    return status
+
+
+def slurm_job() -> str:
+    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job keeps."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def requeue() -> None:
+    """Put this SLURM job, or this task of an array, back in the queue; one line if that does not work."""
+    job = slurm_job()
+    command = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        problem = re.sub(r"\s+", " ", done.stderr.strip()) or f"status {done.returncode}" if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem is None:
+        print(f"SLURM job {job} is back in the queue", flush=True)
+    else:
+        print(
+            f"error: `{' '.join(command)}` failed ({problem}): the run is saved, submit it again", file=sys.stderr, flush=True
+        )
+
+
+def check_launch() -> None:
+    """Before anything slow: is this process one that can train?
+
+    Raises:
+        UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the others for ever.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    inside = {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
+    if tasks.isdigit() and int(tasks) > 1 and not inside and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise UserError(
+            f"this SLURM job has {tasks} tasks, but the command runs once: start it with `srun python train.py ...`, or ask "
+            "for one task (#SBATCH --ntasks=1)"
+        )
+
+
+def die_with_parent() -> None:
+    """For a process that another one of the run has started: never outlive it, not even if it is killed. Linux only."""
+    started_by_a_rank = os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
+    if sys.platform.startswith("linux") and (started_by_a_rank or "TORCHELASTIC_RUN_ID" in os.environ):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

@@ -1,0 +1,98 @@
+"""Packs a folder of images into tar shards (WebDataset's layout) with an index, for ``--data Shards``.
+
+    python make_shards.py SRC DST [--per_shard 10000] [--unlabelled]
+    python make_shards.py --index DIR          index the shards that lie in DIR, such as those of other programs
+
+SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are copied byte for
+byte, in an order that is shuffled once and always the same. DST must not exist; it appears when everything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.images import SPLIT_SEED, ImageFolder
+from datamodules.tar_index import MAX_MEMBER, ShardError, index_folder, write_index
+
+
+def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = True) -> None:
+    """Write ``DST/<split>-000000.tar``, ..., and their index.
+
+    Raises:
+        ValueError: ``dst`` exists or cannot be made, or a bad ``per_shard``.
+        MissingDataError: ``src`` is no folder of images.
+        ShardError: an image is empty or larger than 64 MiB.
+    """
+    if per_shard < 1:
+        raise ValueError(f"--per_shard must be at least 1, got {per_shard}")
+    part = dst.with_name(dst.name + ".part")
+    for folder in (dst, part):
+        if folder.exists():
+            left = " (left by a run that was stopped)" if folder == part else ""
+            raise ValueError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
+    found = ImageFolder(str(src), labelled=labelled)._listed()
+    classes = sorted(found["train"])
+    part.mkdir(parents=True)
+    for split, files in found.items():
+        samples = [(path, classes.index(name)) for name in sorted(files) for path in files[name]]
+        order = np.random.RandomState(SPLIT_SEED).permutation(len(samples))
+        for number, start in enumerate(range(0, len(samples), per_shard)):
+            name = f"{split}-{number:06d}.tar"
+            with tarfile.open(part / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for position in range(start, min(start + per_shard, len(samples))):
+                    path, label = samples[order[position]]
+                    _add(tar, f"{position:09d}{os.fsdecode(os.path.splitext(path)[1]).lower()}", _content(path))
+                    if len(classes) > 1:
+                        _add(tar, f"{position:09d}.cls", str(label).encode())
+            print(f"{name}: {min(start + per_shard, len(samples))} of {len(samples)} images of {split}", flush=True)
+    index = index_folder(part)
+    if len(classes) > 1:
+        index.class_names = tuple(name.decode("utf-8", "backslashreplace") for name in classes)
+    write_index(index, part)
+    part.rename(dst)
+
+
+def _content(path: bytes) -> bytes:
+    size = os.path.getsize(path)
+    if not 0 < size <= MAX_MEMBER:
+        raise ShardError(f"{os.fsdecode(path)} has {size} bytes, expected 1 to {MAX_MEMBER}: remove it")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time and no owner: the same files make the same shards
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("src", type=Path, nargs="?", help="folder of images")
+    parser.add_argument("dst", type=Path, nargs="?", help="folder to make")
+    parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default %(default)s)")
+    parser.add_argument("--unlabelled", action="store_true", help="folders are no classes")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="index the shards in DIR")
+    args = parser.parse_args()
+    if (args.index is None) == (args.dst is None):
+        parser.error("give SRC and DST, or --index DIR")
+    try:
+        if args.index is None:
+            make_shards(args.src, args.dst, args.per_shard, not args.unlabelled)
+        else:
+            write_index(index_folder(args.index, lambda text: print(text, flush=True)), args.index)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

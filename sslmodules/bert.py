@@ -1,0 +1,118 @@
+"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
+
+Some words of a text are hidden, and a Transformer that sees both sides of them tells what they were; from the class token it
+also tells whether the second of two segments follows the first. Features are the mean over the tokens, or the class token.
+
+Differs from the paper: masks are drawn anew at every step on the device, where the paper's data holds ten fixed draws, and each
+token is selected with probability 15 % instead of a fixed number per sample; random replacements are never special tokens, and
+a second segment from elsewhere is always from another document. Adam is PyTorch's, with bias correction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.bert_encoder import transformers_library
+
+
+def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
+    """Cross entropy of the hidden words in nats: the sum over the selected tokens, divided by their number.
+
+    Args:
+        logits: (N, V) of the selected tokens.
+        target: (N,) their true ids.
+        total: the number to divide by; less than 1, of a batch in which nothing is selected, counts as 1, and the loss is 0.
+
+    Returns:
+        Scalar.
+    """
+    total = torch.as_tensor(total, device=logits.device).clamp(min=1)
+    return F.cross_entropy(full_precision(logits), target, reduction="sum") / total
+
+
+class BERT(SSLModule):
+    """Masked words and next-sentence prediction; the loss is the sum of both.
+
+    Logs ``masked_word_loss`` (nats), ``perplexity`` (its exponential), ``masked_word_accuracy`` and, with next-sentence
+    prediction, ``next_sentence_loss`` and ``next_sentence_accuracy``.
+
+    Args:
+        encoder: tokens (B, T) -> (B, num_features), with ``forward_tokens(tokens, segment) -> (B, T, D)`` and
+            ``token_embedding`` (V, D), which the decoder shares.
+        next_sentence: also predict whether the second segment follows the first, as in the paper; False needs
+            ``next_sentence: false`` of the data's ``MaskedTokens`` where texts have one segment.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ValueError: an encoder without what is needed.
+    """
+
+    batch_keys: tuple[str, ...] = ("corrupted", "target", "segment", "is_next")
+    encoder: Any
+
+    def __init__(self, encoder: nn.Module, next_sentence: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not hasattr(encoder, "forward_tokens") or not hasattr(encoder, "token_embedding"):
+            raise ValueError(
+                f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use BertEncoder"
+            )
+        self.encoder, self.next_sentence = encoder, next_sentence
+        width = self.encoder.num_features
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
+        self.decoder_bias = nn.Parameter(torch.zeros(self.encoder.vocab_size))
+        if next_sentence:
+            self.pooler, self.classifier = nn.Linear(width, width), nn.Linear(width, 2)
+        else:
+            self.batch_keys = self.batch_keys[:3]
+        for module in (m for m in self.children() if m is not encoder for m in m.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def predict_words(self, h: Tensor) -> Tensor:
+        """Vectors of tokens (..., D) -> logits (..., V)."""
+        return F.linear(self.transform(h), self.encoder.token_embedding, self.decoder_bias)
+
+    def to_transformers(self) -> Any:
+        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode; without next-sentence
+        prediction that head and the pooler in it are untrained. Its class 0 of the next sentence is a true pair."""
+        library = transformers_library()
+        model = library.BertForPreTraining(self.encoder.net.config)
+        parts = {"bert": self.encoder.net, "cls.predictions.transform.dense": self.transform[0]}
+        parts["cls.predictions.transform.LayerNorm"] = self.transform[2]
+        state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        state["cls.predictions.bias"] = state["cls.predictions.decoder.bias"] = self.decoder_bias
+        state["cls.predictions.decoder.weight"] = self.encoder.token_embedding
+        if self.next_sentence:
+            state |= {f"bert.pooler.dense.{key}": value for key, value in self.pooler.state_dict().items()}
+            state |= {f"cls.seq_relationship.{key}": value.flip(0) for key, value in self.classifier.state_dict().items()}
+        model.load_state_dict({**model.state_dict(), **state})
+        return model.eval()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        target = batch["target"]
+        h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # (B, T, D)
+        selected = target != -100  # (B, T)
+        logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
+        # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a mean of means.
+        counts = self.gather(selected.sum(1).float())
+        total = counts.sum() * len(target) / len(counts)
+        masked = masked_word_loss(logits, words, total)
+        terms = {
+            "loss": masked,
+            "masked_word_loss": masked,
+            "perplexity": masked.exp(),
+            "masked_word_accuracy": (logits.argmax(1) == words).sum() / max(len(words), 1),
+        }
+        if self.next_sentence:
+            answers = self.classifier(torch.tanh(self.pooler(h[:, 0])))  # (B, 2)
+            entropy = F.cross_entropy(full_precision(answers), batch["is_next"])
+            terms["loss"] = masked + entropy
+            terms["next_sentence_loss"] = entropy
+            terms["next_sentence_accuracy"] = (answers.argmax(1) == batch["is_next"]).float().mean()
+        return terms

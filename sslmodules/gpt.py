@@ -1,0 +1,236 @@
+"""GPT (Radford et al. 2018; GPT-2, Radford et al. 2019; images: Chen et al. 2020, http://proceedings.mlr.press/v119/chen20s.html).
+
+A causal network reads a sequence and predicts each next token from those before it. What it needs to know for that is in its
+hidden states, and their mean over the sequence is the features. Text, DNA and quantised pixels are the same to it.
+
+Differs from the papers: the network is injected (a causal Transformer, or a GRU or LSTM in its place); features are the last
+layer's for text as for images. The causal Transformer itself is that of https://arxiv.org/abs/1706.03762.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.base import Batch
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import PixelTokens
+
+
+def next_token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p(token | tokens before it) in nats: the terms of a language model's likelihood (Radford et al. 2018).
+
+    Args:
+        logits: (B, T - 1, V), row t of tokens 0..t.
+        tokens: (B, T) int64; row t is judged by token t + 1.
+
+    Returns:
+        (B, T - 1) float32 or better. The first token has no prediction.
+    """
+    return F.cross_entropy(full_precision(logits).transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    """One token for each row, drawn from softmax(logits / temperature) over its ``top_k`` likeliest tokens.
+
+    Args:
+        logits: (B, V).
+        uniform: (B,) random numbers in [0, 1): where they fall in the cumulated probabilities decides.
+        temperature: 0 takes the likeliest.
+        top_k: None for all. Equals of the last one stay in, too.
+
+    Returns:
+        (B,) int64.
+    """
+    logits = full_precision(logits)
+    if temperature == 0:
+        return logits.argmax(1)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    upto = (logits / temperature).softmax(1).double().cumsum(1)  # (B, V), rising to about 1
+    # strictly above, so that a token of probability 0 is never chosen; times the total against rounding at the upper end
+    return (upto <= uniform.double()[:, None] * upto[:, -1:]).sum(1)
+
+
+class GPT(SSLModule):
+    """Next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
+
+    Args:
+        encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``, ``block_size``
+            and ``resume``: ``GPTEncoder`` or ``RecurrentEncoder``.
+        pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input`` is tokens.
+        pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole input.
+        padding: token that fills up short samples, never predicted nor pooled; None where there is none.
+        **kwargs: ``SSLModule``'s.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pixels: PixelTokens | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+        padding: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling must be 'mean' or 'last', got {pooling!r}")
+        if not hasattr(encoder, "resume"):
+            raise ValueError(
+                f"encoder: {type(encoder).__name__} is no causal network over tokens; expected GPTEncoder or RecurrentEncoder"
+            )
+        vocab_size = int(encoder.vocab_size)  # type: ignore[arg-type]
+        if padding is not None and not 0 <= padding < vocab_size:
+            raise ValueError(f"padding must be a token in 0..{vocab_size - 1}, got {padding}")
+        if pixels is not None and vocab_size != pixels.levels + 1:
+            raise ValueError(f"encoder.vocab_size must be pixels.levels + 1 ({pixels.levels + 1}), got {vocab_size}")
+        self.encoder, self.pixels, self.pooling, self.padding = encoder, pixels, pooling, padding
+
+    # ---- the model ---------------------------------------------------------------------------------------------------
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """``input`` of a batch as (B, T) int64."""
+        return x if self.pixels is None else self.pixels(x)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(B, T, D) hidden states -> (B, T, V): the inner products with the token embeddings."""
+        return F.linear(h, self.encoder.token_embedding.weight)  # type: ignore[union-attr,arg-type]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out."""
+        tokens = self.tokens(batch["input"])  # (B, T)
+        nll = next_token_nll(self.logits(self.encoder(tokens[:, :-1])), tokens)  # (B, T - 1)
+        if self.padding is None:
+            loss = nll.mean()
+        else:
+            real = tokens[:, 1:] != self.padding
+            # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that over tokens
+            count = self.gather(real.sum().to(nll.dtype)[None]).mean().clamp(min=1)
+            loss = (nll * real).sum() / count
+        terms = {"loss": loss, "bits_per_token": loss / math.log(2)}
+        return {**terms, "perplexity": loss.exp()} if self.training else terms
+
+    def on_validation_epoch_end(self) -> None:
+        """exp of the mean over the whole split: the mean of the batches' perplexities would be larger."""
+        metrics = self.trainer.callback_metrics
+        if "val/loss" in metrics:
+            self.log("val/perplexity", metrics["val/loss"].exp())
+            symbols = getattr(getattr(self.trainer, "datamodule", None), "characters_per_token", None)
+            if symbols is not None:
+                self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        if self.global_step:  # what follows makes the host wait for the device
+            return
+        x, v, limit = batch["input"], int(self.encoder.vocab_size), self.encoder.block_size  # type: ignore[arg-type]
+        if self.pixels is not None:
+            if not bool(((x >= 0) & (x <= 1)).all()):
+                raise ValueError(
+                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set data.mean to 0, data.std "
+                    "to 1 for each channel"
+                )
+        elif x.is_floating_point():
+            raise ValueError(
+                f"GPT reads tokens, got fractions of shape {tuple(x.shape)}: for images set model.pixels to PixelTokens"
+            )
+        elif int(x.max()) >= v:
+            raise ValueError(
+                f"the data has token {int(x.max())}, and the encoder only {v}: set model.encoder.vocab_size higher"
+            )
+        length = self.tokens(x).shape[1]
+        if length < 2:
+            raise ValueError(f"samples of {length} token: there is no next one to predict; expected at least 2")
+        if limit is not None and length > limit + 1:  # type: ignore[operator]
+            raise ValueError(
+                f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set model.encoder.block_size to "
+                f"{length - 1} or the data's length lower"
+            )
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, D): the hidden states of ``input``, pooled. As in training the last token of a full block is not read."""
+        tokens = self.tokens(x)
+        limit = self.encoder.block_size
+        if limit is not None and tokens.shape[1] == limit + 1:  # type: ignore[operator]
+            tokens = tokens[:, :-1]
+        h = self.encoder(tokens)  # (B, T, D)
+        real = torch.ones_like(tokens) if self.padding is None else (tokens != self.padding).long()
+        if self.pooling == "mean":
+            return (h * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        last = (real * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)  # (B,)
+        return h[torch.arange(len(h), device=h.device), last]
+
+    # ---- for use -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+        """Draw the tokens that follow, one by one, each from the last ``block_size`` before it.
+
+        Args:
+            tokens: (B, t) int64, t >= 1.
+            length: how many to add.
+            temperature: below 1 likelier, above 1 more varied; 0 takes the likeliest token every time.
+            top_k: draw among so many likeliest tokens only; None for all.
+
+        Returns:
+            (B, t + length) int64.
+
+        Raises:
+            ValueError: nothing to go on from, or a setting out of range.
+        """
+        if tokens.shape[1] < 1:
+            raise ValueError("a continuation needs at least one token to go on from, got none")
+        if not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be a number >= 0, got {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        limit: Any = self.encoder.block_size
+        state = None
+        for _ in range(length):
+            if state is not None and (limit is None or tokens.shape[1] <= limit):
+                new = tokens[:, -1:]
+            else:  # the start, or past block_size, where every token moves to another position
+                new, state = tokens if limit is None else tokens[:, -limit:], None
+            h, state = self.encoder.resume(new, state)  # type: ignore[operator]
+            logits = self.logits(h[:, -1:])[:, 0]  # (B, V)
+            for never in (self.padding, None if self.pixels is None else self.pixels.begin):
+                if never is not None:
+                    logits[:, never] = -math.inf
+            chosen = choose(logits, self.rand(len(tokens)), temperature, top_k)
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        return tokens
+
+    def sample(self, n: int, length: int | None = None, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+        """New samples: images (n, C, H, W), or (n, length) tokens that begin with a random one.
+
+        Args:
+            n: how many.
+            length: tokens of each, by default ``block_size``; of images always all.
+            temperature, top_k: as in ``extend``.
+        """
+        if self.pixels is not None:
+            first = torch.full((n, 1), self.pixels.begin, device=self.device)
+            return self.pixels.decode(self.extend(first, self.pixels.num_values, temperature, top_k))
+        first = (self.rand(n, 1) * int(self.encoder.vocab_size)).long()  # type: ignore[arg-type]
+        length = int(self.encoder.block_size or 256) if length is None else length  # type: ignore[arg-type]
+        return self.extend(first, length - 1, temperature, top_k)
+
+    def complete(self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+        """``input`` with everything behind its first part drawn anew, in the same form: of an image the rows below.
+
+        Args:
+            x: (B, ...), as ``input``.
+            keep: share of the values that stay, rounded down.
+            temperature, top_k: as in ``extend``.
+        """
+        if not 0 <= keep <= 1:
+            raise ValueError(f"keep must lie in [0, 1], got {keep}")
+        tokens = self.tokens(x)
+        kept = max(1, int(keep * tokens.shape[1])) if self.pixels is None else 1 + int(keep * self.pixels.num_values)
+        completed = self.extend(tokens[:, :kept], tokens.shape[1] - kept, temperature, top_k)
+        return completed if self.pixels is None else self.pixels.decode(completed)

@@ -1,0 +1,97 @@
+"""BERT's network: the ``transformers`` library's ``BertModel`` with random weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from datamodules.tokenizer import PAD
+from datamodules.tokens import segments_of
+
+
+def transformers_library() -> Any:
+    """The package, imported when a network of it is built.
+
+    Raises:
+        ValueError: it is not installed; says how to get it.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("text networks need the package transformers: pip install 'lightning-ssl[text]'") from None
+    return transformers
+
+
+class BertEncoder(nn.Module):
+    """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805); defaults are BERT-base.
+
+    Padding, token id 0, is hidden from the attention.
+
+    Args:
+        vocab_size: V, at least the data's; the checkpoint's tokenizer decides it.
+        width: D of each token.
+        depth: layers.
+        heads: attention heads; must divide ``width``.
+        max_length: tokens of the longest sample.
+        dropout: of layers and attention.
+        pooling: the features: ``mean`` over the tokens that are not padding, or the ``class`` token's.
+
+    Raises:
+        ValueError: a knob out of range, or ``transformers`` is not installed.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        max_length: int = 512,
+        dropout: float = 0.1,
+        pooling: Literal["mean", "class"] = "mean",
+    ) -> None:
+        super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("depth", depth), ("heads", heads), ("max_length", max_length)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if width < 1 or width % heads:
+            raise ValueError(f"width must be a multiple of heads={heads}, got {width}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if pooling not in ("mean", "class"):
+            raise ValueError(f"pooling must be mean or class, got {pooling!r}")
+        library = transformers_library()
+        config = library.BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=max_length,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            pad_token_id=PAD,
+        )
+        self.net = library.BertModel(config, add_pooling_layer=False)
+        self.vocab_size, self.num_features, self.max_length, self.pooling = vocab_size, width, max_length, pooling
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """(V, D) the table of the tokens, for a tied decoder."""
+        return self.net.embeddings.word_embeddings.weight
+
+    def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
+        """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"samples of {tokens.shape[1]} tokens are longer than max_length={self.max_length}")
+        mask = (tokens != PAD).long()
+        return self.net(input_ids=tokens, attention_mask=mask, token_type_ids=segment).last_hidden_state
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, D)."""
+        h = self.forward_tokens(tokens, segments_of(tokens))  # (B, T, D)
+        if self.pooling == "class":
+            return h[:, 0]
+        visible = (tokens != PAD).to(h.dtype)[:, :, None]
+        return (h * visible).sum(1) / visible.sum(1).clamp(min=1)

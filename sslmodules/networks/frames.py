@@ -1,0 +1,77 @@
+"""Causal networks over frames (B, T, D): what they say about frame t depends on frames 0 to t only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sslmodules.networks.vit import sincos_positions
+
+
+def _check(**least: int) -> None:
+    for name, value in least.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class GRUFrames(nn.Module):
+    """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option of their code).
+
+    Args:
+        in_features: D of a frame: the number of mel bands.
+        width: of the states, which is ``num_features``.
+        depth: layers.
+
+    Raises:
+        ValueError: a knob is below 1.
+    """
+
+    def __init__(self, in_features: int = 40, width: int = 512, depth: int = 3) -> None:
+        super().__init__()
+        _check(in_features=in_features, width=width, depth=depth)
+        self.in_features, self.num_features = in_features, width
+        self.layers = nn.ModuleList(nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> states of the last layer (B, T, width)."""
+        for i, layer in enumerate(self.layers):
+            states, _ = layer(x)
+            x = states if i == 0 else x + states
+        return x
+
+
+class TransformerFrames(nn.Module):
+    """A causal Transformer (norm before each block) with sine-cosine positions.
+
+    Args:
+        in_features: D of a frame: the number of mel bands.
+        width: of the states, which is ``num_features``; divisible by 4 and by ``heads``.
+        depth: layers.
+        heads: of the attention.
+
+    Raises:
+        ValueError: a knob is out of its range.
+    """
+
+    def __init__(self, in_features: int = 40, width: int = 512, depth: int = 4, heads: int = 8) -> None:
+        super().__init__()
+        _check(in_features=in_features, width=width, depth=depth, heads=heads)
+        if width % 4 or width % heads:
+            raise ValueError(f"width must be divisible by 4 and by heads ({heads}), got {width}")
+        self.in_features, self.num_features = in_features, width
+        self.project = nn.Linear(in_features, width)
+        layers = [
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(depth)
+        ]
+        self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, width)."""
+        x = self.project(x)
+        steps = x.shape[1]
+        x = x + sincos_positions((1, steps), x.shape[2], device=x.device).to(x.dtype)
+        future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)  # True = not seen
+        for layer in self.layers:
+            x = layer(x, src_mask=future)
+        return self.norm(x)

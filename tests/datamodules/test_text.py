@@ -1,0 +1,281 @@
+"""Text files: what is read, split, cut and kept, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.corpus import Corpus, TextFileError, embedded_documents, sentences
+from datamodules.text import TextFiles
+from datamodules.token_store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
+from datamodules.tokenizer import CLS, PAD, SEP
+
+
+def texts_of(data: TextFiles, split: Any) -> list[str]:
+    dataset: Any = data.dataset(split)
+    return [data.to_text(row) for row in dataset.__getitems__(range(len(dataset)))["input"]]
+
+
+def write_rows(path: Path, rows: int = 40) -> Path:
+    lines = [f'"{i % 4 + 1}","title {i}","body number {i}, with a comma"' for i in range(rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_text_is_split_as_nanogpt_does(tmp_path: Path) -> None:
+    """The first 90 % of the characters are train, the last 10 % val; each token of val but its first is predicted once."""
+    text = "".join(chr(97 + i % 26) for i in range(1000))
+    (tmp_path / "a.txt").write_text(text)
+    data = TextFiles(root=str(tmp_path), length=12, batch_size=4)
+    assert data.vocab_size == 26 and data.pad_id is None and data.characters_per_token == 1
+    bank, val = "".join(t[:-1] for t in texts_of(data, "bank")), "".join(t[:-1] for t in texts_of(data, "val"))
+    assert bank == text[: len(bank)] and 900 - 12 < len(bank) < 900
+    assert val == text[900 : 900 + len(val)] and 100 - 12 < len(val) < 100
+    assert texts_of(data, "test") == texts_of(data, "val")
+
+
+def test_training_windows_move_with_the_epoch_and_never_leave_the_text() -> None:
+    dataset = WindowDataset(np.arange(100), length=10, moving=True)
+    starts = set()
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        rows = dataset.__getitems__(range(len(dataset)))["input"]
+        assert torch.equal(rows, dataset.__getitems__(range(len(dataset)))["input"])
+        assert rows.max() < 100 and torch.equal(rows[1:, 0], rows[:-1, -1])  # neighbours share one token
+        starts.add(int(rows[0, 0]))
+    assert starts == set(range(9))
+    assert len(WindowDataset(np.arange(10), 10, moving=True)) == 1
+    with pytest.raises(ValueError, match=r"9 tokens, fewer than a window: give --data\.length 9 or less"):
+        WindowDataset(np.arange(9), 10)
+
+
+def test_documents_of_a_stream_are_kept_apart(tmp_path: Path) -> None:
+    """Between two documents stands a blank line, or [SEP]; no document is in two splits."""
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").write_text(f"<{i}>" * 5)
+    data = TextFiles(root=str(tmp_path), length=8)
+    streams = {split: data.tokenizer.decode(data.dataset(split).flat) for split in ("train", "val", "test")}  # type: ignore[attr-defined,arg-type]
+    documents = {split: [d for d in text.split("\n\n") if d] for split, text in streams.items()}
+    assert [len(documents[s]) for s in ("train", "val", "test")] == [16, 2, 2]
+    assert sorted(d for ds in documents.values() for d in ds) == sorted(f"<{i}>" * 5 for i in range(20))
+    pieces = TextFiles(root=str(tmp_path), length=8, tokenizer="wordpiece", vocab_size=100)
+    assert (pieces.dataset("train").flat == SEP).sum() == 16  # type: ignore[attr-defined]
+
+
+# ---- documents and pairs ---------------------------------------------------------------------------------------------
+
+
+def test_columns_as_pairs(tmp_path: Path) -> None:
+    write_rows(tmp_path / "t.csv")
+    options: dict[str, Any] = {"layout": "pairs", "columns": [1, 2], "label_column": 0, "files": "*.csv", "length": 40}
+    data = TextFiles(root=str(tmp_path), **options)
+    assert data.class_names == ("1", "2", "3", "4") and data.num_classes == 4
+    seen = set()
+    for split, n in (("train", 32), ("val", 4), ("test", 4)):
+        batch = data.dataset(split).__getitems__(range(n))  # type: ignore[arg-type, attr-defined]
+        for ids, label, document in zip(batch["input"], batch["label"], batch["document"], strict=True):
+            number = int(document)
+            seen.add(number)
+            assert label == number % 4
+            ends = (ids == SEP).nonzero()[:, 0]
+            assert ids[0] == CLS and len(ends) == 2 and (ids[ends[1] + 1 :] == PAD).all()
+            assert data.to_text(ids[: ends[0]]) == f"title {number}"
+            assert f"body number {number}, with a comma".startswith(data.to_text(ids[ends[0] :]))
+        assert sorted(batch["label"].tolist()) == sorted(list(range(4)) * (n // 4)), "a class is missing in the split"
+    assert seen == set(range(40))
+
+
+def test_json_lines_and_headers_give_the_same(tmp_path: Path) -> None:
+    rows = [{"body": f"text {i}", "kind": "even" if i % 2 == 0 else "odd"} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.tsv").write_text("kind\tbody\n" + "\n".join(f"{r['kind']}\t{r['body']}" for r in rows))
+    made = []
+    for files in ("*.jsonl", "*.tsv"):
+        data = TextFiles(root=str(tmp_path), files=files, columns=["body"], label_column="kind", layout="documents", length=16)
+        made.append((texts_of(data, "train"), data.dataset("train").labels.tolist(), data.class_names))  # type: ignore[attr-defined]
+    assert made[0] == made[1] and made[0][2] == ("even", "odd") and len(made[0][0]) == 16
+
+
+def test_a_class_only_where_there_is_one(tmp_path: Path) -> None:
+    rows = [f"{'x' if i % 2 else ''},text {i}" for i in range(20)]
+    (tmp_path / "a.csv").write_text("label,text\n" + "\n".join(rows))
+    data = TextFiles(root=str(tmp_path), files="*.csv", columns=["text"], label_column="label", layout="documents", length=16)
+    assert data.class_names == ("x",) and set(data.dataset("train").labels.tolist()) == {-1, 0}  # type: ignore[attr-defined]
+
+
+def test_sentences() -> None:
+    text = 'It works. Does it?  Yes!\nStill the same 3.5 line e.g. this one\n\nA "new" paragraph.'
+    expected = ["It works.", "Does it?", "Yes!", "Still the same 3.5 line e.g. this one", 'A "new" paragraph.']
+    assert sentences(text) == expected
+
+
+def test_pairs_of_a_document_are_neighbours_and_lose_nothing() -> None:
+    """A and B one after the other give the text back; both are there; each at most as long as there is room."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        parts = np.split(np.arange(200), np.sort(rng.choice(np.arange(1, 200), 15, replace=False)))
+        pairs = cut_pairs(parts, room=25)
+        ids = np.concatenate([np.concatenate(pair) for pair in pairs])
+        assert np.isin(ids, np.arange(200)).all() and (np.diff(ids) >= 1).all()
+        assert len(ids) >= 195  # only what is a single token is lost
+        for first, second in pairs:
+            assert len(first) and len(second) and len(first) + len(second) <= 25 and first[-1] + 1 == second[0]
+    [(first, second)] = cut_pairs([np.arange(7)], room=25)  # a short document gives a true pair, too
+    assert first.tolist() == [0, 1, 2] and second.tolist() == [3, 4, 5, 6]
+    assert cut_pairs([np.arange(1)], room=25) == [] and cut_pairs([], room=25) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [(3, 3, (3, 3)), (9, 3, (7, 3)), (3, 9, (3, 7)), (9, 9, (5, 5)), (10, 2, (8, 2))]
+)
+def test_the_longer_segment_is_cut(a: int, b: int, expected: tuple[int, int]) -> None:
+    first, second = cut_to(np.arange(a), np.arange(b), room=10)
+    assert (len(first), len(second)) == expected
+
+
+def test_the_embedded_text_makes_pairs() -> None:
+    documents = embedded_documents()
+    if sys.version_info[:2] == (3, 11):
+        assert (len(documents), sum(len(d.text) for d in documents)) == (79, 464_970)
+    data = TextFiles(layout="pairs", tokenizer="wordpiece", vocab_size=1000, length=64)
+    batch = data.dataset("val").__getitems__(range(100))  # type: ignore[attr-defined]
+    assert ((batch["input"] == SEP).sum(1) == 2).all() and len(batch["document"].unique()) > 1
+    assert data.num_classes is None and (batch["label"] == -1).all()
+    train, val = (set(data.dataset(s).tokens.documents.tolist()) for s in ("train", "val"))  # type: ignore[attr-defined, arg-type]
+    assert not train & val
+
+
+# ---- kept: in the checkpoint, in the run folder, in the cache ---------------------------------------------------------
+
+
+def test_the_tokenizer_is_learnt_from_train_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab" * 450 + "z" * 100)
+    data = TextFiles(root=str(tmp_path), length=10)
+    assert data.vocab_size == 2
+    with pytest.raises(TextFileError, match="nothing is left for the split val"):
+        data.dataset("val")
+
+
+def test_the_tokenizer_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    """Rebuilt from the hyper-parameters, or resumed, on another text: the ids stay those that the weights know."""
+    (tmp_path / "a.txt").write_text("abcde" * 100)
+    (tmp_path / "b.txt").write_text("Aabcdey" * 100)
+    first = TextFiles(root=str(tmp_path / "a.txt"), length=10, batch_size=4)
+    first.prepare_data()
+    state, hparams = first.state_dict(), dict(first.hparams)
+    assert first.encode("cab") == [2, 0, 1]
+    rebuilt = TextFiles(**{**hparams, "root": str(tmp_path / "b.txt")})
+    assert rebuilt.vocab_size == 5 and rebuilt.encode("Acab") == [2, 0, 1]
+    resumed = TextFiles(root=str(tmp_path / "b.txt"), length=10, batch_size=4)
+    assert resumed.encode("cab") == [3, 1, 2]
+    resumed.load_state_dict(state)
+    assert resumed.encode("cab") == [2, 0, 1] and resumed.dataset("train").flat.max() == 4  # type: ignore[attr-defined]
+    first.save(tmp_path)
+    given = TextFiles(root=str(tmp_path / "b.txt"), length=10, vocabulary=str(tmp_path / "tokenizer.json"))
+    assert given.encode("cab") == [2, 0, 1]
+
+
+def test_token_files_are_used_again_and_change_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "t.csv")
+    options: dict[str, Any] = {"layout": "pairs", "columns": [1, 2], "label_column": 0, "files": "*.csv", "length": 40}
+    plain = TextFiles(root=str(tmp_path), **options)
+    cached = TextFiles(root=str(tmp_path), cache=str(tmp_path / "cache"), **options)
+    assert texts_of(cached, "val") == texts_of(plain, "val")
+    assert isinstance(cached.dataset("val").tokens.flat, np.memmap)  # type: ignore[attr-defined]
+    written = sorted((tmp_path / "cache").iterdir())
+    assert len(written) == 6 and not [f for f in written if f.name.startswith(".")]
+    with monkeypatch.context() as patch:
+        patch.setattr(TextFiles, "_tokenize", None)  # nothing is made a second time
+        again = TextFiles(root=str(tmp_path), cache=str(tmp_path / "cache"), **options)
+        assert texts_of(again, "train") == texts_of(plain, "train")
+        assert again.dataset("train").labels.tolist() == plain.dataset("train").labels.tolist()  # type: ignore[attr-defined]
+    write_rows(tmp_path / "t.csv", 41)
+    TextFiles(root=str(tmp_path), cache=str(tmp_path / "cache"), **options).prepare_data()
+    assert len(list((tmp_path / "cache").iterdir())) == 12
+
+
+def test_a_token_file_is_whole_or_absent(tmp_path: Path) -> None:
+    writer = TokenWriter(70_000, tmp_path / "x")
+    writer.add(np.array([1, 69_999]), 3, 7)
+    assert not (tmp_path / "x.npz").exists() and not (tmp_path / "x.bin").exists()
+    writer.add(np.array([5]))
+    writer.finish()
+    tokens = open_tokens(tmp_path / "x")
+    assert tokens.flat.tolist() == [1, 69_999, 5] and tokens.offsets.tolist() == [0, 2, 3]
+    assert tokens.labels.tolist() == [3, -1] and tokens.documents.tolist() == [7, -1]
+
+
+def test_two_ranks_take_the_tokenizer_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcde" * 100)
+    (tmp_path / "b.txt").write_text("Aabcdey" * 100)
+    first, second = (TextFiles(root=str(tmp_path / name), length=10, batch_size=4) for name in ("a.txt", "b.txt"))
+    told = first.tokenizer.to_json()
+
+    class Two:
+        world_size = 2
+
+        class strategy:
+            @staticmethod
+            def broadcast(own: str) -> str:
+                return told
+
+    second.trainer = Two()  # type: ignore[assignment]
+    second.setup("test")
+    assert second.encode("cab") == first.encode("cab")
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            TextFiles(**{"root": str(tmp_path), "length": 10, **options}).prepare_data()
+        assert "\n" not in str(caught.value)
+
+    refused("nowhere does not exist", root=str(tmp_path / "nowhere"))
+    refused(r"holds no file that fits --data.files '\*\*/\*.txt'")
+    (tmp_path / "a.txt").write_text("  \n")
+    refused(r"no text in \*\*/\*.txt")
+    (tmp_path / "a.txt").write_bytes("naïve".encode("latin1") * 10)
+    refused(r"a.txt is not UTF-8 \(byte 0xef")
+    (tmp_path / "a.txt").write_text("some text, quite short")
+    refused("fewer than a window: give --data.length", length=64)
+    refused("1 documents, and layout pairs needs at least 10", layout="pairs")
+    refused("a.txt is no table", columns=["text"])
+    write_rows(tmp_path / "t.csv")
+    refused("t.csv is a table: say where its text is with --data.columns", files="*.csv")
+    refused("is a table and .*a.txt is not", files="*", columns=[1])
+    refused("t.csv, line 1, has no column 7; it has 3 columns", files="*.csv", columns=[7])
+    refused("has no column 'text'; it has 1, title 0", files="*.csv", columns=["text"])
+    (tmp_path / "j.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    refused(r"j.jsonl, line 2: no JSON", files="*.jsonl", columns=["text"])
+    refused("length must be at least 2, got 1", length=1)
+    refused("tokenizer must be one of characters, bytes, bpe, wordpiece, got 'words'", tokenizer="words")
+
+
+def test_empty_files_and_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text("" if i in (3, 7) else f"text number {i}. " * 5)
+    corpus = Corpus(sorted(tmp_path.glob("*.txt")))
+    assert len(list(corpus)) == 10 and corpus.skipped == 2
+    with caplog.at_level("INFO"):
+        TextFiles(root=str(tmp_path), length=10).prepare_data()
+    assert "2 documents without text are left out" in caplog.text
+
+
+def test_paragraphs_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffone\ntwo\n\n\nthree\n")
+    files = [tmp_path / "a.txt"]
+    assert [d.text for d in Corpus(files, unit="paragraph")] == ["one\ntwo", "three"]
+    assert [d.text for d in Corpus(files, unit="line")] == ["one", "two", "three"]
+    assert [d.text for d in Corpus(files)] == ["one\ntwo\n\n\nthree\n"]

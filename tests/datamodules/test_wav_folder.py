@@ -1,0 +1,185 @@
+"""Folders of sound files: formats, rates, labels, splits, and files that are no good."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import wav_folder
+from datamodules.images import MissingDataError
+from datamodules.mel import PADDING
+from datamodules.wav_folder import AudioFileError, WavFolder, name_pattern, read_clip
+
+FSDD: dict[str, Any] = {
+    "pattern": "{label}_{speaker}_{index}",
+    "split_field": "index",
+    "test_values": [0, 1],
+    "sample_rate": 8000,
+}
+
+
+def write(path: Path, samples: np.ndarray, rate: int = 8000) -> None:
+    """(S,) or (S, channels) int16 as wav."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1 if samples.ndim == 1 else samples.shape[1], 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def noise(size: int = 4000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-3000, 3000, size).astype(np.int16)
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    for label in "012":
+        for speaker in ("ann", "bob"):
+            for index in range(12):
+                write(tmp_path / f"{label}_{speaker}_{index}.wav", noise(3000 + 100 * index, index))
+    return tmp_path
+
+
+@pytest.fixture(params=["soundfile", "wave"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "wave":
+        monkeypatch.setattr(wav_folder, "soundfile", None)
+    else:
+        pytest.importorskip("soundfile")
+    return request.param
+
+
+def test_read_clip_is_exact(reader: str, tmp_path: Path) -> None:
+    samples = noise()
+    write(tmp_path / "a.wav", samples)
+    assert np.array_equal(read_clip(str(tmp_path / "a.wav"), 8000), samples)
+
+
+def test_channels_are_averaged(reader: str, tmp_path: Path) -> None:
+    left = noise()
+    write(tmp_path / "a.wav", np.stack([left, 3 * left], 1))
+    got = read_clip(str(tmp_path / "a.wav"), 8000)
+    assert got.shape == left.shape and np.abs(got.astype(int) - 2 * left.astype(int)).max() <= 1
+
+
+def test_other_rates_are_resampled(reader: str, tmp_path: Path) -> None:
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(11025) / 11025)).astype(np.int16)
+    write(tmp_path / "a.wav", tone, 11025)
+    got = read_clip(str(tmp_path / "a.wav"), 8000)
+    assert len(got) == 8000
+    assert np.abs(got - 8000 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000))[200:-200].max() < 100
+
+
+def test_flac_and_24_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    samples = noise()
+    soundfile.write(tmp_path / "a.flac", samples, 8000)
+    soundfile.write(tmp_path / "b.wav", samples / 32768, 8000, subtype="PCM_24")
+    for name in ("a.flac", "b.wav"):
+        assert np.array_equal(read_clip(str(tmp_path / name), 8000), samples)
+    monkeypatch.setattr(wav_folder, "soundfile", None)
+    for name in ("a.flac", "b.wav"):
+        with pytest.raises(AudioFileError, match=rf"{name}.*soundfile"):
+            read_clip(str(tmp_path / name), 8000)
+
+
+@pytest.mark.parametrize("content", [b"", b"no sound at all", b"RIFF\x00\x00\x00\x00WAVEfmt "])
+def test_a_file_that_is_no_sound_is_named(reader: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioFileError, match=r"broken\.wav") as error:
+        read_clip(str(path), 8000)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_samples_that_are_not_finite(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.wav", np.array([0.0, np.nan, 0.5]), 8000, subtype="FLOAT")
+    with pytest.raises(AudioFileError, match="not finite"):
+        read_clip(str(tmp_path / "a.wav"), 8000)
+
+
+def test_labels_and_split_from_names(digits: Path) -> None:
+    data = WavFolder(str(digits), **FSDD)
+    assert data.class_names == ("0", "1", "2") and data.num_classes == 3
+    for split in ("train", "val", "test"):
+        names = [Path(f).stem.split("_") for f in data.files(split)]
+        assert [int(name[0]) for name in names] == data.dataset(split).labels.tolist()
+        assert {int(name[2]) in (0, 1) for name in names} == {split == "test"}
+    sizes = [len(data.dataset(s)) for s in ("train", "val", "test")]
+    assert sizes == [54, 6, 12]
+    assert not set(data.files("train")) & set(data.files("val"))
+    speakers = WavFolder(str(digits), label="speaker", **FSDD)
+    assert speakers.class_names == ("ann", "bob")
+    assert speakers.files("test") == data.files("test")
+
+
+def test_labels_from_folders_or_none(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        for i in range(10):
+            write(tmp_path / "a" / label / "deep" / f"{i}.WAV", noise(seed=i))
+            write(tmp_path / "b" / f"{label}{i}.wav", noise(seed=i))
+    (tmp_path / "a" / ".hidden").mkdir()
+    write(tmp_path / "a" / ".hidden" / "x.wav", noise())
+    data = WavFolder(str(tmp_path / "a"))
+    assert data.class_names == ("cat", "dog")
+    assert sum(len(data.dataset(s)) for s in ("train", "val", "test")) == 20
+    assert WavFolder(str(tmp_path / "b")).num_classes is None
+    assert WavFolder(str(tmp_path / "a"), labelled=False).num_classes is None
+    write(tmp_path / "a" / "stray.wav", noise())
+    with pytest.raises(ValueError, match=r"stray\.wav"):
+        WavFolder(str(tmp_path / "a")).dataset("train")
+
+
+def test_silent_and_empty_clips_are_counted(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(wav_folder, "rank_zero_info", said.append)
+    write(digits / "0_ann_5.wav", np.zeros(0, np.int16))
+    write(digits / "0_ann_6.wav", np.zeros(4000, np.int16))
+    write(digits / "0_ann_7.wav", noise(9000))
+    data = WavFolder(str(digits), **FSDD)
+    splits = [s for s in ("train", "val") if any(Path(f).stem in ("0_ann_5", "0_ann_6") for f in data._find()[s][0])]
+    assert len(data.dataset("train")) + len(data.dataset("val")) == 58
+    assert splits and sum("left out" in line for line in said) == len(splits)
+    assert any("only the first 1 s" in line for line in said)
+
+
+def test_a_large_folder_is_read_when_asked(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = WavFolder(str(digits), **FSDD).dataset("train").__getitems__([3, 1])
+    monkeypatch.setattr(wav_folder, "MEMORY_LIMIT", 0)
+    write(digits / "0_ann_0.wav", np.zeros(0, np.int16))
+    data = WavFolder(str(digits), **FSDD)
+    read = data.dataset("train").__getitems__([3, 1])
+    assert all((read[key] == kept[key]).all() for key in ("input", "label"))
+    empty = data.files("test").index(str(digits / "0_ann_0.wav"))
+    assert (data.dataset("test").__getitems__([empty])["input"] == PADDING).all()
+
+
+def test_pattern() -> None:
+    match = name_pattern("{label}_{speaker}_{index}").fullmatch("7_van_der_3")
+    assert match and match.groupdict() == {"label": "7", "speaker": "van", "index": "der_3"}
+    assert name_pattern("a.{x}").fullmatch("ab1") is None  # a dot is a dot
+    for bad in ("name", "{a}{a}", "{1}", "{}"):
+        with pytest.raises(ValueError, match="pattern"):
+            name_pattern(bad)
+
+
+def test_bad_options_and_folders(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"colour.*label, speaker, index"):
+        WavFolder(str(digits), label="colour", **FSDD)
+    with pytest.raises(ValueError, match="both or neither"):
+        WavFolder(str(digits), pattern="{label}_{x}", split_field="x")
+    with pytest.raises(ValueError, match=r"name 0 of 72 files.*values of index: 0, 1, 10"):
+        WavFolder(str(digits), **{**FSDD, "test_values": [99]}).dataset("test")
+    with pytest.raises(MissingDataError, match="nowhere"):
+        WavFolder(str(tmp_path / "nowhere")).dataset("train")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme.txt").write_text("x")
+    with pytest.raises(MissingDataError, match=r"readme\.txt"):
+        WavFolder(str(tmp_path / "other")).dataset("train")
+    write(digits / "nofields.wav", noise())
+    with pytest.raises(ValueError, match=r"nofields\.wav.*pattern"):
+        WavFolder(str(digits), **FSDD).dataset("train")

@@ -1,0 +1,95 @@
+"""An exported run is what ``transformers`` loads, and its features are those of the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer
+
+import eval as script
+import train
+from datamodules.tokens import segments_of
+from experiment.catalogue import ROOT
+from experiment.rebuild import build_data
+from sslmodules import load_module, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "bert"
+    options = ["--run_dir", str(folder), "--data.synthetic", "true", "--trainer.max_epochs", "1"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_RUN_DIR", raising=False)
+        assert train.main(["--config", str(ROOT / "configs/text/bert.yaml"), *options]) == 0
+    return folder
+
+
+def test_the_run_holds_its_tokenizer_and_language_numbers(run: Path) -> None:
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    stored = checkpoint["datamodule_hyper_parameters"]["vocabulary"]
+    assert (run / "tokenizer.json").read_text(encoding="utf-8") == stored
+    assert '"language"' in (run / "results.json").read_text()
+    data = build_data(dict(checkpoint["datamodule_hyper_parameters"]), [])
+    assert data.tokenizer.to_json() == stored  # type: ignore[attr-defined]
+
+
+def test_export_loads_with_transformers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The features of AutoModel are the run's, token by token, and AutoTokenizer makes the run's samples."""
+    target = tmp_path / "bert"
+    assert script.main([str(run), "--export", str(target)]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    module = load_module(checkpoint)
+    data = build_data(dict(read_checkpoint(checkpoint)["datamodule_hyper_parameters"]), [])
+    model, tokenizer = AutoModel.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    tokens = data.dataset("val").__getitems__(range(4))["input"]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        theirs = model(input_ids=tokens, attention_mask=(tokens != 0).long(), token_type_ids=segments_of(tokens))
+        ours = module.encoder.forward_tokens(tokens, segments_of(tokens))  # type: ignore[operator]
+        torch.testing.assert_close(theirs.last_hidden_state, ours)
+        pooled = torch.tanh(module.pooler(ours[:, 0]))  # type: ignore[operator]
+        torch.testing.assert_close(theirs.pooler_output, pooled)
+        heads = AutoModelForPreTraining.from_pretrained(target)(tokens, (tokens != 0).long(), segments_of(tokens))
+        torch.testing.assert_close(heads.prediction_logits, module.predict_words(ours))  # type: ignore[operator]
+    texts = [data.to_text(row[(segments_of(tokens[i : i + 1])[0] == s)]) for i, row in enumerate(tokens[:1]) for s in (0, 1)]  # type: ignore[attr-defined]
+    encoded = tokenizer(*texts, return_tensors="pt")
+    n = encoded["input_ids"].shape[1]
+    assert torch.equal(encoded["input_ids"], tokens[:1, :n]) and (tokens[0, n:] == 0).all()
+    assert torch.equal(encoded["token_type_ids"], segments_of(tokens[:1, :n]))
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+
+
+def test_export_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    for options, message in (
+        (["--export", str(tmp_path)], "exists and is not empty"),
+        (["--export", str(tmp_path / "a" / "b")], "a does not exist"),
+        (["--export", str(tmp_path / "new"), "--output", "x"], "leave --output out"),
+        (["--export", str(tmp_path / "new"), "--probes", "knn"], "--probes is for probing"),
+    ):
+        assert script.main([str(run), *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert (tmp_path / "kept.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_vocabulary_that_does_not_fit_names_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.synthetic", "true", "--model.encoder.vocab_size", "50", "--run_dir", str(tmp_path / "run")]
+    assert train.main(["--config", str(ROOT / "configs/text/bert.yaml"), *options]) == 2
+    error = capsys.readouterr().err
+    assert "the encoder knows 50 tokens" in error and "give --model.encoder.vocab_size 2" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_library_is_imported_only_where_it_is_used() -> None:
+    code = "import sys, sslmodules, datamodules, experiment.cli; print({'transformers', 'tokenizers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    code = "import sys; sys.modules['transformers'] = None; from sslmodules.networks import BertEncoder; BertEncoder(9)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "pip install 'lightning-ssl[text]'" in done.stderr.splitlines()[-1]

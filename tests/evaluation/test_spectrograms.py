@@ -1,0 +1,83 @@
+"""Spectrograms and sound in TensorBoard, and the wav file of eval.py --generate."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.wav_folder import read_clip
+from evaluation.callbacks import ImageGrid
+from evaluation.outputs import check_target, is_result, write_sound
+from evaluation.sampling import ending, generate
+from evaluation.spectrograms import Spectrograms, picture
+from tests.conftest import build, trainer_for
+
+
+def test_picture_has_high_frequencies_at_the_top() -> None:
+    x = torch.zeros(2, 1, 3, 5)
+    x[:, :, 2] = 1.0  # the highest band
+    image = picture([x, x], height=6)
+    assert image.shape == (1, 2 * (3 + 2) * 2, 2 * (5 + 4) * 2)
+    assert image[0, 2:4, 4:14].eq(1).all() and image[0, 6:8].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "sounds"),
+    [
+        ("configs/tones/apc.yaml", {"continuations"}, {"clip", "continued"}),
+        ("configs/tones/audio_mae.yaml", {"spectrograms"}, set()),
+        ("configs/digits/simclr.yaml", set(), set()),
+    ],
+)
+def test_what_is_drawn(config: str, images: set[str], sounds: set[str], tmp_path: Path) -> None:
+    module, data = build(config)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    callbacks: list[Any] = [Spectrograms()]
+    if "tones" in config:
+        callbacks.append(ImageGrid())  # which passes sound over
+    trainer_for(tmp_path, logger=logger, callbacks=callbacks, max_steps=1, limit_val_batches=1).fit(module, data)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["images"]) == images and set(events.Tags()["audio"]) == sounds
+
+
+def test_write_sound_is_known_as_a_result(tmp_path: Path) -> None:
+    samples = np.arange(-3000, 3000, dtype=np.int16)
+    path, foreign = tmp_path / "a.wav", tmp_path / "b.wav"
+    assert write_sound(path, samples, 8000).startswith("written")
+    assert np.array_equal(read_clip(str(path), 8000), samples)
+    assert int.from_bytes(path.read_bytes()[4:8], "little") == path.stat().st_size - 8
+    assert is_result(path) and write_sound(path, samples, 8000).startswith("replaced")
+    with wave.open(str(foreign), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    with pytest.raises(ValueError, match="no result"):
+        check_target(foreign, ".wav")
+
+
+def test_generate_continues_a_clip(tmp_path: Path) -> None:
+    module, data = build("configs/tones/apc.yaml")
+    module.eval()
+    assert ending(data) == ".wav"
+    device = torch.device("cpu")
+    prompt = tmp_path / "prompt.wav"
+    rng = np.random.default_rng(0)
+    write_sound(prompt, rng.integers(-3000, 3000, 4050).astype(np.int16), 8000)
+    out = tmp_path / "out.wav"
+    lines = list(generate(module, data, 30, out, "x.ckpt", device, prompt=str(prompt)))
+    assert lines == [f"written: {out}  0.5 s given, 0.3 s predicted"]
+    assert len(read_clip(str(out), 8000)) == 80 * 80
+    list(generate(module, data, 30, out, "x.ckpt", device))
+    for options, word in (({"prompt": "nowhere.wav"}, "nowhere"), ({"temperature": 0.5}, "temperature")):
+        with pytest.raises(ValueError, match=word):
+            list(generate(module, data, 30, out, "x.ckpt", device, **options))  # type: ignore[arg-type]
+    other, tones = build("configs/tones/audio_mae.yaml")
+    with pytest.raises(ValueError, match="continue_clip"):
+        list(generate(other, tones, 3, out, "x.ckpt", device))

@@ -1,0 +1,51 @@
+"""Which folder a process takes for its run where a scheduler starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiment.catalogue import UserError
+from experiment.run_folder import RunFolder
+
+TASK = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "ssl", "SLURM_JOB_ID": "7"}
+
+
+@pytest.fixture
+def in_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in TASK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")  # Lightning looks for srun
+    return monkeypatch
+
+
+def test_a_job_is_named_after_its_number(in_slurm: pytest.MonkeyPatch) -> None:
+    assert RunFolder.choose(None, "Digits", "SimCLR").path == Path("runs/digits-simclr/slurm-7")
+    in_slurm.setenv("SLURM_PROCID", "1")
+    assert RunFolder.choose(None, "Digits", "SimCLR").path == Path("runs/digits-simclr/slurm-7")
+
+
+def test_a_task_of_an_array_is_named_as_slurms_commands_take_it(in_slurm: pytest.MonkeyPatch) -> None:
+    in_slurm.setenv("SLURM_ARRAY_JOB_ID", "5")
+    in_slurm.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert RunFolder.choose(None, "Digits", "SimCLR").path == Path("runs/digits-simclr/slurm-5_2")
+
+
+def test_torchrun_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UserError, match="give --run_dir"):
+        RunFolder.choose(None, "Digits", "SimCLR")
+    assert RunFolder.choose("here", "Digits", "SimCLR").path == Path("here")
+
+
+def test_a_process_that_starts_late_may_see_half_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 makes the folder before it waits for the others, who start when their node is ready."""
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder(tmp_path).inspect({}, "SimCLR")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
+    (tmp_path / "config.yaml").write_text("mod")  # not yet written to its end
+    assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
