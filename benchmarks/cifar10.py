@@ -336,7 +336,9 @@ def main() -> int:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row, indent=2), flush=True)
     if unfinished:
-        print(f"the minutes are over: {unfinished} of {len(args.seeds) * len(args.methods)} runs are unfinished; repeat the command")
+        print(
+            f"the minutes are over: {unfinished} of {len(args.seeds) * len(args.methods)} runs are unfinished; repeat the command"
+        )
     return UNFINISHED if unfinished else 0
 
 
