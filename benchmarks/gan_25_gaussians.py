@@ -38,13 +38,13 @@ from sslmodules.gan import GAN, Loss
 
 SIDE, SPACING, DEVIATION = 5, 2.0, 0.05
 SCALE = SPACING * ((SIDE**2 - 1) / 12) ** 0.5  # the grid's deviation along each axis
-LATENT, WIDTH, DEPTH = 8, 128, 3
+LATENT, WIDTH, DEPTH = 2, 128, 3
 TARGET = 20
 #: What the losses do not share; the penalty's weight is far below the 10 that suits images.
 OPTIONS: dict[str, dict[str, Any]] = {
     "non_saturating": {},
     "hinge": {},
-    "wgan_gp": {"penalty_weight": 0.1, "discriminator_steps": 2},
+    "wgan_gp": {"penalty_weight": 0.1},
 }
 
 
@@ -107,8 +107,8 @@ class Generator(nn.Sequential):
 def train(loss: Loss, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run; the number of Gaussians found, the share of near samples, and the seconds of training."""
     seed_everything(seed, verbose=False)
-    optimizer = partial(torch.optim.Adam, lr=args.lr, betas=(0.5, 0.9))
-    module = GAN(Discriminator(), Generator(), loss=loss, optimizer=optimizer, **OPTIONS[loss])
+    optimizer = partial(torch.optim.Adam, lr=args.lr, betas=(0.0, 0.99))
+    module = GAN(Discriminator(), Generator(), loss=loss, optimizer=optimizer, final_lr_factor=1.0, **OPTIONS[loss])
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -135,7 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, default=10_000, help="of the discriminator (default: 10000)")
     parser.add_argument("--batch_size", type=int, default=256, help="default: 256")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of Adam for both, falling to 0 (default: 0.001)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of Adam for both, constant (default: 0.001)")
     parser.add_argument("--samples", type=int, default=10_000, help="that are counted (default: 10000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")

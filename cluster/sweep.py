@@ -33,8 +33,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+
 from experiment.catalogue import ROOT, UserError
-from experiment.cli import checked_arguments
 from experiment.signals import requeue, slurm_job
 
 #: Exit statuses of train.py when it was told to stop and has saved.
@@ -50,8 +51,9 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
     try:
         space = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as YAML ({error}): expected lines such as model.temperature: [0.1, 0.2]"
+            f"{path} cannot be read as YAML ({why}): expected lines such as model.temperature: [0.1, 0.2]"
         ) from None
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path}: expected lines such as model.temperature: [0.1, 0.2]")
@@ -61,6 +63,11 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
             raise UserError(f"{path}: {name}: expected a list of values or {{low, high[, log][, step]}}, got {values!r}")
         if is_range and sampler == "grid":
             raise UserError(f"{path}: {name}: a grid takes a list of values, got {values!r}")
+        ends = (values["low"], values["high"]) if is_range else (0, 1)
+        if not all(isinstance(end, (int, float)) for end in ends):  # 1e-4 is a word in YAML
+            raise UserError(f"{path}: {name}: expected numbers such as 0.0001 or 1.0e-4 for low and high, got {values!r}")
+        if ends[0] >= ends[1] or (is_range and values.get("log") and ends[0] <= 0):
+            raise UserError(f"{path}: {name}: expected low < high, and low > 0 with log, got {values!r}")
     return space
 
 
@@ -70,6 +77,11 @@ def suggest(trial: Trial, name: str, values: Any) -> Any:
         return trial.suggest_categorical(name, values)
     whole = isinstance(values["low"], int) and isinstance(values["high"], int)
     return (trial.suggest_int if whole else trial.suggest_float)(name, **values)
+
+
+def as_options(values: dict[str, Any]) -> list[str]:
+    """Values as train.py's options, words as they are and all else as YAML has it."""
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
 
 
 @contextmanager
@@ -91,13 +103,18 @@ class Worker:
     def __init__(self, args: argparse.Namespace, options: list[str]) -> None:
         self.args, self.options, self.folder = args, options, args.study
         self.space = read_space(args.space, args.sampler)
-        first = [f"--{name}={values[0] if isinstance(values, list) else values['low']}" for name, values in self.space.items()]
-        checked_arguments([*options, *first])
         self.child: subprocess.Popen[bytes] | None = None
         self.told_to_stop = 0  # by this signal
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.receive)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        from experiment.cli import checked_arguments  # with torch: a signal in these seconds is heard
+
+        first = {name: values[0] if isinstance(values, list) else values["low"] for name, values in self.space.items()}
+        checked_arguments([*options, *as_options(first)])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--study {self.folder} cannot be made ({error.strerror}): expected a folder") from None
         with alone(self.folder):
             self.study = self.open_study()
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -121,9 +138,9 @@ class Worker:
                 for values in itertools.product(*self.space.values()):
                     study.enqueue_trial(dict(zip(self.space, values, strict=True)))
         for name, value in settings.items():
-            if study.user_attrs[name] != value:
+            if study.user_attrs.get(name) != value:
                 raise UserError(
-                    f"--study {self.folder} holds another sweep ({name}: {study.user_attrs[name]} there, {value} now): "
+                    f"--study {self.folder} holds another sweep ({name}: {study.user_attrs.get(name)} there, {value} now): "
                     "repeat its command, or choose another folder"
                 )
         return study
@@ -176,10 +193,12 @@ class Worker:
     def train(self, trial: Trial) -> int:
         """Run a trial; returns the exit status of train.py."""
         run = self.folder / trial.user_attrs["run"]
-        varied = [f"--{name}={value}" for name, value in trial.params.items()]
-        command = [sys.executable, str(ROOT / "train.py"), *self.options, *varied, f"--run_dir={run}", "--evaluate=false"]
+        own = [*as_options(trial.params), f"--run_dir={run}", "--evaluate=false"]
         with Path(f"{run}.log").open("ab") as log:
+            command = [sys.executable, str(ROOT / "train.py"), *self.options, *own]
             self.child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            if self.told_to_stop:  # before there was a run to tell
+                self.child.send_signal(self.told_to_stop)
             status = self.child.wait()
         self.child = None
         return status if status >= 0 else 128 - status
@@ -240,6 +259,11 @@ def main(argv: list[str]) -> int:
     try:
         if args.metric.startswith("test/"):
             raise UserError(f"--metric {args.metric}: settings are chosen on the validation split, never on test")
+        if os.environ.get("SLURM_NTASKS", "1") != "1":
+            raise UserError(
+                f"a worker is one task, and this SLURM job has {os.environ['SLURM_NTASKS']}: give "
+                "sbatch --array=0-7 --ntasks-per-node=1 --gpus-per-node=1 for eight workers"
+            )
         return Worker(args, options).work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -67,7 +67,8 @@ class ShardDataset(FolderDataset):
                 if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
                     raise ShardError(
                         f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: other contents at byte "
-                        f"{places[i][1]}. Copy it again, or index what is there with python make_shards.py --index DIR"
+                        f"{places[i][1]}. Copy it again, or index what is there with "
+                        "python -m datamodules.make_shards --index DIR"
                     )
         return members
 
@@ -95,7 +96,7 @@ class ShardDataset(FolderDataset):
 
 
 class Shards(ImageFolder):
-    """Images in tar shards, local or by URL (``python make_shards.py SRC DST`` makes them; WebDataset's are read too).
+    """Images in tar shards, local or by URL: made by ``python -m datamodules.make_shards SRC DST``, or WebDataset's.
 
     Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and workers, and
     resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer. docs/data/shards.md
@@ -217,7 +218,7 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
         if not matching:
             raise MissingDataError(
                 f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to {names[-1]}. "
-                "Correct --data.root, or index the folder again with python make_shards.py --index DIR"
+                "Correct --data.root, or index the folder again with python -m datamodules.make_shards --index DIR"
             )
         wanted.update(matching)
     return [i for i, name in enumerate(names) if name in wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,6 +99,13 @@ def audio_files(root: Path) -> list[str]:
     return sorted(found)
 
 
+def nothing_in(samples: np.ndarray, hop: int) -> str:
+    """Why there is nothing to learn from samples (S,), or "" where there is."""
+    if len(samples) < hop:
+        return "shorter than a frame"
+    return "" if samples.any() else "silent"
+
+
 class FileClips(Dataset):
     """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
 
@@ -106,19 +114,31 @@ class FileClips(Dataset):
         labels: (N,) integers, -1 = unknown.
         sample_rate: Hz.
         clip_size: samples of a clip.
+        hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once on stderr.
     """
 
-    def __init__(self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int) -> None:
+    def __init__(self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int, hop: int) -> None:
         self.paths, self.labels = paths, labels.astype(np.int64)
-        self.sample_rate, self.clip_size = sample_rate, clip_size
+        self.sample_rate, self.clip_size, self.hop = sample_rate, clip_size, hop
+        self.without_sound = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """``{"input": (B, S) int16, "label": (B,) int64}``."""
-        clips = np.stack([pad_clip(read_clip(self.paths[i], self.sample_rate), self.clip_size) for i in indices])
+        clips = np.stack([self._clip(i) for i in indices])
         return {"input": torch.from_numpy(clips), "label": torch.from_numpy(self.labels.take(indices, 0))}
+
+    def _clip(self, i: int) -> np.ndarray:
+        samples = read_clip(self.paths[i], self.sample_rate)
+        if reason := nothing_in(samples[: self.clip_size], self.hop):
+            samples = samples[:0]
+            if not self.without_sound[i]:
+                self.without_sound[i] = True
+                count = int(self.without_sound.sum())
+                print(f"warning: {self.paths[i]} is {reason}: passed over, {count} so far", file=sys.stderr, flush=True)
+        return pad_clip(samples, self.clip_size)
 
 
 class WavFolder(AudioDataModule):
@@ -131,7 +151,8 @@ class WavFolder(AudioDataModule):
     ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a given set of files.
 
     A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one frame are then left
-    out, counted and logged; in a larger folder they count as clips without a valid frame, which no method learns from.
+    out, counted and logged; in a larger folder each is named when it is first read, and is a clip without a valid frame, which
+    no method learns from.
 
     Args:
         root: folder of the files; only read.
@@ -202,30 +223,27 @@ class WavFolder(AudioDataModule):
         found = self._find()
         part = "train" if split == "bank" else split
         paths, labels = found[part]
-        dataset: Dataset = FileClips(paths, labels, self.scale.sample_rate, self.clip_size)
+        dataset: Dataset = FileClips(paths, labels, self.scale.sample_rate, self.clip_size, self.scale.hop)
         if sum(len(p) for p, _ in found.values()) * self.clip_size * 2 <= MEMORY_LIMIT:
             dataset = self._in_memory(paths, labels, part)
         return {"train": dataset, "bank": dataset} if part == "train" else {split: dataset}
 
     def _in_memory(self, paths: list[str], labels: np.ndarray, split: str) -> KeptClips:
         clips = np.empty((len(paths), self.clip_size), np.int16)
-        short, silent, cut = 0, 0, 0
+        reasons: list[str] = []
         kept: list[int] = []
+        cut = 0
         for row, path in enumerate(paths):
             samples = read_clip(path, self.scale.sample_rate)
-            if len(samples) < self.scale.hop:
-                short += 1
-            elif not samples[: self.clip_size].any():
-                silent += 1
-            else:
-                clips[len(kept)] = pad_clip(samples, self.clip_size)
-                kept.append(row)
-                cut += len(samples) > self.clip_size
-        if short or silent:
-            rank_zero_info(
-                f"{self.root} ({split}): {short + silent} of {len(paths)} files are left out: {short} shorter than a frame, "
-                f"{silent} silent"
-            )
+            if reason := nothing_in(samples[: self.clip_size], self.scale.hop):
+                reasons.append(reason)
+                continue
+            clips[len(kept)] = pad_clip(samples, self.clip_size)
+            kept.append(row)
+            cut += len(samples) > self.clip_size
+        if reasons:
+            counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
+            rank_zero_info(f"{self.root} ({split}): {len(reasons)} of {len(paths)} files are left out: {counts}")
         if cut:
             seconds = self.clip_size / self.scale.sample_rate
             rank_zero_info(f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used")

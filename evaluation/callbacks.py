@@ -297,11 +297,12 @@ class ImageGrid(Callback):
     A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed over. By tag:
 
     - ``views``: input, view 1, view 2, ...
-    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, masked, prediction, input with the hole filled;
-      with a corrupted image: that, prediction, input; otherwise input and prediction.
+    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, the same with grey where it is hidden, prediction,
+      input with the hole filled; with a corrupted image: that, prediction, input; otherwise input and prediction.
     - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
     - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the next.
-    - ``attention`` of a ViT: input, and for each head of the last block where the class token looks (white = most).
+    - ``attention`` of a ViT, the one that gives the features: input, and for each head of the last block where the class token
+      looks (white = most).
 
     Args:
         num_samples: rows.
@@ -335,24 +336,25 @@ class ImageGrid(Callback):
             if hasattr(pl_module, "reconstruct"):
                 few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
                 prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]
-                self._draw(trainer, "reconstruction", self._columns(x, few, prediction))
+                grey = trainer.datamodule.standardise(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
+                self._draw(trainer, "reconstruction", self._columns(x, few, prediction, grey))
             if hasattr(pl_module, "sample"):
                 samples = pl_module.sample(n * n).to(x.dtype)  # type: ignore[operator]
                 self._draw(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
             if hasattr(pl_module, "interpolate"):
                 steps = pl_module.interpolate(x, n).to(x.dtype)  # type: ignore[operator]
                 self._draw(trainer, "interpolations", list(steps.unbind(1)))
-            attention = class_attention(pl_module.encoder, x)  # type: ignore[arg-type]
+            attention = class_attention(pl_module.feature_encoder, x)  # type: ignore[arg-type]
         if attention is not None:  # (n, heads, h, w), shares of patches
             attention = F.interpolate(attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest")
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
             self._draw(trainer, "attention", [x, *map(trainer.datamodule.standardise, maps)])  # type: ignore[attr-defined]
 
     @staticmethod
-    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor) -> list[Tensor]:
+    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, grey: Tensor) -> list[Tensor]:
         if "mask" in batch:
             mask = batch["mask"]
-            return [x, x.masked_fill(mask, 0), prediction, torch.where(mask, prediction, x)]
+            return [x, torch.where(mask, grey, x), prediction, torch.where(mask, prediction, x)]
         return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]
 
     @staticmethod

@@ -60,9 +60,10 @@ def _write_tokenizer(data: TextDataModule, folder: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    fast = Tokenizer.from_str(tokenizer.to_json())
+    fast, inputs = Tokenizer.from_str(tokenizer.to_json()), ["input_ids", "attention_mask"]
     pad, unk, cls, sep, mask = SPECIALS
     if data.pad_id is not None:  # the samples of this run stood between special tokens
+        inputs.insert(1, "token_type_ids")
         fast.post_processor = TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
@@ -76,4 +77,5 @@ def _write_tokenizer(data: TextDataModule, folder: Path) -> None:
         sep_token=sep,
         mask_token=mask,
         model_max_length=data.length,
+        model_input_names=inputs,
     ).save_pretrained(folder)

@@ -55,7 +55,7 @@ class APC(SSLModule):
         super().__init__(**kwargs)
         if ahead < 1:
             raise ValueError(f"ahead must be at least 1, got {ahead}")
-        if not hasattr(encoder, "in_features"):
+        if not (hasattr(encoder, "in_features") and hasattr(encoder, "num_features")):
             raise ValueError(f"encoder must read frames (GRUFrames, TransformerFrames), got {type(encoder).__name__}")
         self.encoder, self.ahead = encoder, ahead
         self.bands = int(encoder.in_features)  # type: ignore[arg-type]

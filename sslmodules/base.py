@@ -76,9 +76,14 @@ class SSLModule(LightningModule):
         """Scalars by name; ``"loss"`` is minimised, the others are logged beside it."""
         raise NotImplementedError
 
+    @property
+    def feature_encoder(self) -> nn.Module:
+        """The network behind ``embed``; other than ``encoder`` where a teacher is what is evaluated."""
+        return self.encoder
+
     def embed(self, x: Tensor) -> Tensor:
         """The features that probes see: ``input`` of a batch to h of shape (B, encoder.num_features)."""
-        return self.encoder(x)
+        return self.feature_encoder(x)
 
     def update_teacher(self) -> None:
         """Called once after every optimizer step, however many batches were accumulated for it."""

@@ -199,9 +199,10 @@ class DINO(SSLModule):
     def student(self) -> nn.Sequential:
         return nn.Sequential(self.encoder, self.projector)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Features of the teacher's encoder, which the paper finds to be ahead of the student's and evaluates."""
-        return self.teacher.net[0](x)  # type: ignore[index]
+    @property
+    def feature_encoder(self) -> nn.Module:
+        """The teacher's encoder, which the paper finds to be ahead of the student's and evaluates."""
+        return self.teacher.net[0]  # type: ignore[index]
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

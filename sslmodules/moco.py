@@ -110,9 +110,10 @@ class MoCo(SSLModule):
                 f"queue_size must be a multiple of the global batch of {global_batch} (batch_size x processes), "
                 f"got {self.queue_size}"
             )
-        if self.batch_norm_groups > 1 and global_batch < 2 * self.batch_norm_groups:
+        per_device = global_batch // (1 if self._trainer is None else self.trainer.world_size)
+        if self.batch_norm_groups > 1 and per_device < 2 * self.batch_norm_groups:
             raise ValueError(
-                f"batch_norm_groups must be at most half of the batch of {global_batch}: a group needs two samples, "
+                f"batch_norm_groups must be at most half of each device's batch of {per_device}: a group needs two samples, "
                 f"got {self.batch_norm_groups}"
             )
 
@@ -135,7 +136,7 @@ class MoCo(SSLModule):
         """(B, C, H, W) -> (B, D), in ``batch_norm_groups`` passes while training."""
         if not self.training or self.batch_norm_groups == 1:
             return network(x)
-        return torch.cat([network(part) for part in x.chunk(self.batch_norm_groups)])
+        return torch.cat([network(part) for part in x.tensor_split(self.batch_norm_groups)])  # sizes differ by one at most
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:

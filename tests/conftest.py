@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sslmodules import methods
 from sslmodules.base import SSLModule
 
 silence_framework()
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # two workers on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
 
 CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]
 
@@ -38,14 +40,32 @@ class Parsed(SSLCommandLine):
         pass
 
 
+#: Options that no config has, and that two processes or a resumed run could get wrong: by name, the config and what differs.
+VARIANTS: dict[str, tuple[str, str]] = {
+    "dino-free-last-layer": ("configs/digits/dino.yaml", "--model.freeze_last_layer_epochs 0 --model.final_weight_decay 0.1"),
+    "gan-hinge-accumulate": ("configs/digits/gan.yaml", "--model.loss hinge --model.accumulate 2 --model.encoder.norm layer"),
+    "gan-wgan_gp": ("configs/digits/gan.yaml", "--model.loss wgan_gp --model.discriminator_steps 2 --model.encoder.norm layer"),
+    "lejepa-local-views": ("configs/digits/lejepa.yaml", "--data.views DINOViews --data.views.size 8 --data.views.num_local 2"),
+    "mae-normalised": ("configs/digits/mae.yaml", "--model.normalise_target true"),
+    "swav-queue": (
+        "configs/digits/swav.yaml",
+        "--model.queue_size 32 --model.queue_start_epoch 0 --model.freeze_prototypes_steps 0",
+    ),
+    "triplet-batch_hard": ("configs/digits/triplet.yaml", "--model.mining batch_hard"),
+}
+
+
 @functools.cache
 def parse(config: str, *options: str) -> Parsed:
-    return Parsed(["--config", str(ROOT / config), *shrunk(config), *options])
+    config, more = VARIANTS.get(config, (config, ""))
+    return Parsed(["--config", str(ROOT / config), *shrunk(config), *more.split(), *options])
 
 
 def shrunk(config: str) -> list[str]:
     """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
+    if config.startswith("configs/fsdd"):
+        options += ["--data.root", "unused"]
     if config.startswith(("configs/imagenet", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
         text = (ROOT / config).read_text()
@@ -102,4 +122,10 @@ COSTLY = [c if c.split("/")[1] in SMALL else pytest.param(c, marks=pytest.mark.s
 
 @pytest.fixture(params=COSTLY)
 def config(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[*COSTLY, *VARIANTS])
+def setting(request: pytest.FixtureRequest) -> str:
+    """A config, or one of ``VARIANTS``."""
     return request.param

@@ -75,7 +75,13 @@ def options(folder: Path, keep: Keep) -> dict[str, Any]:
 def prepared(config: str) -> tuple[Any, Any]:
     # plain SGD: an adaptive optimizer turns rounding noise of unused directions into full steps
     sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05", "--model.warmup_epochs", "0"]
-    return build(config, *sgd, "--data.batch_size", str(PER_RANK))
+    module, data = build(config, *sgd, "--data.batch_size", str(PER_RANK))
+    for part in module.modules():  # two ranks cannot draw what one process draws
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(getattr(part, "dropout", None), float):
+            part.dropout = 0.0  # type: ignore[assignment]
+    return module, data
 
 
 def main(folder: Path, configs: list[str]) -> None:

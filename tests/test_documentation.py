@@ -289,6 +289,14 @@ def test_a_config_begins_with_its_command(config: Path, monkeypatch: pytest.Monk
     check_command(train_arguments(first))
 
 
+@pytest.mark.parametrize("config", [p for p in config_files() if p.parent.name in ("cifar10", "imagenet")], ids=name_of)
+def test_a_config_for_a_gpu_says_what_to_expect_and_whether_it_was_run(config: Path) -> None:
+    """The number that its settings are published with, or that there is none; and that nobody here has seen it."""
+    header = " ".join(line.lstrip("# ") for line in re.findall(r"^#.*", config.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert re.search(r"(?i)(expected|published)\b.* \d|no published result", header), header
+    assert re.search(r"Not run here|Measured", header), header
+
+
 @pytest.mark.parametrize(
     ("line", "arguments"),
     [

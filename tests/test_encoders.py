@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from lightning import Callback
 
 from evaluation.callbacks import ImageGrid
 from sslmodules import methods
@@ -20,10 +20,13 @@ ENCODERS: dict[str, tuple[dict[str, Any], int, int]] = {
     "resnet10t": ({}, 512, 1),
     "vit_tiny_patch16_224": ({"image_size": 32, "patch_size": 8}, 192, 4),
 }
+CIFAR10 = Path(__file__).parent.parent / "configs" / "cifar10"
+#: Methods of images: those that have a config for 32x32 pixels in colour.
+METHODS = [name for name, cls in sorted(methods().items()) if (CIFAR10 / f"{cls.__module__.rpartition('.')[2]}.yaml").is_file()]
 REFUSED = {
     ("MAE", "ConvEncoder"): "visible patches alone",
     ("MAE", "ResNetEncoder"): "visible patches alone",
-    ("MAE", "resnet10t"): "visible patches alone",
+    ("MAE", "resnet10t"): "image_size is for ViTs",  # of the config; without it the words are those of the other encoders
     ("MAE", "vit_tiny_patch16_224"): "visible patches alone",
 }
 
@@ -45,9 +48,19 @@ def options(method: str, encoder: str) -> list[str]:
     return chosen
 
 
+class Learning(Callback):
+    """Which parameters of the encoder had a gradient in any step."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.names |= {name for name, p in pl_module.encoder.named_parameters() if p.grad is not None and p.grad.any()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("method", sorted(methods()))
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_with_each_kind_of_encoder(method: str, encoder: str, tmp_path: Path) -> None:
     config = f"configs/cifar10/{methods()[method].__module__.rpartition('.')[2]}.yaml"
     if why := REFUSED.get((method, encoder)):
@@ -56,11 +69,10 @@ def test_a_step_with_each_kind_of_encoder(method: str, encoder: str, tmp_path: P
         return
     module, data = build(config, *options(method, encoder))
     assert module.encoder.num_features == ENCODERS[encoder][1]
-    before = {name: p.detach().clone() for name, p in module.encoder.named_parameters()}
-    trainer = trainer_for(
-        tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=[ImageGrid(num_samples=2)]
-    )
+    learning = Learning()
+    callbacks = [learning, ImageGrid(num_samples=2)]
+    # a second step: in the first, what lies behind a norm that starts at zero has no gradient
+    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=callbacks)
     trainer.fit(module, data)
     assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
-    still = [name for name, p in module.encoder.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
-    assert not still
+    assert not {name for name, p in module.encoder.named_parameters() if p.requires_grad} - learning.names

@@ -23,7 +23,8 @@ class TimmEncoder(nn.Module):
         pretrained: start from timm's published weights (downloads them).
 
     Raises:
-        ValueError: timm has no such model (the three nearest names are given), or the model has no setting for ``any_size``.
+        ValueError: timm has no such model (the three nearest names are given), or the model has no setting for what was
+            given.
     """
 
     def __init__(
@@ -41,15 +42,16 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
         if image_size and patch_size and image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size ({image_size}), got {patch_size}")
-        sizes: dict[str, Any] = {k: v for k, v in (("img_size", image_size), ("patch_size", patch_size)) if v is not None}
-        if any_size:
-            sizes["dynamic_img_size"] = True
+        asked = {"image_size": ("img_size", image_size), "patch_size": ("patch_size", patch_size)}
+        asked["any_size"] = ("dynamic_img_size", True if any_size else None)
+        sizes: dict[str, Any] = {theirs: value for theirs, value in asked.values() if value is not None}
         try:
             self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
         except TypeError as error:
-            if "dynamic_img_size" not in str(error):
+            refused = [ours for ours, (theirs, _) in asked.items() if f"'{theirs}'" in str(error)]
+            if not refused:
                 raise
-            raise ValueError(f"any_size is for ViTs, and {name!r} has no such setting: leave it out") from None
+            raise ValueError(f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config") from None
         # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 

@@ -50,6 +50,14 @@ def test_mel_matrix_is_a_partition() -> None:
     assert matrix.min() == 0 and matrix.max() <= 1
 
 
+@pytest.mark.parametrize(("mels", "size", "rate"), [(40, 256, 8000), (80, 1024, 22050), (128, 2048, 16000)])
+def test_mel_matrix_is_that_of_transformers(mels: int, size: int, rate: int) -> None:
+    reference = pytest.importorskip("transformers.audio_utils").mel_filter_bank(
+        size // 2 + 1, mels, 0.0, rate / 2, rate, norm=None, mel_scale="htk"
+    )
+    torch.testing.assert_close(mel_matrix(mels, size, rate), torch.from_numpy(reference.T).float(), rtol=0, atol=1e-5)
+
+
 def test_log_mel_against_a_slow_reference() -> None:
     samples = np.random.default_rng(0).standard_normal(800) * 0.1
     expected = slow_log_mel(samples, 8000, 40, 200, 80, 256)

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from datamodules import tar_index
 from datamodules.base import EpochSampler, as_is
 from datamodules.images import ImageFileError, ImageFolder, MissingDataError
+from datamodules.make_shards import make_shards
 from datamodules.shards import Shards, expanded, split_of, split_pattern
 from datamodules.tar_index import MAX_GAP, ShardError, index_folder, merged, write_index
-from make_shards import make_shards
 
 CLASSES = ("apple", "pear", "plum")
 
@@ -320,7 +320,7 @@ def test_url_without_shards_index_or_server(server: Any, folder: Path):
     with pytest.raises(ShardError, match=r"train-000002.tar has changed"):
         dataset.__getitems__(np.flatnonzero(dataset.paths >= 32)[:1].tolist())
     (folder / "shards.json").unlink()
-    with pytest.raises(MissingDataError, match=r"shards.json is missing.*make_shards.py --index"):
+    with pytest.raises(MissingDataError, match=r"shards.json is missing.*make_shards --index"):
         shards(server.url).dataset("train")
     with pytest.raises(ShardError, match=r"after 4 attempts: .*refused"):
         shards("http://127.0.0.1:9").dataset("train")

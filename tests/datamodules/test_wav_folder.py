@@ -144,18 +144,28 @@ def test_silent_and_empty_clips_are_counted(digits: Path, monkeypatch: pytest.Mo
     splits = [s for s in ("train", "val") if any(Path(f).stem in ("0_ann_5", "0_ann_6") for f in data._find()[s][0])]
     assert len(data.dataset("train")) + len(data.dataset("val")) == 58
     assert splits and sum("left out" in line for line in said) == len(splits)
+    assert all(any(f"1 {reason}" in line for line in said) for reason in ("shorter than a frame", "silent"))
     assert any("only the first 1 s" in line for line in said)
 
 
-def test_a_large_folder_is_read_when_asked(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_folder_is_read_when_asked(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = WavFolder(str(digits), **FSDD).dataset("train").__getitems__([3, 1])
     monkeypatch.setattr(wav_folder, "MEMORY_LIMIT", 0)
     write(digits / "0_ann_0.wav", np.zeros(0, np.int16))
+    write(digits / "0_ann_1.wav", np.zeros(4000, np.int16))
     data = WavFolder(str(digits), **FSDD)
     read = data.dataset("train").__getitems__([3, 1])
     assert all((read[key] == kept[key]).all() for key in ("input", "label"))
-    empty = data.files("test").index(str(digits / "0_ann_0.wav"))
-    assert (data.dataset("test").__getitems__([empty])["input"] == PADDING).all()
+    assert not capsys.readouterr().err
+    rows = [data.files("test").index(str(digits / f"0_ann_{i}.wav")) for i in (0, 1)]
+    for _ in range(2):  # named once, however often they are read
+        assert (data.dataset("test").__getitems__(rows)["input"] == PADDING).all()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "0_ann_0.wav is shorter than a frame: passed over, 1 so far" in said[0]
+    assert "0_ann_1.wav is silent: passed over, 2 so far" in said[1]
 
 
 def test_pattern() -> None:

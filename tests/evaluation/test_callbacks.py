@@ -208,6 +208,22 @@ def test_pictures_show_samples_of_the_same_noise_and_interpolations(tmp_path: Pa
         assert shown[tag][0] == shown[tag][1]
 
 
+def test_the_attention_that_is_shown_is_of_the_network_that_gives_the_features(tmp_path: Path) -> None:
+    """DINO evaluates its teacher: with the student's patches set to zero, its pictures are as they were."""
+    shown = []
+    for harm in (None, "encoder", "teacher"):
+        options = (
+            "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 2 --model.encoder.width 24"
+        )
+        options += " --model.encoder.depth 1 --model.encoder.heads 2 --model.momentum 1 --model.optimizer.lr 0"
+        module, _ = build("configs/digits/dino.yaml", *options.split())
+        if harm:
+            encoder = module.encoder if harm == "encoder" else module.teacher.net[0]
+            torch.nn.init.zeros_(encoder.blocks[0].attn.qkv.weight)
+        shown.append(pictures(tmp_path / str(harm), module, Digits(views=views(), batch_size=64))["attention"])
+    assert shown[0] == shown[1] != shown[2]
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

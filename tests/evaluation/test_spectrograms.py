@@ -42,7 +42,8 @@ def test_what_is_drawn(config: str, images: set[str], sounds: set[str], tmp_path
     callbacks: list[Any] = [Spectrograms()]
     if "tones" in config:
         callbacks.append(ImageGrid())  # which passes sound over
-    trainer_for(tmp_path, logger=logger, callbacks=callbacks, max_steps=1, limit_val_batches=1).fit(module, data)
+    few = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
+    trainer_for(tmp_path, logger=logger, callbacks=callbacks, **few).fit(module, data)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert set(events.Tags()["images"]) == images and set(events.Tags()["audio"]) == sounds

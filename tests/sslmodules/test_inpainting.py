@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslmodules.inpainting import Inpainting, masked_mse
-from sslmodules.networks import ConvDecoder, ConvEncoder, TimmEncoder
+from sslmodules.networks import ConvDecoder, ConvEncoder
 
 
 def example(hidden: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,8 +113,6 @@ def test_refuses_what_cannot_work() -> None:
     vector_only = torch.nn.Identity()
     with pytest.raises(ValueError, match="forward_features"):
         Inpainting(vector_only, ConvDecoder(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    with pytest.raises(ValueError, match=r"forward_features.*TimmEncoder"):
-        Inpainting(TimmEncoder("vit_tiny_patch16_224", 32, 8), ConvDecoder(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
 
 
 def test_decoder_says_which_map_it_needs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,8 +212,22 @@ def test_a_queue_that_is_no_multiple_of_the_batch_stops_at_the_start(size: int, 
 
 def test_too_many_groups_for_the_batch_stop_at_the_start() -> None:
     small(batch_norm_groups=4).check_batch_size(8)
-    with pytest.raises(ValueError, match=r"batch_norm_groups must be at most half of the batch of 8.*got 5"):
+    with pytest.raises(ValueError, match=r"batch_norm_groups must be at most half of each device's batch of 8.*got 5"):
         small(batch_norm_groups=5).check_batch_size(8)
+    module = small(batch_norm_groups=4, queue_size=16)
+    module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    module.check_batch_size(16)
+    with pytest.raises(ValueError, match=r"each device's batch of 4.*got 4"):  # a global batch of 8 on two devices
+        module.check_batch_size(8)
+
+
+def test_no_group_has_a_single_sample() -> None:
+    """Ten samples in four groups: 3, 3, 2, 2. Pieces of one length would leave one sample for the last."""
+    sizes: list[int] = []
+    module = small(batch_norm_groups=4, queue_size=20).train()
+    module.encoder.register_forward_hook(lambda net, args, h: sizes.append(len(h)))
+    module.losses({"views": views(n=10)})
+    assert sizes == [3, 3, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Packs a folder of images into tar shards (WebDataset's layout) with an index, for ``--data Shards``.
 
-    python make_shards.py SRC DST [--per_shard 10000] [--unlabelled]
-    python make_shards.py --index DIR          index the shards that lie in DIR, such as those of other programs
+    python -m datamodules.make_shards SRC DST [--per_shard 10000] [--unlabelled]
+    python -m datamodules.make_shards --index DIR          index the shards that lie in DIR, such as those of other programs
 
 SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are copied byte for
 byte, in an order that is shuffled once and always the same. DST must not exist; it appears when everything is written.
@@ -74,7 +74,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.make_shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("src", type=Path, nargs="?", help="folder of images")
     parser.add_argument("dst", type=Path, nargs="?", help="folder to make")
     parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default %(default)s)")
