@@ -12,12 +12,13 @@ archive of it, is a copy kept as JPEG files and is called CIFAR-10-JPEG everywhe
 
 Protocol, of the last epoch's weights, features of ``embed``:
 
-- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published numbers are the MAXIMUM
-  over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images that were trained on.
+- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published numbers are the
+  MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images that were trained on.
 - linear, 5-shot, and the baselines of an untrained encoder and of raw pixels: as ``eval.py`` (L2 chosen on 5,000 held-out
   training images).
 - images/s and seconds per epoch: medians over the epochs, without validation and checkpoints. views: time of the views of one
-  batch, alone, as a share of a step. wait: share of the time in which the host waits for data. memory: the most that torch held.
+  batch, alone, as a share of a step. wait: share of the time in which the host waits for data. memory: the most that
+  torch held.
 
 The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``.
 
@@ -40,6 +41,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +59,7 @@ from sslmodules import initial_module, load_module, read_checkpoint
 
 CONFIG_BATCH = 512
 UNFINISHED = 75
+VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs
 MARKS = ("<!-- cifar10: begin -->", "<!-- cifar10: end -->")
 METRICS = ("knn200", "knn20", "linear", "fewshot5")
 
@@ -94,6 +97,12 @@ class Meter(Callback):
         # an epoch more, with its checkpoint and perhaps a validation, must fit
         if now + 2 * self.seconds[-1] + 5 > self.deadline:
             trainer.should_stop = True
+        # an epoch takes seconds here, and so would a checkpoint after each
+        done = trainer.current_epoch + 1
+        due = trainer.should_stop or done % SAVE_EVERY == 0 or done == trainer.max_epochs
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver.filename == "last":
+                saver._every_n_epochs = 1 if due else done + 1
 
 
 def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
@@ -113,8 +122,8 @@ def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
         constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
         return "CIFAR-10-JPEG", ["--data", "ImageFolder", "--data.root", str(given), "--data.image_size", "32", *constants]
     sys.exit(
-        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and test/<class>/*.jpg, "
-        "or a tar archive of the latter"
+        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
+        "test/<class>/*.jpg, or a tar archive of the latter"
     )
 
 
@@ -124,7 +133,8 @@ def command_line(args: argparse.Namespace, method: str, seed: int, folder: Path,
     options = ["--config", str(config), *data, "--run_dir", str(folder), "--seed_everything", str(seed)]
     options += ["--data.batch_size", str(args.batch), "--trainer.max_epochs", str(args.epochs)]
     options += ["--trainer.accelerator", args.device, "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
-    options += ["--trainer.check_val_every_n_epoch", str(max(1, min(20, args.epochs)))]
+    options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
+    options += ["--trainer.benchmark", "true"]
     if args.batch != CONFIG_BATCH:
         lr = configured_lr(config) * args.batch / CONFIG_BATCH
         options += ["--model.optimizer.init_args.lr", repr(lr)]
@@ -153,6 +163,7 @@ def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[
     print(f"{method}: {name}, batch {args.batch}, seed {seed}, epoch {done} of {args.epochs}, {folder}", flush=True)
     if done < args.epochs:
         trainer.fit(module, datamodule, ckpt_path=resume)
+        cli.run_folder.content = read_checkpoint(cli.run_folder.last)
         done = cli.run_folder.progress()[0]
     if done < args.epochs:
         print(f"{method}: stopped after epoch {done} of {args.epochs}; the same command goes on", flush=True)
@@ -336,9 +347,8 @@ def main() -> int:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row, indent=2), flush=True)
     if unfinished:
-        print(
-            f"the minutes are over: {unfinished} of {len(args.seeds) * len(args.methods)} runs are unfinished; repeat the command"
-        )
+        total = len(args.seeds) * len(args.methods)
+        print(f"the minutes are over: {unfinished} of {total} runs are unfinished; repeat the command")
     return UNFINISHED if unfinished else 0
 
 

@@ -150,9 +150,7 @@ def main() -> int:
     torch.manual_seed(0)
     device = torch.device(args.device)
     name = torch.cuda.get_device_name(device) if args.device == "cuda" else "CPU: a trial of the script, no measurement"
-    print(
-        f"{name}; {os.cpu_count()} cores; ResNet-18 (CIFAR stem), bf16-mixed, batch {args.batch} x 2 views, {args.rounds} rounds"
-    )
+    print(f"{name}; {os.cpu_count()} cores; ResNet-18 (CIFAR), bf16-mixed, batch {args.batch} x 2 views, {args.rounds} rounds")
     print(", ".join(f"{k} {v}" for k, v in environment["versions"].items() if k in ("torch", "lightning", "lightly")))
 
     operations, ceiling = operations_per_image(args, device), matrix_ceiling(device, args.matrix)
@@ -160,9 +158,7 @@ def main() -> int:
     seconds = measure(variants(images, args, device), args.rounds)
 
     steps = args.images // args.batch
-    print(
-        f"\nmatrix ceiling {ceiling / 1e12:.0f} TFLOP/s; {operations / 1e9:.2f} GFLOP an image (two views, forward and backward)"
-    )
+    print(f"\nmatrix ceiling {ceiling / 1e12:.0f} TFLOP/s; {operations / 1e9:.2f} GFLOP an image (two views, both passes)")
     print(f"\n{'':24}{'images/s':>10}{'min':>9}{'max':>9}{'ms/step':>9}{'share of the matrix ceiling':>29}")
     for variant, values in seconds.items():
         rates = sorted(steps * args.batch / s for s in values)
