@@ -14,7 +14,7 @@ The images are random uint8 arrays of CIFAR-10's shape; their content does not m
 - lightly, workers 0 and 2: the loop of lightly's examples/pytorch/simclr.py (plain torch, without any framework's
   cost) with its SimCLRTransform, NTXentLoss and SimCLRProjectionHead, in a DataLoader with drop_last and shuffle.
 
-Made equal for everybody: batch size, float32, threads of the main process, the encoder's class, a projector of the
+Made equal for everybody: batch size, precision, threads of the main process, the encoder's class, a projector of the
 same widths with batch norm after both layers, temperature 0.5, AdamW, and the CIFAR recipe: crop (.08, 1), flip .5,
 colour jitter (.4, .4, .4, .1) with p .8, grayscale .2, no blur, CIFAR-10's mean and standard deviation. In lightly's
 favour: its images are PIL images in a list, where its example makes them from an array every time; its workers are
@@ -92,6 +92,11 @@ def timed(epoch: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
+    """What ``Trainer(precision=...)`` puts around the forward pass."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16-mixed")
+
+
 def choose_encoder(args: argparse.Namespace) -> tuple[type[nn.Module], dict[str, Any]]:
     """The encoder's class and options, as a configuration would give them."""
     if args.encoder == "resnet18":
@@ -153,7 +158,7 @@ class Clock(Callback):
         self.marks.append(time.perf_counter())
 
 
-def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace) -> Variant:
+def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace, compiled: bool = False) -> Variant:
     """Two epochs of what ``train.py`` builds from a configuration, on the data module that ``make_data`` gives."""
     encoder, encoder_options = choose_encoder(args)
     config = {
@@ -173,6 +178,7 @@ def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace)
             "max_epochs": 2,
             "limit_val_batches": 0,
             "enable_progress_bar": False,
+            "precision": args.precision,
         },
     }
 
@@ -185,6 +191,8 @@ def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace)
             cli = SSLCommandLine(["--config", str(file), "--run_dir", str(Path(folder) / "run")])
             trainer = cli.trainer
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [clock]
+            if compiled:
+                cli.model.encoder.compile()
             trainer.fit(cli.model, make_data())
         warm, end = clock.marks
         return end - warm
@@ -223,8 +231,9 @@ def bare(batches: list[Batch], args: argparse.Namespace, device: torch.device) -
 
     def epoch() -> None:
         for batch in batches:
-            z1, z2 = network(torch.cat(batch["views"])).chunk(2)
-            loss = nt_xent(z1, z2, TEMPERATURE)
+            with autocast(args, device):
+                z1, z2 = network(torch.cat(batch["views"])).chunk(2)
+                loss = nt_xent(z1, z2, TEMPERATURE)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -300,7 +309,8 @@ def lightly(images: np.ndarray, num_workers: int, args: argparse.Namespace, devi
         total_loss = torch.zeros((), device=device)
         for views, _ in loader:
             x0, x1 = (view.to(device, non_blocking=cuda) for view in views)
-            loss = criterion(model(x0), model(x1))
+            with autocast(args, device):
+                loss = criterion(model(x0), model(x1))
             total_loss += loss.detach()
             loss.backward()
             optimizer.step()
@@ -385,6 +395,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--encoder", choices=("convnet", "resnet18"), default="convnet")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="widths of the convnet")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="of every variant")
     parser.add_argument("--skip-peers", action="store_true", help="leave lightly out; it need not be installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     args = parser.parse_args()
@@ -425,7 +436,7 @@ def main() -> int:
     )
     gpu = f"{hardware['gpus'][0]}, " if args.device == "cuda" else ""
     print(
-        f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, float32; "
+        f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, {args.precision}; "
         f"{steps} steps of {args.batch} images x 2 views; {args.rounds} rounds"
     )
     print("off in ours and lightning: validation, checkpoints, progress bar; on: default callbacks, TensorBoard")

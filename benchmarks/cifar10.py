@@ -1,0 +1,356 @@
+"""CIFAR-10 with a ResNet-18, the field's benchmark: accuracy, speed and memory of a list of methods, in slices of time.
+
+    python benchmarks/cifar10.py --data DIR --methods simclr byol moco --batch 512 --epochs 200 --minutes 9
+    python benchmarks/cifar10.py --table [--readme README.md]
+
+Each method runs as ``python train.py --config configs/cifar10/<method>.yaml`` would, in its own run folder below ``--runs``.
+When the minutes are over it stops after an epoch, with a checkpoint; the same command goes on from there, and evaluates what is
+finished. A finished run appends one line to ``--results``; the table is made from those lines and from nothing else.
+
+Data: a folder with ``cifar-10-batches-py`` is CIFAR-10; one with ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or a tar
+archive of it, is a copy kept as JPEG files and is called CIFAR-10-JPEG everywhere: its numbers are not CIFAR-10's.
+
+Protocol, of the last epoch's weights, features of ``embed``:
+
+- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published numbers are the
+  MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images that were trained on.
+- linear, 5-shot, and the baselines of an untrained encoder and of raw pixels: as ``eval.py`` (L2 chosen on 5,000 held-out
+  training images).
+- images/s and seconds per epoch: medians over the epochs, without validation and checkpoints. views: time of the views of one
+  batch, alone, as a share of a step. wait: share of the time in which the host waits for data. memory: the most that
+  torch held.
+
+The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``.
+
+Exit status: 0 all asked runs are finished, 75 the minutes are over and some are not, 2 bad arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tarfile
+import time
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs from a clone without installing
+
+from datamodules.base import SSLDataModule
+from datamodules.images import CIFAR10
+from evaluation.knn import knn_predict
+from evaluation.linear_probe import top1
+from evaluation.report import evaluate, extract_features
+from experiment.cli import SSLCommandLine
+from experiment.quiet import silence_framework
+from experiment.run_folder import describe_environment
+from sslmodules import initial_module, load_module, read_checkpoint
+
+CONFIG_BATCH = 512
+UNFINISHED = 75
+VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs
+MARKS = ("<!-- cifar10: begin -->", "<!-- cifar10: end -->")
+METRICS = ("knn200", "knn20", "linear", "fewshot5")
+
+
+class Meter(Callback):
+    """Seconds of every epoch's training, and the most memory; kept in the checkpoint, so that slices of a run add up."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline  # of time.monotonic()
+        self.seconds: list[float] = []
+        self.memory = 0
+        self.mark = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "memory": self.memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.memory = list(state_dict["seconds"]), state_dict["memory"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.mark = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_end(trainer, pl_module)  # validation of an epoch comes before its end: it is not training
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.mark == 0.0:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+            self.memory = max(self.memory, torch.cuda.max_memory_allocated(pl_module.device))
+        now = time.monotonic()
+        self.seconds.append(now - self.mark)
+        self.mark = 0.0
+        # an epoch more, with its checkpoint and perhaps a validation, must fit
+        if now + 2 * self.seconds[-1] + 5 > self.deadline:
+            trainer.should_stop = True
+        # an epoch takes seconds here, and so would a checkpoint after each
+        done = trainer.current_epoch + 1
+        due = trainer.should_stop or done % SAVE_EVERY == 0 or done == trainer.max_epochs
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver.filename == "last":
+                saver._every_n_epochs = 1 if due else done + 1
+
+
+def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
+    """Name of the data as it is reported, and the options of ``train.py`` for it."""
+    if given.is_file() and tarfile.is_tarfile(given):
+        target = runs / given.name.split(".")[0]
+        if not target.is_dir():
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            with tarfile.open(given) as archive:
+                archive.extractall(partial, filter="data")
+            inner = partial if (partial / "train").is_dir() else next(partial.iterdir())
+            inner.rename(target)  # only a whole copy has the name
+        given = target
+    if (given / "cifar-10-batches-py").is_dir():
+        return "CIFAR-10", ["--data.root", str(given)]
+    if (given / "train").is_dir() and (given / "test").is_dir():
+        constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
+        return "CIFAR-10-JPEG", ["--data", "ImageFolder", "--data.root", str(given), "--data.image_size", "32", *constants]
+    sys.exit(
+        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
+        "test/<class>/*.jpg, or a tar archive of the latter"
+    )
+
+
+def command_line(args: argparse.Namespace, method: str, seed: int, folder: Path, data: list[str]) -> SSLCommandLine:
+    """Method, data and Trainer as ``train.py`` builds them."""
+    config = ROOT / "configs" / "cifar10" / f"{method}.yaml"
+    options = ["--config", str(config), *data, "--run_dir", str(folder), "--seed_everything", str(seed)]
+    options += ["--data.batch_size", str(args.batch), "--trainer.max_epochs", str(args.epochs)]
+    options += ["--trainer.accelerator", args.device, "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+    options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
+    options += ["--trainer.benchmark", "true"]
+    if args.batch != CONFIG_BATCH:
+        lr = configured_lr(config) * args.batch / CONFIG_BATCH
+        options += ["--model.optimizer.init_args.lr", repr(lr)]
+    os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
+    return SSLCommandLine(options)
+
+
+def configured_lr(config: Path) -> float:
+    import yaml
+
+    return float(yaml.safe_load(config.read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"])
+
+
+def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[str], deadline: float) -> dict[str, Any] | None:
+    """Train until finished or the deadline; the line of results if finished."""
+    folder = args.runs / f"{name.lower()}-{method}-b{args.batch}-e{args.epochs}-s{seed}"
+    cli = command_line(args, method, seed, folder, data)
+    trainer, module, datamodule = cli.trainer, cli.model, cli.datamodule
+    resume = cli.run_folder.inspect(cli.plain_config, cli.method_name)
+    cli.run_folder.create(cli.plain_config, resume is not None)
+    meter = Meter(deadline)
+    trainer.callbacks.insert(0, meter)
+    if args.compile:
+        module.encoder.compile()  # in place: the names in the checkpoint stay
+    done = 0 if resume is None else cli.run_folder.progress()[0]
+    print(f"{method}: {name}, batch {args.batch}, seed {seed}, epoch {done} of {args.epochs}, {folder}", flush=True)
+    if done < args.epochs:
+        trainer.fit(module, datamodule, ckpt_path=resume)
+        cli.run_folder.content = read_checkpoint(cli.run_folder.last)
+        done = cli.run_folder.progress()[0]
+    if done < args.epochs:
+        print(f"{method}: stopped after epoch {done} of {args.epochs}; the same command goes on", flush=True)
+        return None
+    checkpoint = read_checkpoint(cli.run_folder.last)
+    meter.load_state_dict(next(v for k, v in checkpoint["callbacks"].items() if k.startswith("Meter")))
+    device = trainer.strategy.root_device
+    trained = load_module(cli.run_folder.last)
+    datamodule.trainer = None
+    report = evaluate(trained, initial_module(checkpoint), datamodule, str(cli.run_folder.last), device=device, seed=seed)
+    seconds = statistics.median(meter.seconds)
+    steps = len(datamodule.dataset("train")) // args.batch
+    return {
+        "data": name,
+        "method": method,
+        "batch": args.batch,
+        "epochs": args.epochs,
+        "seed": seed,
+        "precision": str(cli.config.trainer.precision),
+        "compile": args.compile,
+        **accuracies(report["results"]["pretrained"], knn200(trained, datamodule, device)),
+        "baselines": {k: accuracies(report["results"][k]) for k in report["results"] if k != "pretrained"},
+        "linear_l2": report["protocol"]["linear_l2"],
+        "images_per_s": round(steps * args.batch / seconds, 1),
+        "seconds_per_epoch": round(seconds, 3),
+        "training_minutes": round(sum(meter.seconds) / 60, 2),
+        "views_share": round(seconds_of_views(datamodule, args.batch, device) * steps / seconds, 4),
+        "data_wait_share": logged_median(folder, "time/data_wait_share"),
+        "peak_memory_gib": round(meter.memory / 2**30, 2) if device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment()["hardware"]["cpu"],
+        "versions": {k: v for k, v in describe_environment()["versions"].items() if k in ("torch", "lightning")},
+        "commit": describe_environment()["git_commit"],
+        "command": " ".join(["python benchmarks/cifar10.py", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def accuracies(row: dict[str, float], at_200: float | None = None) -> dict[str, float]:
+    names = {"knn20": "knn_top1", "linear": "linear_top1", "fewshot5": "fewshot_top1"}
+    found = {name: round(row[key], 4) for name, key in names.items()}
+    return found if at_200 is None else {"knn200": round(at_200, 4), **found}
+
+
+@torch.no_grad()
+def knn200(module: Any, data: SSLDataModule, device: torch.device) -> float:
+    """lightly's kNN accuracy: every training image in the bank, k 200, T 0.1."""
+    encoders = {"features": module.to(device).eval().embed}
+    parts = {split: extract_features(encoders, data, split, device)["features"] for split in ("bank", "val", "test")}  # type: ignore[arg-type]
+    bank, labels = (torch.cat([parts["bank"][i], parts["val"][i]]) for i in (0, 1))
+    test, test_labels = parts["test"]
+    assert data.num_classes is not None
+    predictions = knn_predict(test, bank, labels, data.num_classes, k=min(200, len(bank)), temperature=0.1)
+    return top1(predictions, test_labels)
+
+
+def seconds_of_views(data: SSLDataModule, batch: int, device: torch.device, repeats: int = 20) -> float:
+    """Median seconds of decoding, standardising and viewing one batch that lies on the device."""
+    raw = {k: v.to(device) for k, v in data.dataset("train").__getitems__(list(range(batch))).items()}  # type: ignore[attr-defined]
+    generator = torch.Generator(device).manual_seed(0)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        data.transform(raw, generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[repeats // 4 :])
+
+
+def logged_median(folder: Path, tag: str) -> float | None:
+    """Median of a curve in the run's TensorBoard events."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return None
+    return round(statistics.median(e.value for e in events.Scalars(tag)), 4)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(lines: Iterable[str]) -> str:
+    """Markdown from the lines of results: a row per data, method, batch, epochs, precision and device; the newest line of
+    each seed counts."""
+    runs: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        row = json.loads(line)
+        key = tuple(row[k] for k in ("data", "method", "batch", "epochs", "precision", "compile", "device"))
+        runs.setdefault(key, {})[row["seed"]] = row
+    head = ["data", "method", "batch", "epochs", "precision", "device", "seeds", "kNN 200", "kNN 20", "linear", "5-shot"]
+    head += ["images/s", "s/epoch", "minutes", "views", "wait", "GiB"]
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (data, method, batch, epochs, precision, compiled, device), by_seed in sorted(runs.items(), key=lambda kv: str(kv[0])):
+        rows = list(by_seed.values())
+
+        def middle(name: str, rows: list[dict[str, Any]] = rows) -> float | None:
+            values = [r[name] for r in rows if r[name] is not None]
+            return statistics.median(values) if values else None
+
+        cells = [data, method, batch, epochs, f"{precision}{', compiled' if compiled else ''}", device]
+        cells.append(", ".join(map(str, sorted(by_seed))))
+        for metric in METRICS:
+            values = [100 * r[metric] for r in rows]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        for name, form in (("images_per_s", "{:.0f}"), ("seconds_per_epoch", "{:.2f}"), ("training_minutes", "{:.1f}")):
+            cells.append(form.format(middle(name)))
+        for name in ("views_share", "data_wait_share"):
+            share = middle(name)
+            cells.append("" if share is None else f"{share:.1%}")
+        memory = middle("peak_memory_gib")
+        cells.append("" if memory is None else f"{memory:.1f}")
+        out.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(out)
+
+
+def write_between_marks(file: Path, text: str) -> None:
+    """Replace what stands between the two marks of the table."""
+    content = file.read_text(encoding="utf-8")
+    begin, end = (content.find(mark) for mark in MARKS)
+    if not 0 <= begin < end:
+        sys.exit(f"error: {file} has no lines {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
+    file.write_text(content[: begin + len(MARKS[0])] + f"\n{text}\n" + content[end:], encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = sorted(p.stem for p in (ROOT / "configs" / "cifar10").glob("*.yaml"))
+    parser.add_argument("--data", type=Path, help="folder or archive of the images")
+    parser.add_argument("--methods", nargs="+", default=["simclr"], choices=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--batch", type=int, default=CONFIG_BATCH)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after an epoch when they are over")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the encoder")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="run folders")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print the table of --results")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="with --table: write it between the marks of this file")
+    args = parser.parse_args()
+    for name, least in (("batch", 2), ("epochs", 1), ("minutes", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if not args.table and args.data is None:
+        parser.error("--data is missing: expected a folder with cifar-10-batches-py or with train/ and test/")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    deadline = time.monotonic() + 60 * args.minutes
+    if args.table:
+        if not args.results.is_file():
+            sys.exit(f"error: {args.results} does not exist: no run has been finished yet")
+        text = table(args.results.read_text(encoding="utf-8").splitlines())
+        print(text)
+        if args.readme:
+            write_between_marks(args.readme, text)
+        return 0
+    silence_framework()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    name, data = find_data(args.data, args.runs)
+    recorded = set()
+    if args.results.is_file():
+        for line in args.results.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            recorded.add(tuple(row[k] for k in ("data", "method", "batch", "epochs", "seed", "compile")))
+    unfinished = 0
+    for seed in args.seeds:
+        for method in args.methods:
+            if (name, method, args.batch, args.epochs, seed, args.compile) in recorded:
+                print(f"{method}: seed {seed} is in {args.results} already", flush=True)
+                continue
+            row = run(args, method, seed, name, data, deadline) if time.monotonic() < deadline else None
+            if row is None:
+                unfinished += 1
+                continue
+            with args.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row, indent=2), flush=True)
+    if unfinished:
+        total = len(args.seeds) * len(args.methods)
+        print(f"the minutes are over: {unfinished} of {total} runs are unfinished; repeat the command")
+    return UNFINISHED if unfinished else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
