@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -124,6 +126,26 @@ class ShardSampler(DistributedSampler):
 def as_is(batch: Any) -> Any:
     """``collate_fn`` for data sets whose ``__getitems__`` returns a whole batch."""
     return batch
+
+
+def obey_parent_only(worker: int) -> None:
+    """For a data-loading worker: of all that sends signals only the process that started it may end it.
+
+    SLURM and a terminal signal every process of a run. A worker that ended of it would end the run, which wants to finish
+    its batch and save. torch's own handler dies of a stranger's SIGTERM.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this thread, and of those that it starts
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Fetch(Dataset):
@@ -311,6 +333,7 @@ class SSLDataModule(LightningDataModule):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=obey_parent_only,
             generator=torch.Generator(),  # its own: the default would draw from, and so move, the global random state
         )
 

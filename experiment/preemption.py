@@ -86,6 +86,16 @@ class Preemption(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.resumed = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.resumed:
+            return
+        # Lightning asked for samples before it had read the checkpoint: workers have begun with those of the first epoch
+        loop = trainer.fit_loop
+        assert loop._combined_loader is not None
+        for loader in loop._combined_loader.flattened:
+            loader.sampler.set_epoch(trainer.current_epoch)
+        iter(loop._data_fetcher)  # type: ignore[call-overload]  # asks anew
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop
         if self.resumed:  # Lightning counts one too many after a checkpoint of the end of an epoch, and logs at that step

@@ -80,8 +80,8 @@ def project(slurm_cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def preempted(project: Project) -> str:
-    """A run over two nodes that is told to stop, requeued, and comes to its end."""
-    job = project.submit("--nodes=2", *TRAIN, NO_VALIDATION, "--data.batch_size=32")
+    """A run over two nodes that is told to stop, requeued, and comes to its end; its workers get the signal, too."""
+    job = project.submit("--nodes=2", *TRAIN, NO_VALIDATION, "--data.batch_size=32", "--data.num_workers=1")
     project.until_trained(job)
     project.preempt(job)
     project.end(job, "COMPLETED", "FAILED")

@@ -1,5 +1,8 @@
 """What every DataModule shares: samplers, seeds, the order of samples when a run is resumed, clean inputs."""
 
+import os
+import signal
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,3 +226,17 @@ def test_validation_draws_the_same_views_every_time_and_none_for_the_bank():
 
     assert torch.equal(validated(0)["views"][0], validated(3)["views"][0])
     assert set(validated(0, loader=1)) == {"input", "label"}
+
+
+def test_a_worker_ends_by_its_parents_signal_only():
+    """SLURM signals every process of a job, and the run wants to finish its batch."""
+    data = Digits(num_workers=1, batch_size=8)
+    batches = iter(data.eval_dataloader(Numbers(800)))
+    assert next(batches)["label"][0] == 0
+    [worker] = batches._workers
+    for name in ("TERM", "INT", "USR1", "USR2"):
+        subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
+    assert [int(batch["label"][0]) for batch in batches] == list(range(8, 800, 8))
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == 0

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import train
 from datamodules.shards import ShardDataset, Shards
 from experiment.catalogue import ROOT
+from experiment.preemption import Preemption
 from experiment.run import Started
 from tests.conftest import trainer_for
 
 pytestmark = pytest.mark.slow
 
-BATCHES = 6  # of 8 samples in an epoch
+BATCHES = 5  # of 8 samples in an epoch
 OPTIONS = [
     *("--config", str(ROOT / "configs" / "digits" / "simclr.yaml"), "--config", str(ROOT / "tests" / "quick.yaml")),
     *("--data", "Shards", "--data.image_size", "16", "--data.batch_size", "8", "--data.in_memory", "false"),
@@ -47,7 +48,8 @@ class Recorder(LightningModule):
 def seen(root: Any, folder: Path, workers: int, steps: int, resume: Path | None = None) -> list[Tensor]:
     """The batches of a run up to ``steps`` optimizer steps, which leaves a checkpoint in ``folder``."""
     data = Shards(str(root), image_size=16, batch_size=8, in_memory=False, num_workers=workers)
-    module, trainer = Recorder(), trainer_for(folder, max_epochs=2, max_steps=steps, limit_val_batches=0)
+    options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0}
+    module, trainer = Recorder(), trainer_for(folder, callbacks=[Preemption(folder / "last.ckpt")], **options)
     trainer.fit(module, data, ckpt_path=resume)
     trainer.save_checkpoint(folder / "last.ckpt")
     return module.seen
