@@ -44,8 +44,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from datamodules.base import SSLDataModule
 from datamodules.images import CIFAR10
@@ -57,6 +56,7 @@ from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 from sslmodules import initial_module, load_module, read_checkpoint
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512
 UNFINISHED = 75
 VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs

@@ -20,6 +20,7 @@ Exit status: 0 measured, and no step that does not log waits; 1 one does; 2 bad 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -37,14 +38,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from benchmarks.train import NOT_RUN, SIZE, ArrayImages
 from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 
+ROOT = Path(__file__).resolve().parents[1]
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense", "aten::nonzero")
 PARTS = (
     ("views", "making views begins", "making views ends"),
@@ -109,7 +110,7 @@ class Parts(Callback):
             torch.cuda.synchronize()
         counted = self.steps[WARM_UP:]
         found = {name: statistics.median(self.between(s[a], s[b]) for s in counted) for name, a, b in PARTS}
-        pairs = list(zip(counted, counted[1:], strict=False))
+        pairs = list(itertools.pairwise(counted))
         found["between steps"] = statistics.median(self.between(a["step ends"], b["making views begins"]) for a, b in pairs)
         found["whole step"] = statistics.median(self.between(a["step ends"], b["step ends"]) for a, b in pairs)
         return found
@@ -126,14 +127,15 @@ class Profiled(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # from the end of a step to the end of the next: the fetch, the views, the step, its log
+        # From the end of a step to the end of the next: the fetch, the views, the step. Lightning writes a step's log after
+        # these hooks have been called, which is in the range that begins here.
         if self.range is not None:
             self.range.__exit__(None, None, None)
             self.range = None
         if batch_idx == WARM_UP:
             self.profiler.start()
         if WARM_UP <= batch_idx < self.last:
-            logs = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            logs = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
             self.range = record_function("step that logs" if logs else "step without log")
             self.range.__enter__()
         if batch_idx == self.last:
@@ -188,7 +190,8 @@ def kernels(profiler: profile, steps: int, most: int = 15) -> tuple[float, list[
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        if event.device_type == DeviceType.CUDA and not event.name.startswith("step "):
+        # the profiler also lists a range of the host, such as an optimizer's step, as if it were work of the device
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             total[event.name] += event.time_range.elapsed_us() / 1000
             calls[event.name] += 1
     rows = [(name, ms / steps, calls[name] / steps) for name, ms in total.most_common(most)]

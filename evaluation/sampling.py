@@ -141,7 +141,7 @@ def _picture(prompt: str, data: ImageDataModule) -> Tensor:
         raise ValueError(f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept")
     if height != width:
         raise ValueError(f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}")
-    pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height))[None].permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(0, 3, 1, 2)
     return data.standardise(data.decode(pixels))
 
 

@@ -94,7 +94,8 @@ class Preemption(Checkpoint):
         assert loop._combined_loader is not None
         for loader in loop._combined_loader.flattened:
             loader.sampler.set_epoch(trainer.current_epoch)
-        iter(loop._data_fetcher)  # type: ignore[call-overload]  # asks anew
+        assert loop._data_fetcher is not None
+        iter(loop._data_fetcher)  # asks anew
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop

@@ -118,15 +118,20 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         AtomicCheckpointIO().save_checkpoint(content(value, size=50_000), last)
         duration = time.monotonic() - begin
     for _ in range(40):
+        begun, begins = os.pipe()
         child = os.fork()
         if child == 0:
             value = reached
             while True:
                 value += 1.0
                 AtomicCheckpointIO().save_checkpoint(content(value, size=50_000), last)
+                os.write(begins, b".")
+        os.read(begun, 1)  # a slow machine may take longer to start a process than to save
         time.sleep(lot.uniform(0, 4 * duration))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(begun)
+        os.close(begins)
         half_written += bool(list(last.parent.glob(".*.tmp")))
         now, earlier = value_of(last), value_of(last.with_name(PREVIOUS))
         assert now >= reached or now < 0

@@ -42,13 +42,23 @@ def test_torchrun_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_starts_late_may_see_half_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 makes the folder before it waits for the others, who start when their node is ready."""
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events").mkdir()
     with pytest.raises(UserError, match="no run folder"):
         RunFolder(tmp_path).inspect({}, "SimCLR")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
     (tmp_path / "config.yaml").write_text("mod")  # not yet written to its end
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
+
+
+def test_a_run_that_was_killed_while_it_made_its_folder_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in (".lock", ".config.yaml.tmp", ".writable.1"):
+        (tmp_path / name).write_text("mod")
+    assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"of somebody")
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder(tmp_path).inspect({}, "SimCLR")
 
 
 def test_a_process_that_is_early_does_not_make_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
