@@ -11,15 +11,28 @@ from torch import nn
 from torch.optim import Optimizer
 
 
+def note_matrices(module: nn.Module) -> None:
+    """Remember for ``decay_groups`` which parameters have two or more dimensions: after FSDP, all are shards of one."""
+    for part in module.modules():
+        part._matrices = frozenset(  # type: ignore[assignment]
+            name for name, p in part.named_parameters(recurse=False) if p.ndim > 1
+        )
+
+
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those with weight decay, and biases and norms (fewer than two dimensions) without.
 
     The rule goes by dimensions, not by names, as in the official DINO and MAE code.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    decayed: dict[nn.Parameter, None] = {}  # in order, and tied ones once
+    plain: dict[nn.Parameter, None] = {}
+    for part in module.modules():
+        noted = getattr(part, "_matrices", None)
+        for name, p in part.named_parameters(recurse=False):
+            if p.requires_grad:
+                matrix = p.ndim > 1 if noted is None else name in noted
+                (decayed if matrix else plain)[p] = None
+    groups: list[dict[str, Any]] = [{"params": list(decayed)}, {"params": list(plain), "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

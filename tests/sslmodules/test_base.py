@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from datamodules import Digits
 from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, methods, read_checkpoint
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
-from sslmodules.optim import LARS, decay_groups, warmup_cosine
+from sslmodules.optim import LARS, decay_groups, note_matrices, warmup_cosine
 from tests.conftest import build, trainer_for
 
 
@@ -34,6 +36,35 @@ def test_biases_and_norms_are_not_decayed() -> None:
         id(net[i].__getattr__(n)) for i, n in ((0, "bias"), (1, "weight"), (1, "bias"), (3, "bias"))
     }
     assert plain["weight_decay"] == 0
+
+
+def test_shards_keep_the_groups_of_the_whole_weights() -> None:
+    """FSDP turns every parameter into a shard of one dimension before the optimizer is made: nothing would decay."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    note_matrices(net)
+    net[0].weight = nn.Parameter(net[0].weight.detach().flatten()[:4])
+    decayed, plain = decay_groups(net)
+    assert decayed["params"] == [net[0].weight] and len(plain["params"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "strategy", "message"),
+    [
+        ("byol", (), {"use_orig_params": True}, "BYOL has a momentum copy, which cannot follow weights that FSDP divides"),
+        (
+            "mae",
+            ("--model.optimizer", "LARS", "--model.optimizer.lr", "0.1"),
+            {"use_orig_params": True},
+            "LARS needs whole layers",
+        ),
+        ("mae", (), {"use_orig_params": False}, "FSDP needs use_orig_params: true"),
+        ("mae", (), {"use_orig_params": True}, None),
+    ],
+)
+def test_what_cannot_be_sharded(config: str, options: tuple[str, ...], strategy: dict[str, bool], message: str | None) -> None:
+    module, _ = build(f"configs/digits/{config}.yaml", *options)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        module.check_sharding(FSDPStrategy(**strategy))
 
 
 def test_lars_against_the_formula() -> None:
