@@ -48,7 +48,7 @@ class Recorder(LightningModule):
 def seen(root: Any, folder: Path, workers: int, steps: int, resume: Path | None = None) -> list[Tensor]:
     """The batches of a run up to ``steps`` optimizer steps, which leaves a checkpoint in ``folder``."""
     data = Shards(str(root), image_size=16, batch_size=8, in_memory=False, num_workers=workers)
-    options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0}
+    options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0, "enable_checkpointing": True}
     module, trainer = Recorder(), trainer_for(folder, callbacks=[Preemption(folder / "last.ckpt")], **options)
     trainer.fit(module, data, ckpt_path=resume)
     trainer.save_checkpoint(folder / "last.ckpt")
