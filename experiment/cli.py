@@ -204,10 +204,12 @@ def trusted_packages(args: list[str]) -> list[str]:
 def explain(error: BaseException) -> str:
     """One line for an exception: the option, what was expected, and what came.
 
-    The parser wraps the reason in a message per nesting level and union member; the reason itself is the innermost cause.
+    The parser wraps the reason in a message per nesting level and union member; the reason itself is the innermost cause. An
+    error that is not the parser's says in its own words what to do.
     """
     root = error
-    while (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None:
+    wrapped = isinstance(error, ArgumentError) or "Parser key" in str(error)
+    while wrapped and (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None:
         root = inner
     if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
         root = error

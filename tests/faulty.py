@@ -1,7 +1,8 @@
 """``python -m tests.faulty FAULT ... -- OPTIONS OF train.py``: a run to which something happens at an exact moment.
 
 signal NAME MOMENT   the process sends itself a signal at build, first-batch, train or validation
-kill-save MOMENT     SIGKILL inside the second save: half-written, before-rename, after-rename
+kill-save MOMENT     SIGKILL inside the second save: half-written, before-rename (the old file gets its second name),
+                     between-renames, after-rename (the new file has the good name)
 disk-full            no file may grow beyond 100 kB from the second epoch on
 nan                  the loss of step 6 is NaN
 none                 nothing
@@ -15,12 +16,14 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import train
 from datamodules.images import ArrayDataset, Digits
+from experiment.checkpoint_io import LAST, PREVIOUS
 from sslmodules import SimCLR
 
 
@@ -83,7 +86,7 @@ def kill_save(moment: str) -> None:
         if len(saves) == 2 and moment == "before-rename":
             die()
         original_replace(source, target)
-        if len(saves) == 2 and moment == "after-rename":
+        if len(saves) == 2 and (moment, Path(target).name) in (("between-renames", PREVIOUS), ("after-rename", LAST)):
             die()
 
     torch.save, os.replace = save, replace

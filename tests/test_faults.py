@@ -164,9 +164,11 @@ def _(bench: Bench) -> None:
 
 @row(4, "SIGUSR1 without SLURM")
 def _(bench: Bench) -> None:
-    outcome = bench.process("signal SIGUSR1 train")
-    assert outcome.status == 0 and "last.ckpt at step 6" in outcome.text, outcome.text
-    bench.goes_on(STEPS)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        outcome = bench.process(f"signal {name} train")
+        assert outcome.status == 143 and "last.ckpt at step 6" in outcome.text and "resumes it" in outcome.text, outcome.text
+        bench.goes_on(6)
+        shutil.rmtree(bench.folder / "run")
 
 
 @row(5, "SIGUSR1 with SLURM")
@@ -190,10 +192,10 @@ def _(bench: Bench) -> None:
 
 @row(6, "kill -9 while a checkpoint is saved")
 def _(bench: Bench) -> None:
-    for moment, step in (("half-written", 4), ("before-rename", 4), ("after-rename", 8)):
+    for moment, step in (("half-written", 4), ("before-rename", 4), ("between-renames", 4), ("after-rename", 8)):
         shutil.rmtree(bench.folder / "run", ignore_errors=True)
         assert bench.process(f"kill-save {moment}").status == -9
-        assert read_checkpoint(bench.last)["global_step"] == step
+        assert read_checkpoint(bench.last)["global_step"] == step, moment
         assert bench.train().status == 0 and read_checkpoint(bench.last)["global_step"] == STEPS
 
 

@@ -31,7 +31,7 @@ def launch(*options: str) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     env |= {"DEVICES": "2", "MASTER_PORT": str(free_ports(1)[0]), "PYTHON": sys.executable, "SAVE_SECONDS": "60"}
     return subprocess.Popen(
-        [ROOT / "cluster" / "torchrun.sh", *OPTIONS, *options],
+        ["env", "--default-signal=INT", ROOT / "cluster" / "torchrun.sh", *OPTIONS, *options],  # ignored in a job with `&`
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,

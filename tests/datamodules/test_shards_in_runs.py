@@ -45,13 +45,13 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def seen(root: Any, folder: Path, workers: int, steps: int, resume: Path | None = None) -> list[Tensor]:
-    """The batches of a run up to ``steps`` optimizer steps, which leaves a checkpoint in ``folder``."""
+def seen(root: Any, folder: Path, workers: int, steps: int, save_at: int | None = None, resume: bool = False) -> list[Tensor]:
+    """The batches of a run up to ``steps`` optimizer steps; after ``save_at`` of them it saves ``last.ckpt``."""
     data = Shards(str(root), image_size=16, batch_size=8, in_memory=False, num_workers=workers)
-    options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0}
-    module, trainer = Recorder(), trainer_for(folder, callbacks=[Preemption(folder / "last.ckpt")], **options)
-    trainer.fit(module, data, ckpt_path=resume)
-    trainer.save_checkpoint(folder / "last.ckpt")
+    options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0, "enable_checkpointing": True}
+    last = folder / "last.ckpt"
+    module, trainer = Recorder(), trainer_for(folder, callbacks=[Preemption(last, every_n_steps=save_at)], **options)
+    trainer.fit(module, data, ckpt_path=last if resume else None)
     return module.seen
 
 
@@ -61,9 +61,9 @@ def test_a_run_resumed_inside_an_epoch_sees_the_rest(made: Path, server: Any, tm
     whole = seen(root, tmp_path, workers, 2 * BATCHES)
     assert len(whole) == 2 * BATCHES
     for stop in (4, BATCHES + 1):
-        begun = seen(root, tmp_path, workers, stop)
-        rest = seen(root, tmp_path, workers, 2 * BATCHES, tmp_path / "last.ckpt")
-        assert len(begun) == stop and len(rest) == 2 * BATCHES - stop
+        begun = seen(root, tmp_path, workers, stop + 1, save_at=stop)[:stop]  # it is killed in the step after the save
+        rest = seen(root, tmp_path, workers, 2 * BATCHES, resume=True)
+        assert len(rest) == 2 * BATCHES - stop
         assert all(torch.equal(one, two) for one, two in zip(whole, begun + rest, strict=True))
 
 
