@@ -16,8 +16,9 @@ Both sides take turns within a round, so that a slow moment of the machine hits 
 median and range over the rounds. On the CPU one thread computes, and the time is the CPU time of the whole process, which
 other programs do not count into; on CUDA it is the clock's.
 
-``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split, where nanoGPT
-prints a mean over 240 windows. Run beside configs/shakespeare/gpt.yaml it shows whether the framework changes the result.
+``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split. nanoGPT prints a
+mean over 240 random windows; how far such a mean scatters stands beside it. Run beside configs/shakespeare/gpt.yaml it shows
+whether the framework changes the result.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers is missing).
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import sys
@@ -50,11 +52,13 @@ from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 from sslmodules import GPT
+from sslmodules.gpt import next_token_nll
 from sslmodules.networks import GPTEncoder
 from sslmodules.optim import decay_groups, warmup_cosine
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/shakespeare/gpt.yaml"
 BLOCK, BATCH = 64, 12
+DRAWN = 240  # windows of nanoGPT's estimate of a loss: 20 batches
 TARGET = 5.0  # percent of a step
 NOT_RUN = 3
 
@@ -216,10 +220,13 @@ def measure_masks(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, data: TextFiles) -> float:
-    """Mean nats per token of the whole validation split."""
-    batches = [(model.losses({"input": b["input"].to(model.device)})["loss"], len(b["input"])) for b in data.val_dataloader()]
-    return float(sum(loss * n for loss, n in batches) / sum(n for _, n in batches))
+def validation_losses(model: GPT, data: TextFiles) -> Tensor:
+    """Mean nats per token of each window of the whole validation split."""
+    nll = []
+    for batch in data.val_dataloader():
+        tokens = batch["input"].to(model.device)
+        nll.append(next_token_nll(model.logits(model.encoder(tokens[:, :-1])), tokens).mean(1))
+    return torch.cat(nll)
 
 
 def reference(args: argparse.Namespace) -> None:
@@ -232,8 +239,10 @@ def reference(args: argparse.Namespace) -> None:
         torch.manual_seed(seed)
         model = network(data.vocab_size, torch.device(args.device))
         loop(model, tokens, 2000, lambda step: None, quiet=False)
-        losses.append(validation_loss(model.eval(), data))
-        print(f"seed {seed}: validation loss {losses[-1]:.4f}", flush=True)
+        windows = validation_losses(model.eval(), data)
+        losses.append(float(windows.mean()))
+        noise = float(windows.std()) / math.sqrt(DRAWN)
+        print(f"seed {seed}: validation loss {losses[-1]:.4f}; of {DRAWN} random windows +- {noise:.4f}", flush=True)
     spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
     print(f"nanoGPT's loop: {statistics.mean(losses):.4f}{spread}")
 
