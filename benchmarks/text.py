@@ -223,7 +223,7 @@ def measure_masks(args: argparse.Namespace) -> None:
 def validation_losses(model: GPT, data: TextFiles) -> Tensor:
     """Mean nats per token of each window of the whole validation split."""
     nll = []
-    for batch in data.val_dataloader():
+    for batch in data.val_dataloader()[0]:
         tokens = batch["input"].to(model.device)
         nll.append(next_token_nll(model.logits(model.encoder(tokens[:, :-1])), tokens).mean(1))
     return torch.cat(nll)
