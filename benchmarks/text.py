@@ -1,6 +1,6 @@
 """What the framework costs a GPT's training step, and BERT's masks beside those of transformers.
 
-    python benchmarks/text.py --rounds 7
+    python benchmarks/text.py --turns 100
     python benchmarks/text.py --reference tinyshakespeare.txt --seeds 0 1 2
 
 Steps: the CPU setting of configs/shakespeare/gpt.yaml (0.8 million weights, 12 windows of 64 characters) on the text that
@@ -12,12 +12,13 @@ Masks: 15 % of a batch of ``--batch`` x ``--length`` word pieces. "MaskedTokens"
 is transformers' DataCollatorForLanguageModeling on a list of samples, as a DataLoader's worker calls it, with the special
 tokens' places given; "collator's core" is its ``torch_mask_tokens`` on a tensor that is ready.
 
-Both sides take turns within a round, so that a slow moment of the machine hits both; a ratio is taken within a round, then
-median and range over the rounds. On the CPU one thread computes, and the time is the CPU time of the whole process, which
-other programs do not count into; on CUDA it is the clock's.
+Both sides take turns, within one process and every ten steps (masks: within a round), so that a slow moment of the machine
+hits both; a share or ratio is taken within a turn, then median and range over the turns. On the CPU one thread computes, and
+the time is the CPU time of the whole process, which other programs do not count into; on CUDA it is the clock's.
 
-``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split, where nanoGPT
-prints a mean over 240 windows. Run beside configs/shakespeare/gpt.yaml it shows whether the framework changes the result.
+``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split. nanoGPT prints a
+mean over 240 random windows; how far such a mean scatters stands beside it. Run beside configs/shakespeare/gpt.yaml it shows
+whether the framework changes the result.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers is missing).
 """
@@ -26,12 +27,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,14 @@ from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 from sslmodules import GPT
+from sslmodules.gpt import next_token_nll
 from sslmodules.networks import GPTEncoder
 from sslmodules.optim import decay_groups, warmup_cosine
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/shakespeare/gpt.yaml"
 BLOCK, BATCH = 64, 12
+TURN = 10  # steps that one side makes before the other: the logging happens once in each
+DRAWN = 240  # windows of nanoGPT's estimate of a loss: 20 batches
 TARGET = 5.0  # percent of a step
 NOT_RUN = 3
 
@@ -67,31 +72,44 @@ def now(device: torch.device) -> float:
     return time.process_time()
 
 
-class Clock(Callback):
-    """Seconds from the end of step ``first`` to the end of the last one."""
+class Turns(Callback):
+    """After every ``TURN`` steps of the Trainer, as many of the loop; seconds of both by turn, without the first one's.
 
-    def __init__(self, first: int) -> None:
-        self.first, self.start, self.end = first, 0.0, 0.0
+    Args:
+        bare: ``loop``, a step with each ``next``.
+    """
+
+    def __init__(self, bare: Iterator[int]) -> None:
+        self.bare, self.mark = bare, 0.0
+        self.ours: list[float] = []
+        self.loop: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
-        if trainer.global_step == self.first:
-            self.start = now(pl_module.device)
-        elif trainer.global_step == trainer.max_steps:
-            self.end = now(pl_module.device)
+        if trainer.global_step % TURN:
+            return
+        before = now(pl_module.device)
+        for _ in range(TURN):
+            next(self.bare)
+        after = now(pl_module.device)
+        if trainer.global_step > TURN:  # the first turn warms up
+            self.ours.append(before - self.mark)
+            self.loop.append(after - before)
+        self.mark = after
 
 
-def ours(args: argparse.Namespace) -> float:
-    """Seconds of ``args.steps`` steps of what train.py runs."""
-    clock = Clock(args.warmup)
+def take_turns(tokens: Tensor, args: argparse.Namespace) -> Turns:
+    """A training as train.py runs it, with the loop's steps between its own."""
+    steps = TURN * (args.turns + 1)
+    turns = Turns(loop(network(128, torch.device(args.device)), tokens, steps))
     with tempfile.TemporaryDirectory() as folder:
         os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
         command = ["--config", str(CONFIG), "--model.encoder.vocab_size", "128", "--run_dir", f"{folder}/run"]
-        command += ["--trainer.max_steps", str(args.warmup + args.steps), "--trainer.limit_val_batches", "0"]
+        command += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
         command += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", args.device, "--trainer.devices", "1"]
         cli = SSLCommandLine(command)
-        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, Checkpoint)] + [clock]
+        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, Checkpoint)] + [turns]
         cli.trainer.fit(cli.model, cli.datamodule)
-    return clock.end - clock.start
+    return turns
 
 
 def network(vocab_size: int, device: torch.device) -> GPT:
@@ -100,15 +118,17 @@ def network(vocab_size: int, device: torch.device) -> GPT:
     return GPT(encoder, optimizer=torch.optim.AdamW).to(device)
 
 
-def loop(model: GPT, tokens: Tensor, steps: int, after: Callable[[int], None], quiet: bool = True) -> None:
+def loop(model: GPT, tokens: Tensor, steps: int, quiet: bool = True) -> Iterator[int]:
     """nanoGPT's loop: its batches, clipping, schedule and groups of parameters.
 
     Args:
         model: network with its tied output layer, trained in place.
         tokens: (n,) int64 on the CPU.
         steps: how many, and the length of the schedule.
-        after: called at the end of each step with its number from 1.
         quiet: read the loss every ten steps without printing it.
+
+    Yields:
+        The number of each step, from 1, when it is done.
     """
     device, factor = model.device, warmup_cosine(steps, min(100, steps), 0.1)
     optimizer = torch.optim.AdamW(decay_groups(model), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
@@ -128,20 +148,7 @@ def loop(model: GPT, tokens: Tensor, steps: int, after: Callable[[int], None], q
             value = loss.item()
             if not quiet and step % 500 == 0:
                 print(f"step {step}: {value:.4f}", flush=True)
-        after(step + 1)
-
-
-def timed_loop(tokens: Tensor, args: argparse.Namespace) -> float:
-    """Seconds of ``args.steps`` steps of the loop."""
-    device, marks = torch.device(args.device), {}
-
-    def mark(step: int) -> None:
-        if step in (args.warmup, args.warmup + args.steps):
-            marks[step] = now(device)
-
-    loop(network(128, device), tokens, args.warmup + args.steps, mark)
-    start, end = marks.values()
-    return end - start
+        yield step + 1
 
 
 def told(name: str, values: list[float], unit: str, digits: int = 0) -> str:
@@ -149,20 +156,24 @@ def told(name: str, values: list[float], unit: str, digits: int = 0) -> str:
     return f"{name:42} {middle:>12} {unit}  ({low} to {high})"
 
 
+def sureness(values: list[float]) -> tuple[float, float]:
+    """Interval that holds the median with 95 % confidence: two order statistics, by the binomial's normal approximation."""
+    n, half = len(values), 0.98 * math.sqrt(len(values))
+    ordered = sorted(values)
+    return ordered[max(0, math.floor(n / 2 - half))], ordered[min(n - 1, math.ceil(n / 2 + half))]
+
+
 def measure_steps(args: argparse.Namespace) -> None:
     data = TextFiles(length=BLOCK + 1, batch_size=BATCH)
-    data.dataset("train")
     tokens = torch.from_numpy(data.dataset("train").flat.astype("int64"))  # type: ignore[attr-defined]
-    rates: dict[str, list[float]] = {"ours": [], "loop": []}
-    for number in range(args.rounds):
-        for name, run in (("ours", lambda: ours(args)), ("loop", lambda: timed_loop(tokens, args))):
-            rates[name].append(args.steps * BATCH * BLOCK / run())
-            print(f"round {number + 1} of {args.rounds}, {name}: {rates[name][-1]:,.0f} tokens/s", file=sys.stderr)
-    for name, values in rates.items():
-        print(told(f"GPT step, {name}", values, "tokens/s"))
-    shares = [100 * (1 - mine / bare) for mine, bare in zip(rates["ours"], rates["loop"], strict=True)]
+    turns = take_turns(tokens, args)
+    for name, seconds in (("ours", turns.ours), ("loop", turns.loop)):
+        print(told(f"GPT step, {name}", [TURN * BATCH * BLOCK / s for s in seconds], "tokens/s"))
+    shares = [100 * (1 - bare / mine) for mine, bare in zip(turns.ours, turns.loop, strict=True)]
+    low, high = sureness(shares)
     verdict = "PASS" if statistics.median(shares) <= TARGET else "MISS"
     print(f"{told('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= {TARGET:g} %)")
+    print(f"{'':42} its median, 95 %: {low:.1f} to {high:.1f} %, of {len(shares)} turns of {TURN} steps")
 
 
 def collator(tokenizer: Tokenizer) -> Any:
@@ -216,10 +227,13 @@ def measure_masks(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, data: TextFiles) -> float:
-    """Mean nats per token of the whole validation split."""
-    batches = [(model.losses({"input": b["input"].to(model.device)})["loss"], len(b["input"])) for b in data.val_dataloader()]
-    return float(sum(loss * n for loss, n in batches) / sum(n for _, n in batches))
+def validation_losses(model: GPT, data: TextFiles) -> Tensor:
+    """Mean nats per token of each window of the whole validation split."""
+    nll = []
+    for batch in data.val_dataloader()[0]:
+        tokens = batch["input"].to(model.device)
+        nll.append(next_token_nll(model.logits(model.encoder(tokens[:, :-1])), tokens).mean(1))
+    return torch.cat(nll)
 
 
 def reference(args: argparse.Namespace) -> None:
@@ -231,18 +245,20 @@ def reference(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         torch.manual_seed(seed)
         model = network(data.vocab_size, torch.device(args.device))
-        loop(model, tokens, 2000, lambda step: None, quiet=False)
-        losses.append(validation_loss(model.eval(), data))
-        print(f"seed {seed}: validation loss {losses[-1]:.4f}", flush=True)
+        for _ in loop(model, tokens, 2000, quiet=False):
+            pass
+        windows = validation_losses(model.eval(), data)
+        losses.append(float(windows.mean()))
+        noise = float(windows.std()) / math.sqrt(DRAWN)
+        print(f"seed {seed}: validation loss {losses[-1]:.4f}; of {DRAWN} random windows +- {noise:.4f}", flush=True)
     spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
     print(f"nanoGPT's loop: {statistics.mean(losses):.4f}{spread}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=200, help="that count, in each round")
-    parser.add_argument("--warmup", type=int, default=50, help="steps before them")
+    parser.add_argument("--turns", type=int, default=100, help="of each side, each of 10 steps")
+    parser.add_argument("--rounds", type=int, default=7, help="of the masks")
     parser.add_argument("--batch", type=int, default=64, help="rows of the masks")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row of the masks")
     parser.add_argument("--repeats", type=int, default=20, help="batches of masks in each round")
@@ -250,7 +266,7 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, metavar="FILE", help="only train the loop on this text, and tell its loss")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --reference")
     args = parser.parse_args()
-    for name, least in (("rounds", 1), ("steps", 1), ("warmup", 1), ("batch", 1), ("length", 8), ("repeats", 1)):
+    for name, least in (("turns", 1), ("rounds", 1), ("batch", 1), ("length", 8), ("repeats", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.device == "cuda" and not torch.cuda.is_available():
