@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch, mix_seed, plain_values, run_seed
-from sslmodules.networks.momentum import MomentumCopy
-from sslmodules.optim import LARS, constant, decay_groups, note_matrices, warmup_cosine
+from sslmodules.optim import constant, decay_groups, warmup_cosine
+from sslmodules.sharding import prepare_sharding
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
@@ -147,25 +146,9 @@ class SSLModule(LightningModule):
         if "views" in self.batch_keys and len(batch["views"]) < 2:
             raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")
 
-    def check_sharding(self, strategy: Strategy) -> None:
-        """ValueError where a rank would need weights that FSDP has divided among the ranks: for a momentum copy, whose shards
-        begin elsewhere than the source's, and for LARS, which needs the norm of a whole layer."""
-        if not isinstance(strategy, FSDPStrategy):
-            return
-        if any(isinstance(part, MomentumCopy) for part in self.modules()):
-            raise ValueError(
-                f"{type(self).__name__} has a momentum copy, which cannot follow weights that FSDP divides: "
-                "--trainer.strategy ddp"
-            )
-        if isinstance(self.optimizer([nn.Parameter(torch.zeros(1))]), LARS):
-            raise ValueError("LARS needs whole layers, which FSDP divides: --trainer.strategy ddp, or another optimizer")
-        if not strategy.kwargs.get("use_orig_params"):
-            raise ValueError("FSDP needs use_orig_params: true, or biases and norms could not be kept from weight decay")
-
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.check_sharding(self.trainer.strategy)
-            note_matrices(self)
+            prepare_sharding(self, self.trainer.strategy)
         per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if stage != "fit" or per_rank is None:
             return

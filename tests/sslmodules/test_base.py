@@ -16,6 +16,7 @@ from datamodules import Digits
 from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, methods, read_checkpoint
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.optim import LARS, decay_groups, note_matrices, warmup_cosine
+from sslmodules.sharding import prepare_sharding
 from tests.conftest import build, trainer_for
 
 
@@ -64,7 +65,7 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
 def test_what_cannot_be_sharded(config: str, options: tuple[str, ...], strategy: dict[str, bool], message: str | None) -> None:
     module, _ = build(f"configs/digits/{config}.yaml", *options)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
-        module.check_sharding(FSDPStrategy(**strategy))
+        prepare_sharding(module, FSDPStrategy(**strategy))
 
 
 def test_lars_against_the_formula() -> None:
