@@ -147,12 +147,11 @@ class SSLModule(LightningModule):
             raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            prepare_sharding(self, self.trainer.strategy)
-        per_rank = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if stage != "fit" or per_rank is None:
+        if stage != "fit":
             return
-        self.check_batch_size(per_rank * self.trainer.world_size)
+        prepare_sharding(self, self.trainer.strategy)
+        if per_rank := getattr(getattr(self.trainer, "datamodule", None), "batch_size", None):
+            self.check_batch_size(per_rank * self.trainer.world_size)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the batch within which "
@@ -176,8 +175,7 @@ class SSLModule(LightningModule):
         if dataloader_idx == 0:
             seed_noise(self.device, self.global_rank, batch_idx, 2)
             terms = {f"val/{k}": v for k, v in self.losses(batch).items()}
-            # A float: Lightning averages the counts over processes, and of integers it would drop the half.
-            n = float(len(batch["input"]))
+            n = float(len(batch["input"]))  # averaged over processes: of integers Lightning would drop the half
             self.log_dict(terms, batch_size=n, sync_dist=True, add_dataloader_idx=False)  # type: ignore[arg-type]
         return {"features": self.embed(batch["input"]).flatten(1).float()}
 

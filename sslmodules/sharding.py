@@ -28,7 +28,8 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
         return
     if any(isinstance(part, MomentumCopy) for part in module.modules()):
         raise ValueError(
-            f"{type(module).__name__} has a momentum copy, which cannot follow weights that FSDP divides: --trainer.strategy ddp"
+            f"{type(module).__name__} has a momentum copy, which cannot follow weights that FSDP divides: "
+            "--trainer.strategy ddp"
         )
     if isinstance(module.optimizer([nn.Parameter(torch.zeros(1))]), LARS):
         raise ValueError("LARS needs whole layers, which FSDP divides: --trainer.strategy ddp, or another optimizer")
