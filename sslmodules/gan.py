@@ -292,6 +292,7 @@ class GAN(SSLModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx == 0:
             self.check_batch(batch)
+        self._share_statistics()
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
@@ -315,6 +316,14 @@ class GAN(SSLModule):
         if logged:
             self.log_dict({f"train/{k}": v for k, v in terms.items()})
         return loss
+
+    def _share_statistics(self) -> None:
+        """Rank 0's batch-norm statistics on every rank, as DDP does it before each step unless optimisation is by hand."""
+        if self.trainer.world_size > 1:
+            for part in self.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    for statistic in part.buffers():
+                        torch.distributed.broadcast(statistic, 0)
 
     def _backward(
         self,

@@ -319,7 +319,7 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             command = [sys.executable, "-m", "tests.distributed", str(folder), *asked]
             processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
     for process in processes:
-        process.wait(timeout=280)
+        process.wait(timeout=max(280, 30 * len(asked)))
     return folder
 
 
