@@ -9,7 +9,7 @@ Everything that decides the result is lightly's, as in its published CIFAR-10 be
 simclr`` of benchmarks/cifar10.py sees) and the evaluation, the same as there, so that both lines can be compared.
 
 ``--views ours`` puts this project's views on the device in the place of lightly's transforms: whether the views are as good,
-apart from everything else.
+apart from everything else. ``--encoder conv --device cpu`` compares the code where there is no GPU.
 
 Exit status: 0 done, 2 bad arguments, 3 not run (lightly is missing).
 """
@@ -43,21 +43,28 @@ from datamodules.views import SimCLRViews, apply_views
 from evaluation.report import evaluate
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
+from sslmodules.networks import ConvEncoder
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 class Network(nn.Module):
-    """lightly's encoder and projection head; ``embed`` as ``SSLModule`` has it."""
+    """An encoder and lightly's projection head; ``embed`` as ``SSLModule`` has it."""
 
-    def __init__(self) -> None:
+    encoder: nn.Module
+
+    def __init__(self, encoder: str) -> None:
         super().__init__()
         from lightly.models import ResNetGenerator
         from lightly.models.modules import SimCLRProjectionHead
 
-        resnet = ResNetGenerator("resnet-18")
-        self.encoder = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
-        self.head = SimCLRProjectionHead(512, 512, 128)
+        if encoder == "resnet18":
+            resnet, width = ResNetGenerator("resnet-18"), 512
+            self.encoder = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
+        else:
+            self.encoder = conv = ConvEncoder(3)
+            width = conv.num_features
+        self.head = SimCLRProjectionHead(width, width, 128)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.encoder(x).flatten(1)
@@ -132,6 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="as for benchmarks/cifar10.py")
     parser.add_argument("--views", choices=("lightly", "ours"), default="lightly")
+    parser.add_argument("--encoder", choices=("resnet18", "conv"), default="resnet18", help="conv: ours, small, for CPUs")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -166,7 +174,7 @@ def main() -> int:
     images = data.dataset("train").__getitems__(range(len(data.dataset("train"))))["input"]  # (N, 3, 32, 32) uint8
     device = torch.device("cuda" if args.device == "gpu" else "cpu")
     torch.manual_seed(args.seed)
-    network = Network().to(device)
+    network = Network(args.encoder).to(device)
     untrained = copy.deepcopy(network)
     epoch = lightly_pairs(images, args, device) if args.views == "lightly" else our_pairs(images, data, args, device)
     print(f"lightly's SimCLR, {name}, {len(images)} images, batch {args.batch}, {args.views} views, {device}", flush=True)
@@ -178,6 +186,7 @@ def main() -> int:
         "data": name,
         "method": "simclr, lightly's code",
         "views": args.views,
+        "encoder": args.encoder,
         "batch": args.batch,
         "epochs": args.epochs,
         "seed": args.seed,
