@@ -13,14 +13,19 @@ from torch import Tensor, distributed
 
 from experiment.signals import Preempted, Wish, inbox
 
+PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
+MOST = 10  # batches from one vote to the next
+
 
 class Preemption(Checkpoint):
     """Saves at an interval and when a signal asks for it, always between two optimizer steps, and ends the run if asked.
 
-    A signal reaches one rank or all. So the ranks vote: at the end of each batch, and of each validation batch that all of
-    them have, every rank gives the greatest wish it has received and gets the greatest of all. The vote is an all-reduce of
-    one number over a group on the CPU, begun at the end of one batch and read at the end of the next: nobody waits for it,
-    and the GPU does not hear of it. All ranks thus act at the same step, the second one after the signal at the latest.
+    A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch that all of
+    them have, every rank gives the greatest wish it has received and gets the greatest of all. The vote is an all-reduce
+    over a group on the CPU, begun at one vote and read at the next: nobody waits for it, and the GPU does not hear of it.
+    All ranks thus act at the same step, the second vote after the signal at the latest. Where batches take less than
+    ``PAUSE`` seconds, a vote follows after as many of them as fit into it, at most ``MOST``, because half a millisecond
+    for each vote would be some percent of such a step; the vote itself settles the number, so that all ranks have the same.
 
     It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle of a step, and
     of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
@@ -46,6 +51,9 @@ class Preemption(Checkpoint):
         self.wish = Wish.NONE  # of all ranks; the same on each
         self.group: Any = None  # a gloo group of all ranks; one process needs none
         self.vote: tuple[Any, Tensor] | None = None  # under way
+        self.pace = 1  # training batches from one vote to the next; the same on each rank
+        self.batches = 0  # of training, since the last vote
+        self.voted_at = time.monotonic()
         self.saved_at = time.monotonic()
         self.resumed = False
         self.common_batches: list[float] = []  # of each validation loader: the number that every rank has
@@ -72,14 +80,18 @@ class Preemption(Checkpoint):
             self.wish = max(self.wish, mine)
             return
         self._count(trainer)
-        number = torch.tensor(int(mine))
-        self.vote = distributed.all_reduce(number, distributed.ReduceOp.MAX, self.group, async_op=True), number
+        now = time.monotonic()
+        fit = PAUSE * self.batches / max(now - self.voted_at, 1e-6)  # none in a validation: the vote after it comes at once
+        self.batches, self.voted_at = 0, now
+        ballot = torch.tensor([int(mine), min(max(int(fit), 1), MOST)])
+        self.vote = distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self.group, async_op=True), ballot
 
     def _count(self, trainer: Trainer) -> None:
         if self.vote is not None:
-            (work, number), self.vote = self.vote, None
+            (work, ballot), self.vote = self.vote, None
             work.wait()
-            self.wish = max(self.wish, Wish(int(number)))
+            wish, self.pace = ballot.tolist()
+            self.wish = max(self.wish, Wish(wish))
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +126,9 @@ class Preemption(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._vote(trainer)
+        self.batches += 1
+        if self.group is None or self.batches >= self.pace:
+            self._vote(trainer)
         stepped = not trainer.fit_loop._should_accumulate()
         if self.every_n_steps and stepped and trainer.global_step % self.every_n_steps == 0:
             self.wish = max(self.wish, Wish.DUE)
