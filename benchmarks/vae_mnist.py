@@ -3,12 +3,12 @@
     python benchmarks/vae_mnist.py --root DIR
     python benchmarks/vae_mnist.py --root DIR --run RUN_DIR_OR_CKPT
 
-Without ``--run`` it trains one run per seed with ``train.py`` (55,000 training images, no probes) in a temporary folder.
+Without ``--run`` it trains one run per seed with ``train.py`` (60,000 training images, no probes) in a temporary folder.
 Per run it prints: minus the ELBO and its two terms, the reconstruction with one latent per image and the KL in closed
 form; the importance-weighted bound of -log p(x) with ``--samples`` latents per image, which is lower; how many latents
 are active (variance of the mean over test images above 0.01); and the KL of each, largest first. The images are grey
 values in [0, 1] under a Bernoulli likelihood, as in the common PyTorch example: comparable with its 106.66 after 7
-epochs (of 60,000 images), not with results on binarised MNIST.
+epochs, not with results on binarised MNIST.
 
 Exit status: 0 measured, 2 bad arguments or a run that failed.
 """

@@ -252,15 +252,23 @@ class _TorchvisionImages(ImageDataModule):
     Args:
         root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is set.
         download: fetch missing files into ``root`` (created if its parent exists).
+        train_on_val: pre-train on ``val``, too, hence on the whole official training split, as published results do. Probes
+            still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those of training images.
+
+    Raises:
+        ValueError: ``train_on_val`` where training images are others than those that ``val`` is taken from.
     """
 
     files: tuple[str, ...]  # below root; all must exist
     val_size: int
+    trains_on_unlabelled = False
 
-    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+    def __init__(self, root: str = "data", download: bool = False, train_on_val: bool = False, **kwargs: Any) -> None:
         root = str(root)  # a Path would not be kept among the plain hyper-parameters of a checkpoint
         super().__init__(**kwargs)
-        self.root, self.download = root, download
+        if train_on_val and self.trains_on_unlabelled:
+            raise ValueError(f"train_on_val must be false for {type(self).__name__}: it trains on images without labels only")
+        self.root, self.download, self.train_on_val = root, download, train_on_val
 
     def prepare_data(self) -> None:
         if self.download and not self.synthetic:  # Lightning calls this in one process per node, before the others read
@@ -274,7 +282,8 @@ class _TorchvisionImages(ImageDataModule):
         images, labels = self._part("train", download)
         train, val = stratified_holdout(labels, self.val_size)
         bank = ArrayDataset(images[train], labels[train])
-        return {"train": bank, "bank": bank, "val": ArrayDataset(images[val], labels[val])}
+        every = ArrayDataset(images, labels) if self.train_on_val else bank
+        return {"train": every, "bank": bank, "val": ArrayDataset(images[val], labels[val])}
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
         """Images and labels of "train" or "test" as torchvision gives them."""
@@ -445,6 +454,7 @@ class STL10(_TorchvisionImages):
     class_names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
     files = tuple(f"stl10_binary/{f}.bin" for f in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y"))
     val_size = 1_000
+    trains_on_unlabelled = True
 
     def _load(self, split: Split) -> dict[str, Any]:
         if split == "train":

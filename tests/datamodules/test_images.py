@@ -226,8 +226,14 @@ def test_torchvision_data_sets(cls, tmp_path, monkeypatch, no_checksums):
     assert np.array_equal(test.images, parts["test"][0]) and np.array_equal(test.labels, parts["test"][1])
     if cls is STL10:
         assert np.array_equal(train.images, parts["unlabeled"][0]) and set(train.labels) == {-1}
+        with pytest.raises(ValueError, match="train_on_val must be false for STL10"):
+            cls(root=str(tmp_path), train_on_val=True)
     else:
         assert train is bank
+        whole = cls(root=str(tmp_path), train_on_val=True)
+        assert np.array_equal(whole.dataset("train").images, images)
+        for split, same in (("bank", bank), ("val", val)):  # probes learn and choose from the same samples as ever
+            assert np.array_equal(whole.dataset(split).images, same.images)
     channels, height, width = cls.image_shape
     assert test.images.shape == (20, height, width, channels)
     assert len(data.mean) == len(data.std) == channels and len(data.class_names) == data.num_classes
