@@ -38,7 +38,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--generate",
         metavar="N",
         type=int,
-        help="N new images, a picture (--output, samples.png) and arrays (.npz), or N more tokens of a text (samples.txt)",
+        help="N new images, a picture (--output, samples.png) and arrays (.npz), N more tokens of a text (samples.txt), or N "
+        "more frames of a sound (samples.wav)",
     )
     use.add_argument(
         "--restore",
@@ -61,7 +62,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--prompt",
         metavar="TEXT_OR_FILE",
-        help="with --generate: the text, or a file with it, that is continued; a picture whose upper half is kept",
+        help="with --generate: the text, or a file with it, that is continued; a picture, whose upper half is kept; a sound",
     )
     parser.add_argument(
         "--temperature", metavar="T", type=float, help="with --generate: below 1 likelier, above 1 more varied (default: 1)"
