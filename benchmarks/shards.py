@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    if args.images < 2 * BATCH:
+        parser.error(f"--images must be at least {2 * BATCH}, two batches, got {args.images}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         source, made = Path(name) / "images", Path(name) / "shards"

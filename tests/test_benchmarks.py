@@ -1,0 +1,80 @@
+"""Each script of benchmarks/ runs to its end on something small. No time is tested: the figures are for people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiment.catalogue import ROOT
+
+#: script -> its arguments, and a line that it prints only at its end; {} is a folder of its own, DATA one of real data.
+SMALL = {
+    "audio.py": ("--clips 16 --rounds 3", "batched / one go"),
+    "cifar10.py": (
+        "--data {}/images --methods simclr --batch 16 --epochs 1 --device cpu --runs {}/runs --results {}/r",
+        '"knn200"',
+    ),
+    "cifar10_lightly.py": (
+        "--data {}/images --encoder conv --batch 16 --epochs 1 --device cpu --workers 0 --results {}/r",
+        "linear",
+    ),
+    "denoising_mnist.py": ("--root DATA --run {}/run", " dB"),
+    "digits.py": ("--methods vae --seeds 0 --json {}/r", "| vae |"),
+    "gan_25_gaussians.py": ("--losses hinge --steps 20 --samples 500", "hinge"),
+    "gan_mnist.py": ("{}/run --data_root DATA --samples 500 --epochs 1", "each digit between"),
+    "peers.py": ("--device cpu --rounds 1 --images 64 --batch 32 --workers 0 --matrix 64", "ours / lightly"),
+    "probe.py": ("--rounds 1 --n 500 --dim 16", "kNN"),
+    "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
+    "resilience.py": ("--kills 1", "curves equal 1 of 1"),
+    "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
+    "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
+    "text.py": ("--turns 2 --rounds 1 --batch 8 --length 16 --repeats 1", "MaskedTokens / collator"),
+    "train.py": ("--rounds 1 --images 64 --batch 32 --channels 8 8", "lightly"),
+    "vae_mnist.py": ("--root DATA --run {}/run --samples 2", "-ELBO"),
+    "views.py": ("--sizes 32 --rounds 1", "kornia"),
+}
+#: What --run of a script needs: trained for a step on the real data.
+TRAINED = {"denoising_mnist.py": "autoencoder", "gan_mnist.py": "gan", "vae_mnist.py": "vae"}
+
+
+def test_every_script_is_tried() -> None:
+    assert set(SMALL) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.pop("SSL_RUN_DIR", None)
+    return subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
+    arguments, line = SMALL[script]
+    if "DATA" in arguments:
+        if "SSL_DATA" not in os.environ:
+            pytest.skip("needs real data: SSL_DATA=DIR")
+        arguments = arguments.replace("DATA", os.environ["SSL_DATA"])
+    if script in TRAINED:
+        options = ["--data.root", os.environ["SSL_DATA"], "--run_dir", str(tmp_path / "run"), "--evaluate", "false"]
+        options += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "0"]
+        done = run(tmp_path, str(ROOT / "train.py"), "--config", str(ROOT / f"configs/mnist/{TRAINED[script]}.yaml"), *options)
+        assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng(0)
+    for split, each in (("train", 32), ("test", 8)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    done = run(tmp_path, str(ROOT / "benchmarks" / script), *arguments.replace("{}", str(tmp_path)).split())
+    if done.returncode == 3:
+        pytest.skip(done.stderr.strip() or done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert line in done.stdout, done.stdout
