@@ -38,9 +38,9 @@ def test_texts_begin_as_the_validation_samples_in_bold(tmp_path: Path) -> None:
     module.eval()
     for part, row in zip(parts, x, strict=True):
         beginning = _quoted(data.to_text(row[:32]))
-        assert part.startswith(f"**{beginning}**")
+        assert part.startswith(f"<strong>{beginning}</strong>")
         whole = module.extend(row[None, :32], 20, temperature=0)[0]
-        assert part == f"**{beginning}**{_quoted(data.to_text(whole[32:]))}"
+        assert part == f"<strong>{beginning}</strong>{_quoted(data.to_text(whole[32:]))}"
 
 
 def test_temperature_and_top_k_reach_the_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
