@@ -297,7 +297,59 @@ class RepresentationHealth(Callback):
         self.features, self.pairs = [], []
 
 
-class ImageGrid(Callback):
+def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
+    """A picture with a row per sample and a column for each (n, C, H, W), standardised as the data's; small ones enlarged."""
+    side = max(column.shape[-1] for column in columns)
+    size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
+    shown = [
+        F.interpolate(trainer.datamodule.unstandardise(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
+        for c in columns
+    ]
+    rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S)
+    log_picture(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))
+
+
+class FirstSamples(Callback):
+    """What can be seen or heard of the first samples at validation; a subclass gives ``show``.
+
+    Args:
+        num_samples: how many.
+        every_n_epochs: at validations of every n-th epoch and of the first and last.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, num_samples: int, every_n_epochs: int) -> None:
+        for name, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        if not (due and first):
+            return
+        few = {k: v[: self.num_samples] for k, v in batch.items() if isinstance(v, Tensor)}
+        views = [view[: self.num_samples] for view in batch.get("views", [])]
+        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device), torch.no_grad():
+            self.show(trainer, pl_module, few, views)
+
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their own."""
+        raise NotImplementedError
+
+
+class ImageGrid(FirstSamples):
     """Pictures at validation: the views, and what the method makes of an image, as far as batch and method have them.
 
     A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed over. By tag:
@@ -316,45 +368,28 @@ class ImageGrid(Callback):
     """
 
     def __init__(self, num_samples: int = 8, every_n_epochs: int = 1) -> None:
-        for name, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
+        super().__init__(num_samples, every_n_epochs)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
-        if not (due and first) or batch["input"].ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        x, n = batch["input"], self.num_samples
+        if x.ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
             return
-        n = self.num_samples
-        x = batch["input"][:n]
-        if "views" in batch:
-            self._draw(trainer, "views", [x, *(view[:n] for view in batch["views"])])
-        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device):
-            if hasattr(pl_module, "reconstruct"):
-                few = {k: v[:n] for k, v in batch.items() if isinstance(v, Tensor)}
-                prediction = pl_module.reconstruct(few).to(x.dtype)  # type: ignore[operator]
-                grey = trainer.datamodule.standardise(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
-                self._draw(trainer, "reconstruction", self._columns(x, few, prediction, grey))
-            if hasattr(pl_module, "sample"):
-                samples = pl_module.sample(n * n).to(x.dtype)  # type: ignore[operator]
-                self._draw(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
-            if hasattr(pl_module, "interpolate"):
-                steps = pl_module.interpolate(x, n).to(x.dtype)  # type: ignore[operator]
-                self._draw(trainer, "interpolations", list(steps.unbind(1)))
-            attention = class_attention(pl_module.feature_encoder, x)  # type: ignore[arg-type]
+        if views:
+            log_columns(trainer, "views", [x, *views])
+        if hasattr(module, "reconstruct"):
+            prediction = module.reconstruct(batch).to(x.dtype)
+            grey = trainer.datamodule.standardise(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
+            log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, grey))
+        if hasattr(module, "sample"):
+            samples = module.sample(n * n).to(x.dtype)
+            log_columns(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
+        if hasattr(module, "interpolate"):
+            log_columns(trainer, "interpolations", list(module.interpolate(x, n).to(x.dtype).unbind(1)))
+        attention = class_attention(module.feature_encoder, x)
         if attention is not None:  # (n, heads, h, w), shares of patches
             attention = F.interpolate(attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest")
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
-            self._draw(trainer, "attention", [x, *map(trainer.datamodule.standardise, maps)])  # type: ignore[attr-defined]
+            log_columns(trainer, "attention", [x, *map(trainer.datamodule.standardise, maps)])  # type: ignore[attr-defined]
 
     @staticmethod
     def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, grey: Tensor) -> list[Tensor]:
@@ -362,14 +397,3 @@ class ImageGrid(Callback):
             mask = batch["mask"]
             return [x, torch.where(mask, grey, x), prediction, torch.where(mask, prediction, x)]
         return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]
-
-    @staticmethod
-    def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
-        side = max(column.shape[-1] for column in columns)
-        size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
-        shown = [
-            F.interpolate(trainer.datamodule.unstandardise(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
-            for c in columns
-        ]
-        rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S), a row per sample
-        log_picture(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.audio import AudioDataModule
 from datamodules.mel import valid_frames
-from evaluation.callbacks import last_step, log_picture, own_noise
+from evaluation.callbacks import FirstSamples, last_step, log_picture
 
 
 def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
@@ -40,7 +40,7 @@ def picture(columns: list[Tensor], height: int = 120) -> Tensor:
     return F.interpolate(grey, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
 
 
-class Spectrograms(Callback):
+class Spectrograms(FirstSamples):
     """At validation, of clips; data that is not audio is passed over. By tag:
 
     - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches predicted.
@@ -54,34 +54,17 @@ class Spectrograms(Callback):
     """
 
     def __init__(self, num_samples: int = 4, every_n_epochs: int = 1) -> None:
-        for name, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
+        super().__init__(num_samples, every_n_epochs)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (due and first and isinstance(data, AudioDataModule)):
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        data, x = trainer.datamodule, batch["input"]  # type: ignore[attr-defined]
+        if not isinstance(data, AudioDataModule):
             return
-        few = {k: v[: self.num_samples] for k, v in batch.items() if isinstance(v, Tensor)}
-        x = few["input"]
-        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device), torch.no_grad():
-            if hasattr(pl_module, "fill"):
-                filled = pl_module.fill(few)  # type: ignore[operator]
-                masked = x.masked_fill(few["mask"], float("-inf"))
-                self._draw(trainer, "spectrograms", [x, masked, filled])
-            if hasattr(pl_module, "continue_clip"):
-                self._continue(trainer, pl_module, data, x)
+        if hasattr(module, "fill"):
+            masked = x.masked_fill(batch["mask"], float("-inf"))
+            self._draw(trainer, "spectrograms", [x, masked, module.fill(batch)])
+        if hasattr(module, "continue_clip"):
+            self._continue(trainer, module, data, x)
 
     def _continue(self, trainer: Trainer, module: Any, data: AudioDataModule, x: Tensor) -> None:
         continued = torch.zeros_like(x)
