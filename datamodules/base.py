@@ -39,7 +39,7 @@ class Batch(TypedDict, total=False):
 
 def mix_seed(*numbers: int) -> int:
     """Hash integers into one 63-bit seed, so that neighbouring steps, ranks and seeds give unrelated random numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def run_seed() -> int:

@@ -212,15 +212,16 @@ class Slurm:
         wait_for(f"job {job} {' or '.join(states)}", reached, seconds, lambda: f"{last}\n{details()}")
         return last
 
-    def start_again(self, job: str, restarts: int = 1) -> None:
+    def start_again(self, job: str, restarts: int = 1, details: Callable[[], str] = str) -> None:
         """Spare a requeued job its two minutes of waiting, but for what is left of its last start: SLURM would take the end of
-        that for the end of this one."""
+        that for the end of this one, and a node refuses credentials of the second in which it revoked the job's."""
         number = self.job(job)["JobId"]
         wait_for(f"the end of job {job}'s first start", lambda: not self._steps(number), 60)
+        time.sleep(2)
 
         def running() -> bool:
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
             now = self.job(job)
             return now.get("Restarts") == str(restarts) and now["JobState"] in ("RUNNING", "COMPLETED")
 
-        wait_for(f"job {job} started again", running, 60, lambda: f"{self.job(job)}")
+        wait_for(f"job {job} started again", running, 60, lambda: f"{self.job(job)}\n{details()}\n{self.log()}")

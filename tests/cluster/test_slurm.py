@@ -67,7 +67,7 @@ class Project:
         """Signal the tasks, wait until the job is in the queue again, and start it without the two minutes of waiting."""
         self.cluster.run("scancel", f"--signal={signal}", job)
         self.end(job, "PENDING")
-        self.cluster.start_again(job)
+        self.cluster.start_again(job, details=self.told(job))
 
 
 SBATCH = ("--nodes=", "--array=", "--time=", "--signal=")
@@ -166,7 +166,7 @@ def test_the_time_limit_requeues_even_before_training_has_begun(project: Project
     project.end(job, "RUNNING")
     project.end(job, "PENDING", "FAILED", "TIMEOUT")
     project.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    project.cluster.start_again(job)
+    project.cluster.start_again(job, details=project.told(job))
     end = project.end(job, "COMPLETED", "FAILED")
     assert end["JobState"] == "COMPLETED" and end["Restarts"] == "1", project.log(job)
     assert last_checkpoint(project.run(job))["global_step"] == STEPS
