@@ -202,8 +202,8 @@ class GAN(SSLModule):
 
     def discriminator_terms(self, real: Tensor) -> dict[str, Tensor]:
         """Loss of the discriminator on real (B, ...) and as many generated samples; no gradient reaches the generator."""
-        with torch.no_grad():
-            fake = self.generator(self.randn(len(real), self.latent_dim))  # (B, ...)
+        # not under no_grad: torch 2.6's autocast keeps the weights' copies, which then have no gradient in the next pass
+        fake = self.generator(self.randn(len(real), self.latent_dim)).detach()  # (B, ...)
         real_logits = self.head(self.encoder(real)).squeeze(1)  # (B,)
         fake_logits = self._logits(fake, frozen=False)  # a pass of its own: real and generated have statistics of their own
         loss = discriminator_loss(real_logits, fake_logits, self.loss)
