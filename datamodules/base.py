@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.views import BatchTransform, apply_views
+from experiment.discovery import with_public_names
 
 Split = Literal["train", "bank", "val", "test"]
 
@@ -48,7 +49,7 @@ def run_seed() -> int:
 
 
 def plain_values(hyperparameters: Any) -> dict[str, Any]:
-    """The entries that are plain values (numbers, strings, None and lists and dicts of them).
+    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under public names.
 
     Only these go into a checkpoint: an object there would make it unreadable for ``torch.load(weights_only=True)``.
     """
@@ -60,7 +61,7 @@ def plain_values(hyperparameters: Any) -> dict[str, Any]:
             return all(is_plain(v) for v in value)
         return value is None or isinstance(value, (bool, int, float, str))
 
-    return {k: v for k, v in dict(hyperparameters).items() if is_plain(v)}
+    return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
 
 
 class EpochSampler(DistributedSampler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from experiment.discovery import ROOT, below, classes
+
 DEFAULTS = ROOT / "configs" / "default.yaml"
 
 USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v] [--trainer.X v]"
@@ -26,30 +26,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def _classes(package: str, roots: set[str]) -> dict[str, str]:
-    """Public classes below ``roots`` in a package's files: name -> first line of its docstring."""
-    bases: dict[str, tuple[list[str], str]] = {}
-    for path in sorted((ROOT / package).glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                names = [b.id for b in node.bases if isinstance(b, ast.Name)]
-                bases[node.name] = (names, (ast.get_docstring(node) or "").split("\n")[0])
-    known = set(roots)
-    while grown := {n for n, (parents, _) in bases.items() if n not in known and known & set(parents)}:
-        known |= grown
-    parents = {p for names, _ in bases.values() for p in names}
-    public = (n for n in sorted(known - roots) if not n.startswith("_"))
-    return {n: bases[n][1] for n in public if not n.endswith("DataModule") or n not in parents}
-
-
 def methods() -> dict[str, str]:
     """Method name -> one line."""
-    return _classes("sslmodules", {"SSLModule"})
+    return {name: classes()[name].summary for name in below(["SSLModule"])}
 
 
 def data_sets() -> dict[str, str]:
     """DataModule name -> one line."""
-    return _classes("datamodules", {"SSLDataModule"})
+    names = below(["SSLDataModule"])
+    bases = {base for name in names for base in classes()[name].bases}  # ImageDataModule and its like hold no data
+    return {name: classes()[name].summary for name in names if not name.endswith("DataModule") or name not in bases}
 
 
 def config_files() -> list[Path]:

@@ -24,6 +24,7 @@ import evaluation.spectrograms  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
 from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
 from experiment.checkpoint_io import AtomicCheckpointIO
+from experiment.discovery import with_public_names
 from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
 from experiment.names import check_command_line, check_layer, untrusted
 from experiment.preemption import Preemption
@@ -92,7 +93,7 @@ class SSLCommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self._dump_config()
-        plain = {k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")}
+        plain = with_public_names({k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")})
         self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
 from experiment.catalogue import UserError, did_you_mean
+from experiment.discovery import PACKAGES, find_class
 from sslmodules.base import SSLModule
 from sslmodules.networks import TimmEncoder
 from sslmodules.trusted import is_trusted, may_be_called
 
-OWN = ("sslmodules", "datamodules", "evaluation", "experiment")
 SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)
 
@@ -95,6 +95,8 @@ def resolve(name: str, base: type, where: str) -> type:
     """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
     kind = {SSLModule: "method", SSLDataModule: "data set", nn.Module: "network"}.get(base, f"{base.__name__} class")
     known = known_names(base)
+    if (cls := find_class(name)) is not None and issubclass(cls, base):
+        return cls
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
         if not is_trusted(name):
@@ -112,7 +114,7 @@ def resolve(name: str, base: type, where: str) -> type:
         extra = ", or the name of a timm model" if base is nn.Module else ""
         near = did_you_mean(name, [*known, *timm.list_models()] if base is nn.Module else known)
         raise UserError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
-    return next((c for c in matches if c.__module__.startswith(OWN)), matches[0])
+    return next((c for c in matches if c.__module__.startswith(PACKAGES)), matches[0])
 
 
 def spec_of(value: Any, base: type) -> Any:

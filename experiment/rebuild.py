@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from datamodules.base import SSLDataModule
 from experiment.catalogue import UserError
 from experiment.cli import explain
+from experiment.discovery import with_current_paths
 from experiment.names import check_command_line, options_of, resolve
 
 
@@ -38,7 +39,7 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     shared = {k: v for k, v in stored.items() if k in options_of(cls)}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLDataModule, "data")
-    base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": shared}
+    base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": with_current_paths(shared)}
     try:
         config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
     except ArgumentError as error:

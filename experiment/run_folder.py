@@ -23,8 +23,9 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from evaluation.report import write_json
-from experiment.catalogue import ROOT, UserError
+from experiment.catalogue import UserError
 from experiment.checkpoint_io import LAST, PREVIOUS, prune
+from experiment.discovery import ROOT, public_name, with_public_names
 from experiment.failures import forget_failures
 from experiment.signals import slurm_job
 from sslmodules import DamagedCheckpoint, SSLModule, read_checkpoint
@@ -105,7 +106,7 @@ class RunFolder:
         self._read_newest()
         if self.resume is None:
             return None
-        stored = str(self.content.get("hyper_parameters", {}).get("_class_path", "")).rsplit(".", 1)[-1]
+        stored = public_name(str(self.content.get("hyper_parameters", {}).get("_class_path", ""))).rsplit(".", 1)[-1]
         if stored != method:
             raise UserError(
                 f"{self.resume} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir"
@@ -153,7 +154,7 @@ class RunFolder:
             if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
                 raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
             return
-        earlier = yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {}
+        earlier = with_public_names(yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {})
         found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
         if found != method:
             raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")

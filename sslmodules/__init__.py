@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from experiment.discovery import find_class, with_current_paths
 from sslmodules.base import SSLModule
 from sslmodules.trusted import denied_name, enforce, is_trusted
 
@@ -80,19 +81,18 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     """
     options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     class_path = str(hyper_parameters.get("_class_path", ""))
-    cls = methods().get(class_path.rsplit(".", 1)[-1])
+    cls = find_class(class_path)
     enforce()
     if cls is None and is_trusted(class_path):  # of a package that the user trusts
         cls = getattr(importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None)
-        cls = cls if isinstance(cls, type) and issubclass(cls, SSLModule) else None
-    if cls is None or class_path not in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
+    if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
         raise CheckpointError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
             f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLModule, "model")
-    spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": options}
+    spec = with_current_paths({"class_path": class_path, "init_args": options})
     try:
         module = parser.instantiate(parser.parse_object({"model": spec})).model
     except (ArgumentError, ValueError, TypeError) as error:

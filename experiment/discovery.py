@@ -1,0 +1,105 @@
+"""Which classes the project has, under their public names.
+
+The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is immediate and
+every package may import this module. A new file in one of the packages is known at once.
+
+Configurations, checkpoints and run folders hold public names (``SimCLR``, ``Digits``), never the module a class lives in, so
+files can move without breaking old runs. Classes from elsewhere keep their dotted path.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("datamodules", "sslmodules", "evaluation", "experiment")
+
+#: Public names of earlier versions that old runs may hold, and what the class is called now.
+RENAMED: dict[str, str] = {}
+
+
+class Found(NamedTuple):
+    """A public class of the project: where it is defined, what it is derived from, and what its docstring begins with."""
+
+    module: str
+    bases: tuple[str, ...]
+    summary: str
+
+
+@cache
+def classes() -> dict[str, Found]:
+    """Every public class of the project by its name, in alphabetical order.
+
+    Raises:
+        ValueError: two files define a class of the same name.
+    """
+    found: dict[str, Found] = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if node.name in found:
+                raise ValueError(f"two classes are called {node.name}: in {found[node.name].module} and {module}; rename one")
+            bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
+            found[node.name] = Found(module, bases, (ast.get_docstring(node) or "").split("\n")[0])
+    return dict(sorted(found.items()))
+
+
+def below(roots: Iterable[str]) -> list[str]:
+    """Names of the public classes derived from one of ``roots``, directly or not."""
+    known = set(roots)
+    while grown := {name for name, cls in classes().items() if name not in known and known & set(cls.bases)}:
+        known |= grown
+    return [name for name in classes() if name in known - set(roots)]
+
+
+def current_path(name: str) -> str | None:
+    """Where the class of the project called ``name`` is defined, as a dotted path; None if there is none.
+
+    Args:
+        name: a public name, or a dotted path of this or an earlier version of the project.
+    """
+    package, short = name.partition(".")[0], name.rsplit(".", 1)[-1]
+    if "." in name and package not in PACKAGES:
+        return None
+    short = RENAMED.get(short, short)
+    found = classes().get(short)
+    return f"{found.module}.{short}" if found else None
+
+
+def public_name(path: str) -> str:
+    """The name to store for a class: the public one for the project's, the dotted path as it is for any other."""
+    current = current_path(path)
+    return current.rsplit(".", 1)[-1] if current else path
+
+
+def with_public_names(node: Any) -> Any:
+    """A copy of a configuration in which every class goes by the name to store."""
+    return _with_names(node, public_name)
+
+
+def with_current_paths(node: Any) -> Any:
+    """A copy of a configuration in which every class of the project goes by the dotted path that can be imported now."""
+    return _with_names(node, lambda name: current_path(name) or name)
+
+
+def _with_names(node: Any, rename: Callable[[str], str]) -> Any:
+    if isinstance(node, dict):
+        keys = ("class_path", "_class_path")
+        return {k: rename(v) if k in keys and isinstance(v, str) else _with_names(v, rename) for k, v in node.items()}
+    return [_with_names(item, rename) for item in node] if isinstance(node, (list, tuple)) else node
+
+
+def find_class(name: str) -> type | None:
+    """The project's class called ``name`` (see ``current_path``), imported; None if there is none."""
+    path = current_path(name)
+    if path is None:
+        return None
+    module, _, short = path.rpartition(".")
+    return getattr(importlib.import_module(module), short)
