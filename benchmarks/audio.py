@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamodules.mel import MelScale
+from datamodules.audio.mel import MelScale
 
 
 def main() -> None:

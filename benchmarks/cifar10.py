@@ -47,7 +47,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from datamodules.base import SSLDataModule
-from datamodules.images import CIFAR10
+from datamodules.images.module import CIFAR10
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import top1
 from evaluation.report import evaluate, extract_features

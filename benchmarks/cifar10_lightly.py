@@ -38,8 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200
 from benchmarks.train import NOT_RUN, SIZE, PILImages
 from datamodules.base import SSLDataModule
-from datamodules.images import CIFAR10
-from datamodules.views import SimCLRViews, apply_views
+from datamodules.images.module import CIFAR10
+from datamodules.transforms.views import SimCLRViews, apply_views
 from evaluation.report import evaluate
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment

@@ -54,7 +54,7 @@ from benchmarks.train import (
     synchronise,
 )
 from datamodules.base import SSLDataModule
-from datamodules.views import SimCLRViews
+from datamodules.transforms.views import SimCLRViews
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 

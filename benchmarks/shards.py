@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.base import as_is
-from datamodules.images import ImageFolder, read_image
-from datamodules.make_shards import make_shards
-from datamodules.shards import Shards
+from datamodules.images.module import ImageFolder, read_image
+from datamodules.images.pack import make_shards
+from datamodules.images.shards import Shards
 
 BATCH, CROP = 64, 224
 

@@ -46,8 +46,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from datamodules import TextFiles
-from datamodules.tokenizer import SPECIALS, Tokenizer, train_tokenizer
-from datamodules.tokens import MaskedTokens
+from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
+from datamodules.transforms.tokens import MaskedTokens
 from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment

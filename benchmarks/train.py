@@ -56,8 +56,8 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.base import Batch, SSLDataModule, as_is
-from datamodules.images import CIFAR10, ArrayDataset
-from datamodules.views import SimCLRViews
+from datamodules.images.module import CIFAR10, ArrayDataset
+from datamodules.transforms.views import SimCLRViews
 from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment

@@ -10,10 +10,10 @@ import pkgutil
 
 __all__: list[str] = []
 
-for _info in pkgutil.iter_modules(__path__):
-    if _info.name == "make_shards":  # a command, which Python wants to import itself
+for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
+    if _info.name.endswith(".pack"):  # a command, which Python wants to import itself
         continue
-    _module = importlib.import_module(f"{__name__}.{_info.name}")
+    _module = importlib.import_module(_info.name)
     for _name, _class in inspect.getmembers(_module, inspect.isclass):
         if _class.__module__ == _module.__name__ and not _name.startswith("_"):
             globals()[_name] = _class

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from datamodules.views import BatchTransform, apply_views
+from datamodules.transforms.views import BatchTransform, apply_views
 from experiment.discovery import with_public_names
 
 Split = Literal["train", "bank", "val", "test"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from datamodules.audio import AudioDataModule
+from datamodules.audio.module import AudioDataModule
 from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.base import SSLDataModule
-from datamodules.token_data import TextDataModule
-from datamodules.tokenizer import SPECIALS
+from datamodules.text.module import TextDataModule
+from datamodules.text.tokenizer import SPECIALS
 from sslmodules import SSLModule
 
 

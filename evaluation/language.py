@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datamodules.base import Split, SSLDataModule, mix_seed
-from datamodules.tokenizer import SPECIALS
+from datamodules.text.tokenizer import SPECIALS
 from sslmodules.base import SSLModule
 from sslmodules.networks import PixelTokens
 

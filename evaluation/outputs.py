@@ -21,9 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from datamodules.audio.wav_folder import WavFolder
 from datamodules.base import Batch, Split, SSLDataModule, mix_seed
-from datamodules.images import ImageDataModule, ImageFolder, image_files, read_image
-from datamodules.wav_folder import WavFolder
+from datamodules.images.module import ImageDataModule, ImageFolder, image_files, read_image
 from evaluation.reconstruction import psnr
 from sslmodules import SSLModule, methods
 

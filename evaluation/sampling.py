@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from datamodules.audio import AudioDataModule
+from datamodules.audio.mel import PADDING
+from datamodules.audio.module import AudioDataModule
+from datamodules.audio.wav_folder import read_clip
 from datamodules.base import SSLDataModule, mix_seed
-from datamodules.images import ImageDataModule, read_image
-from datamodules.mel import PADDING
-from datamodules.sequences import Fasta
-from datamodules.token_data import TextDataModule
-from datamodules.wav_folder import read_clip
+from datamodules.images.module import ImageDataModule, read_image
+from datamodules.sequences.module import Fasta
+from datamodules.text.module import TextDataModule
 from evaluation.outputs import (
     BATCH,
     check_able,

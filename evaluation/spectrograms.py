@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.audio import AudioDataModule
-from datamodules.mel import valid_frames
+from datamodules.audio.mel import valid_frames
+from datamodules.audio.module import AudioDataModule
 from evaluation.callbacks import FirstSamples, last_step, log_picture
 
 

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from datamodules.base import SSLDataModule, run_seed
-from datamodules.images import ImageFileError
-from datamodules.tar_index import ShardError
+from datamodules.images.index import ShardError
+from datamodules.images.module import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
 from experiment.catalogue import UserError
 from experiment.cli import RunLogger, SSLCommandLine, explain

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
-from datamodules.mel import valid_frames
 from sslmodules.base import SSLModule, full_precision
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
-from datamodules.mel import valid_frames
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.mae import EPSILON, hidden_patches, normalise_patches, patch_statistics, surroundings, visible_patches
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify

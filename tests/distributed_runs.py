@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from datamodules.images import ArrayDataset
+from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import FeatureProbe, RepresentationHealth
 from experiment.checkpoint_io import AtomicCheckpointIO
 from experiment.preemption import Preemption

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import train
-from datamodules.images import ArrayDataset, Digits
+from datamodules.images.module import ArrayDataset, Digits
 from experiment.checkpoint_io import LAST, PREVIOUS
 from sslmodules import SimCLR
 

@@ -362,7 +362,7 @@ def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path,
 
 def test_ranks_draw_different_views(config: str) -> None:
     """Same samples, another rank: other views (masks with nothing random are the same everywhere)."""
-    from datamodules.masks import CentreHole
+    from datamodules.transforms.masks import CentreHole
 
     _, data = build(config)
     if data.views is None or isinstance(data.views, CentreHole):

@@ -18,7 +18,7 @@ from torch import Tensor
 import eval as script
 import train
 from datamodules.base import mix_seed
-from datamodules.images import Digits
+from datamodules.images.module import Digits
 from evaluation.outputs import is_result
 from evaluation.sampling import GRID_LIMIT
 from experiment.catalogue import ROOT

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 import train
-from datamodules.images import ArrayDataset, Digits, ImageFolder
+from datamodules.images.module import ArrayDataset, Digits, ImageFolder
 from experiment.catalogue import ROOT
 from experiment.monitoring import FiniteLoss, NonFiniteLoss
 from sslmodules import SimCLR, load_module, methods, read_checkpoint

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.images import CIFAR10, MissingDataError, inside_only
+from datamodules.images.module import CIFAR10, MissingDataError, inside_only
 from experiment.catalogue import ROOT, UserError
 from experiment.cli import checked_arguments
 from experiment.run_folder import RunFolder

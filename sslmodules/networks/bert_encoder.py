@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from datamodules.tokenizer import PAD
-from datamodules.tokens import segments_of
+from datamodules.text.tokenizer import PAD
+from datamodules.transforms.tokens import segments_of
 
 
 def transformers_library() -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import tar_index
-from datamodules.make_shards import make_shards
+from datamodules.images import index as tar_index
+from datamodules.images.pack import make_shards
 
 CLASSES = ("apple", "pear", "plum")
 

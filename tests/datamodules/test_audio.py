@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.audio import ClipDataset, Tones, mean_log_mel, pad_clip
-from datamodules.mel import PADDING, valid_frames
+from datamodules.audio.mel import PADDING, valid_frames
+from datamodules.audio.module import ClipDataset, Tones, mean_log_mel, pad_clip
 
 
 def clips_of(data: Tones, split: str) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from datamodules.base import EpochSampler, ShardSampler, SSLDataModule, mix_seed, plain_values, run_seed
-from datamodules.images import Digits
-from datamodules.views import BatchTransform
+from datamodules.images.module import Digits
+from datamodules.transforms.views import BatchTransform
 
 
 class Numbers(Dataset):

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import cifar, mnist, stl10, svhn
 from torchvision.transforms import v2
 
-from datamodules import images as module
 from datamodules.base import as_is
-from datamodules.images import (
+from datamodules.images import module
+from datamodules.images.module import (
     CIFAR10,
     CIFAR100,
     MNIST,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import mel
-from datamodules.mel import FLOOR, MelScale, hz_to_mel, mel_matrix, resample, valid_frames
+from datamodules.audio import mel
+from datamodules.audio.mel import FLOOR, MelScale, hz_to_mel, mel_matrix, resample, valid_frames
 
 SCALE = MelScale(8000, 40, 25.0, 10.0)
 

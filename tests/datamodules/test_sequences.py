@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sequences import (
+from datamodules.sequences.module import (
     Fasta,
     SequenceFileError,
     base_codes,

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules import tar_index
 from datamodules.base import EpochSampler, as_is
-from datamodules.images import ImageFileError, ImageFolder, MissingDataError
-from datamodules.make_shards import make_shards
-from datamodules.shards import Shards, expanded, split_of, split_pattern
-from datamodules.tar_index import MAX_GAP, ShardError, index_folder, merged, write_index
+from datamodules.images import index as tar_index
+from datamodules.images.index import MAX_GAP, ShardError, index_folder, merged, write_index
+from datamodules.images.module import ImageFileError, ImageFolder, MissingDataError
+from datamodules.images.pack import make_shards
+from datamodules.images.shards import Shards, expanded, split_of, split_pattern
 from tests.datamodules.conftest import CLASSES, picture
 
 

@@ -13,7 +13,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 import train
-from datamodules.shards import ShardDataset, Shards
+from datamodules.images.shards import ShardDataset, Shards
 from experiment.catalogue import ROOT
 from experiment.preemption import Preemption
 from experiment.run import Started

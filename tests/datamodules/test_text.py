@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.corpus import Corpus, TextFileError, embedded_documents, sentences
-from datamodules.text import TextFiles
-from datamodules.token_store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
-from datamodules.tokenizer import CLS, PAD, SEP
+from datamodules.text.corpus import Corpus, TextFileError, embedded_documents, sentences
+from datamodules.text.files import TextFiles
+from datamodules.text.store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
+from datamodules.text.tokenizer import CLS, PAD, SEP
 
 
 def texts_of(data: TextFiles, split: Any) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from datamodules.corpus import embedded_documents, made_up_documents
-from datamodules.tokenizer import SPECIALS, UNK, Kind, load_tokenizer, train_tokenizer
+from datamodules.text.corpus import embedded_documents, made_up_documents
+from datamodules.text.tokenizer import SPECIALS, UNK, Kind, load_tokenizer, train_tokenizer
 
 TEXT = "Ünïcode, “quotes” and\nlines; the [SEP] of a text is text. 10 words!"
 KINDS = get_args(Kind)

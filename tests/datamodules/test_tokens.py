@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.text import TextFiles
-from datamodules.tokenizer import CLS, MASK, PAD, SEP, UNK, train_tokenizer
-from datamodules.tokens import (
+from datamodules.text.files import TextFiles
+from datamodules.text.tokenizer import CLS, MASK, PAD, SEP, UNK, train_tokenizer
+from datamodules.transforms.tokens import (
     MaskedTokens,
     bag_of_words,
     inverse_document_frequency,

@@ -13,8 +13,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from datamodules import views as V
-from datamodules.masks import MAEViews
+from datamodules.transforms import views as V
+from datamodules.transforms.masks import MAEViews
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 

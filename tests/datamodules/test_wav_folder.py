@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import wav_folder
-from datamodules.images import MissingDataError
-from datamodules.mel import PADDING
-from datamodules.wav_folder import AudioFileError, WavFolder, name_pattern, read_clip
+from datamodules.audio import wav_folder
+from datamodules.audio.mel import PADDING
+from datamodules.audio.wav_folder import AudioFileError, WavFolder, name_pattern, read_clip
+from datamodules.images.module import MissingDataError
 
 FSDD: dict[str, Any] = {
     "pattern": "{label}_{speaker}_{index}",

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
-from datamodules.images import ArrayDataset
+from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
 from evaluation.knn import knn_predict
 from evaluation.linear_probe import fit_linear_probe, top1

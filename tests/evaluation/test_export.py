@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer
 
 import eval as script
 import train
-from datamodules.tokens import segments_of
+from datamodules.transforms.tokens import segments_of
 from experiment.catalogue import ROOT
 from experiment.rebuild import build_data
 from sslmodules import load_module, read_checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.text import TextFiles
+from datamodules.text.files import TextFiles
 from evaluation.language import bigram_entropy, frequency_entropies, held_out_terms, unigram_entropy
 from tests.conftest import build
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.wav_folder import read_clip
+from datamodules.audio.wav_folder import read_clip
 from evaluation.callbacks import ImageGrid
 from evaluation.outputs import check_target, is_result, write_sound
 from evaluation.sampling import ending, generate

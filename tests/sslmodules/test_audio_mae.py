@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules.masks import RandomPatches
+from datamodules.transforms.masks import RandomPatches
 from sslmodules import AudioMAE
 from sslmodules.audio_mae import sounding_patches, target_patch_mse
 from sslmodules.networks import ViTEncoder

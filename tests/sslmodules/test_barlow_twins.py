@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import Digits
-from datamodules.views import TwoViews, View
+from datamodules.transforms.views import TwoViews, View
 from sslmodules.barlow_twins import BarlowTwins, barlow_twins_loss, cross_correlation, off_diagonal
 from sslmodules.networks import ConvEncoder
 from sslmodules.optim import LARS, warmup_cosine

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.tokenizer import CLS, MASK, PAD, SEP
-from datamodules.tokens import segments_of
+from datamodules.text.tokenizer import CLS, MASK, PAD, SEP
+from datamodules.transforms.tokens import segments_of
 from sslmodules import BERT
 from sslmodules.bert import masked_word_loss
 from sslmodules.networks import BertEncoder, ConvEncoder

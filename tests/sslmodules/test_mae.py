@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from datamodules.masks import MAEViews, RandomPatches
-from datamodules.views import apply_views
+from datamodules.transforms.masks import MAEViews, RandomPatches
+from datamodules.transforms.views import apply_views
 from evaluation.callbacks import ImageGrid
 from evaluation.reconstruction import reconstruction_psnr
 from sslmodules.mae import (

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import Digits
-from datamodules.views import TwoViews, View
+from datamodules.transforms.views import TwoViews, View
 from sslmodules.networks import ConvEncoder
 from sslmodules.triplet import Triplet, mine_distances, triplet_loss
 from tests.conftest import trainer_for

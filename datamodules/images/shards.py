@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import tar_index
-from datamodules.images import ArrayDataset, FolderDataset, ImageFolder, MissingDataError, read_image
-from datamodules.tar_index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
+from datamodules.images import index as tar_index
+from datamodules.images.index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
+from datamodules.images.module import ArrayDataset, FolderDataset, ImageFolder, MissingDataError, read_image
 
 CONNECTIONS = 8
 """Requests that one worker has under way at a time."""
@@ -68,7 +68,7 @@ class ShardDataset(FolderDataset):
                     raise ShardError(
                         f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: other contents at byte "
                         f"{places[i][1]}. Copy it again, or index what is there with "
-                        "python -m datamodules.make_shards --index DIR"
+                        "python -m datamodules.images.pack --index DIR"
                     )
         return members
 
@@ -96,7 +96,7 @@ class ShardDataset(FolderDataset):
 
 
 class Shards(ImageFolder):
-    """Images in tar shards, local or by URL: made by ``python -m datamodules.make_shards SRC DST``, or WebDataset's.
+    """Images in tar shards, local or by URL: made by ``python -m datamodules.images.pack SRC DST``, or WebDataset's.
 
     Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and workers, and
     resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer. docs/data/shards.md
@@ -218,7 +218,7 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
         if not matching:
             raise MissingDataError(
                 f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to {names[-1]}. "
-                "Correct --data.root, or index the folder again with python -m datamodules.make_shards --index DIR"
+                "Correct --data.root, or index the folder again with python -m datamodules.images.pack --index DIR"
             )
         wanted.update(matching)
     return [i for i, name in enumerate(names) if name in wanted]

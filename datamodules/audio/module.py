@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.audio.mel import PADDING, MelScale, valid_frames
 from datamodules.base import Split, SSLDataModule
-from datamodules.images import SPLIT_SEED
-from datamodules.mel import PADDING, MelScale, valid_frames
+from datamodules.images.module import SPLIT_SEED
 
 STATISTICS_CLIPS = 4096
 """Mean and standard deviation are taken over at most so many training clips, a fixed choice."""

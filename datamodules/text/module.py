@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Batch, Split, SSLDataModule
-from datamodules.tokenizer import PAD, Tokenizer, load_tokenizer
-from datamodules.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
+from datamodules.text.tokenizer import PAD, Tokenizer, load_tokenizer
+from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
 
 
 class TextDataModule(SSLDataModule):

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from datamodules.base import Split
-from datamodules.corpus import (
+from datamodules.images.module import stratified_holdout
+from datamodules.text.corpus import (
     Corpus,
     Document,
     DocumentUnit,
@@ -29,10 +30,9 @@ from datamodules.corpus import (
     sentences,
     text_files,
 )
-from datamodules.images import stratified_holdout
-from datamodules.token_data import TextDataModule
-from datamodules.token_store import DocumentDataset, Tokens, TokenWriter, WindowDataset, cut_pairs, cut_to, frame, open_tokens
-from datamodules.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
+from datamodules.text.module import TextDataModule
+from datamodules.text.store import DocumentDataset, Tokens, TokenWriter, WindowDataset, cut_pairs, cut_to, frame, open_tokens
+from datamodules.text.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
 
 Layout = Literal["windows", "documents", "pairs"]
 

@@ -16,10 +16,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.audio import AudioDataModule, ClipDataset, pad_clip
+from datamodules.audio.mel import resample
+from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
 from datamodules.base import Split
-from datamodules.images import MEMORY_LIMIT, MissingDataError, stratified_holdout
-from datamodules.mel import resample
+from datamodules.images.module import MEMORY_LIMIT, MissingDataError, stratified_holdout
 
 try:
     import soundfile

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images import IMAGE_SUFFIXES, MissingDataError
+from datamodules.images.module import IMAGE_SUFFIXES, MissingDataError
 
 MAX_MEMBER = 64 * 2**20
 """Bytes of the largest image that is read."""
@@ -91,7 +91,7 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
         raise MissingDataError(
-            f"no shards in {folder}: expected files that end in .tar (python -m datamodules.make_shards makes them)"
+            f"no shards in {folder}: expected files that end in .tar (python -m datamodules.images.pack makes them)"
         )
     sizes, first, parts, labels = [], [0], [], []
     for name in names:
@@ -199,7 +199,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
         except MissingDataError as error:
             raise MissingDataError(
                 f"{error}. Shards are read by URL with the two files of their index beside them: "
-                "python -m datamodules.make_shards --index DIR writes them"
+                "python -m datamodules.images.pack --index DIR writes them"
             ) from None
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -211,7 +211,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
         return index
     if not (folder / "shards.npy").is_file():
         raise MissingDataError(
-            f"shards.npy is missing in {folder}: python -m datamodules.make_shards --index {folder} writes it"
+            f"shards.npy is missing in {folder}: python -m datamodules.images.pack --index {folder} writes it"
         )
     return _parsed(root, (folder / "shards.json").read_bytes(), (folder / "shards.npy").read_bytes())
 
@@ -241,7 +241,7 @@ def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
     except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise ShardError(
             f"the index of {root} (shards.json, shards.npy) is damaged ({type(error).__name__}: {error}): "
-            "python -m datamodules.make_shards --index DIR makes it again"
+            "python -m datamodules.images.pack --index DIR makes it again"
         ) from None
     return ShardIndex(names, sizes, first, records, class_names)
 
@@ -260,7 +260,7 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
         except FileNotFoundError:
             raise MissingDataError(
                 f"shard {folder / name} is missing: copy it there, or index the rest again with "
-                f"python -m datamodules.make_shards --index {folder}"
+                f"python -m datamodules.images.pack --index {folder}"
             ) from None
         if now != size:
             raise ShardError(_changed(str(folder / name), size, now, str(folder)))
@@ -270,7 +270,7 @@ def _changed(shard: str, size: int, now: int, folder: str) -> str:
     what = "is truncated" if now < size else "has changed"
     return (
         f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is there with "
-        f"python -m datamodules.make_shards --index {folder}"
+        f"python -m datamodules.images.pack --index {folder}"
     )
 
 

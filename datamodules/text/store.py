@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import mix_seed, run_seed
-from datamodules.tokenizer import CLS, PAD, SEP
+from datamodules.text.tokenizer import CLS, PAD, SEP
 
 
 class Tokens(NamedTuple):

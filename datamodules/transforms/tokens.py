@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.tokenizer import MASK, PAD, SEP, SPECIALS, Tokenizer
-from datamodules.views import BatchTransform
+from datamodules.text.tokenizer import MASK, PAD, SEP, SPECIALS, Tokenizer
+from datamodules.transforms.views import BatchTransform
 
 
 class TokenTransform(BatchTransform):

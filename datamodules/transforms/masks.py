@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.views import BatchTransform, View, Views
+from datamodules.transforms.views import BatchTransform, View, Views
 
 
 class CentreHole(BatchTransform):

@@ -1,7 +1,7 @@
 """Packs a folder of images into tar shards (WebDataset's layout) with an index, for ``--data Shards``.
 
-    python -m datamodules.make_shards SRC DST [--per_shard 10000] [--unlabelled]
-    python -m datamodules.make_shards --index DIR          index the shards that lie in DIR, such as those of other programs
+    python -m datamodules.images.pack SRC DST [--per_shard 10000] [--unlabelled]
+    python -m datamodules.images.pack --index DIR          index the shards that lie in DIR, such as those of other programs
 
 SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are copied byte for
 byte, in an order that is shuffled once and always the same. DST must not exist; it appears when everything is written.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.images import SPLIT_SEED, ImageFolder
-from datamodules.tar_index import MAX_MEMBER, ShardError, index_folder, write_index
+from datamodules.images.index import MAX_MEMBER, ShardError, index_folder, write_index
+from datamodules.images.module import SPLIT_SEED, ImageFolder
 
 
 def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = True) -> None:
@@ -75,7 +75,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.make_shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m datamodules.images.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("src", type=Path, nargs="?", help="folder of images")
     parser.add_argument("dst", type=Path, nargs="?", help="folder to make")
