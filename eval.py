@@ -101,8 +101,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     import torch
     from rich.console import Console
 
-    from evaluation import outputs, sampling
-    from evaluation.export import export
+    from evaluation.commands import generate as sampling
+    from evaluation.commands import outputs
+    from evaluation.commands.export import export
     from evaluation.report import PROBES, evaluate, print_report, write_json
     from experiment.catalogue import did_you_mean
     from experiment.cli import trusted_packages

@@ -48,8 +48,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from datamodules.base import SSLDataModule
 from datamodules.images.module import CIFAR10
-from evaluation.knn import knn_predict
-from evaluation.linear_probe import top1
+from evaluation.probes.knn import knn_predict
+from evaluation.probes.linear import top1
 from evaluation.report import evaluate, extract_features
 from experiment.cli import SSLCommandLine
 from experiment.quiet import silence_framework

@@ -31,7 +31,7 @@ import torch
 
 from datamodules import MNIST, GaussianNoise, MaskingNoise, SaltAndPepper
 from datamodules.base import mix_seed
-from evaluation.reconstruction import denoising_psnr, median_filter, psnr
+from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr
 from sslmodules import Autoencoder, load_module
 
 ROOT = Path(__file__).resolve().parents[1]

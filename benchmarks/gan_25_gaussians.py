@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.base import Split, SSLDataModule
-from evaluation.generation import mode_counts
+from evaluation.measures.frechet import mode_counts
 from experiment.quiet import silence_framework
 from experiment.run_folder import describe_environment
 from sslmodules.gan import GAN, Loss

@@ -29,8 +29,8 @@ from torchvision.utils import save_image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.images.module import MNIST, MissingDataError
-from evaluation.generation import frechet_distance
-from evaluation.linear_probe import top1
+from evaluation.measures.frechet import frechet_distance
+from evaluation.probes.linear import top1
 from experiment.run_folder import describe_environment
 from sslmodules import CheckpointError, initial_module, load_module, read_checkpoint
 from sslmodules.gan import GAN

@@ -37,8 +37,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from evaluation.knn import knn_predict
-from evaluation.linear_probe import fit_linear_probe, top1
+from evaluation.probes.knn import knn_predict
+from evaluation.probes.linear import fit_linear_probe, top1
 
 NUM_CLASSES = 10
 L2 = 1e-5

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from datamodules.audio.module import AudioDataModule
-from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
-from evaluation.knn import knn_predict
-from evaluation.linear_probe import fit_linear_probe, top1
+from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
+from evaluation.probes.knn import knn_predict
+from evaluation.probes.linear import fit_linear_probe, top1
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
 

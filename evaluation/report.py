@@ -21,11 +21,11 @@ from rich.table import Table
 from torch import Tensor
 
 from datamodules.base import Split, SSLDataModule
-from evaluation.few_shot import few_shot_accuracy
-from evaluation.knn import knn_predict
-from evaluation.language import language_report
-from evaluation.linear_probe import select_linear_probe, top1
-from evaluation.reconstruction import denoising_psnr, reconstruction_psnr
+from evaluation.measures.language import language_report
+from evaluation.measures.reconstruction import denoising_psnr, reconstruction_psnr
+from evaluation.probes.few_shot import few_shot_accuracy
+from evaluation.probes.knn import knn_predict
+from evaluation.probes.linear import select_linear_probe, top1
 from sslmodules.base import SSLModule
 
 PROBES = ("linear", "knn", "fewshot")

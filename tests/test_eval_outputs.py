@@ -19,8 +19,8 @@ import eval as script
 import train
 from datamodules.base import mix_seed
 from datamodules.images.module import Digits
-from evaluation.outputs import is_result
-from evaluation.sampling import GRID_LIMIT
+from evaluation.commands.generate import GRID_LIMIT
+from evaluation.commands.outputs import is_result
 from experiment.catalogue import ROOT
 from sslmodules import Inpainting, load_module
 

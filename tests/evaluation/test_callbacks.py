@@ -14,8 +14,8 @@ from torch import nn
 from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
-from evaluation.knn import knn_predict
-from evaluation.linear_probe import fit_linear_probe, top1
+from evaluation.probes.knn import knn_predict
+from evaluation.probes.linear import fit_linear_probe, top1
 from experiment.monitoring import Throughput
 from sslmodules import SimCLR
 from sslmodules.networks import ConvEncoder

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import evaluation.few_shot
-from evaluation.few_shot import few_shot_accuracy
-from evaluation.linear_probe import feature_statistics, fit_linear_probe
+import evaluation.probes.few_shot
+from evaluation.probes.few_shot import few_shot_accuracy
+from evaluation.probes.linear import feature_statistics, fit_linear_probe
 
 
 def two_blobs(n, distance, seed):
@@ -27,7 +27,7 @@ def fits(monkeypatch):
         calls.append((features, labels))
         return fit_linear_probe(features, labels, *args, **kwargs)
 
-    monkeypatch.setattr(evaluation.few_shot, "fit_linear_probe", record)
+    monkeypatch.setattr(evaluation.probes.few_shot, "fit_linear_probe", record)
     return calls
 
 

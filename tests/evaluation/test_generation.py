@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.generation import frechet_distance, mode_counts
+from evaluation.measures.frechet import frechet_distance, mode_counts
 
 
 def with_moments(mean: Tensor, covariance: Tensor, n: int = 200, seed: int = 0) -> Tensor:

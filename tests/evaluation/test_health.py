@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.health import alignment, feature_std, is_collapsed, rankme, uniformity
+from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
 
 
 def gaussian(n, dim, seed=0):

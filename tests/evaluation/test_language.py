@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.text.files import TextFiles
-from evaluation.language import bigram_entropy, frequency_entropies, held_out_terms, unigram_entropy
+from evaluation.measures.language import bigram_entropy, frequency_entropies, held_out_terms, unigram_entropy
 from tests.conftest import build
 
 

@@ -11,8 +11,8 @@ import torch
 
 from datamodules import CentreHole, Digits, GaussianNoise, MaskingNoise
 from datamodules.base import raw_input
-from evaluation.linear_probe import top1
-from evaluation.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
+from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
+from evaluation.probes.linear import top1
 from evaluation.report import evaluate, extract_features, probe_features
 from tests.conftest import build
 

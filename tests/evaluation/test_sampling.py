@@ -11,8 +11,8 @@ from PIL import Image
 
 import eval as script
 import train
-from evaluation.outputs import is_result
-from evaluation.sampling import generate
+from evaluation.commands.generate import generate
+from evaluation.commands.outputs import is_result
 from experiment.catalogue import ROOT
 from sslmodules import load_module
 from tests.conftest import build

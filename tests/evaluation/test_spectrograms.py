@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datamodules.audio.wav_folder import read_clip
 from evaluation.callbacks import ImageGrid
-from evaluation.outputs import check_target, is_result, write_sound
-from evaluation.sampling import ending, generate
+from evaluation.commands.generate import ending, generate
+from evaluation.commands.outputs import check_target, is_result, write_sound
 from evaluation.spectrograms import Spectrograms, as_shown, picture
 from tests.conftest import build, trainer_for
 

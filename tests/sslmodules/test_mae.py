@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules.transforms.masks import MAEViews, RandomPatches
 from datamodules.transforms.views import apply_views
 from evaluation.callbacks import ImageGrid
-from evaluation.reconstruction import reconstruction_psnr
+from evaluation.measures.reconstruction import reconstruction_psnr
 from sslmodules.mae import (
     MAE,
     hidden_patch_mse,

@@ -24,7 +24,7 @@ from torch import Tensor
 from datamodules.audio.wav_folder import WavFolder
 from datamodules.base import Batch, Split, SSLDataModule, mix_seed
 from datamodules.images.module import ImageDataModule, ImageFolder, image_files, read_image
-from evaluation.reconstruction import psnr
+from evaluation.measures.reconstruction import psnr
 from sslmodules import SSLModule, methods
 
 MADE_BY = "lightning-ssl eval.py"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evaluation.linear_probe import check_features
+from evaluation.probes.linear import check_features
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:

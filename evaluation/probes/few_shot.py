@@ -1,6 +1,6 @@
 """Few-shot probe: how good are the features when only a handful of labels per class is known?
 
-A linear probe (``evaluation.linear_probe``) fitted on ``shots`` examples of every class, repeated over several draws
+A linear probe (``evaluation.probes.linear``) fitted on ``shots`` examples of every class, repeated over several draws
 of those examples. Where a full linear probe saturates, this one still separates good features from fair ones.
 
 Protocol, the same for every encoder:
@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evaluation.linear_probe import check_labelled_features, feature_statistics, fit_linear_probe, top1
+from evaluation.probes.linear import check_labelled_features, feature_statistics, fit_linear_probe, top1
 
 
 def few_shot_accuracy(

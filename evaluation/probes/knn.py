@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.linear_probe import check_features, check_labelled_features
+from evaluation.probes.linear import check_features, check_labelled_features
 
 
 def knn_predict(

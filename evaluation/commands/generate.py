@@ -22,7 +22,7 @@ from datamodules.base import SSLDataModule, mix_seed
 from datamodules.images.module import ImageDataModule, read_image
 from datamodules.sequences.module import Fasta
 from datamodules.text.module import TextDataModule
-from evaluation.outputs import (
+from evaluation.commands.outputs import (
     BATCH,
     check_able,
     check_target,
