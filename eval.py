@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from experiment.catalogue import UserError, data_sets
+from runtime.messages import UserError, data_sets
 
 EPILOG = """other data than the run's: --data NAME, and any option of it, such as --data.root DIR or --data.batch_size N.
 An option that both data sets have keeps the run's value. Data sets: """
@@ -105,10 +105,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from evaluation.commands import outputs
     from evaluation.commands.export import export
     from evaluation.report import PROBES, evaluate, print_report, write_json
-    from experiment.catalogue import did_you_mean
-    from experiment.cli import trusted_packages
-    from experiment.quiet import silence_framework
-    from experiment.rebuild import build_data, checkpoint_of
+    from runtime.command_line import trusted_packages
+    from runtime.messages import did_you_mean
+    from runtime.quiet import silence_framework
+    from runtime.rebuild import build_data, checkpoint_of
     from sslmodules import initial_module, load_module, read_checkpoint
 
     silence_framework()
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        from experiment.cli import explain
+        from runtime.command_line import explain
 
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from experiment.catalogue import UserError, config_arguments, help_text, read_config
-from experiment.signals import Preempted, check_launch, die_with_parent, end, inbox
+from runtime.messages import UserError, config_arguments, help_text, read_config
+from runtime.signals import Preempted, check_launch, die_with_parent, end, inbox
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
                 read_config(file)
             check_launch()
             die_with_parent()
-            from experiment.run import run
+            from runtime.main import run
 
             return run(argv)
         except UserError as error:

@@ -51,9 +51,9 @@ from datamodules.images.module import CIFAR10
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import top1
 from evaluation.report import evaluate, extract_features
-from experiment.cli import SSLCommandLine
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.command_line import SSLCommandLine
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 from sslmodules import initial_module, load_module, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,8 +41,8 @@ from datamodules.base import SSLDataModule
 from datamodules.images.module import CIFAR10
 from datamodules.transforms.views import SimCLRViews, apply_views
 from evaluation.report import evaluate
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 from sslmodules.networks import ConvEncoder
 
 Pairs = Iterator[tuple[Tensor, Tensor]]

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from datamodules.base import Split, SSLDataModule
 from evaluation.measures.frechet import mode_counts
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 from sslmodules.gan import GAN, Loss
 
 SIDE, SPACING, DEVIATION = 5, 2.0, 0.05

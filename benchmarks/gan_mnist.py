@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from datamodules.images.module import MNIST, MissingDataError
 from evaluation.measures.frechet import frechet_distance
 from evaluation.probes.linear import top1
-from experiment.run_folder import describe_environment
+from runtime.folder import describe_environment
 from sslmodules import CheckpointError, initial_module, load_module, read_checkpoint
 from sslmodules.gan import GAN
 from sslmodules.networks import ConvEncoder

@@ -55,8 +55,8 @@ from benchmarks.train import (
 )
 from datamodules.base import SSLDataModule
 from datamodules.transforms.views import SimCLRViews
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 
 
 def matrix_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:

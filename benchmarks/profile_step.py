@@ -12,7 +12,7 @@ teacher, callbacks); and between the steps (next batch fetched and copied).
 Then with torch.profiler over as many steps: the share of the time in which the device works, the kernels that take most of
 it, and the calls by which the host waits, counted separately in steps that log (every ``log_every_n_steps``-th) and in those
 that do not. ``cudaEventSynchronize`` is listed apart: it is the loss of the step before being read, one step late, so that
-the device always has the next step queued (experiment/monitoring.py, FiniteLoss).
+the device always has the next step queued (runtime/callbacks.py, FiniteLoss).
 
 Exit status: 0 measured, and no step that does not log waits; 1 one does; 2 bad arguments; 3 not run (no GPU).
 """
@@ -41,9 +41,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from benchmarks.train import NOT_RUN, SIZE, ArrayImages
-from experiment.cli import SSLCommandLine
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.command_line import SSLCommandLine
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 
 ROOT = Path(__file__).resolve().parents[1]
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense", "aten::nonzero")

@@ -48,9 +48,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from experiment.catalogue import ROOT
-from experiment.preemption import Preemption
-from experiment.run import Started
+from runtime.main import Started
+from runtime.messages import ROOT
+from runtime.stopping import Preemption
 from sslmodules import CheckpointError, read_checkpoint
 
 RANKS = 2

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from experiment.checkpoint_io import AtomicCheckpointIO
+from runtime.checkpoints import AtomicCheckpointIO
 from sslmodules import read_checkpoint
 
 

@@ -48,9 +48,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from datamodules import TextFiles
 from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from datamodules.transforms.tokens import MaskedTokens
-from experiment.cli import SSLCommandLine
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.command_line import SSLCommandLine
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 from sslmodules import GPT
 from sslmodules.gpt import next_token_nll
 from sslmodules.networks import GPTEncoder

@@ -58,9 +58,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from datamodules.base import Batch, SSLDataModule, as_is
 from datamodules.images.module import CIFAR10, ArrayDataset
 from datamodules.transforms.views import SimCLRViews
-from experiment.cli import SSLCommandLine
-from experiment.quiet import silence_framework
-from experiment.run_folder import describe_environment
+from runtime.command_line import SSLCommandLine
+from runtime.folder import describe_environment
+from runtime.quiet import silence_framework
 from sslmodules.networks import ConvEncoder, ResNetEncoder, projection_mlp
 from sslmodules.optim import decay_groups
 from sslmodules.simclr import nt_xent

@@ -35,8 +35,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from experiment.catalogue import ROOT, UserError
-from experiment.signals import requeue, slurm_job
+from runtime.messages import ROOT, UserError
+from runtime.signals import requeue, slurm_job
 
 #: Exit statuses of train.py when it was told to stop and has saved.
 STOPPED = (130, 143)
@@ -107,7 +107,7 @@ class Worker:
         self.told_to_stop = 0  # by this signal
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.receive)
-        from experiment.cli import checked_arguments  # with torch: a signal in these seconds is heard
+        from runtime.command_line import checked_arguments  # with torch: a signal in these seconds is heard
 
         first = {name: values[0] if isinstance(values, list) else values["low"] for name, values in self.space.items()}
         checked_arguments([*options, *as_options(first)])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.transforms.views import BatchTransform, apply_views
-from experiment.discovery import with_public_names
+from runtime.discovery import with_public_names
 
 Split = Literal["train", "bank", "val", "test"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from experiment.discovery import find_class, with_current_paths
+from runtime.discovery import find_class, with_current_paths
 from sslmodules.base import SSLModule
-from sslmodules.trusted import denied_name, enforce, is_trusted
+from runtime.trust import denied_name, enforce, is_trusted
 
 for _info in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_info.name}")

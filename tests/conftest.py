@@ -14,9 +14,9 @@ import yaml
 from lightning import Trainer, seed_everything
 
 from datamodules.base import SSLDataModule, mix_seed
-from experiment.catalogue import ROOT, config_files
-from experiment.cli import SSLCommandLine
-from experiment.quiet import silence_framework
+from runtime.command_line import SSLCommandLine
+from runtime.messages import ROOT, config_files
+from runtime.quiet import silence_framework
 from sslmodules import methods
 from sslmodules.base import SSLModule
 

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import FeatureProbe, RepresentationHealth
-from experiment.checkpoint_io import AtomicCheckpointIO
-from experiment.preemption import Preemption
-from experiment.signals import Preempted, inbox
+from runtime.checkpoints import AtomicCheckpointIO
+from runtime.signals import Preempted, inbox
+from runtime.stopping import Preemption
 from tests.conftest import build, trainer_for
 from tests.distributed import gather_batch_norms
 

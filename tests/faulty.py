@@ -23,7 +23,7 @@ import torch
 
 import train
 from datamodules.images.module import ArrayDataset, Digits
-from experiment.checkpoint_io import LAST, PREVIOUS
+from runtime.checkpoints import LAST, PREVIOUS
 from sslmodules import SimCLR
 
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 
 
 def start(commands: list[list[str]], logs: Path, folder: Path) -> list[subprocess.Popen[bytes]]:

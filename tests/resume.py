@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import train
-from experiment.run import Started
+from runtime.main import Started
 from sslmodules import SSLModule, read_checkpoint
 from tests.conftest import shrunk
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 
 #: script -> its arguments, and a line that it prints only at its end; {} is a folder of its own, DATA one of real data.
 SMALL = {

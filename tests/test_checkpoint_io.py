@@ -16,11 +16,11 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from experiment.catalogue import UserError
-from experiment.checkpoint_io import LAST, PREVIOUS, AtomicCheckpointIO, prune
-from experiment.preemption import Preemption
-from experiment.run_folder import RunFolder
-from experiment.signals import Wish
+from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, prune
+from runtime.folder import RunFolder
+from runtime.messages import UserError
+from runtime.signals import Wish
+from runtime.stopping import Preemption
 from sslmodules import DamagedCheckpoint, read_checkpoint
 
 

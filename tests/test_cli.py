@@ -18,8 +18,8 @@ from PIL import Image
 
 import eval as evaluation_script
 import train
-from experiment.catalogue import ROOT
-from experiment.cli import SSLCommandLine
+from runtime.command_line import SSLCommandLine
+from runtime.messages import ROOT
 from sslmodules import read_checkpoint
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
@@ -142,7 +142,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C in the second epoch: exit status 130; the same command goes on from the first and ends at the same weights."""
-    from experiment.run import Started
+    from runtime.main import Started
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

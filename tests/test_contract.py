@@ -18,7 +18,7 @@ import yaml
 from lightning import Callback
 
 from evaluation.callbacks import FeatureProbe
-from experiment.catalogue import ROOT, methods
+from runtime.messages import ROOT, methods
 from sslmodules import methods as classes
 from tests.conftest import CONFIGS, EMBEDDED, batch_of, build, parse, trainer_for
 
@@ -78,7 +78,7 @@ def test_no_value_repeats_a_default(config: str) -> None:
                 found += repeats(value, f"{where}[{i}]")
         return found
 
-    from experiment.names import check_layer
+    from runtime.names import check_layer
 
     raw = yaml.safe_load((ROOT / config).read_text())
     checked = check_layer(raw, {"model": None, "data": None}, config)
@@ -250,7 +250,7 @@ def test_resume_is_exact(setting: str, stop_at: int, tmp_path: Path) -> None:
 
 def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
     """What train.py stores is enough for ``load_module``: the same features, bit for bit."""
-    from experiment.cli import SSLCommandLine
+    from runtime.command_line import SSLCommandLine
     from sslmodules import initial_module, load_module, read_checkpoint
     from tests.conftest import shrunk
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from sslmodules import read_checkpoint
 from tests import distributed_runs
 from tests.conftest import build

@@ -26,12 +26,12 @@ import torch
 import yaml
 
 import sslmodules
-from experiment.catalogue import ROOT, config_files, help_text, methods
-from experiment.cli import checked_arguments
+from runtime.command_line import checked_arguments
+from runtime.messages import ROOT, config_files, help_text, methods
 
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "cluster/README.md")
 DOCUMENTS = [p for p in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
-PACKAGES = ("sslmodules", "datamodules", "evaluation", "experiment")
+PACKAGES = ("sslmodules", "datamodules", "evaluation", "runtime")
 PROJECT = [p for folder in PACKAGES for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -238,7 +238,7 @@ def test_readme_lists_every_method(readme: Path) -> None:
 def test_mentioned_files_exist(document: Path) -> None:
     """Paths below the project's folders, and relative links; ``<method>`` and other placeholders are no paths."""
     text = document.read_text(encoding="utf-8")
-    folders = "configs|docs|benchmarks|cluster|tests|sslmodules|datamodules|evaluation|experiment"
+    folders = "configs|docs|benchmarks|cluster|tests|sslmodules|datamodules|evaluation|runtime"
     paths = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.(?:yaml|md|py|sh|sbatch|json|png))(?![\w<{{*])", text))
     known = shown_files(document)
     missing = [p for p in sorted(paths) if not (ROOT / p).exists() and p not in known]

@@ -21,7 +21,7 @@ from datamodules.base import mix_seed
 from datamodules.images.module import Digits
 from evaluation.commands.generate import GRID_LIMIT
 from evaluation.commands.outputs import is_result
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from sslmodules import Inpainting, load_module
 
 PAGE = ROOT / "docs" / "using_what_was_trained.md"

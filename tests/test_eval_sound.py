@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import eval as script
 import train
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 import train
 from datamodules.images.module import ArrayDataset, Digits, ImageFolder
-from experiment.catalogue import ROOT
-from experiment.monitoring import FiniteLoss, NonFiniteLoss
+from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.messages import ROOT
 from sslmodules import SimCLR, load_module, methods, read_checkpoint
 from tests import faulty
 from tests.conftest import CONFIGS, build, trainer_for
@@ -421,7 +421,7 @@ def _(bench: Bench) -> None:
 
 def half_done(bench: Bench) -> dict[str, Any]:
     """A run that was stopped after its first epoch; returns the checkpoint."""
-    from experiment.run import Started
+    from runtime.main import Started
 
     with bench.patch.context() as patch:
 

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 import train
-from experiment import monitoring
-from experiment.catalogue import ROOT
-from experiment.monitoring import FiniteLoss, NonFiniteLoss
+from runtime import callbacks as monitoring
+from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.messages import ROOT
 from sslmodules import SimCLR, load_module, read_checkpoint
 from tests.conftest import build, trainer_for
 

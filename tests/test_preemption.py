@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import distributed, multiprocessing
 
 import train
-from experiment.catalogue import ROOT
-from experiment.preemption import Preemption
-from experiment.signals import Preempted, Wish, inbox
+from runtime.messages import ROOT
+from runtime.signals import Preempted, Wish, inbox
+from runtime.stopping import Preemption
 from sslmodules import SimCLR, SSLModule, read_checkpoint
 from tests.pair import said, start, wait
 
@@ -204,7 +204,7 @@ def test_a_requeued_job_that_gets_its_signal_early_keeps_what_it_has(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it reads its checkpoint: nothing was trained since, so nothing is saved, and the next start goes on from it."""
-    from experiment.run_folder import RunFolder
+    from runtime.folder import RunFolder
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -229,7 +229,7 @@ def test_a_job_is_put_back_in_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGUSR1 under SLURM asks for the job itself, or for the task of an array; SIGTERM does not: it may be a cancellation."""
-    from experiment.signals import end
+    from runtime.signals import end
 
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()

@@ -19,8 +19,8 @@ import yaml
 
 import eval as eval_command
 import train as train_command
-from experiment import discovery
-from experiment.discovery import classes, current_path, find_class, public_name, with_current_paths, with_public_names
+from runtime import discovery
+from runtime.discovery import classes, current_path, find_class, public_name, with_current_paths, with_public_names
 from sslmodules import load_module, read_checkpoint
 
 OLD_RUN = Path(__file__).parent / "fixtures" / "old_run"
@@ -120,8 +120,8 @@ def test_names_deep_inside_are_replaced() -> None:
     stored = {"a": [{"class_path": "ConvEncoder", "init_args": {"net": {"class_path": "torch.nn.Linear"}}}], "b": ("SimCLR",)}
     there = with_current_paths(stored)
     assert there["a"][0]["class_path"] == current_path("ConvEncoder") != "ConvEncoder"
-    assert there["a"][0]["init_args"]["net"]["class_path"] == "torch.nn.Linear" and there["b"] == ["SimCLR"]
-    assert with_public_names(there) == {**stored, "b": ["SimCLR"]}
+    assert there["a"][0]["init_args"]["net"]["class_path"] == "torch.nn.Linear" and there["b"] == ("SimCLR",)
+    assert with_public_names(there) == stored
 
 
 def test_two_classes_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

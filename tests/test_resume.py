@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datamodules.base import SSLDataModule
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from tests.conftest import CONFIGS, EMBEDDED
 from tests.pair import said, start, wait
 from tests.resume import STOP_AT, check, run, three_runs

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiment.catalogue import UserError
-from experiment.run_folder import RunFolder
+from runtime.folder import RunFolder
+from runtime.messages import UserError
 
 TASK = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "ssl", "SLURM_JOB_ID": "7"}
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from datamodules.images.module import CIFAR10, MissingDataError, inside_only
-from experiment.catalogue import ROOT, UserError
-from experiment.cli import checked_arguments
-from experiment.run_folder import RunFolder
+from runtime.command_line import checked_arguments
+from runtime.folder import RunFolder
+from runtime.messages import ROOT, UserError
 from sslmodules import load_module
 
 CODE = [
     path
-    for part in ("sslmodules", "datamodules", "evaluation", "experiment", "cluster", "train.py", "eval.py")
+    for part in ("sslmodules", "datamodules", "evaluation", "runtime", "cluster", "train.py", "eval.py")
     for path in ([ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py")))
 ]
 TEXTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("cluster/*")), *CODE]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiment.catalogue import ROOT
-from experiment.cli import checked_arguments
+from runtime.command_line import checked_arguments
+from runtime.messages import ROOT
 
 FILE = ROOT / "cluster" / "kubernetes.yaml"
 JOB, SEVERAL_NODES = yaml.safe_load_all(FILE.read_text(encoding="utf-8"))

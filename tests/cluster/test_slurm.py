@@ -12,7 +12,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from sslmodules import read_checkpoint
 from tests.cluster.slurm import Slurm, wait_for
 

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster import sweep
-from experiment.catalogue import ROOT, UserError
+from runtime.messages import ROOT, UserError
 
 CONFIG = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 GRID = {"model.temperature": [0.1, 0.2, 0.5], "model.projector_out": [32, 64]}
@@ -293,7 +293,7 @@ def test_several_tasks_of_a_job_are_no_workers(
 def test_the_shown_space_is_one() -> None:
     space = sweep.read_space(ROOT / "cluster" / "sweep.yaml", "tpe")
     first = {k: v[0] if isinstance(v, list) else v["low"] for k, v in space.items()}
-    from experiment.cli import checked_arguments
+    from runtime.command_line import checked_arguments
 
     checked_arguments([*CONFIG, *sweep.as_options(first)])
 

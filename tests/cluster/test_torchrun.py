@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from sslmodules import read_checkpoint
 from tests.cluster.slurm import free_ports, wait_for
 

@@ -234,7 +234,7 @@ def test_url_without_shards_index_or_server(server: Any, folder: Path):
     with pytest.raises(ShardError, match=r"train-000002.tar has changed"):
         dataset.__getitems__(np.flatnonzero(dataset.paths >= 32)[:1].tolist())
     (folder / "shards.json").unlink()
-    with pytest.raises(MissingDataError, match=r"shards.json is missing.*make_shards --index"):
+    with pytest.raises(MissingDataError, match=r"shards.json is missing.*images.pack --index"):
         shards(server.url).dataset("train")
     with pytest.raises(ShardError, match=r"after 4 attempts: .*refused"):
         shards("http://127.0.0.1:9").dataset("train")

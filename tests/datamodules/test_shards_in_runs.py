@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import train
 from datamodules.images.shards import ShardDataset, Shards
-from experiment.catalogue import ROOT
-from experiment.preemption import Preemption
-from experiment.run import Started
+from runtime.main import Started
+from runtime.messages import ROOT
+from runtime.stopping import Preemption
 from tests.conftest import trainer_for
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe, top1
-from experiment.monitoring import Throughput
+from runtime.callbacks import Throughput
 from sslmodules import SimCLR
 from sslmodules.networks import ConvEncoder
 from tests.conftest import build, trainer_for

@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer
 import eval as script
 import train
 from datamodules.transforms.tokens import segments_of
-from experiment.catalogue import ROOT
-from experiment.rebuild import build_data
+from runtime.messages import ROOT
+from runtime.rebuild import build_data
 from sslmodules import load_module, read_checkpoint
 
 
@@ -89,7 +89,7 @@ def test_a_vocabulary_that_does_not_fit_names_the_number(tmp_path: Path, capsys:
 
 def test_the_library_is_imported_only_where_it_is_used() -> None:
     """Other packages may import it by themselves: no file of ours does so when it is imported."""
-    files = [f for p in ("sslmodules", "datamodules", "evaluation", "experiment") for f in (ROOT / p).rglob("*.py")]
+    files = [f for p in ("sslmodules", "datamodules", "evaluation", "runtime") for f in (ROOT / p).rglob("*.py")]
     assert len(files) > 50
     for file in files:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:

@@ -13,7 +13,7 @@ import eval as script
 import train
 from evaluation.commands.generate import generate
 from evaluation.commands.outputs import is_result
-from experiment.catalogue import ROOT
+from runtime.messages import ROOT
 from sslmodules import load_module
 from tests.conftest import build
 

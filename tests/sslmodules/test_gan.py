@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from datamodules import Digits
-from experiment.monitoring import Throughput
+from runtime.callbacks import Throughput
 from sslmodules.gan import GAN, discriminator_loss, diversity, generator_loss, gradient_penalty
 from sslmodules.networks import ConvEncoder, DCGANDiscriminator, DCGANGenerator
 from tests.conftest import trainer_for

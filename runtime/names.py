@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
-from experiment.catalogue import UserError, did_you_mean
-from experiment.discovery import PACKAGES, find_class
+from runtime.discovery import PACKAGES, find_class
+from runtime.messages import UserError, did_you_mean
+from runtime.trust import is_trusted, may_be_called
 from sslmodules.base import SSLModule
 from sslmodules.networks import TimmEncoder
-from sslmodules.trusted import is_trusted, may_be_called
 
 SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)

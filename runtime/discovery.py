@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("datamodules", "sslmodules", "evaluation", "experiment")
+PACKAGES = ("datamodules", "sslmodules", "evaluation", "runtime")
 
 #: Public names of earlier versions that old runs may hold, and what the class is called now.
 RENAMED: dict[str, str] = {}
@@ -66,7 +66,7 @@ def current_path(name: str) -> str | None:
         name: a public name, or a dotted path of this or an earlier version of the project.
     """
     package, short = name.partition(".")[0], name.rsplit(".", 1)[-1]
-    if "." in name and package not in PACKAGES:
+    if "." in name and package not in (*PACKAGES, "experiment"):  # runtime in versions before 0.2
         return None
     short = RENAMED.get(short, short)
     found = classes().get(short)
@@ -93,7 +93,7 @@ def _with_names(node: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(node, dict):
         keys = ("class_path", "_class_path")
         return {k: rename(v) if k in keys and isinstance(v, str) else _with_names(v, rename) for k, v in node.items()}
-    return [_with_names(item, rename) for item in node] if isinstance(node, (list, tuple)) else node
+    return type(node)(_with_names(item, rename) for item in node) if isinstance(node, (list, tuple)) else node
 
 
 def find_class(name: str) -> type | None:

@@ -23,11 +23,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from evaluation.report import write_json
-from experiment.catalogue import UserError
-from experiment.checkpoint_io import LAST, PREVIOUS, prune
-from experiment.discovery import ROOT, public_name, with_public_names
-from experiment.failures import forget_failures
-from experiment.signals import slurm_job
+from runtime.checkpoints import LAST, PREVIOUS, prune
+from runtime.discovery import ROOT, public_name, with_public_names
+from runtime.failures import forget_failures
+from runtime.messages import UserError
+from runtime.signals import slurm_job
 from sslmodules import DamagedCheckpoint, SSLModule, read_checkpoint
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.

@@ -22,15 +22,15 @@ import evaluation.callbacks
 import evaluation.continuations
 import evaluation.spectrograms  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
-from experiment.catalogue import DEFAULTS, UserError, config_arguments, read_config
-from experiment.checkpoint_io import AtomicCheckpointIO
-from experiment.discovery import with_public_names
-from experiment.monitoring import FiniteLoss, ProgressBar, Throughput
-from experiment.names import check_command_line, check_layer, untrusted
-from experiment.preemption import Preemption
-from experiment.run_folder import RunFolder
+from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
+from runtime.checkpoints import AtomicCheckpointIO
+from runtime.discovery import with_public_names
+from runtime.folder import RunFolder
+from runtime.messages import DEFAULTS, UserError, config_arguments, read_config
+from runtime.names import check_command_line, check_layer, untrusted
+from runtime.stopping import Preemption
+from runtime.trust import denied_name, enforce, trust
 from sslmodules.base import SSLModule
-from sslmodules.trusted import denied_name, enforce, trust
 
 PARSER_OPTIONS = ("config", "print_config", "help")
 

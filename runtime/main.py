@@ -19,12 +19,12 @@ from datamodules.base import SSLDataModule, run_seed
 from datamodules.images.index import ShardError
 from datamodules.images.module import ImageFileError
 from evaluation.report import evaluate, print_report, write_json
-from experiment.catalogue import UserError
-from experiment.cli import RunLogger, SSLCommandLine, explain
-from experiment.failures import end_other_processes, hint, is_first_failure
-from experiment.monitoring import NonFiniteLoss
-from experiment.quiet import silence_framework
-from experiment.signals import LISTENED, Preempted, inbox
+from runtime.callbacks import NonFiniteLoss
+from runtime.command_line import RunLogger, SSLCommandLine, explain
+from runtime.failures import end_other_processes, hint, is_first_failure
+from runtime.messages import UserError
+from runtime.quiet import silence_framework
+from runtime.signals import LISTENED, Preempted, inbox
 from sslmodules import SSLModule, initial_module
 
 

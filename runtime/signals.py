@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
-from experiment.catalogue import UserError
+from runtime.messages import UserError
 
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

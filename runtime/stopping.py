@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, distributed
 
-from experiment.signals import Preempted, Wish, inbox
+from runtime.signals import Preempted, Wish, inbox
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
 MOST = 10  # batches from one vote to the next

@@ -9,10 +9,10 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from datamodules.base import SSLDataModule
-from experiment.catalogue import UserError
-from experiment.cli import explain
-from experiment.discovery import with_current_paths
-from experiment.names import check_command_line, options_of, resolve
+from runtime.command_line import explain
+from runtime.discovery import with_current_paths
+from runtime.messages import UserError
+from runtime.names import check_command_line, options_of, resolve
 
 
 def checkpoint_of(run: str) -> tuple[Path, Path]:

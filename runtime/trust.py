@@ -12,7 +12,7 @@ TRUSTED = (
     "sslmodules",
     "datamodules",
     "evaluation",
-    "experiment",
+    "runtime",
     "torch.nn",
     "torch.optim",
     "torch.distributed.fsdp",

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from experiment.discovery import ROOT, below, classes
+from runtime.discovery import ROOT, below, classes
 
 DEFAULTS = ROOT / "configs" / "default.yaml"
 
