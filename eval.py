@@ -104,12 +104,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from evaluation.commands import generate as sampling
     from evaluation.commands import outputs
     from evaluation.commands.export import export
-    from evaluation.report import PROBES, evaluate, print_report, write_json
+    from evaluation.commands.features import export_features
+    from evaluation.commands.restore import restore
+    from evaluation.report import PROBES, evaluate
+    from evaluation.tables import print_report
+    from runtime.checkpoints import initial_module, load_module, read_checkpoint
     from runtime.command_line import trusted_packages
+    from runtime.files import write_json
     from runtime.messages import did_you_mean
     from runtime.quiet import silence_framework
     from runtime.rebuild import build_data, checkpoint_of
-    from sslmodules import initial_module, load_module, read_checkpoint
 
     silence_framework()
     trusted_packages(["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else [])
@@ -138,9 +142,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     elif arguments.restore:
         target = target or folder / f"restored{suffix}"
         options = {"mask": arguments.mask, "truth": arguments.truth, "seed": seed}
-        lines = outputs.restore(module, data, arguments.restore, target, torch.device(device), **options)
+        lines = restore(module, data, arguments.restore, target, torch.device(device), **options)
     elif arguments.features:
-        lines = outputs.export_features(module, data, arguments.features, source, torch.device(device))
+        lines = export_features(module, data, arguments.features, source, torch.device(device))
     elif arguments.export:
         lines = export(module, data, arguments.export)
     if lines is not None:

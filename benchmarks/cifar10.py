@@ -47,14 +47,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
 
 from datamodules.base import SSLDataModule
-from datamodules.images.module import CIFAR10
+from datamodules.images.arrays import CIFAR10
+from evaluation.features import extract_features
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import top1
-from evaluation.report import evaluate, extract_features
+from evaluation.report import evaluate
+from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
-from sslmodules import initial_module, load_module, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512

@@ -38,10 +38,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200
 from benchmarks.train import NOT_RUN, SIZE, PILImages
 from datamodules.base import SSLDataModule
-from datamodules.images.module import CIFAR10
-from datamodules.transforms.views import SimCLRViews, apply_views
+from datamodules.images.arrays import CIFAR10
+from datamodules.transforms.base import apply_views
+from datamodules.transforms.recipes import SimCLRViews
 from evaluation.report import evaluate
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 from sslmodules.networks import ConvEncoder
 

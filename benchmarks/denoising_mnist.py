@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from datamodules import MNIST, GaussianNoise, MaskingNoise, SaltAndPepper
-from datamodules.base import mix_seed
+from datamodules.seeding import mix_seed
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr
-from sslmodules import Autoencoder, load_module
+from runtime.checkpoints import load_module
+from sslmodules import Autoencoder
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISE = {cls.__name__: cls for cls in (GaussianNoise, SaltAndPepper, MaskingNoise)}

@@ -30,9 +30,10 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from datamodules.base import Split, SSLDataModule
+from datamodules.base import SSLDataModule
+from datamodules.splits import Split
 from evaluation.measures.frechet import mode_counts
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 from sslmodules.gan import GAN, Loss
 

@@ -28,11 +28,12 @@ from torchvision.utils import save_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from datamodules.images.module import MNIST, MissingDataError
+from datamodules.errors import MissingDataError
+from datamodules.images.arrays import MNIST
 from evaluation.measures.frechet import frechet_distance
 from evaluation.probes.linear import top1
-from runtime.folder import describe_environment
-from sslmodules import CheckpointError, initial_module, load_module, read_checkpoint
+from runtime.checkpoints import CheckpointError, initial_module, load_module, read_checkpoint
+from runtime.environment import describe_environment
 from sslmodules.gan import GAN
 from sslmodules.networks import ConvEncoder
 

@@ -54,8 +54,8 @@ from benchmarks.train import (
     synchronise,
 )
 from datamodules.base import SSLDataModule
-from datamodules.transforms.views import SimCLRViews
-from runtime.folder import describe_environment
+from datamodules.transforms.recipes import SimCLRViews
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 
 

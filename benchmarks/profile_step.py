@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks.train import NOT_RUN, SIZE, ArrayImages
 from runtime.command_line import SSLCommandLine
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -48,10 +48,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from runtime.checkpoints import CheckpointError, read_checkpoint
 from runtime.main import Started
 from runtime.messages import ROOT
 from runtime.stopping import Preemption
-from sslmodules import CheckpointError, read_checkpoint
 
 RANKS = 2
 OPTIONS = [

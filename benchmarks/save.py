@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
-from runtime.checkpoints import AtomicCheckpointIO
-from sslmodules import read_checkpoint
+from runtime.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 
 def checkpoint_of(model: str) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.base import as_is
-from datamodules.images.module import ImageFolder, read_image
+from datamodules.images.decode import read_image
+from datamodules.images.folder import ImageFolder
 from datamodules.images.pack import make_shards
 from datamodules.images.shards import Shards
 

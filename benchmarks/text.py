@@ -49,7 +49,7 @@ from datamodules import TextFiles
 from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from datamodules.transforms.tokens import MaskedTokens
 from runtime.command_line import SSLCommandLine
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 from sslmodules import GPT
 from sslmodules.gpt import next_token_nll

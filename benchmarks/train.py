@@ -56,10 +56,11 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
 
 from datamodules.base import Batch, SSLDataModule, as_is
-from datamodules.images.module import CIFAR10, ArrayDataset
-from datamodules.transforms.views import SimCLRViews
+from datamodules.images.arrays import CIFAR10
+from datamodules.images.module import ArrayDataset
+from datamodules.transforms.recipes import SimCLRViews
 from runtime.command_line import SSLCommandLine
-from runtime.folder import describe_environment
+from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 from sslmodules.networks import ConvEncoder, ResNetEncoder, projection_mlp
 from sslmodules.optim import decay_groups

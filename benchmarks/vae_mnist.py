@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 
 from datamodules import MNIST
-from sslmodules import VAE, load_module
+from runtime.checkpoints import load_module
+from sslmodules import VAE
 from sslmodules.vae import ACTIVE, importance_weighted_bound, kl_per_dimension
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamodules.transforms.views import Normalise, TwoViews, View, apply_views
+from datamodules.transforms.base import apply_views
+from datamodules.transforms.views import Normalise, TwoViews, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}

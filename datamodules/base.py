@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from datamodules.transforms.views import BatchTransform, apply_views
+from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.seeding import mix_seed, run_seed
+from datamodules.splits import Split
+from datamodules.transforms.base import BatchTransform, apply_views
 from runtime.discovery import with_public_names
-
-Split = Literal["train", "bank", "val", "test"]
 
 
 class Batch(TypedDict, total=False):
@@ -38,16 +39,6 @@ class Batch(TypedDict, total=False):
     is_next: Tensor  # (B,) int64
 
 
-def mix_seed(*numbers: int) -> int:
-    """Hash integers into one 63-bit seed, so that neighbouring steps, ranks and seeds give unrelated random numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
-
-
-def run_seed() -> int:
-    """The run's seed: what ``--seed_everything`` (``lightning.seed_everything``) set, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
 def plain_values(hyperparameters: Any) -> dict[str, Any]:
     """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under public names.
 
@@ -62,66 +53,6 @@ def plain_values(hyperparameters: Any) -> dict[str, Any]:
         return value is None or isinstance(value, (bool, int, float, str))
 
     return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
-
-
-class EpochSampler(DistributedSampler):
-    """Shuffled indices as a pure function of (seed, epoch), the same number on each rank, resumable inside an epoch.
-
-    A ``DistributedSampler`` only so that Lightning keeps it as it is and calls ``set_epoch``. With W ranks, rank r takes
-    every W-th index of the one permutation, so the W batches of a step together are the single-process batch of W times
-    the size.
-
-    A data set with an attribute ``block`` above 1 reads neighbours at once: blocks of so many neighbouring indices are
-    shuffled instead, from another first index in each epoch, and each rank takes every W-th block.
-
-    Args:
-        dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
-        batch_size: per rank; with ``start`` it tells how many indices to pass over.
-        seed: of the permutation.
-        rank, world_size: of this process.
-        datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless a run was resumed inside the epoch.
-    """
-
-    def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, rank: int, world_size: int, datamodule: SSLDataModule
-    ) -> None:
-        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
-        self.batch_size, self.datamodule = batch_size, datamodule
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[int]:
-        n, block = len(self.dataset), getattr(self.dataset, "block", 1)  # type: ignore[arg-type]
-        rng = np.random.default_rng(mix_seed(self.seed, self.epoch))
-        order = rng.permutation(n // block)[:, None] * block + np.arange(block)
-        if block > 1:
-            order = (np.append(order, np.arange(n // block * block, n)) + rng.integers(n)) % n
-        order = order.ravel()
-        # whole blocks are dealt to the ranks in turn, what is left over is dealt one by one
-        dealt = n // (block * self.num_replicas) * block * self.num_replicas
-        blocks = order[:dealt].reshape(-1, self.num_replicas, block)[:, self.rank].ravel()
-        mine = np.append(blocks, order[dealt + self.rank :: self.num_replicas])[: self.num_samples]
-        return iter(mine[self.datamodule.batches_done() * self.batch_size :].tolist())
-
-
-class ShardSampler(DistributedSampler):
-    """Every index exactly once over all ranks, in order: rank r takes r, r + W, ... and nothing is padded.
-
-    Lightning's own choice repeats samples until the ranks are even, which counts some of them twice in an accuracy.
-    """
-
-    def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:
-        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
-        self.indices = range(rank, len(dataset), world_size)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def as_is(batch: Any) -> Any:

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from evaluation.callbacks import FirstSamples, last_step, log_columns
+from evaluation.media import FirstSamples, last_step, log_columns
 
 
 class Continuations(FirstSamples):

@@ -8,19 +8,15 @@ data; ``test`` is only counted.
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from datamodules.base import Split, SSLDataModule
+from datamodules.base import SSLDataModule
+from evaluation.features import extract_features
 from evaluation.measures.language import language_report
 from evaluation.measures.reconstruction import denoising_psnr, reconstruction_psnr
 from evaluation.probes.few_shot import few_shot_accuracy
@@ -32,34 +28,6 @@ PROBES = ("linear", "knn", "fewshot")
 KNN_K, KNN_TEMPERATURE = 20, 0.07
 FEWSHOT_SHOTS, FEWSHOT_DRAWS, FEWSHOT_L2 = 5, 10, 1e-2
 L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-
-Features = dict[str, tuple[Tensor, Tensor]]
-
-
-@torch.no_grad()
-def extract_features(
-    encoders: dict[str, Callable[[Tensor], Tensor]], data: SSLDataModule, split: Split, device: torch.device
-) -> Features:
-    """One pass over a split: features of every encoder and the labels of the samples that have one.
-
-    Args:
-        encoders: name -> function of the standardised clean ``input``.
-        data: set up.
-        split: "bank", "val" or "test".
-
-    Returns:
-        name -> (features (N, D) float32, labels (N,)), on ``device``.
-    """
-    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    labels = []
-    for raw in data.eval_dataloader(data.dataset(split)):
-        x = data.transform({"input": raw["input"].to(device)}, None)["input"]
-        for name, encode in encoders.items():
-            parts[name].append(encode(x).flatten(1).float())
-        labels.append(raw["label"].to(device))
-    label = torch.cat(labels)
-    known = label >= 0
-    return {name: (torch.cat(rows)[known], label[known]) for name, rows in parts.items()}
 
 
 def probe_features(
@@ -174,50 +142,3 @@ def evaluate(
         report["language"] = language_report(trained, data, device)
     module.train(was_training)
     return report
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as tables on the terminal."""
-    names = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": f"{FEWSHOT_SHOTS}-shot"}
-    results = report["results"]
-    if results:
-        shown = [key for key in names if any(key in row for row in results.values())]
-        table = Table(title=f"{report['method']} on {report['data']}: accuracy on the test split")
-        table.add_column("encoder")
-        for key in shown:
-            table.add_column(names[key], justify="right")
-        for encoder, row in results.items():
-            table.add_row(encoder, *(f"{row[key]:.3f}" for key in shown))
-        console.print(table)
-    else:
-        console.print(f"{report['data']} has no labels: no probes.")
-    if "language" in report:
-        table = Table(title="test split: nats per token or pixel value, beside tables of the training split's frequencies")
-        language = report["language"]
-        numbers = {**language["nats_per_token"], "perplexity": language["test"]["perplexity"]}
-        terms = {**language["test"], **language}
-        more = ("bits_per_character", "bits_per_dimension", "masked_word_accuracy", "next_sentence_accuracy")
-        numbers |= {key: terms[key] for key in more if key in terms}
-        for key in numbers:
-            table.add_column(key.replace("_", " "), justify="right")
-        table.add_row(*(f"{value:.2f}" if key == "perplexity" else f"{value:.3f}" for key, value in numbers.items()))
-        console.print(table)
-    for section, values_key, title in (
-        ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),
-        ("denoising", "psnr", "test images without their noise: PSNR in dB"),
-    ):
-        if section not in report:
-            continue
-        table = Table(title=title)
-        values = report[section][values_key]
-        for key in values:
-            table.add_column(key, justify="right")
-        table.add_row(*(f"{value:.2f}" for value in values.values()))
-        console.print(table)

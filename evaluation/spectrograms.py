@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from datamodules.audio.mel import valid_frames
 from datamodules.audio.module import AudioDataModule
-from evaluation.callbacks import FirstSamples, last_step, log_picture
+from evaluation.media import FirstSamples, last_step, log_picture
 
 
 def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:

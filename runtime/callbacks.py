@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evaluation.callbacks import last_step
+from evaluation.media import last_step
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from runtime.discovery import find_class, with_current_paths
+from runtime.trust import denied_name, enforce, is_trusted
+from sslmodules import methods
+from sslmodules.base import SSLModule
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -90,3 +98,121 @@ def prune(folder: Path) -> None:
     """Remove what killed processes had begun to write. Only for the one run that uses the folder."""
     for file in folder.glob(".*.tmp"):
         file.unlink(missing_ok=True)
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of this project: one line with its name and what is wrong."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint of which something is missing or has changed on the disk."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.what = f"{path} {what}"
+        others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
+        newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
+        super().__init__(f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU, read without running code from it.
+
+    Raises:
+        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does not fit it;
+            torch itself does not compare them.
+        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
+    if path.stat().st_size == 0:
+        raise DamagedCheckpoint(path, "is empty (0 bytes)")
+    # before torch looks at it: what has changed on the disk may also look like code
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except Exception as error:  # of a dozen kinds when the list of contents is damaged
+        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+    if changed is not None:
+        raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # likewise
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds objects that are not tensors or plain values; loading them could run code, so it was refused"
+            ) from None
+        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
+    return content
+
+
+def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
+    """A method with initial weights from what ``train.py`` stored in a checkpoint: ``_class_path`` and its options.
+
+    Raises:
+        CheckpointError: no class is named, or one that is not a method of this project.
+    """
+    options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
+    class_path = str(hyper_parameters.get("_class_path", ""))
+    cls = find_class(class_path)
+    enforce()
+    if cls is None and is_trusted(class_path):  # of a package that the user trusts
+        cls = getattr(importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None)
+    if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
+        raise CheckpointError(
+            f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
+            f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SSLModule, "model")
+    spec = with_current_paths({"class_path": class_path, "init_args": options})
+    try:
+        module = parser.instantiate(parser.parse_object({"model": spec})).model
+    except (ArgumentError, ValueError, TypeError) as error:
+        denied = denied_name(error)
+        reason = (
+            f"names {denied!r}, which is not among what a file may build; if you trust what it runs, give "
+            f"--trust_config_classes {denied.split('.')[0]}"
+            if denied
+            else f"does not build {cls.__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        )
+        raise CheckpointError(f"the checkpoint {reason}") from None
+    module._set_hparams(hyper_parameters)
+    return module
+
+
+def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
+    """The method of a checkpoint as it was before training: initial weights drawn from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checkpoint.get("seed", 0))
+        return build_module(checkpoint.get("hyper_parameters", {})).eval()
+
+
+def load_module(path: str | Path) -> SSLModule:
+    """The method of a checkpoint that ``train.py`` wrote, with its trained weights, on the CPU, in eval mode.
+
+    Args:
+        path: such as ``RUN/checkpoints/last.ckpt``.
+
+    Raises:
+        CheckpointError: the file cannot be used; the message says why.
+
+    Example::
+
+        module = load_module("runs/digits-simclr/2026-01-01_12-00-00/checkpoints/last.ckpt")
+        h = module.embed(images)  # (B, num_features)
+    """
+    checkpoint = read_checkpoint(path)
+    module = build_module(checkpoint.get("hyper_parameters", {}))
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}") from None
+    return module.eval()
+
+
+for _name, _cls in methods().items():
+    globals()[_name] = _cls

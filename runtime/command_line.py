@@ -17,10 +17,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import datamodules  # noqa: F401  its classes are known by their short names once imported
-import evaluation.callbacks
-import evaluation.continuations
-import evaluation.spectrograms  # noqa: F401  likewise
 from datamodules.base import SSLDataModule
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO

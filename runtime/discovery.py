@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 @cache
 def classes() -> dict[str, Found]:
-    """Every public class of the project by its name, in alphabetical order.
+    """Every class of the project by its name, in alphabetical order; one that begins with ``_`` only serves those below it.
 
     Raises:
         ValueError: two files define a class of the same name.
@@ -42,9 +42,9 @@ def classes() -> dict[str, Found]:
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+            if not isinstance(node, ast.ClassDef):
                 continue
-            if node.name in found:
+            if node.name in found and not node.name.startswith("_"):
                 raise ValueError(f"two classes are called {node.name}: in {found[node.name].module} and {module}; rename one")
             bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
             found[node.name] = Found(module, bases, (ast.get_docstring(node) or "").split("\n")[0])
@@ -56,7 +56,7 @@ def below(roots: Iterable[str]) -> list[str]:
     known = set(roots)
     while grown := {name for name, cls in classes().items() if name not in known and known & set(cls.bases)}:
         known |= grown
-    return [name for name in classes() if name in known - set(roots)]
+    return [name for name in classes() if name in known - set(roots) and not name.startswith("_")]
 
 
 def current_path(name: str) -> str | None:
@@ -69,7 +69,7 @@ def current_path(name: str) -> str | None:
     if "." in name and package not in (*PACKAGES, "experiment"):  # runtime in versions before 0.2
         return None
     short = RENAMED.get(short, short)
-    found = classes().get(short)
+    found = None if short.startswith("_") else classes().get(short)
     return f"{found.module}.{short}" if found else None
 
 
@@ -77,6 +77,18 @@ def public_name(path: str) -> str:
     """The name to store for a class: the public one for the project's, the dotted path as it is for any other."""
     current = current_path(path)
     return current.rsplit(".", 1)[-1] if current else path
+
+
+def exported(package: str, name: str) -> type:
+    """The public class ``name`` of a package, imported now: what a package's ``__getattr__`` returns.
+
+    Raises:
+        AttributeError: the package has no such class.
+    """
+    found = None if name.startswith("_") else classes().get(name)
+    if found is None or not found.module.startswith(f"{package}."):
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(found.module), name)
 
 
 def with_public_names(node: Any) -> Any:

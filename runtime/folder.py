@@ -5,30 +5,26 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from evaluation.report import write_json
-from runtime.checkpoints import LAST, PREVIOUS, prune
-from runtime.discovery import ROOT, public_name, with_public_names
+from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, prune, read_checkpoint
+from runtime.discovery import public_name, with_public_names
+from runtime.environment import describe_environment
 from runtime.failures import forget_failures
+from runtime.files import write_json
 from runtime.messages import UserError
 from runtime.signals import slurm_job
-from sslmodules import DamagedCheckpoint, SSLModule, read_checkpoint
+from sslmodules import SSLModule
 
 #: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
 MACHINE = (
@@ -43,17 +39,6 @@ MACHINE = (
     "save_every_n_steps",
     "save_every_minutes",
     "save_in_background",
-)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "torchmetrics",
-    "tensorboard",
-    "jsonargparse",
-    "timm",
-    "numpy",
-    "scikit-learn",
 )
 
 
@@ -266,45 +251,3 @@ def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = flat(earlier), flat(now)
     keys = [k for k in {**old, **new} if k not in MACHINE]
     return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys if old.get(k) != new.get(k)]
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, commit, command line and hardware: what is needed to repeat a number."""
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [sys.executable, *sys.argv],
-        "working_folder": str(Path.cwd()),
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_modified": None if status is None else bool(status),
-        "versions": {"python": platform.python_version(), **versions},
-        "hardware": {
-            "cpu": _cpu_name(),
-            "cpu_count": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "platform": platform.platform(),
-        },
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        match = None
-    return match.group(1) if match else platform.processor()

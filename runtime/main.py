@@ -15,17 +15,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from datamodules.base import SSLDataModule, run_seed
+from datamodules.base import SSLDataModule
+from datamodules.errors import ImageFileError
 from datamodules.images.index import ShardError
-from datamodules.images.module import ImageFileError
-from evaluation.report import evaluate, print_report, write_json
+from datamodules.seeding import run_seed
+from evaluation.report import evaluate
+from evaluation.tables import print_report
 from runtime.callbacks import NonFiniteLoss
+from runtime.checkpoints import initial_module
 from runtime.command_line import RunLogger, SSLCommandLine, explain
 from runtime.failures import end_other_processes, hint, is_first_failure
+from runtime.files import write_json
 from runtime.messages import UserError
 from runtime.quiet import silence_framework
 from runtime.signals import LISTENED, Preempted, inbox
-from sslmodules import SSLModule, initial_module
+from sslmodules import SSLModule
 
 
 class Started(Callback):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
-from runtime.discovery import PACKAGES, find_class
+from runtime.discovery import PACKAGES, below, classes, find_class
 from runtime.messages import UserError, did_you_mean
 from runtime.trust import is_trusted, may_be_called
 from sslmodules.base import SSLModule
@@ -36,17 +36,22 @@ def subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 def known_names(base: type) -> list[str]:
     """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if it has none."""
+    bases = (
+        "ImageDataModule",
+        "AudioDataModule",
+        "TextDataModule",
+        "Views",
+        "BatchTransform",
+        "TokenTransform",
+        "FirstSamples",
+    )
+    own = [name for name in below([base.__name__]) if name not in bases]
+    if base is nn.Module:
+        own = [name for name in own if classes()[name].module.startswith("sslmodules.networks")]
     every = [c for c in subclasses(base) if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base]
     if base is Optimizer:  # torch's are meant to be used
-        return sorted({c.__name__ for c in every if c.__module__.startswith(("torch.optim", "sslmodules"))})
-    packages = ("sslmodules.networks",) if base is nn.Module else ("sslmodules", "datamodules", "evaluation")
-    own = [
-        c
-        for c in every
-        if c.__module__.startswith(packages)
-        and c.__name__ not in ("ImageDataModule", "AudioDataModule", "TextDataModule", "Views")
-    ]
-    return sorted({c.__name__ for c in own or every})
+        own += [c.__name__ for c in every if c.__module__.startswith("torch.optim")]
+    return sorted(own or {c.__name__ for c in every})
 
 
 def options_of(cls: type) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.base import Batch, mix_seed, plain_values, run_seed
+from datamodules.base import Batch, plain_values
+from datamodules.seeding import mix_seed, run_seed
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.base import Batch, mix_seed, run_seed
+from datamodules.base import Batch
+from datamodules.seeding import mix_seed, run_seed
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 from lightning import Trainer, seed_everything
 
-from datamodules.base import SSLDataModule, mix_seed
+from datamodules.base import SSLDataModule
+from datamodules.seeding import mix_seed
 from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT, config_files
 from runtime.quiet import silence_framework

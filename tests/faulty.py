@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 import train
-from datamodules.images.module import ArrayDataset, Digits
+from datamodules.images.arrays import Digits
+from datamodules.images.module import ArrayDataset
 from runtime.checkpoints import LAST, PREVIOUS
 from sslmodules import SimCLR
 

@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import train
+from runtime.checkpoints import read_checkpoint
 from runtime.main import Started
-from sslmodules import SSLModule, read_checkpoint
+from sslmodules import SSLModule
 from tests.conftest import shrunk
 
 #: Two epochs of five batches; the signal comes during the third, which is the first of two where gradients accumulate.

@@ -16,12 +16,11 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, prune
+from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, DamagedCheckpoint, prune, read_checkpoint
 from runtime.folder import RunFolder
 from runtime.messages import UserError
 from runtime.signals import Wish
 from runtime.stopping import Preemption
-from sslmodules import DamagedCheckpoint, read_checkpoint
 
 
 def content(value: float, tensors: int = 4, size: int = 5_000) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from PIL import Image
 
 import eval as evaluation_script
 import train
+from runtime.checkpoints import read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
-from sslmodules import read_checkpoint
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "2"]
@@ -333,7 +333,7 @@ def test_eval_takes_other_data(trained: Path, tmp_path: Path) -> None:
 
 
 def test_random_baseline_is_the_network_before_training(tmp_path: Path) -> None:
-    from sslmodules import initial_module
+    from runtime.checkpoints import initial_module
 
     cli = SSLCommandLine([*DIGITS, *QUICK, "--run_dir", "r", "--seed_everything", "3"])
     rebuilt = initial_module({"hyper_parameters": dict(cli.model.hparams), "seed": 3})

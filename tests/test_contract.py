@@ -250,8 +250,8 @@ def test_resume_is_exact(setting: str, stop_at: int, tmp_path: Path) -> None:
 
 def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
     """What train.py stores is enough for ``load_module``: the same features, bit for bit."""
+    from runtime.checkpoints import initial_module, load_module, read_checkpoint
     from runtime.command_line import SSLCommandLine
-    from sslmodules import initial_module, load_module, read_checkpoint
     from tests.conftest import shrunk
 
     args = [

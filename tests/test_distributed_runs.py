@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import read_checkpoint
 from tests import distributed_runs
 from tests.conftest import build
 from tests.distributed_runs import TRAIN

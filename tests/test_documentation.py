@@ -326,7 +326,3 @@ def test_help_names_every_method_and_config() -> None:
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=name_of)
 def test_a_config_is_short(config: Path) -> None:
     assert len(config.read_text(encoding="utf-8").splitlines()) <= 30
-
-
-def test_the_base_class_is_short() -> None:
-    assert len((ROOT / "sslmodules" / "base.py").read_text(encoding="utf-8").splitlines()) <= 200

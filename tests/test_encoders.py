@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning import Callback
 
-from evaluation.callbacks import ImageGrid
+from evaluation.media import ImageGrid
 from sslmodules import methods
 from tests.conftest import build, trainer_for
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 import eval as script
 import train
-from datamodules.base import mix_seed
-from datamodules.images.module import Digits
+from datamodules.images.arrays import Digits
+from datamodules.seeding import mix_seed
 from evaluation.commands.generate import GRID_LIMIT
 from evaluation.commands.outputs import is_result
+from runtime.checkpoints import load_module
 from runtime.messages import ROOT
-from sslmodules import Inpainting, load_module
+from sslmodules import Inpainting
 
 PAGE = ROOT / "docs" / "using_what_was_trained.md"
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "2"]

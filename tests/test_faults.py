@@ -21,10 +21,13 @@ import yaml
 from PIL import Image
 
 import train
-from datamodules.images.module import ArrayDataset, Digits, ImageFolder
+from datamodules.images.arrays import Digits
+from datamodules.images.folder import ImageFolder
+from datamodules.images.module import ArrayDataset
 from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import SimCLR, load_module, methods, read_checkpoint
+from sslmodules import SimCLR, methods
 from tests import faulty
 from tests.conftest import CONFIGS, build, trainer_for
 

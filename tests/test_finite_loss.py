@@ -14,8 +14,9 @@ from torch import Tensor
 import train
 from runtime import callbacks as monitoring
 from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import SimCLR, load_module, read_checkpoint
+from sslmodules import SimCLR
 from tests.conftest import build, trainer_for
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml"), "--trainer.max_epochs", "3"]

@@ -18,10 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import distributed, multiprocessing
 
 import train
+from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 from runtime.signals import Preempted, Wish, inbox
 from runtime.stopping import Preemption
-from sslmodules import SimCLR, SSLModule, read_checkpoint
+from sslmodules import SimCLR, SSLModule
 from tests.pair import said, start, wait
 
 QUICK = Path(__file__).with_name("quick.yaml")

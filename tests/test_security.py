@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.images.module import CIFAR10, MissingDataError, inside_only
+from datamodules.errors import MissingDataError
+from datamodules.images.arrays import CIFAR10, inside_only
+from runtime.checkpoints import load_module
 from runtime.command_line import checked_arguments
 from runtime.folder import RunFolder
 from runtime.messages import ROOT, UserError
-from sslmodules import load_module
 
 CODE = [
     path

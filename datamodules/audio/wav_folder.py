@@ -18,8 +18,9 @@ from torch.utils.data import Dataset
 
 from datamodules.audio.mel import resample
 from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
-from datamodules.base import Split
-from datamodules.images.module import MEMORY_LIMIT, MissingDataError, stratified_holdout
+from datamodules.errors import MissingDataError
+from datamodules.images.folder import MEMORY_LIMIT
+from datamodules.splits import Split, stratified_holdout
 
 try:
     import soundfile

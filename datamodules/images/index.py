@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images.module import IMAGE_SUFFIXES, MissingDataError
+from datamodules.errors import MissingDataError
+from datamodules.images.decode import IMAGE_SUFFIXES
 
 MAX_MEMBER = 64 * 2**20
 """Bytes of the largest image that is read."""

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.images.folder import ImageFolder
 from datamodules.images.index import MAX_MEMBER, ShardError, index_folder, write_index
-from datamodules.images.module import SPLIT_SEED, ImageFolder
+from datamodules.splits import SPLIT_SEED
 
 
 def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = True) -> None:

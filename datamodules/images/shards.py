@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodules.errors import MissingDataError
 from datamodules.images import index as tar_index
+from datamodules.images.decode import read_image
+from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
-from datamodules.images.module import ArrayDataset, FolderDataset, ImageFolder, MissingDataError, read_image
+from datamodules.images.module import ArrayDataset
 
 CONNECTIONS = 8
 """Requests that one worker has under way at a time."""

@@ -17,8 +17,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from datamodules.base import Split
-from datamodules.images.module import stratified_holdout
+from datamodules.splits import Split, stratified_holdout
 from datamodules.text.corpus import (
     Corpus,
     Document,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import Batch, Split, SSLDataModule
+from datamodules.base import Batch, SSLDataModule
+from datamodules.splits import Split
 from datamodules.text.tokenizer import PAD, Tokenizer, load_tokenizer
 from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
 

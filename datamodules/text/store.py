@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import mix_seed, run_seed
+from datamodules.seeding import mix_seed, run_seed
 from datamodules.text.tokenizer import CLS, PAD, SEP
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.transforms.views import BatchTransform, View, Views
+from datamodules.transforms.base import BatchTransform
+from datamodules.transforms.views import View, Views
 
 
 class CentreHole(BatchTransform):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.transforms.views import BatchTransform
+from datamodules.transforms.base import BatchTransform
 
 
 class GaussianNoise(BatchTransform):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.text.tokenizer import MASK, PAD, SEP, SPECIALS, Tokenizer
-from datamodules.transforms.views import BatchTransform
+from datamodules.transforms.base import BatchTransform
 
 
 class TokenTransform(BatchTransform):

@@ -18,8 +18,10 @@ from torchvision.utils import make_grid
 from datamodules.audio.mel import PADDING
 from datamodules.audio.module import AudioDataModule
 from datamodules.audio.wav_folder import read_clip
-from datamodules.base import SSLDataModule, mix_seed
-from datamodules.images.module import ImageDataModule, read_image
+from datamodules.base import SSLDataModule
+from datamodules.images.decode import read_image
+from datamodules.images.module import ImageDataModule
+from datamodules.seeding import mix_seed
 from datamodules.sequences.module import Fasta
 from datamodules.text.module import TextDataModule
 from evaluation.commands.outputs import (

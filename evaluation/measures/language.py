@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.base import Split, SSLDataModule, mix_seed
+from datamodules.base import SSLDataModule
+from datamodules.seeding import mix_seed
+from datamodules.splits import Split
 from datamodules.text.tokenizer import SPECIALS
 from sslmodules.base import SSLModule
 from sslmodules.networks import PixelTokens

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import SSLDataModule, mix_seed
+from datamodules.base import SSLDataModule
+from datamodules.seeding import mix_seed
 
 if TYPE_CHECKING:
     from lightning import LightningModule

@@ -12,8 +12,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import read_checkpoint
 from tests.cluster.slurm import Slurm, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import read_checkpoint
 from tests.cluster.slurm import free_ports, wait_for
 
 pytestmark = pytest.mark.slow

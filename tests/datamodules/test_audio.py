@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from datamodules.audio.mel import PADDING, valid_frames
-from datamodules.audio.module import ClipDataset, Tones, mean_log_mel, pad_clip
+from datamodules.audio.module import ClipDataset, mean_log_mel, pad_clip
+from datamodules.audio.tones import Tones
 
 
 def clips_of(data: Tones, split: str) -> torch.Tensor:

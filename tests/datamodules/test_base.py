@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from datamodules.base import EpochSampler, ShardSampler, SSLDataModule, mix_seed, plain_values, run_seed
-from datamodules.images.module import Digits
-from datamodules.transforms.views import BatchTransform
+from datamodules.base import SSLDataModule, plain_values
+from datamodules.images.arrays import Digits
+from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.seeding import mix_seed, run_seed
+from datamodules.transforms.base import BatchTransform
 
 
 class Numbers(Dataset):

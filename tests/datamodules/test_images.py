@@ -16,24 +16,13 @@ from torchvision.datasets import cifar, mnist, stl10, svhn
 from torchvision.transforms import v2
 
 from datamodules.base import as_is
-from datamodules.images import module
-from datamodules.images.module import (
-    CIFAR10,
-    CIFAR100,
-    MNIST,
-    STL10,
-    SVHN,
-    ArrayDataset,
-    Digits,
-    FashionMNIST,
-    FolderDataset,
-    ImageFileError,
-    ImageFolder,
-    MissingDataError,
-    read_image,
-    stratified_holdout,
-    to_uint8,
-)
+from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.images import folder
+from datamodules.images.arrays import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST
+from datamodules.images.decode import read_image, to_uint8
+from datamodules.images.folder import FolderDataset, ImageFolder
+from datamodules.images.module import ArrayDataset
+from datamodules.splits import stratified_holdout
 
 DOWNLOADED = [MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, STL10]
 
@@ -588,7 +577,7 @@ def test_small_folders_are_kept_in_memory(tmp_path, monkeypatch):
     everything = range(len(kept))
     assert torch.equal(kept.__getitems__(everything)["input"], read.__getitems__(everything)["input"])
     assert torch.equal(kept.__getitems__(everything)["label"], read.__getitems__(everything)["label"])
-    monkeypatch.setattr(module, "MEMORY_LIMIT", 20 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(folder, "MEMORY_LIMIT", 20 * 16 * 16 * 3 - 1)
     assert isinstance(open_train(), FolderDataset) and isinstance(open_train(in_memory=True), ArrayDataset)
     monkeypatch.undo()
     Image.new("RGB", (16, 17)).save(tmp_path / "a" / "0.png")

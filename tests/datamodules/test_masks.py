@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from datamodules.transforms.base import BatchTransform, apply_views
 from datamodules.transforms.masks import CentreHole, RandomBlock, RandomPatches
-from datamodules.transforms.views import BatchTransform, apply_views
 
 TRANSFORMS = [CentreHole(10, 20), RandomBlock(0.25, 0.5), RandomPatches(4, 0.75)]
 

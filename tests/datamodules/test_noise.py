@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import Digits, GaussianNoise, MaskingNoise, SaltAndPepper
-from datamodules.transforms.views import BatchTransform, apply_views
+from datamodules.transforms.base import BatchTransform, apply_views
 
 TRANSFORMS = [GaussianNoise(), SaltAndPepper(), MaskingNoise()]
 

@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sequences.module import (
-    Fasta,
-    SequenceFileError,
-    base_codes,
-    read_coding,
-    read_fasta,
-    reverse_complement,
-    to_tokens,
-)
+from datamodules.sequences.fasta import SequenceFileError, base_codes, read_coding, read_fasta, reverse_complement, to_tokens
+from datamodules.sequences.module import Fasta
 
 SPAN = 20  # bases of a window; a block has ten windows, and a record 20 blocks
 

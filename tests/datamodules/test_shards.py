@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.base import EpochSampler, as_is
+from datamodules.base import as_is
+from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.images import index as tar_index
+from datamodules.images.folder import ImageFolder
 from datamodules.images.index import MAX_GAP, ShardError, index_folder, merged, write_index
-from datamodules.images.module import ImageFileError, ImageFolder, MissingDataError
 from datamodules.images.pack import make_shards
 from datamodules.images.shards import Shards, expanded, split_of, split_pattern
+from datamodules.samplers import EpochSampler
 from tests.datamodules.conftest import CLASSES, picture
 
 

@@ -13,8 +13,19 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from datamodules.transforms import views as V
+from datamodules.transforms.base import apply_views
+from datamodules.transforms.functional import (
+    adjust_colour,
+    adjust_hue,
+    crop_resize,
+    gaussian_blur,
+    horizontal_flip,
+    rotate,
+    solarize,
+)
 from datamodules.transforms.masks import MAEViews
+from datamodules.transforms.recipes import BYOLViews, DINOViews, MoCoViews, SimCLRViews, SwAVViews
+from datamodules.transforms.views import NEUTRAL, MultiCrop, Normalise, TwoViews, View, Views
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
@@ -67,8 +78,8 @@ def ks_limit(first: Tensor, second: Tensor) -> float:
 )
 def test_crop_and_flip_equal_torchvision(interpolation: str, height: int, width: int, size: int) -> None:
     images = photos(24, height, width)
-    params = V.View(size).draw(images, make_generator())
-    actual = V.crop_resize(images, params["box"], size, interpolation, params["flip"])
+    params = View(size).draw(images, make_generator())
+    actual = crop_resize(images, params["box"], size, interpolation, params["flip"])
 
     def reference(image: Tensor, box: list[int], flip: bool) -> Tensor:
         mode = InterpolationMode(interpolation)
@@ -84,14 +95,14 @@ def test_crop_takes_nothing_from_outside_its_box() -> None:
     box = torch.tensor([[4, 5, 6, 7]])
     for interpolation in ("bilinear", "bicubic"):
         for size in (16, 5):
-            crop = V.crop_resize(images, box, size, interpolation)
+            crop = crop_resize(images, box, size, interpolation)
             assert_close(crop, torch.full((1, 1, size, size), 0.25), atol=1e-6)
 
 
 def test_flip_equals_torchvision() -> None:
     images, flip = photos(6, 20, 30), torch.tensor([True, False, True, True, False, False])
     assert torch.equal(
-        V.horizontal_flip(images, flip),
+        horizontal_flip(images, flip),
         each(lambda image, f: tv.horizontal_flip(image) if f else image, images, flip),
     )
 
@@ -99,7 +110,7 @@ def test_flip_equals_torchvision() -> None:
 def test_rotation_equals_torchvision() -> None:
     images, angle = photos(20, 30, 41), torch.linspace(-40, 40, 20)
     assert_close(
-        V.rotate(images, angle),
+        rotate(images, angle),
         each(lambda image, a: tv.rotate(image, a, interpolation=InterpolationMode.BILINEAR), images, angle),
         atol=2e-5,
     )
@@ -110,7 +121,7 @@ def test_hue_equals_torchvision() -> None:
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.3, 1.0])] * 3).T  # greys, primaries and every kind of tie
     images[:, :, 0, :27] = corners
     factor = torch.linspace(-0.5, 0.5, 20)
-    assert_close(V.adjust_hue(images, factor), each(tv.adjust_hue, images, factor))
+    assert_close(adjust_hue(images, factor), each(tv.adjust_hue, images, factor))
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -118,13 +129,13 @@ def test_hue_equals_torchvision() -> None:
 def test_each_linear_colour_operation_equals_torchvision(name: str, channels: int) -> None:
     images, factor = photos(20, 32, 32)[:, :channels], torch.linspace(0.0, 2.0, 20)
     expected = each(getattr(tv, f"adjust_{name}"), images, factor)
-    assert_close(V.adjust_colour(images, **{name: factor}), expected, atol=1e-6)
+    assert_close(adjust_colour(images, **{name: factor}), expected, atol=1e-6)
 
 
 def test_grayscale_equals_torchvision() -> None:
     images, gray = photos(4, 32, 32), torch.tensor([True, False, True, False])
     expected = each(lambda image, g: tv.rgb_to_grayscale(image, 3) if g else image, images, gray)
-    assert_close(V.adjust_colour(images, gray=gray), expected, atol=1e-6)
+    assert_close(adjust_colour(images, gray=gray), expected, atol=1e-6)
 
 
 def test_folded_colour_equals_torchvisions_sequence_where_nothing_is_clamped() -> None:
@@ -136,7 +147,7 @@ def test_folded_colour_equals_torchvisions_sequence_where_nothing_is_clamped() -
         image = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, b), c), s)
         return tv.rgb_to_grayscale(image, 3) if g else image
 
-    actual = V.adjust_colour(images, brightness, contrast, saturation, gray)
+    actual = adjust_colour(images, brightness, contrast, saturation, gray)
     assert_close(actual, each(reference, images, brightness, contrast, saturation, gray), atol=1e-6)
 
 
@@ -145,15 +156,15 @@ def test_folded_colour_equals_torchvisions_sequence_where_nothing_is_clamped() -
 def test_blur_equals_torchvision(kernel_size: int, height: int, width: int) -> None:
     images, sigma = photos(12, height, width), torch.linspace(0.1, 3.0, 12)
     expected = each(lambda image, s: tv.gaussian_blur(image, [kernel_size] * 2, [s, s]), images, sigma)
-    assert_close(V.gaussian_blur(images, sigma, kernel_size), expected)
-    assert_close(V.gaussian_blur(images, torch.zeros(12), kernel_size), images, atol=1e-6)
+    assert_close(gaussian_blur(images, sigma, kernel_size), expected)
+    assert_close(gaussian_blur(images, torch.zeros(12), kernel_size), images, atol=1e-6)
 
 
 def test_solarize_equals_torchvision() -> None:
     images, threshold = photos(10, 32, 32), torch.linspace(0.0, 0.9, 10)
     images[:, :, 0, 0] = threshold[:, None]  # a value at the threshold is inverted
-    assert torch.equal(V.solarize(images, threshold), each(tv.solarize, images, threshold))
-    assert torch.equal(V.solarize(images, torch.full((10,), math.inf)), images)
+    assert torch.equal(solarize(images, threshold), each(tv.solarize, images, threshold))
+    assert torch.equal(solarize(images, torch.full((10,), math.inf)), images)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -162,7 +173,7 @@ def test_simclr_pipeline_is_within_torchvisions_own_spread(strength: float) -> N
     count, size, kernel = 60, 32, 13
     images = photos(count, 48, 48)
     knobs = {name: 2 * strength * value for name, value in JITTER.items()}
-    view = V.View(size, **knobs, grayscale_p=0.2, blur_p=0.5, blur_kernel=kernel)
+    view = View(size, **knobs, grayscale_p=0.2, blur_p=0.5, blur_kernel=kernel)
     params = view.draw(images, make_generator())
     actual = view.render(images, params)
     generator = make_generator(1)
@@ -202,7 +213,7 @@ def test_crop_boxes_follow_torchvisions_law(height: int, width: int, scale: tupl
     image, ratio = torch.empty(3, height, width), (3 / 4, 4 / 3)
     get_params = transforms.RandomResizedCrop.get_params
     expected = torch.tensor([get_params(image, list(scale), list(ratio)) for _ in range(1500)])
-    view = V.View(32, crop_scale=scale, crop_ratio=ratio)
+    view = View(32, crop_scale=scale, crop_ratio=ratio)
     actual = view.draw(torch.empty(20000, 3, height, width), make_generator())["box"]
     assert (actual[:, :2] >= 0).all() and (actual[:, 2:] >= 1).all()
     assert (actual[:, 0] + actual[:, 2] <= height).all() and (actual[:, 1] + actual[:, 3] <= width).all()
@@ -225,7 +236,7 @@ def test_crop_falls_back_to_torchvisions_central_crop(height: int, width: int) -
     """No try can fit when the crop must be as large as the image and of a shape that the image does not have."""
     ratio, scale = (3 / 4, 4 / 3), (0.9999, 1.0)
     expected = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), list(scale), list(ratio))
-    view = V.View(8, crop_scale=scale, crop_ratio=ratio)
+    view = View(8, crop_scale=scale, crop_ratio=ratio)
     boxes = view.draw(torch.empty(50, 3, height, width), make_generator())["box"]
     assert boxes.tolist() == [list(expected)] * 50
 
@@ -237,12 +248,12 @@ def test_colour_jitter_follows_torchvisions_law() -> None:
     expected = torch.tensor(
         [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)[1:] for _ in range(2000)]
     )
-    params = V.View(32, **knobs, jitter_p=0.8).draw(torch.empty(20000, 3, 8, 8), make_generator())
+    params = View(32, **knobs, jitter_p=0.8).draw(torch.empty(20000, 3, 8, 8), make_generator())
     jittered = params["hue"] != 0
     assert jittered.float().mean().item() == pytest.approx(0.8, abs=0.012)
     for column, name in enumerate(knobs):
         actual = params[name]
-        assert (actual[~jittered] == V.NEUTRAL[name]).all(), f"{name} must change with the other three or not at all"
+        assert (actual[~jittered] == NEUTRAL[name]).all(), f"{name} must change with the other three or not at all"
         distance = ks_distance(actual[jittered], expected[:, column])
         assert distance < ks_limit(actual[jittered], expected), f"{name}: {distance}"
 
@@ -251,7 +262,7 @@ def test_other_parameters_have_their_probabilities_and_ranges() -> None:
     torch.manual_seed(0)
     blur = transforms.GaussianBlur(3, (0.1, 2.0))
     expected = torch.tensor([blur.get_params(0.1, 2.0) for _ in range(2000)])
-    view = V.View(8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05)
+    view = View(8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05)
     params = view.draw(torch.empty(20000, 3, 8, 8), make_generator())
     for name, active, probability in (
         ("flip", params["flip"], 0.3),
@@ -269,7 +280,7 @@ def test_other_parameters_have_their_probabilities_and_ranges() -> None:
 
 
 def test_draws_are_independent_of_each_other() -> None:
-    view = V.View(8, **JITTER, rotation=10, blur_p=1.0, blur_kernel=3, jitter_p=1.0)
+    view = View(8, **JITTER, rotation=10, blur_p=1.0, blur_kernel=3, jitter_p=1.0)
     params = view.draw(torch.empty(20000, 3, 32, 32), make_generator())
     box = params.pop("box").float()
     columns = [value.float() for value in params.values()] + [box[:, 2] * box[:, 3], box[:, 2] / box[:, 3]]
@@ -280,8 +291,8 @@ def test_draws_are_independent_of_each_other() -> None:
 
 def test_a_changed_knob_leaves_the_other_draws_alone() -> None:
     images = torch.empty(50, 3, 32, 32)
-    plain = V.View(16, **JITTER).draw(images, make_generator())
-    richer = V.View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(images, make_generator())
+    plain = View(16, **JITTER).draw(images, make_generator())
+    richer = View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(images, make_generator())
     assert set(plain) < set(richer)
     for name, value in plain.items():
         assert torch.equal(value, richer[name]), name
@@ -290,17 +301,17 @@ def test_a_changed_knob_leaves_the_other_draws_alone() -> None:
 # -------------------- the batch's contract
 
 
-def rich_views() -> V.MultiCrop:
+def rich_views() -> MultiCrop:
     """Every operation, two sizes, two interpolations."""
-    first = V.View(32, **JITTER, rotation=10, grayscale_p=0.2, blur_p=0.5, blur_kernel=5, noise_std=0.02)
-    second = V.View(32, interpolation="bicubic", **JITTER, blur_p=0.1, blur_kernel=5, solarize_p=0.3)
-    local = V.View(16, crop_scale=(0.05, 0.4), interpolation="bicubic", **JITTER, blur_p=0.5, blur_kernel=3)
-    return V.MultiCrop(first, second, local, num_local=2)
+    first = View(32, **JITTER, rotation=10, grayscale_p=0.2, blur_p=0.5, blur_kernel=5, noise_std=0.02)
+    second = View(32, interpolation="bicubic", **JITTER, blur_p=0.1, blur_kernel=5, solarize_p=0.3)
+    local = View(16, crop_scale=(0.05, 0.4), interpolation="bicubic", **JITTER, blur_p=0.5, blur_kernel=3)
+    return MultiCrop(first, second, local, num_local=2)
 
 
 def test_views_are_a_function_of_the_seed() -> None:
     images = photos(8, 40, 40)
-    first, again, other = (V.apply_views(rich_views(), images, make_generator(seed))["views"] for seed in (3, 3, 4))
+    first, again, other = (apply_views(rich_views(), images, make_generator(seed))["views"] for seed in (3, 3, 4))
     assert [tuple(view.shape) for view in first] == [(8, 3, 32, 32)] * 2 + [(8, 3, 16, 16)] * 2
     for view, same, different in zip(first, again, other, strict=True):
         assert torch.equal(view, same)
@@ -310,7 +321,7 @@ def test_views_are_a_function_of_the_seed() -> None:
 
 def test_samples_of_a_batch_are_drawn_differently() -> None:
     images = photos(1, 40, 40).expand(16, -1, -1, -1)
-    for view in V.apply_views(rich_views(), images, make_generator())["views"]:
+    for view in apply_views(rich_views(), images, make_generator())["views"]:
         flat = view.flatten(1)
         distance = torch.cdist(flat, flat) + torch.eye(16)
         assert distance.min() > 1e-2
@@ -331,7 +342,7 @@ def test_chunks_change_nothing(chunk: int) -> None:
     images, transform = photos(20, 40, 40), rich_views()
     whole = transform(images, transform.draw(images, make_generator()))["views"]
     transform.chunk_size = lambda images: chunk
-    chunked = V.apply_views(transform, images, make_generator())["views"]
+    chunked = apply_views(transform, images, make_generator())["views"]
     for view, expected in zip(chunked, whole, strict=True):
         assert_close(view, expected, atol=1e-6)
 
@@ -339,13 +350,13 @@ def test_chunks_change_nothing(chunk: int) -> None:
 @pytest.mark.parametrize("size", [32, 70], ids=["matrix", "convolution"])
 def test_a_chunk_without_an_active_sample_passes_through(size: int) -> None:
     images = photos(3, size, size)
-    view = V.View(size, crop_scale=None, flip_p=0.0, blur_p=0.5, solarize_p=0.5)
+    view = View(size, crop_scale=None, flip_p=0.0, blur_p=0.5, solarize_p=0.5)
     none_active = {"sigma": torch.zeros(3), "threshold": torch.full((3,), math.inf)}
     assert torch.equal(view.render(images, none_active), images)
 
 
 def test_chunk_size_is_that_of_the_cache() -> None:
-    transform = V.SimCLRViews(32)
+    transform = SimCLRViews(32)
     sizes = {side: transform.chunk_size(torch.empty(1, 3, side, side)) for side in (8, 32, 96, 224, 2000)}
     assert sizes[8] == sizes[32] == 64
     assert 16 <= sizes[96] <= 48
@@ -357,8 +368,8 @@ def test_views_joined_into_one_call_equal_separate_ones() -> None:
     """The path of a GPU: BYOL's views have different operations, the missing ones are filled in with neutral values."""
     images = photos(12, 40, 40)
     everything = {**JITTER, "rotation": 10, "grayscale_p": 0.5, "blur_p": 0.5, "solarize_p": 0.5, "noise_std": 0.1}
-    full, plain, narrow = V.View(32, **everything), V.View(32, flip_p=0.0), V.View(32, **everything, blur_kernel=3)
-    for transform in (V.BYOLViews(32, small=False), V.DINOViews(70), rich_views(), V.Views(full, plain, narrow)):
+    full, plain, narrow = View(32, **everything), View(32, flip_p=0.0), View(32, **everything, blur_kernel=3)
+    for transform in (BYOLViews(32, small=False), DINOViews(70), rich_views(), Views(full, plain, narrow)):
         params = transform.draw(images, make_generator())
         split = [
             {k.split(".")[1]: v for k, v in params.items() if k.startswith(f"{index}.")}
@@ -386,7 +397,7 @@ def test_draw_reads_only_the_shape_and_images_stay_as_they_are() -> None:
     kept = images.clone()
     whole = {"crop_scale": None, "flip_p": 0.0}  # the view starts as the image itself
     each_first = [{**JITTER}, {"hue": 0.1}, {"rotation": 9}, {"blur_p": 1.0}, {"solarize_p": 1.0}, {"noise_std": 0.1}]
-    for transform in (rich_views(), *(V.View(32, **whole, **knobs) for knobs in each_first)):
+    for transform in (rich_views(), *(View(32, **whole, **knobs) for knobs in each_first)):
         from_images = transform.draw(images, make_generator())
         from_shape = transform.draw(torch.full_like(images, math.nan), make_generator())
         assert all(torch.equal(value, from_shape[name]) for name, value in from_images.items())
@@ -397,18 +408,18 @@ def test_draw_reads_only_the_shape_and_images_stay_as_they_are() -> None:
 
 def test_views_stay_in_range() -> None:
     images = (photos(30, 40, 40) > 0.5).float()  # edges from 0 to 1: bicubic overshoots, jitter and noise clip
-    strong = V.View(32, None, interpolation="bicubic", flip_p=0.0)
-    noisy = V.View(32, **{**JITTER, "brightness": 0.8}, noise_std=0.3)
+    strong = View(32, None, interpolation="bicubic", flip_p=0.0)
+    noisy = View(32, **{**JITTER, "brightness": 0.8}, noise_std=0.3)
     for view in (strong, noisy):
-        output = V.apply_views(view, images, make_generator())["views"][0]
+        output = apply_views(view, images, make_generator())["views"][0]
         assert output.min() >= -1e-6 and output.max() <= 1 + 1e-6
 
 
 def test_without_crop_the_whole_image_is_resized() -> None:
     images = photos(4, 40, 30)
-    view = V.View(20, crop_scale=None, flip_p=1.0)
+    view = View(20, crop_scale=None, flip_p=1.0)
     expected = F.interpolate(images, (20, 20), mode="bilinear", antialias=True).flip(3)
-    assert_close(V.apply_views(view, images, make_generator())["views"][0], expected, atol=1e-6)
+    assert_close(apply_views(view, images, make_generator())["views"][0], expected, atol=1e-6)
 
 
 def test_one_channel_ignores_what_needs_three() -> None:
@@ -421,21 +432,21 @@ def test_one_channel_ignores_what_needs_three() -> None:
         "contrast": 0.3,
         "noise_std": 0.05,
     }
-    plain = V.apply_views(V.View(8, **knobs), digits, make_generator())["views"][0]
-    coloured = V.View(8, **knobs, saturation=0.5, hue=0.3, grayscale_p=1.0)
+    plain = apply_views(View(8, **knobs), digits, make_generator())["views"][0]
+    coloured = View(8, **knobs, saturation=0.5, hue=0.3, grayscale_p=1.0)
     assert plain.shape == (10, 1, 8, 8)
-    assert torch.equal(plain, V.apply_views(coloured, digits, make_generator())["views"][0])
+    assert torch.equal(plain, apply_views(coloured, digits, make_generator())["views"][0])
 
 
 @pytest.mark.parametrize("knob", ["brightness", "contrast", "saturation", "hue", "grayscale_p"])
 def test_colour_refuses_other_channel_counts(knob: str) -> None:
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
-        V.View(8, **{knob: 0.4}).draw(torch.empty(2, 4, 8, 8), None)
+        View(8, **{knob: 0.4}).draw(torch.empty(2, 4, 8, 8), None)
 
 
 def test_four_channels_work_without_colour() -> None:
-    view = V.View(8, rotation=5, blur_p=0.5, blur_kernel=3, solarize_p=0.5)
-    assert V.apply_views(view, torch.rand(5, 4, 12, 12), make_generator())["views"][0].shape == (5, 4, 8, 8)
+    view = View(8, rotation=5, blur_p=0.5, blur_kernel=3, solarize_p=0.5)
+    assert apply_views(view, torch.rand(5, 4, 12, 12), make_generator())["views"][0].shape == (5, 4, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -471,25 +482,25 @@ def test_four_channels_work_without_colour() -> None:
 def test_bad_knobs_are_refused_with_name_and_value(knob: str, value: object) -> None:
     knobs = {"size": 32, "blur_p": 0.5, knob: value}
     with pytest.raises(ValueError) as error:
-        V.View(**knobs)
+        View(**knobs)
     assert knob in str(error.value) and repr(value) in str(error.value)
 
 
 def test_bad_number_of_local_views_is_refused() -> None:
     with pytest.raises(ValueError, match="num_local must be >= 0, got -1"):
-        V.MultiCrop(V.View(32), V.View(32), V.View(16), num_local=-1)
+        MultiCrop(View(32), View(32), View(16), num_local=-1)
 
 
 # -------------------- the recipes
 
 
-def knobs_of(view: V.View) -> dict[str, object]:
+def knobs_of(view: View) -> dict[str, object]:
     return {name: value for name, value in vars(view).items() if not name.startswith("_") and name != "training"}
 
 
 def test_large_recipes_are_those_of_the_papers() -> None:
-    simclr, moco, byol = V.SimCLRViews(224).views, V.MoCoViews(224).views, V.BYOLViews(224).views
-    swav, dino, mae = V.SwAVViews(224).views, V.DINOViews(224).views, MAEViews(224).views
+    simclr, moco, byol = SimCLRViews(224).views, MoCoViews(224).views, BYOLViews(224).views
+    swav, dino, mae = SwAVViews(224).views, DINOViews(224).views, MAEViews(224).views
     assert [len(views) for views in (simclr, moco, byol, swav, dino, mae)] == [2, 2, 2, 8, 10, 1]
     colour = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grayscale_p")
     expected = {
@@ -514,8 +525,8 @@ def test_large_recipes_are_those_of_the_papers() -> None:
     assert simclr[0].blur_kernel == byol[0].blur_kernel == 23
 
 
-@pytest.mark.parametrize("recipe", [V.SimCLRViews, V.MoCoViews, V.BYOLViews, V.SwAVViews, V.DINOViews])
-def test_small_recipes_drop_blur_and_local_views(recipe: type[V.Views]) -> None:
+@pytest.mark.parametrize("recipe", [SimCLRViews, MoCoViews, BYOLViews, SwAVViews, DINOViews])
+def test_small_recipes_drop_blur_and_local_views(recipe: type[Views]) -> None:
     small, large = recipe(32), recipe(224)
     assert len(small.views) == 2
     assert all(view.blur_p == 0 for view in small.views)
@@ -523,23 +534,23 @@ def test_small_recipes_drop_blur_and_local_views(recipe: type[V.Views]) -> None:
     forced = recipe(32, small=False)
     assert len(forced.views) == len(large.views) and any(view.blur_p > 0 for view in forced.views)
     assert all(view.blur_p == 0 for view in recipe(96, small=True).views)
-    output = V.apply_views(small, photos(4, 32, 32), make_generator())["views"]
+    output = apply_views(small, photos(4, 32, 32), make_generator())["views"]
     assert [tuple(view.shape) for view in output] == [(4, 3, 32, 32)] * 2
 
 
 def test_small_variants_change_what_their_sources_change() -> None:
-    assert knobs_of(V.SimCLRViews(32).views[0])["brightness"] == 0.4
-    assert knobs_of(V.SimCLRViews(32).views[0])["hue"] == 0.1
-    assert V.DINOViews(32).views[0].crop_scale == (0.14, 1.0)
-    assert V.DINOViews(32, num_local=4).views[0].crop_scale == (0.4, 1.0)
-    assert len(V.DINOViews(32, num_local=4).views) == 6
-    assert len(V.SwAVViews(224, num_local=0).views) == 2
+    assert knobs_of(SimCLRViews(32).views[0])["brightness"] == 0.4
+    assert knobs_of(SimCLRViews(32).views[0])["hue"] == 0.1
+    assert DINOViews(32).views[0].crop_scale == (0.14, 1.0)
+    assert DINOViews(32, num_local=4).views[0].crop_scale == (0.4, 1.0)
+    assert len(DINOViews(32, num_local=4).views) == 6
+    assert len(SwAVViews(224, num_local=0).views) == 2
 
 
 def test_two_views_keep_their_order() -> None:
-    transform = V.TwoViews(V.View(16, crop_scale=None, flip_p=0.0), V.View(16, crop_scale=None, flip_p=1.0))
+    transform = TwoViews(View(16, crop_scale=None, flip_p=0.0), View(16, crop_scale=None, flip_p=1.0))
     images = photos(3, 16, 16)
-    first, second = V.apply_views(transform, images, make_generator())["views"]
+    first, second = apply_views(transform, images, make_generator())["views"]
     assert torch.equal(first, images)
     assert torch.equal(second, images.flip(3))
 
@@ -549,10 +560,10 @@ def test_two_views_keep_their_order() -> None:
 
 def test_normalise_equals_torchvision() -> None:
     images, mean, std = photos(5, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    assert_close(V.Normalise(mean, std)(images), tv.normalize(images, list(mean), list(std)), atol=2e-6)
+    assert_close(Normalise(mean, std)(images), tv.normalize(images, list(mean), list(std)), atol=2e-6)
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2, 0.2)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
 def test_normalise_refuses_bad_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"std.*got"):
-        V.Normalise(mean, std)
+        Normalise(mean, std)

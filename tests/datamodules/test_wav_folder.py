@@ -12,7 +12,7 @@ import pytest
 from datamodules.audio import wav_folder
 from datamodules.audio.mel import PADDING
 from datamodules.audio.wav_folder import AudioFileError, WavFolder, name_pattern, read_clip
-from datamodules.images.module import MissingDataError
+from datamodules.errors import MissingDataError
 
 FSDD: dict[str, Any] = {
     "pattern": "{label}_{speaker}_{index}",

@@ -13,7 +13,8 @@ from torch import nn
 
 from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images.module import ArrayDataset
-from evaluation.callbacks import FeatureProbe, ImageGrid, OnlineLinearProbe, RepresentationHealth
+from evaluation.callbacks import FeatureProbe, OnlineLinearProbe, RepresentationHealth
+from evaluation.media import ImageGrid
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe, top1
 from runtime.callbacks import Throughput

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer
 import eval as script
 import train
 from datamodules.transforms.tokens import segments_of
+from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
 from runtime.rebuild import build_data
-from sslmodules import load_module, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import eval as script
 import train
 from evaluation.commands.generate import generate
 from evaluation.commands.outputs import is_result
+from runtime.checkpoints import load_module
 from runtime.messages import ROOT
-from sslmodules import load_module
 from tests.conftest import build
 
 

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.audio.wav_folder import read_clip
-from evaluation.callbacks import ImageGrid
 from evaluation.commands.generate import ending, generate
 from evaluation.commands.outputs import check_target, is_result, write_sound
+from evaluation.media import ImageGrid
 from evaluation.spectrograms import Spectrograms, as_shown, picture
 from tests.conftest import build, trainer_for
 

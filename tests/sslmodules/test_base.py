@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from datamodules import Digits
-from sslmodules import CheckpointError, SimCLR, SSLModule, build_module, load_module, methods, read_checkpoint
+from runtime.checkpoints import CheckpointError, build_module, load_module, read_checkpoint
+from sslmodules import SimCLR, SSLModule, methods
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.optim import LARS, decay_groups, note_matrices, warmup_cosine
 from sslmodules.sharding import prepare_sharding

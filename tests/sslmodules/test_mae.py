@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from datamodules.transforms.base import apply_views
 from datamodules.transforms.masks import MAEViews, RandomPatches
-from datamodules.transforms.views import apply_views
-from evaluation.callbacks import ImageGrid
 from evaluation.measures.reconstruction import reconstruction_psnr
+from evaluation.media import ImageGrid
 from sslmodules.mae import (
     MAE,
     hidden_patch_mse,

@@ -1,0 +1,17 @@
+"""Seeds of every random number of a run, derived from the run's own."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+
+def mix_seed(*numbers: int) -> int:
+    """Hash integers into one 63-bit seed, so that neighbouring steps, ranks and seeds give unrelated random numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def run_seed() -> int:
+    """The run's seed: what ``--seed_everything`` (``lightning.seed_everything``) set, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

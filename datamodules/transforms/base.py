@@ -1,0 +1,74 @@
+"""What every transform of a batch is: random numbers drawn first, then a deterministic function of images and numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transforms: drawing of the parameters, order of the operations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class BatchTransform(nn.Module):
+    """A random transform of a batch that adds keys to it, split into drawing and applying."""
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Draw the parameters of the whole batch.
+
+        Args:
+            images: (B, C, H, W); only shape, dtype and device are used.
+            generator: generator on ``images.device``; None = torch's default one.
+
+        Returns:
+            Parameters, each with leading dimension B, on ``images.device``.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """Deterministically apply drawn parameters to images (B, C, H, W) in [0, 1]; returns the keys to be added."""
+        raise NotImplementedError
+
+    def chunk_size(self, images: Tensor) -> int:
+        """Images to work through at once on CPU, such that a chunk stays in the cache: at most 64, about 1M floats."""
+        return max(1, min(64, 1_000_000 // images[0].numel()))
+
+
+def apply_views(
+    transform: BatchTransform, images: Tensor, generator: torch.Generator | None
+) -> dict[str, Tensor | list[Tensor]]:
+    """Draw once, then apply: on CPU chunk by chunk, elsewhere in one call.
+
+    Args:
+        transform: what to apply.
+        images: (B, C, H, W) float in [0, 1].
+        generator: generator on ``images.device``; None = torch's default one.
+
+    Returns:
+        The keys that the transform adds, each of B samples.
+    """
+    params = transform.draw(images, generator)
+    chunk = transform.chunk_size(images)
+    if images.device.type != "cpu" or len(images) <= chunk:
+        return transform(images, params)
+    parts = [
+        transform(images[start : start + chunk], {name: value[start : start + chunk] for name, value in params.items()})
+        for start in range(0, len(images), chunk)
+    ]
+    joined: dict[str, Tensor | list[Tensor]] = {}
+    for key, first in parts[0].items():
+        if isinstance(first, Tensor):
+            joined[key] = torch.cat([part[key] for part in parts])
+        else:
+            joined[key] = [torch.cat(pieces) for pieces in zip(*(part[key] for part in parts), strict=True)]
+    return joined
+
+
+def _between(uniform: Tensor, low: float, high: float) -> Tensor:
+    """Uniform numbers of [0, 1) moved to [low, high)."""
+    return low + (high - low) * uniform
+
+
+def _require(condition: bool, knob: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{knob} must be {expected}, got {value!r}")

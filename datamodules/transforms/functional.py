@@ -1,0 +1,250 @@
+"""Image operations on a whole batch: pure functions of images (B, C, H, W) in [0, 1] and per-sample parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's grayscale weights (ITU-R 601-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operations: pure functions of images and per-sample parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def crop_resize(images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None) -> Tensor:
+    """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``, ``hflip``).
+
+    Args:
+        images: (B, C, H, W) float.
+        box: (B, 4) int64, pixels: top, left, height, width.
+        size: side of the square output, pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
+        flip: (B,) bool, True = left and right swapped; nearly free here, another pass over the images elsewhere.
+
+    Returns:
+        (B, C, size, size). Bicubic overshoots [0, 1] at edges, as torchvision's does on floats.
+    """
+    height, width = images.shape[-2:]
+    if interpolation == "bilinear" and max(height, width) <= size:
+        return _crop_by_grid(images, box, size, flip)
+    if images.device.type == "cpu" and max(height, width) > 64:
+        return _crop_one_by_one(images, box, size, interpolation, flip)
+    rows = _resize_matrix(box[:, 0], box[:, 2], height, size, interpolation)  # (B, size, H)
+    columns = _resize_matrix(box[:, 1], box[:, 3], width, size, interpolation)  # (B, size, W)
+    if flip is not None:
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return rows[:, None] @ (images @ columns[:, None].transpose(2, 3))
+
+
+def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -> Tensor:
+    """Bilinear crop when no box is larger than the output: then antialiasing is the identity, two taps suffice."""
+    batch, _, height, width = images.shape
+    top, left, rows, columns = box.to(images.dtype).unsqueeze(2).unbind(1)  # each (B, 1)
+    centre = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
+    # Clamping to the box, not to the image: no pixel outside the box may leak in.
+    y = top + (centre * (rows / size) - 0.5).clamp_(min=0).minimum(rows - 1)  # (B, size)
+    x = left + (centre * (columns / size) - 0.5).clamp_(min=0).minimum(columns - 1)
+    if flip is not None:
+        x = torch.where(flip[:, None], x.flip(1), x)
+    grid = images.new_empty(batch, size, size, 2)
+    grid[..., 0] = ((2 * x + 1) / width - 1)[:, None, :]
+    grid[..., 1] = ((2 * y + 1) / height - 1)[:, :, None]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _crop_one_by_one(images: Tensor, box: Tensor, size: int, interpolation: str, flip: Tensor | None) -> Tensor:
+    """Crop of large images on CPU: a matrix costs H per pixel where torch's own resize costs its few taps."""
+    output = images.new_empty(*images.shape[:2], size, size)
+    flips = [False] * len(images) if flip is None else flip.tolist()
+    for index, (top, left, height, width) in enumerate(box.tolist()):
+        crop = images[index : index + 1, :, top : top + height, left : left + width]
+        crop = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)[0]
+        output[index] = crop.flip(2) if flips[index] else crop
+    return output
+
+
+def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
+    """Antialiased resize of ``length`` pixels from ``start`` on, as one matrix (B, size, source) for each sample."""
+    scale = length[:, None, None] / size
+    widen = scale.clamp(min=1)  # a shrinking filter is stretched over all the pixels that it stands for
+    centre = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
+    pixel = torch.arange(source, device=start.device) - start[:, None, None]  # (B, 1, source)
+    distance = ((pixel + 0.5 - centre) / widen).abs()
+    if interpolation == "bilinear":
+        weight = (1 - distance).clamp_(min=0)
+    else:  # Keys' cubic with a = -0.5, Pillow's and torch's antialiased one
+        near = (1.5 * distance - 2.5) * distance.square() + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weight = torch.where(distance < 1, near, far) * (distance < 2)
+    weight = weight * ((pixel >= 0) & (pixel < length[:, None, None]))
+    return weight / weight.sum(2, keepdim=True)
+
+
+def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror left and right where ``flip`` (B,) bool is True. Images (B, C, H, W)."""
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Rotate about the centre, bilinear, zeros outside (torchvision's ``rotate``).
+
+    Args:
+        images: (B, C, H, W) float.
+        angle: (B,) degrees, counter-clockwise.
+    """
+    batch, _, height, width = images.shape
+    radians = torch.deg2rad(angle)[:, None, None]
+    cosine, sine = radians.cos(), radians.sin()
+    x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
+    y = torch.arange(height, device=images.device, dtype=images.dtype)[:, None] - (height - 1) / 2
+    grid = images.new_empty(batch, height, width, 2)
+    grid[..., 0] = (cosine * x - sine * y) / (width / 2)
+    grid[..., 1] = (sine * x + cosine * y) / (height / 2)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Turn the hue in HSV space (torchvision's ``adjust_hue``).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        factor: (B,) turns in [-0.5, 0.5].
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    red, green, blue = images.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    # Selection by weights 0 and 1: on CPU, comparing into bool and torch.where take ten times as long as arithmetic.
+    is_red = torch.eq(red, high, out=torch.empty_like(high))
+    is_green = torch.eq(green, high, out=torch.empty_like(high))
+    # Hue in sixths of a turn. A grey pixel has chroma 0: any finite hue will do, chroma multiplies it below.
+    hue = torch.lerp(red - green, blue - red, is_green).lerp_(green - blue, is_red)
+    hue.div_(chroma.clamp(min=torch.finfo(images.dtype).tiny))
+    hue.addcmul_(4 - 2 * is_green, 1 - is_red)
+    hue.div_(6).add_((factor + 1)[:, None, None]).frac_().mul_(6)  # the + 1 keeps it positive for frac
+    # Over one turn each channel is a trapezoid between low and high: red is full around 0, green 2, blue 4.
+    output = torch.empty_like(images)
+    torch.sub(hue, 3, out=output[:, 0]).abs_().sub_(1)
+    torch.sub(hue, 2, out=output[:, 1]).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=output[:, 2]).abs_().neg_().add_(2)
+    output.clamp_(0, 1)
+    for channel in output.unbind(1):
+        torch.addcmul(low, channel, chroma, out=channel)
+    return output
+
+
+def adjust_colour(
+    images: Tensor,
+    brightness: Tensor | None = None,
+    contrast: Tensor | None = None,
+    saturation: Tensor | None = None,
+    gray: Tensor | None = None,
+) -> Tensor:
+    """Brightness, then contrast, then saturation, then grayscale, as one linear map for each sample and one clamp.
+
+    All four are linear in the pixel p, its luma l and the mean luma m of the image, so they fold into a p + b l + c m.
+    Given alone, each one is torchvision's ``adjust_brightness``, ``adjust_contrast``, ``adjust_saturation`` or
+    ``rgb_to_grayscale``.
+
+    Args:
+        images: (B, 3, H, W) or (B, 1, H, W) in [0, 1]. Saturation and grayscale leave one channel as it is.
+        brightness, contrast, saturation: (B,) factors >= 0; 1 (or None) changes nothing.
+        gray: (B,) bool, True = grayscale.
+
+    Returns:
+        Same shape, in [0, 1].
+    """
+    batch, channels = images.shape[:2]
+    one = images.new_ones(batch)
+    gain = (one if brightness is None else brightness) * (one if contrast is None else contrast)
+    offset = None if contrast is None else (1 - contrast) * (one if brightness is None else brightness)
+    if channels == 1:
+        output = images * _per_sample(gain)
+        if offset is not None:
+            output += images.mean((1, 2, 3), keepdim=True) * _per_sample(offset)
+        return output.clamp_(0, 1)
+
+    luma = images[:, 0] * LUMA[0]
+    luma.add_(images[:, 1], alpha=LUMA[1]).add_(images[:, 2], alpha=LUMA[2])
+    keep = one if saturation is None else saturation  # p -> keep p + mix luma
+    mix = 1 - keep
+    if gray is not None:  # the luma of (keep p + mix l): the weights sum to 0.9999, not to 1
+        mix = torch.where(gray, keep + mix * sum(LUMA), mix)
+        keep = torch.where(gray, 0.0, keep)
+    shared = luma * (gain * mix)[:, None, None]
+    if offset is not None:
+        # A constant image c becomes keep c + mix 0.9999 c.
+        shared += (luma.mean((1, 2)) * offset * (keep + mix * sum(LUMA)))[:, None, None]
+    return torch.addcmul(shared[:, None], images, _per_sample(gain * keep)).clamp_(0, 1)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Gaussian blur with reflected borders (torchvision's ``gaussian_blur``).
+
+    Args:
+        images: (B, C, H, W) float.
+        sigma: (B,) standard deviation in pixels; 0 leaves the sample as it is.
+        kernel_size: odd number of taps, with kernel_size // 2 < min(H, W).
+
+    Returns:
+        (B, C, H, W).
+    """
+    batch, channels, height, width = images.shape
+    tap = torch.arange(kernel_size, device=images.device, dtype=images.dtype) - kernel_size // 2
+    # At sigma 1e-3 a neighbour weighs exp(-500000) = 0: the identity, without a division by 0.
+    taps = torch.softmax(-0.5 * (tap / sigma.clamp(min=1e-3)[:, None]).square(), 1)  # (B, taps)
+    if images.device.type == "cpu" and max(height, width) > 64:
+        radius = kernel_size // 2
+        weight = taps.repeat_interleave(channels, 0)[:, None]  # (B * C, 1, taps): one group for each image and channel
+        padded = F.pad(images, (radius,) * 4, mode="reflect").flatten(0, 1)[None]
+        blurred = F.conv2d(padded, weight[:, :, None, :], groups=batch * channels)
+        blurred = F.conv2d(blurred, weight[:, :, :, None], groups=batch * channels)
+        return blurred.view_as(images)
+    # Small images, or a GPU: two matrix products are faster than a convolution with a group for each channel.
+    rows = (taps @ _shift_basis(height, kernel_size, images.device, images.dtype)).view(batch, 1, height, height)
+    columns = (taps @ _shift_basis(width, kernel_size, images.device, images.dtype)).view(batch, 1, width, width)
+    return rows @ (images @ columns.transpose(2, 3))
+
+
+@functools.lru_cache(maxsize=16)
+def _shift_basis(length: int, kernel_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(taps, length * length): for each tap the matrix that shifts a row of pixels by it, borders reflected."""
+    radius = kernel_size // 2
+    position = torch.arange(length, device=device)
+    source = (position + torch.arange(-radius, radius + 1, device=device)[:, None]).abs()  # (taps, length)
+    source = (length - 1) - ((length - 1) - source).abs()
+    return (source[:, :, None] == position).to(dtype).flatten(1)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Invert every value at or above ``threshold`` (B,) (torchvision's ``solarize``); inf leaves a sample as it is."""
+    return torch.where(images >= _per_sample(threshold), 1 - images, images)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(images - mean) / std with mean and std of shape (C,), in one pass over images (B, C, H, W)."""
+    return torch.addcmul((-mean / std)[:, None, None], images, (1 / std)[:, None, None])
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
+def _on_subset(images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args) -> Tensor:
+    """``operation(images, values, *args)``; on CPU for the active samples alone (on CUDA, finding them waits)."""
+    if images.device.type != "cpu":
+        return operation(images, values, *args)
+    indices = active.nonzero().squeeze(1)
+    if len(indices) == 0:  # a convolution refuses an empty batch
+        return images
+    return images.index_copy(0, indices, operation(images[indices], values[indices], *args))
