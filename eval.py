@@ -1,4 +1,6 @@
-"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore ... | --features ... | --export DIR]``."""
+"""Probe a trained method, or use it: ``python eval.py RUN [--generate N | --restore ... | --features ... |
+--export DIR]``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="python eval.py",
         description="Without an option: linear probe, kNN and few-shot accuracy on the test split, beside a random encoder "
-        "and the raw input. With --generate, --restore, --features or --export: files made with what was trained.",
+        "and the raw input. With --generate, --restore, --features or --export: files made with what was "
+        "trained.",
         epilog=EPILOG + ", ".join(data_sets()) + MORE,
         allow_abbrev=False,
     )
@@ -48,16 +51,28 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="a picture or a folder of them: what is hidden or damaged filled in, in the folder --output (restored/)",
     )
     use.add_argument(
-        "--features", metavar="FILE.npz", type=Path, help="features, labels and file names of the train, val and test samples"
+        "--features",
+        metavar="FILE.npz",
+        type=Path,
+        help="features, labels and file names of the train, val and test samples",
     )
     use.add_argument(
-        "--export", metavar="DIR", type=Path, help="a text network and its tokenizer, as AutoModel.from_pretrained loads them"
+        "--export",
+        metavar="DIR",
+        type=Path,
+        help="a text network and its tokenizer, as AutoModel.from_pretrained loads them",
     )
     parser.add_argument(
-        "--mask", metavar="PICTURE", type=Path, help="with --restore: white = hidden (default: what the run's own mask hides)"
+        "--mask",
+        metavar="PICTURE",
+        type=Path,
+        help="with --restore: white = hidden (default: what the run's own mask hides)",
     )
     parser.add_argument(
-        "--truth", metavar="PICTURES", type=Path, help="with --restore: the undamaged pictures, same names, to measure PSNR"
+        "--truth",
+        metavar="PICTURES",
+        type=Path,
+        help="with --restore: the undamaged pictures, same names, to measure PSNR",
     )
     parser.add_argument(
         "--prompt",
@@ -65,9 +80,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="with --generate: the text, or a file with it, that is continued; a picture, whose upper half is kept; a sound",
     )
     parser.add_argument(
-        "--temperature", metavar="T", type=float, help="with --generate: below 1 likelier, above 1 more varied (default: 1)"
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="with --generate: below 1 likelier, above 1 more varied (default: 1)",
     )
-    parser.add_argument("--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)")
+    parser.add_argument(
+        "--output", metavar="PATH", type=Path, help="where to write (default: results.json in the run folder)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--trust_config_classes",
@@ -86,14 +106,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             own.append(argument)
     given = parser.parse_args(own)
     if (given.mask or given.truth) and not given.restore:
-        raise UserError(f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given")
+        raise UserError(
+            f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given"
+        )
     for option in ("prompt", "temperature"):
         if getattr(given, option) is not None and given.generate is None:
             raise UserError(f"--{option} belongs to --generate N, which is not given")
-    if given.probes is not None and (given.generate is not None or given.restore or given.features or given.export):
-        raise UserError("--probes is for probing: leave it out with --generate, --restore, --features and --export")
+    if given.probes is not None and (
+        given.generate is not None or given.restore or given.features or given.export
+    ):
+        raise UserError(
+            "--probes is for probing: leave it out with --generate, --restore, --features and --export"
+        )
     if (given.features or given.export) and given.output:
-        raise UserError(f"{'--features' if given.features else '--export'} names the target already: leave --output out")
+        raise UserError(
+            f"{'--features' if given.features else '--export'} names the target already: leave --output out"
+        )
     return given, rest
 
 
@@ -116,11 +144,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from runtime.rebuild import build_data, checkpoint_of
 
     silence_framework()
-    trusted_packages(["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else [])
-    probes = [p.strip() for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",") if p.strip()]
+    trusted_packages(
+        ["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else []
+    )
+    probes = [
+        p.strip()
+        for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",")
+        if p.strip()
+    ]
     for probe in probes or [""]:
         if probe not in PROBES:
-            raise UserError(f"--probes: unknown probe {probe!r}{did_you_mean(probe, PROBES)}; known: {', '.join(PROBES)}")
+            raise UserError(
+                f"--probes: unknown probe {probe!r}{did_you_mean(probe, PROBES)}; known: {', '.join(PROBES)}"
+            )
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,7 +174,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.generate is not None:
         target = target or folder / f"samples{suffix}{sampling.ending(data)}"
         how = {"prompt": arguments.prompt, "temperature": arguments.temperature}
-        lines = sampling.generate(module, data, arguments.generate, target, source, torch.device(device), seed, **how)
+        lines = sampling.generate(
+            module, data, arguments.generate, target, source, torch.device(device), seed, **how
+        )
     elif arguments.restore:
         target = target or folder / f"restored{suffix}"
         options = {"mask": arguments.mask, "truth": arguments.truth, "seed": seed}

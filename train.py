@@ -1,16 +1,20 @@
-"""Pre-train a method on a data set, then probe its frozen features: ``python train.py --config configs/digits/simclr.yaml``."""
+"""Pre-train a method on a data set, then probe its frozen features: ``python train.py --config
+configs/digits/simclr.yaml``.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from runtime.messages import UserError, config_arguments, help_text, read_config
-from runtime.signals import Preempted, check_launch, die_with_parent, end, inbox
+from runtime.signals import Preempted, check_launch, die_with_parent, end, receiver
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit status. Help and broken files are dealt with before torch is imported."""
-    with inbox.listening():
+    """Run the command line; returns the exit status. Help and broken files are dealt with before torch is
+    imported.
+    """
+    with receiver.listening():
         try:
             if not argv or set(argv) & {"--help", "-h"}:
                 print(help_text())

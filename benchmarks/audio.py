@@ -2,9 +2,10 @@
 
     python benchmarks/audio.py --clips 256 --rounds 15
 
-The same samples, the same function (``MelScale.log_mel``); "per clip" is what a Dataset does that makes spectrograms in its
-``__getitem__``, "one go" the whole batch without the parts that a CPU's cache holds. All take turns within each round, so that
-a slow moment of the machine hits all. The time is the CPU time of the one thread. Results are compared before they are timed.
+The same samples, the same function (``MelScale.log_mel``); "per clip" is what a Dataset does that makes
+spectrograms in its ``__getitem__``, "one go" the whole batch without the parts that a CPU's cache holds. All
+take turns within each round, so that a slow moment of the machine hits all. The time is the CPU time of the
+one thread. Results are compared before they are timed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datamodules.audio.mel import MelScale
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     parser.add_argument("--clips", type=int, default=256, help="of one second, in a batch")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
@@ -50,7 +51,9 @@ def main() -> None:
         for name in ("per clip", "one go"):
             ratios = [b / p for b, p in zip(times["batched"], times[name], strict=True)]
             low, high = min(ratios), max(ratios)
-            print(f"{rate} Hz  batched / {name:8}  {statistics.median(ratios):.2f}  ({low:.2f} to {high:.2f})")
+            print(
+                f"{rate} Hz  batched / {name:8}  {statistics.median(ratios):.2f}  ({low:.2f} to {high:.2f})"
+            )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,28 @@
-"""CIFAR-10 with a ResNet-18, the field's benchmark: accuracy, speed and memory of a list of methods, in slices of time.
+"""CIFAR-10 with a ResNet-18, the field's benchmark: accuracy, speed and memory of a list of methods, in
+slices of time.
 
     python benchmarks/cifar10.py --data DIR --methods simclr byol moco --batch 512 --epochs 200 --minutes 9
     python benchmarks/cifar10.py --table [--readme README.md]
 
-Each method runs as ``python train.py --config configs/cifar10/<method>.yaml`` would, in its own run folder below ``--runs``.
-When the minutes are over it stops after an epoch, with a checkpoint; the same command goes on from there, and evaluates what is
-finished. A finished run appends one line to ``--results``; the table is made from those lines and from nothing else.
+Each method runs as ``python train.py --config configs/cifar10/<method>.yaml`` would, in its own run folder
+below ``--runs``. When the minutes are over it stops after an epoch, with a checkpoint; the same command goes
+on from there, and evaluates what is finished. A finished run appends one line to ``--results``; the table is
+made from those lines and from nothing else.
 
-Data: a folder with ``cifar-10-batches-py`` is CIFAR-10; one with ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``, or a tar
-archive of it, is a copy kept as JPEG files and is called CIFAR-10-JPEG everywhere: its numbers are not CIFAR-10's.
+Data: a folder with ``cifar-10-batches-py`` is CIFAR-10; one with ``train/<class>/*.jpg`` and
+``test/<class>/*.jpg``, or a tar archive of it, is a copy kept as JPEG files and is called CIFAR-10-JPEG
+everywhere: its numbers are not CIFAR-10's.
 
 Protocol, of the last epoch's weights, features of ``embed``:
 
-- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published numbers are the
-  MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images that were trained on.
-- linear, 5-shot, and the baselines of an untrained encoder and of raw pixels: as ``eval.py`` (L2 chosen on 5,000 held-out
-  training images).
-- images/s and seconds per epoch: medians over the epochs, without validation and checkpoints. views: time of the views of one
-  batch, alone, as a share of a step. wait: share of the time in which the host waits for data. memory: the most that
-  torch held.
+- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published
+  numbers are the MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images
+  that were trained on.
+- linear, 5-shot, and the baselines of an untrained encoder and of raw pixels: as ``eval.py`` (L2 chosen on
+  5,000 held-out training images).
+- images/s and seconds per epoch: medians over the epochs, without validation and checkpoints. views: time of
+  the views of one batch, alone, as a share of a step. wait: share of the time in which the host waits for
+  data. memory: the most that torch held.
 
 The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``.
 
@@ -44,7 +48,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 from datamodules.base import SSLDataModule
 from datamodules.images.arrays import CIFAR10
@@ -66,7 +72,9 @@ METRICS = ("knn200", "knn20", "linear", "fewshot5")
 
 
 class Meter(Callback):
-    """Seconds of every epoch's training, and the most memory; kept in the checkpoint, so that slices of a run add up."""
+    """Seconds of every epoch's training, and the most memory; kept in the checkpoint, so that slices of a run
+    add up.
+    """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline  # of time.monotonic()
@@ -84,7 +92,9 @@ class Meter(Callback):
         self.mark = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_end(trainer, pl_module)  # validation of an epoch comes before its end: it is not training
+        self.on_train_epoch_end(
+            trainer, pl_module
+        )  # validation of an epoch comes before its end: it is not training
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mark == 0.0:
@@ -121,25 +131,44 @@ def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
         return "CIFAR-10", ["--data.root", str(given)]
     if (given / "train").is_dir() and (given / "test").is_dir():
         constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
-        return "CIFAR-10-JPEG", ["--data", "ImageFolder", "--data.root", str(given), "--data.image_size", "32", *constants]
+        return "CIFAR-10-JPEG", [
+            "--data",
+            "ImageFolder",
+            "--data.root",
+            str(given),
+            "--data.image_size",
+            "32",
+            *constants,
+        ]
     sys.exit(
         f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
         "test/<class>/*.jpg, or a tar archive of the latter"
     )
 
 
-def command_line(args: argparse.Namespace, method: str, seed: int, folder: Path, data: list[str]) -> SSLCommandLine:
+def command_line(
+    args: argparse.Namespace, method: str, seed: int, folder: Path, data: list[str]
+) -> SSLCommandLine:
     """Method, data and Trainer as ``train.py`` builds them."""
     config = ROOT / "configs" / "cifar10" / f"{method}.yaml"
     options = ["--config", str(config), *data, "--run_dir", str(folder), "--seed_everything", str(seed)]
     options += ["--data.batch_size", str(args.batch), "--trainer.max_epochs", str(args.epochs)]
-    options += ["--trainer.accelerator", args.device, "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+    options += [
+        "--trainer.accelerator",
+        args.device,
+        "--trainer.devices",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
     options += ["--trainer.benchmark", "true"]
     if args.batch != CONFIG_BATCH:
         lr = configured_lr(config) * args.batch / CONFIG_BATCH
         options += ["--model.optimizer.init_args.lr", repr(lr)]
-    os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
+    os.environ.pop(
+        "SSL_RUN_DIR", None
+    )  # the command line keeps its folder there for the processes of its run
     return SSLCommandLine(options)
 
 
@@ -149,7 +178,9 @@ def configured_lr(config: Path) -> float:
     return float(yaml.safe_load(config.read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"])
 
 
-def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[str], deadline: float) -> dict[str, Any] | None:
+def run(
+    args: argparse.Namespace, method: str, seed: int, name: str, data: list[str], deadline: float
+) -> dict[str, Any] | None:
     """Train until finished or the deadline; the line of results if finished."""
     folder = args.runs / f"{name.lower()}-{method}-b{args.batch}-e{args.epochs}-s{seed}"
     cli = command_line(args, method, seed, folder, data)
@@ -161,7 +192,10 @@ def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[
     if args.compile:
         module.encoder.compile()  # in place: the names in the checkpoint stay
     done = 0 if resume is None else cli.run_folder.progress()[0]
-    print(f"{method}: {name}, batch {args.batch}, seed {seed}, epoch {done} of {args.epochs}, {folder}", flush=True)
+    print(
+        f"{method}: {name}, batch {args.batch}, seed {seed}, epoch {done} of {args.epochs}, {folder}",
+        flush=True,
+    )
     if done < args.epochs:
         trainer.fit(module, datamodule, ckpt_path=resume)
         cli.run_folder.content = read_checkpoint(cli.run_folder.last)
@@ -174,7 +208,9 @@ def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[
     device = trainer.strategy.root_device
     trained = load_module(cli.run_folder.last)
     datamodule.trainer = None
-    report = evaluate(trained, initial_module(checkpoint), datamodule, str(cli.run_folder.last), device=device, seed=seed)
+    report = evaluate(
+        trained, initial_module(checkpoint), datamodule, str(cli.run_folder.last), device=device, seed=seed
+    )
     seconds = statistics.median(meter.seconds)
     steps = len(datamodule.dataset("train")) // args.batch
     return {
@@ -194,8 +230,12 @@ def run(args: argparse.Namespace, method: str, seed: int, name: str, data: list[
         "views_share": round(seconds_of_views(datamodule, args.batch, device) * steps / seconds, 4),
         "data_wait_share": logged_median(folder, "time/data_wait_share"),
         "peak_memory_gib": round(meter.memory / 2**30, 2) if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment()["hardware"]["cpu"],
-        "versions": {k: v for k, v in describe_environment()["versions"].items() if k in ("torch", "lightning")},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else describe_environment()["hardware"]["cpu"],
+        "versions": {
+            k: v for k, v in describe_environment()["versions"].items() if k in ("torch", "lightning")
+        },
         "commit": describe_environment()["git_commit"],
         "command": " ".join(["python benchmarks/cifar10.py", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -212,7 +252,10 @@ def accuracies(row: dict[str, float], at_200: float | None = None) -> dict[str, 
 def knn200(module: Any, data: SSLDataModule, device: torch.device) -> float:
     """lightly's kNN accuracy: every training image in the bank, k 200, T 0.1."""
     encoders = {"features": module.to(device).eval().embed}
-    parts = {split: extract_features(encoders, data, split, device)["features"] for split in ("bank", "val", "test")}  # type: ignore[arg-type]
+    parts = {
+        split: extract_features(encoders, data, split, device)["features"]
+        for split in ("bank", "val", "test")
+    }  # type: ignore[arg-type]
     bank, labels = (torch.cat([parts["bank"][i], parts["val"][i]]) for i in (0, 1))
     test, test_labels = parts["test"]
     assert data.num_classes is not None
@@ -221,7 +264,7 @@ def knn200(module: Any, data: SSLDataModule, device: torch.device) -> float:
 
 
 def seconds_of_views(data: SSLDataModule, batch: int, device: torch.device, repeats: int = 20) -> float:
-    """Median seconds of decoding, standardising and viewing one batch that lies on the device."""
+    """Median seconds of decoding, standardizing and viewing one batch that lies on the device."""
     raw = {k: v.to(device) for k, v in data.dataset("train").__getitems__(list(range(batch))).items()}  # type: ignore[attr-defined]
     generator = torch.Generator(device).manual_seed(0)
     seconds = []
@@ -243,21 +286,36 @@ def logged_median(folder: Path, tag: str) -> float | None:
     return round(statistics.median(e.value for e in events.Scalars(tag)), 4)
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the table ---------------------------------------------------------------------------------------------
 
 
 def table(lines: Iterable[str]) -> str:
-    """Markdown from the lines of results: a row per data, method, batch, epochs, precision and device; the newest line of
-    each seed counts."""
+    """Markdown from the lines of results: a row per data, method, batch, epochs, precision and device; the
+    newest line of each seed counts.
+    """
     runs: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for line in lines:
         row = json.loads(line)
         key = tuple(row[k] for k in ("data", "method", "batch", "epochs", "precision", "compile", "device"))
         runs.setdefault(key, {})[row["seed"]] = row
-    head = ["data", "method", "batch", "epochs", "precision", "device", "seeds", "kNN 200", "kNN 20", "linear", "5-shot"]
+    head = [
+        "data",
+        "method",
+        "batch",
+        "epochs",
+        "precision",
+        "device",
+        "seeds",
+        "kNN 200",
+        "kNN 20",
+        "linear",
+        "5-shot",
+    ]
     head += ["images/s", "s/epoch", "minutes", "views", "wait", "GiB"]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (data, method, batch, epochs, precision, compiled, device), by_seed in sorted(runs.items(), key=lambda kv: str(kv[0])):
+    for (data, method, batch, epochs, precision, compiled, device), by_seed in sorted(
+        runs.items(), key=lambda kv: str(kv[0])
+    ):
         rows = list(by_seed.values())
 
         def middle(name: str, rows: list[dict[str, Any]] = rows) -> float | None:
@@ -270,7 +328,11 @@ def table(lines: Iterable[str]) -> str:
             values = [100 * r[metric] for r in rows]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}")
-        for name, form in (("images_per_s", "{:.0f}"), ("seconds_per_epoch", "{:.2f}"), ("training_minutes", "{:.1f}")):
+        for name, form in (
+            ("images_per_s", "{:.0f}"),
+            ("seconds_per_epoch", "{:.2f}"),
+            ("training_minutes", "{:.1f}"),
+        ):
             cells.append(form.format(middle(name)))
         for name in ("views_share", "data_wait_share"):
             share = middle(name)
@@ -291,20 +353,28 @@ def write_between_marks(file: Path, text: str) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = sorted(p.stem for p in (ROOT / "configs" / "cifar10").glob("*.yaml"))
     parser.add_argument("--data", type=Path, help="folder or archive of the images")
-    parser.add_argument("--methods", nargs="+", default=["simclr"], choices=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument(
+        "--methods", nargs="+", default=["simclr"], choices=known, metavar="NAME", help=", ".join(known)
+    )
     parser.add_argument("--batch", type=int, default=CONFIG_BATCH)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after an epoch when they are over")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after an epoch when they are over"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile the encoder")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10.jsonl")
     parser.add_argument("--table", action="store_true", help="only print the table of --results")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="with --table: write it between the marks of this file")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="with --table: write it between the marks of this file"
+    )
     args = parser.parse_args()
     for name, least in (("batch", 2), ("epochs", 1), ("minutes", 0)):
         if getattr(args, name) < least:

@@ -1,15 +1,18 @@
-"""lightly's SimCLR on the files that benchmarks/cifar10.py trains on: the reference where no published number applies.
+"""lightly's SimCLR on the files that benchmarks/cifar10.py trains on: the reference where no published number
+applies.
 
     pip install -e '.[bench]'
     python benchmarks/cifar10_lightly.py --data DIR --epochs 20 --workers 16
 
-Everything that decides the result is lightly's, as in its published CIFAR-10 benchmark: its ResNet-18, projection head, loss
-(T 0.5), transforms (colour strength 0.5, no blur) in a DataLoader, SGD at 0.06 * batch / 128 with momentum 0.9 and weight decay
-0.0005 on all parameters, cosine decay by epoch. From this project come the split (the 45,000 training images that ``--methods
-simclr`` of benchmarks/cifar10.py sees) and the evaluation, the same as there, so that both lines can be compared.
+Everything that decides the result is lightly's, as in its published CIFAR-10 benchmark: its ResNet-18,
+projection head, loss (T 0.5), transforms (color strength 0.5, no blur) in a DataLoader, SGD at 0.06 * batch /
+128 with momentum 0.9 and weight decay 0.0005 on all parameters, cosine decay by epoch. From this project come
+the split (the 45,000 training images that ``--methods simclr`` of benchmarks/cifar10.py sees) and the
+evaluation, the same as there, so that both lines can be compared.
 
-``--views ours`` puts this project's views on the device in the place of lightly's transforms: whether the views are as good,
-apart from everything else. ``--encoder conv --device cpu`` compares the code where there is no GPU.
+``--views ours`` puts this project's views on the device in the place of lightly's transforms: whether the
+views are as good, apart from everything else. ``--encoder conv --device cpu`` compares the code where there
+is no GPU.
 
 Exit status: 0 done, 2 bad arguments, 3 not run (lightly is missing).
 """
@@ -33,7 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200
 from benchmarks.train import NOT_RUN, SIZE, PILImages
@@ -106,7 +111,7 @@ def our_pairs(images: Tensor, data: SSLDataModule, args: argparse.Namespace, dev
         order = torch.randperm(len(images), generator=generator, device=device)
         for rows in order[: len(order) // args.batch * args.batch].split(args.batch):
             made = apply_views(views, data.decode(on_device[rows]), generator)["views"]
-            yield data.standardise(made[0]), data.standardise(made[1])
+            yield data.standardize(made[0]), data.standardize(made[1])
 
     return epoch
 
@@ -116,7 +121,9 @@ def train(network: Network, epoch: Any, args: argparse.Namespace, device: torch.
     from lightly.loss import NTXentLoss
 
     criterion = NTXentLoss(temperature=0.5)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.06 * args.batch / 128, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.06 * args.batch / 128, momentum=0.9, weight_decay=5e-4
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     seconds = []
@@ -137,17 +144,29 @@ def train(network: Network, epoch: Any, args: argparse.Namespace, device: torch.
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="as for benchmarks/cifar10.py")
     parser.add_argument("--views", choices=("lightly", "ours"), default="lightly")
-    parser.add_argument("--encoder", choices=("resnet18", "conv"), default="resnet18", help="conv: ours, small, for CPUs")
+    parser.add_argument(
+        "--encoder", choices=("resnet18", "conv"), default="resnet18", help="conv: ours, small, for CPUs"
+    )
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader (default: cores)")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu", help="cpu only tries the script out")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10_lightly.jsonl")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="of lightly's DataLoader (default: cores)"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="gpu", help="cpu only tries the script out"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10_lightly.jsonl"
+    )
     args = parser.parse_args()
     for name, least in (("batch", 2), ("epochs", 1), ("workers", 0)):
         if getattr(args, name) < least:
@@ -172,13 +191,22 @@ def main() -> int:
     data = command_line(args, "simclr", args.seed, args.runs / "unused", options).datamodule
     data.prepare_data()
     data.setup("fit")
-    images = data.dataset("train").__getitems__(range(len(data.dataset("train"))))["input"]  # (N, 3, 32, 32) uint8
+    images = data.dataset("train").__getitems__(range(len(data.dataset("train"))))[
+        "input"
+    ]  # (N, 3, 32, 32) uint8
     device = torch.device("cuda" if args.device == "gpu" else "cpu")
     torch.manual_seed(args.seed)
     network = Network(args.encoder).to(device)
     untrained = copy.deepcopy(network)
-    epoch = lightly_pairs(images, args, device) if args.views == "lightly" else our_pairs(images, data, args, device)
-    print(f"lightly's SimCLR, {name}, {len(images)} images, batch {args.batch}, {args.views} views, {device}", flush=True)
+    epoch = (
+        lightly_pairs(images, args, device)
+        if args.views == "lightly"
+        else our_pairs(images, data, args, device)
+    )
+    print(
+        f"lightly's SimCLR, {name}, {len(images)} images, batch {args.batch}, {args.views} views, {device}",
+        flush=True,
+    )
     seconds = train(network.train(), epoch, args, device)
     report = evaluate(network, untrained, data, "", device=device, seed=args.seed)
     versions = describe_environment()["versions"]
@@ -196,7 +224,9 @@ def main() -> int:
         "images_per_s": round(len(images) // args.batch * args.batch / middle, 1),
         "training_minutes": round(sum(seconds) / 60, 2),
         "workers": args.workers if args.views == "lightly" else 0,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment()["hardware"]["cpu"],
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else describe_environment()["hardware"]["cpu"],
         "versions": {k: v for k, v in versions.items() if k in ("torch", "lightning")},
         "command": " ".join(["python benchmarks/cifar10_lightly.py", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,12 +1,14 @@
-"""The denoising autoencoder of configs/mnist/autoencoder.yaml on MNIST's test split: PSNR against the clean images, in dB.
+"""The denoising autoencoder of configs/mnist/autoencoder.yaml on MNIST's test split: PSNR against the clean
+images, in dB.
 
     python benchmarks/denoising_mnist.py --root DIR
     python benchmarks/denoising_mnist.py --root DIR --run RUN_DIR_OR_CKPT
 
-Without ``--run`` it trains one run per seed with ``train.py`` (55,000 training images, no probes) in a temporary folder.
-Beside the network's output stand the noisy image itself and its median filter of 3x3 and 5x5 pixels, for the same draws
-of noise. All are in [0, 1]; the squared error is averaged over all pixels of the 10,000 images before the logarithm.
-``--noise`` measures a trained network on other noise than it was trained with, or trains with it if there is no ``--run``.
+Without ``--run`` it trains one run per seed with ``train.py`` (55,000 training images, no probes) in a
+temporary folder. Beside the network's output stand the noisy image itself and its median filter of 3x3 and
+5x5 pixels, for the same draws of noise. All are in [0, 1]; the squared error is averaged over all pixels of
+the 10,000 images before the logarithm. ``--noise`` measures a trained network on other noise than it was
+trained with, or trains with it if there is no ``--run``.
 
 Exit status: 0 measured, 2 bad arguments or a run that failed.
 """
@@ -25,7 +27,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 import torch
 
@@ -48,7 +52,7 @@ def measure(module: Autoencoder, data: MNIST) -> dict[str, float]:
         # the draws of denoising_psnr
         batch = data.transform(raw, torch.Generator().manual_seed(mix_seed(0, index)))
         clean = data.decode(raw["input"]).double()
-        error += (median_filter(data.unstandardise(batch["corrupted"]), 5) - clean).square().sum().item()
+        error += (median_filter(data.unstandardize(batch["corrupted"]), 5) - clean).square().sum().item()
         count += clean.numel()
     return {
         "output": values["model"],
@@ -61,7 +65,16 @@ def measure(module: Autoencoder, data: MNIST) -> dict[str, float]:
 def train(root: str, seed: int, noise: str, folder: Path) -> float:
     """Train one run and return the seconds of the whole command."""
     config = ROOT / "configs/mnist/autoencoder.yaml"
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--data.root", root, "--data.views", noise]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config",
+        str(config),
+        "--data.root",
+        root,
+        "--data.views",
+        noise,
+    ]
     command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--evaluate", "false"]
     command += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     start = time.perf_counter()
@@ -76,10 +89,14 @@ def checkpoint(run: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True, help="folder that holds MNIST/raw")
     parser.add_argument("--run", nargs="+", default=[], help="measure these runs instead of training")
-    parser.add_argument("--noise", choices=sorted(NOISE), default="GaussianNoise", help="with its default strength")
+    parser.add_argument(
+        "--noise", choices=sorted(NOISE), default="GaussianNoise", help="with its default strength"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the numbers here too")
@@ -102,11 +119,18 @@ def main() -> int:
             values = measure(module, data)
             results[name] = {**values, "train_seconds": seconds}
             took = "" if seconds is None else f"; trained in {seconds:.0f} s"
-            print(f"{name}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()) + f" dB{took}", flush=True)
+            print(
+                f"{name}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()) + f" dB{took}", flush=True
+            )
     if len(results) > 1:
         outputs = [r["output"] for r in results.values()]
-        print(f"output: {statistics.mean(outputs):.2f} +- {statistics.stdev(outputs):.2f} dB over {len(outputs)} runs")
-    print(f"{arguments.noise}, {platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
+        print(
+            f"output: {statistics.mean(outputs):.2f} +- {statistics.stdev(outputs):.2f} dB over "
+            f"{len(outputs)} runs"
+        )
+    print(
+        f"{arguments.noise}, {platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0

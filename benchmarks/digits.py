@@ -2,9 +2,10 @@
 
     python benchmarks/digits.py [--methods simclr moco] [--seeds 0 1 2] [--json FILE]
 
-Runs ``python train.py --config configs/digits/<method>.yaml --seed_everything S`` for each method and seed, each in a process
-and a run folder of its own, and prints the rows of the README's table from their ``results.json``. Nothing is chosen here: the
-configs' settings were chosen on the validation split, and each test number is counted once per seed.
+Runs ``python train.py --config configs/digits/<method>.yaml --seed_everything S`` for each method and seed,
+each in a process and a run folder of its own, and prints the rows of the README's table from their
+``results.json``. Nothing is chosen here: the configs' settings were chosen on the validation split, and each
+test number is counted once per seed.
 """
 
 from __future__ import annotations
@@ -39,20 +40,29 @@ def train(method: str, seed: int, folder: Path) -> tuple[dict[str, dict[str, flo
 
 def main() -> None:
     known = sorted(p.stem for p in (ROOT / "configs" / "digits").glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=known, choices=known)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="write all numbers here")
     args = parser.parse_args()
     numbers: dict[str, dict[str, object]] = {}
-    print(f"{len(args.seeds)} seeds, mean ± standard deviation in points; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{len(args.seeds)} seeds, mean ± standard deviation in points; {os.cpu_count()} CPUs, load "
+        f"{os.getloadavg()[0]:.1f}"
+    )
     print("| method | encoder | " + " | ".join(METRICS.values()) + " | seconds |")
     print("|---|---|" + "---|" * (len(METRICS) + 1))
     with tempfile.TemporaryDirectory() as folder:
         for method in args.methods:
             runs = [train(method, seed, Path(folder)) for seed in args.seeds]
             seconds = statistics.median(t for _, t in runs)
-            numbers[method] = {"seeds": args.seeds, "seconds": [t for _, t in runs], "results": [r for r, _ in runs]}
+            numbers[method] = {
+                "seeds": args.seeds,
+                "seconds": [t for _, t in runs],
+                "results": [r for r, _ in runs],
+            }
             for encoder in ENCODERS:
                 cells = []
                 for key in METRICS:

@@ -2,11 +2,12 @@
 
     python benchmarks/gan_25_gaussians.py --seeds 0 1 2 --json gaussians.json
 
-The centres form a 5 x 5 grid, scaled to unit variance; each Gaussian has a deviation of a fortieth of the distance to its
-neighbour. A generator that collapses leaves most of them out, and no loss curve tells. Method, losses, optimisation loop
-and Trainer are those of ``train.py`` (``sslmodules.gan.GAN``); the networks are small multi-layer perceptrons without
-norms. A Gaussian counts as found if at least a tenth of its share of the samples lies within 4 deviations of its
-centre. Beside that count stands the share of all samples that lie so near to any centre.
+The centers form a 5 x 5 grid, scaled to unit variance; each Gaussian has a deviation of a fortieth of the
+distance to its neighbor. A generator that collapses leaves most of them out, and no loss curve tells. Method,
+losses, optimization loop and Trainer are those of ``train.py`` (``sslmodules.gan.GAN``); the networks are
+small multi-layer perceptrons without norms. A Gaussian counts as found if at least a tenth of its share of
+the samples lies within 4 deviations of its center. Beside that count stands the share of all samples that lie
+so near to any center.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments.
 """
@@ -28,7 +29,9 @@ from lightning import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 from datamodules.base import SSLDataModule
 from datamodules.splits import Split
@@ -49,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def centres() -> Tensor:
+def centers() -> Tensor:
     """(25, 2)."""
     axis = (torch.arange(SIDE) - (SIDE - 1) / 2) * SPACING / SCALE
     return torch.cartesian_prod(axis, axis)
@@ -61,7 +64,7 @@ class Points(Dataset):
     def __init__(self, n: int = 100_000) -> None:
         generator = torch.Generator().manual_seed(0)
         self.label = torch.arange(n) % SIDE**2
-        self.input = centres()[self.label] + torch.randn(n, 2, generator=generator) * DEVIATION / SCALE
+        self.input = centers()[self.label] + torch.randn(n, 2, generator=generator) * DEVIATION / SCALE
 
     def __len__(self) -> int:
         return len(self.label)
@@ -109,7 +112,9 @@ def train(loss: Loss, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run; the number of Gaussians found, the share of near samples, and the seconds of training."""
     seed_everything(seed, verbose=False)
     optimizer = partial(torch.optim.Adam, lr=args.lr, betas=(0.0, 0.99))
-    module = GAN(Discriminator(), Generator(), loss=loss, optimizer=optimizer, final_lr_factor=1.0, **OPTIONS[loss])
+    module = GAN(
+        Discriminator(), Generator(), loss=loss, optimizer=optimizer, final_lr_factor=1.0, **OPTIONS[loss]
+    )
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -125,14 +130,21 @@ def train(loss: Loss, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         trainer.fit(module, Gaussians(batch_size=args.batch_size))
     seconds = time.perf_counter() - start
     samples = module.eval().sample(args.samples, module.randn(args.samples, LATENT))
-    counts = mode_counts(samples, centres(), 4 * DEVIATION / SCALE)
+    counts = mode_counts(samples, centers(), 4 * DEVIATION / SCALE)
     found = int((counts >= args.samples / SIDE**2 / 10).sum())
-    return {"found": found, "near": counts.sum().item() / args.samples, "seconds": seconds, "counts": counts.tolist()}
+    return {
+        "found": found,
+        "near": counts.sum().item() / args.samples,
+        "seconds": seconds,
+        "counts": counts.tolist(),
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--losses", nargs="+", default=list(get_args(Loss)), choices=get_args(Loss), help="default: all")
+    parser.add_argument(
+        "--losses", nargs="+", default=list(get_args(Loss)), choices=get_args(Loss), help="default: all"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, default=10_000, help="of the discriminator (default: 10000)")
     parser.add_argument("--batch_size", type=int, default=256, help="default: 256")
@@ -160,12 +172,14 @@ def main() -> None:
             result = train(loss, seed, args)
             results.setdefault(loss, {})[seed] = result
             verdict = "met" if result["found"] >= TARGET else "MISSED"
-            text = f"{loss:15} seed {seed}: found {result['found']:2} ({verdict}), near a centre {result['near']:.1%}"
-            print(f"{text}, {result['seconds']:.0f} s", flush=True)
+            found = f"found {result['found']:2} ({verdict}), near a center {result['near']:.1%}"
+            print(f"{loss:15} seed {seed}: {found}, {result['seconds']:.0f} s", flush=True)
     if args.json:
         settings = {k: v for k, v in vars(args).items() if k != "json"} | {"options": OPTIONS}
         args.json.write_text(
-            json.dumps({"settings": settings, "environment": describe_environment(), "results": results}, indent=2)
+            json.dumps(
+                {"settings": settings, "environment": describe_environment(), "results": results}, indent=2
+            )
         )
 
 

@@ -1,13 +1,15 @@
-"""What a GAN trained on MNIST generates: the share of each digit and a Fréchet distance, by a classifier trained here.
+"""What a GAN trained on MNIST generates: the share of each digit and a Fréchet distance, by a classifier
+trained here.
 
     python train.py --config configs/mnist/gan.yaml --data.root DIR --run_dir RUN
     python benchmarks/gan_mnist.py RUN --data_root DIR --grid samples.png --json generation.json
 
 First a classifier is trained on MNIST's training split with this project's data and encoder, a few epochs of
-cross-entropy; ``--classifier FILE`` keeps it for the next call. Then, for as many generated samples as asked for: how
-many it takes for each digit (target: each between 5 and 20 percent), how sure it is, and the Fréchet distance of its
-features to those of the test images. That number compares only with others of this very classifier and sample size,
-so beside it stand the floor (as many real training images against the test images) and the generator before training.
+cross-entropy; ``--classifier FILE`` keeps it for the next call. Then, for as many generated samples as asked
+for: how many it takes for each digit (target: each between 5 and 20 percent), how sure it is, and the Fréchet
+distance of its features to those of the test images. That number compares only with others of this very
+classifier and sample size, so beside it stand the floor (as many real training images against the test
+images) and the generator before training.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments.
 """
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 from datamodules.errors import MissingDataError
 from datamodules.images.arrays import MNIST
@@ -42,7 +46,9 @@ LOW, HIGH = 0.05, 0.2
 
 
 class Classifier(nn.Module):
-    """The encoder of the configs for MNIST and a linear layer; the encoder's features are what distances are taken of."""
+    """The encoder of the configs for MNIST and a linear layer; the encoder's features are what distances are
+    taken of.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,17 +56,19 @@ class Classifier(nn.Module):
         self.layer = nn.Linear(self.encoder.num_features, CLASSES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, 28, 28) standardised -> features (B, D) and logits (B, 10)."""
+        """(B, 1, 28, 28) standardized -> features (B, D) and logits (B, 10)."""
         h = self.encoder(x)
         return h, self.layer(h)
 
 
-def batches(data: MNIST, split: Any, order: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Standardised images (B, 1, 28, 28) and labels (B,) of ``order``."""
+def batches(
+    data: MNIST, split: Any, order: Tensor, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Standardized images (B, 1, 28, 28) and labels (B,) of ``order``."""
     dataset: Any = data.dataset(split)
     for rows in order.split(size):
         raw = dataset.__getitems__(rows.tolist())
-        yield data.standardise(data.decode(raw["input"].to(device))), raw["label"].to(device)
+        yield data.standardize(data.decode(raw["input"].to(device))), raw["label"].to(device)
 
 
 def train_classifier(data: MNIST, epochs: int, device: torch.device) -> Classifier:
@@ -70,7 +78,9 @@ def train_classifier(data: MNIST, epochs: int, device: torch.device) -> Classifi
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (n // batch_size))
     for _ in range(epochs):
-        for x, label in batches(data, "train", torch.randperm(n)[: n // batch_size * batch_size], batch_size, device):
+        for x, label in batches(
+            data, "train", torch.randperm(n)[: n // batch_size * batch_size], batch_size, device
+        ):
             loss = F.cross_entropy(net(x)[1], label)
             optimizer.zero_grad()
             loss.backward()
@@ -96,13 +106,22 @@ def generate(module: GAN, n: int, seed: int) -> Iterator[Tensor]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN_DIR_OR_CKPT", type=Path, help="a run folder of train.py, or a checkpoint")
-    parser.add_argument("--data_root", default="data", metavar="DIR", help="folder that holds MNIST (default: data)")
     parser.add_argument(
-        "--samples", type=int, default=10_000, help="generated and real ones each (default: 10000, at most that)"
+        "run", metavar="RUN_DIR_OR_CKPT", type=Path, help="a run folder of train.py, or a checkpoint"
+    )
+    parser.add_argument(
+        "--data_root", default="data", metavar="DIR", help="folder that holds MNIST (default: data)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=10_000,
+        help="generated and real ones each (default: 10000, at most that)",
     )
     parser.add_argument("--epochs", type=int, default=3, help="of the classifier (default: 3)")
-    parser.add_argument("--classifier", type=Path, metavar="FILE", help="load it from there, or save it there once trained")
+    parser.add_argument(
+        "--classifier", type=Path, metavar="FILE", help="load it from there, or save it there once trained"
+    )
     parser.add_argument("--grid", type=Path, metavar="FILE", help="write a picture of 64 samples")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
@@ -167,10 +186,14 @@ def main() -> int:
     met = all(LOW <= share <= HIGH for share in shares)
     print(f"\neach digit between {LOW:.0%} and {HIGH:.0%} of the generated: {'met' if met else 'MISSED'}")
     if args.grid:
-        save_image(data.unstandardise(trained.sample(64)).cpu(), str(args.grid), nrow=8, padding=2, pad_value=0.5)
+        save_image(
+            data.unstandardize(trained.sample(64)).cpu(), str(args.grid), nrow=8, padding=2, pad_value=0.5
+        )
     if args.json:
         head = {"run": str(args.run), "samples": n, "classifier_test_top1": accuracy, "target_met": met}
-        args.json.write_text(json.dumps({**head, "environment": describe_environment(), "sets": report}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({**head, "environment": describe_environment(), "sets": report}, indent=2) + "\n"
+        )
     return 0
 
 

@@ -1,19 +1,20 @@
-"""Linear probe and weighted kNN beside scikit-learn and lightly: time ratio and accuracy difference, in one run.
+"""Linear probe and weighted kNN beside scikit-learn and lightly: time ratio and accuracy difference, in one
+run.
 
     pip install -e '.[bench]'
     python benchmarks/probe.py --threads 1 --rounds 3
 
-Features are synthetic Gaussian classes without a common offset: the accuracies compare solvers with each other and say
-nothing about self-supervised learning. Contestants take turns within each round, so that a busy machine slows them
-alike; medians and ranges over the rounds are printed. The CPU time of this process stands beside the wall time: on a
-busy machine with one thread it is the steadier of the two.
+Features are synthetic Gaussian classes without a common offset: the accuracies compare solvers with each
+other and say nothing about self-supervised learning. Contestants take turns within each round, so that a busy
+machine slows them alike; medians and ranges over the rounds are printed. The CPU time of this process stands
+beside the wall time: on a busy machine with one thread it is the steadier of the two.
 
-- Linear probe: ``fit_linear_probe`` beside ``LogisticRegression`` (CPU, L-BFGS) on the same float32 features, with the
-  same standardisation (timed in both) and l2 (C = 1 / (l2 N)), once with scikit-learn's default tolerance on the
-  gradient, 1e-4, and once with 1e-6, which is this project's.
-- kNN: ``knn_predict`` beside ``lightly.utils.benchmarking.knn_predict``, same k, T and queries at once, for DINO's
-  k = 20 and lightly's default k = 200. lightly wants unit-length queries (Q, D) and bank (D, N); its caller prepares
-  them, so that work is timed with it.
+- Linear probe: ``fit_linear_probe`` beside ``LogisticRegression`` (CPU, L-BFGS) on the same float32 features,
+  with the same standardization (timed in both) and l2 (C = 1 / (l2 N)), once with scikit-learn's default
+  tolerance on the gradient, 1e-4, and once with 1e-6, which is this project's.
+- kNN: ``knn_predict`` beside ``lightly.utils.benchmarking.knn_predict``, same k, T and queries at once, for
+  DINO's k = 20 and lightly's default k = 200. lightly wants unit-length queries (Q, D) and bank (D, N); its
+  caller prepares them, so that work is timed with it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe, top1
@@ -46,28 +49,33 @@ KS, TEMPERATURE, QUERIES, CHUNK = (20, 200), 0.07, 2000, 1024
 
 
 def gaussian_classes(n: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features (n, dim) of ten overlapping Gaussian classes whose means sum to zero, and their labels (n,)."""
+    """Features (n, dim) of ten overlapping Gaussian classes whose means sum to zero, and their labels
+    (n,).
+    """
     means = torch.randn(NUM_CLASSES, dim, generator=torch.Generator().manual_seed(0))
-    means = (means - means.mean(dim=0)) * (3.0 / dim**0.5)  # about 4 deviations between two classes, at any width
+    means = (means - means.mean(dim=0)) * (
+        3.0 / dim**0.5
+    )  # about 4 deviations between two classes, at any width
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(NUM_CLASSES, (n,), generator=generator)
     return means[labels] + torch.randn(n, dim, generator=generator), labels
 
 
-def interleave(contestants: dict[str, Callable[[], float]], rounds: int, synchronise: Callable[[], None]) -> dict[str, dict]:
+def interleave(
+    contestants: dict[str, Callable[[], float]], rounds: int, synchronize: Callable[[], None]
+) -> dict[str, dict]:
     """Run every contestant once per round after one untimed round. Each returns its accuracy.
 
-    Returns:
-        Per name: ``seconds`` and ``cpu_seconds`` (one per round), their ``median`` and ``cpu_median``, and the
-        ``accuracy`` of the last round.
+    Returns: Per name: ``seconds`` and ``cpu_seconds`` (one per round), their ``median`` and ``cpu_median``,
+        and the ``accuracy`` of the last round.
     """
     results: dict[str, dict] = {name: {"seconds": [], "cpu_seconds": []} for name in contestants}
     for timed in [False] + [True] * rounds:
         for name, contestant in contestants.items():
-            synchronise()
+            synchronize()
             start, cpu_start = time.perf_counter(), time.process_time()
             accuracy = contestant()
-            synchronise()
+            synchronize()
             if timed:
                 results[name]["seconds"].append(time.perf_counter() - start)
                 results[name]["cpu_seconds"].append(time.process_time() - cpu_start)
@@ -81,7 +89,8 @@ def interleave(contestants: dict[str, Callable[[], float]], rounds: int, synchro
 def report(title: str, results: dict[str, dict]) -> None:
     """Print one table; the first contestant is this project's, the others are given relative to it."""
     ours = next(iter(results.values()))
-    columns = f"{'median':>9}{'min .. max':>18}{'time ratio':>12}{'CPU time':>10}{'ratio':>8}{'top-1':>9}{'ours - it':>12}"
+    columns = f"{'median':>9}{'min .. max':>18}{'time ratio':>12}{'CPU time':>10}"
+    columns += f"{'ratio':>8}{'top-1':>9}{'ours - it':>12}"
     print(f"\n{title}\n{'':34}{columns}")
     for name, result in results.items():
         spread = f"{min(result['seconds']):.2f} .. {max(result['seconds']):.2f} s"
@@ -93,8 +102,12 @@ def report(title: str, results: dict[str, dict]) -> None:
         print(line)
 
 
-def linear_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, Callable[[], float]]:
-    """Fit and score; the features of this project's contestant may lie on a GPU, scikit-learn's on the CPU."""
+def linear_contestants(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> dict[str, Callable[[], float]]:
+    """Fit and score; the features of this project's contestant may lie on a GPU, scikit-learn's on the
+    CPU.
+    """
     x, y, test_x, test_y = (t.cpu().numpy() for t in (*train, *test))
 
     def ours() -> float:
@@ -102,7 +115,9 @@ def linear_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 
     def scikit_learn(tolerance: float) -> float:
         scaler = StandardScaler().fit(x)
-        model = LogisticRegression(C=1 / (L2 * len(x)), tol=tolerance, max_iter=1000).fit(scaler.transform(x), y)
+        model = LogisticRegression(C=1 / (L2 * len(x)), tol=tolerance, max_iter=1000).fit(
+            scaler.transform(x), y
+        )
         return float(model.score(scaler.transform(test_x), test_y))
 
     return {
@@ -112,12 +127,16 @@ def linear_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
     }
 
 
-def knn_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int) -> dict[str, Callable[[], float]]:
-    """Classify the test features by their neighbours among the training features."""
+def knn_contestants(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int
+) -> dict[str, Callable[[], float]]:
+    """Classify the test features by their neighbors among the training features."""
     (bank, labels), (query, query_labels) = train, test
 
     def ours() -> float:
-        predictions = knn_predict(query, bank, labels, NUM_CLASSES, k=k, temperature=TEMPERATURE, chunk_size=CHUNK)
+        predictions = knn_predict(
+            query, bank, labels, NUM_CLASSES, k=k, temperature=TEMPERATURE, chunk_size=CHUNK
+        )
         return top1(predictions, query_labels)
 
     contestants = {"knn_predict": ours}
@@ -130,7 +149,9 @@ def knn_contestants(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k
     def lightly() -> float:
         bank_t = F.normalize(bank, dim=1).t().contiguous()  # (D, N)
         chunks = F.normalize(query, dim=1).split(CHUNK)
-        ranked = [lightly_knn_predict(c, bank_t, labels, NUM_CLASSES, knn_k=k, knn_t=TEMPERATURE) for c in chunks]
+        ranked = [
+            lightly_knn_predict(c, bank_t, labels, NUM_CLASSES, knn_k=k, knn_t=TEMPERATURE) for c in chunks
+        ]
         return top1(torch.cat(ranked)[:, 0], query_labels)
 
     return contestants | {"lightly knn_predict": lightly}
@@ -143,7 +164,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512, help="width of the features (default: 512)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every contestant (default: 1)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the torch contestants")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time and accuracy to FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write every time and accuracy to FILE"
+    )
     arguments = parser.parse_args()
     for name, least in (("rounds", 1), ("n", max(KS)), ("dim", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
@@ -161,8 +184,10 @@ def main() -> None:
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU"
     load_before = os.getloadavg()
     print(
-        f"{arguments.n} x {arguments.dim} features, {NUM_CLASSES} classes, {hardware}, {arguments.threads} thread(s), "
-        f"{arguments.rounds} interleaved rounds\ntorch {torch.__version__}, scikit-learn {sklearn.__version__}, "
+        f"{arguments.n} x {arguments.dim} features, {NUM_CLASSES} classes, {hardware}, {arguments.threads} "
+        "thread(s), "
+        f"{arguments.rounds} interleaved rounds\ntorch {torch.__version__}, scikit-learn "
+        f"{sklearn.__version__}, "
         f"load average before {load_before[0]:.2f}"
     )
 
@@ -172,12 +197,12 @@ def main() -> None:
 
     train, test = on_device(arguments.n, 1), on_device(10_000, 2)
     query = (test[0][:QUERIES], test[1][:QUERIES])
-    synchronise = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
-    linear = interleave(linear_contestants(train, test), arguments.rounds, synchronise)
-    report(f"Linear probe, l2 {L2:g}, standardised, scored on {len(test[1])}", linear)
+    synchronize = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
+    linear = interleave(linear_contestants(train, test), arguments.rounds, synchronize)
+    report(f"Linear probe, l2 {L2:g}, standardized, scored on {len(test[1])}", linear)
     knn = {}
     for k in KS:
-        knn[k] = interleave(knn_contestants(train, query, k), arguments.rounds, synchronise)
+        knn[k] = interleave(knn_contestants(train, query, k), arguments.rounds, synchronize)
         report(f"kNN, k {k}, T {TEMPERATURE}, {QUERIES} queries, {CHUNK} at once", knn[k])
     load_after = os.getloadavg()
     print(f"\ntime ratio > 1: this project is faster. Load average after {load_after[0]:.2f}")

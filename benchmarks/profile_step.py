@@ -2,17 +2,19 @@
 
     python benchmarks/profile_step.py --method simclr --batch 512 --json profile.json
 
-Runs ``configs/cifar10/<method>.yaml`` on random images as ``python train.py`` would, callbacks and TensorBoard log included,
-twice.
+Runs ``configs/cifar10/<method>.yaml`` on random images as ``python train.py`` would, callbacks and
+TensorBoard log included, twice.
 
-First without a profiler: events on the device's own clock (the host's on CPU) stand between the parts of a step, medians over
-``--steps`` steps: views; forward pass and loss; backward pass; the rest of the step (gradient norm, optimizer, schedule,
-teacher, callbacks); and between the steps (next batch fetched and copied).
+First without a profiler: events on the device's own clock (the host's on CPU) stand between the parts of a
+step, medians over ``--steps`` steps: views; forward pass and loss; backward pass; the rest of the step
+(gradient norm, optimizer, schedule, teacher, callbacks); and between the steps (next batch fetched and
+copied).
 
-Then with torch.profiler over as many steps: the share of the time in which the device works, the kernels that take most of
-it, and the calls by which the host waits, counted separately in steps that log (every ``log_every_n_steps``-th) and in those
-that do not. ``cudaEventSynchronize`` is listed apart: it is the loss of the step before being read, one step late, so that
-the device always has the next step queued (runtime/callbacks.py, FiniteLoss).
+Then with torch.profiler over as many steps: the share of the time in which the device works, the kernels that
+take most of it, and the calls by which the host waits, counted separately in steps that log (every
+``log_every_n_steps``-th) and in those that do not. ``cudaEventSynchronize`` is listed apart: it is the loss
+of the step before being read, one step late, so that the device always has the next step queued
+(runtime/callbacks.py, FiniteLoss).
 
 Exit status: 0 measured, and no step that does not log waits; 1 one does; 2 bad arguments; 3 not run (no GPU).
 """
@@ -38,7 +40,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 from benchmarks.train import NOT_RUN, SIZE, ArrayImages
 from runtime.command_line import SSLCommandLine
@@ -111,8 +115,12 @@ class Parts(Callback):
         counted = self.steps[WARM_UP:]
         found = {name: statistics.median(self.between(s[a], s[b]) for s in counted) for name, a, b in PARTS}
         pairs = list(itertools.pairwise(counted))
-        found["between steps"] = statistics.median(self.between(a["step ends"], b["making views begins"]) for a, b in pairs)
-        found["whole step"] = statistics.median(self.between(a["step ends"], b["step ends"]) for a, b in pairs)
+        found["between steps"] = statistics.median(
+            self.between(a["step ends"], b["making views begins"]) for a, b in pairs
+        )
+        found["whole step"] = statistics.median(
+            self.between(a["step ends"], b["step ends"]) for a, b in pairs
+        )
         return found
 
 
@@ -127,8 +135,8 @@ class Profiled(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # From the end of a step to the end of the next: the fetch, the views, the step. Lightning writes a step's log after
-        # these hooks have been called, which is in the range that begins here.
+        # From the end of a step to the end of the next: the fetch, the views, the step. Lightning writes a
+        # step's log after these hooks have been called, which is in the range that begins here.
         if self.range is not None:
             self.range.__exit__(None, None, None)
             self.range = None
@@ -155,7 +163,14 @@ def run(args: argparse.Namespace, callback: Callback) -> tuple[Any, int]:
             str(Path(folder) / "run"),
         ]
         options += ["--data.synthetic", "true", "--data.batch_size", str(args.batch)]
-        options += ["--trainer.accelerator", args.device, "--trainer.devices", "1", "--trainer.max_epochs", "1"]
+        options += [
+            "--trainer.accelerator",
+            args.device,
+            "--trainer.devices",
+            "1",
+            "--trainer.max_epochs",
+            "1",
+        ]
         options += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
         options += ["--trainer.benchmark", "true"]
         if args.device == "cpu":  # where bf16 is emulated
@@ -182,15 +197,22 @@ def waits(profiler: profile) -> dict[str, dict[str, float]]:
                 if start <= event.time_range.start < end:
                     found[name][event.name] += 1
     number = Counter(name for name, _, _ in ranges)
-    return {kind: {call: n / number[kind] for call, n in calls.items()} for kind, calls in found.items() if number[kind]}
+    return {
+        kind: {call: n / number[kind] for call, n in calls.items()}
+        for kind, calls in found.items()
+        if number[kind]
+    }
 
 
 def kernels(profiler: profile, steps: int, most: int = 15) -> tuple[float, list[tuple[str, float, float]]]:
-    """Milliseconds of device work per step, and the kernels with most of it: name, milliseconds and calls per step."""
+    """Milliseconds of device work per step, and the kernels with most of it: name, milliseconds and calls per
+    step.
+    """
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        # the profiler also lists a range of the host, such as an optimizer's step, as if it were work of the device
+        # the profiler also lists a range of the host, such as an optimizer's step, as if it were work of the
+        # device
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             total[event.name] += event.time_range.elapsed_us() / 1000
             calls[event.name] += 1
@@ -199,12 +221,16 @@ def kernels(profiler: profile, steps: int, most: int = 15) -> tuple[float, list[
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     known = sorted(p.stem for p in (ROOT / "configs" / "cifar10").glob("*.yaml"))
     parser.add_argument("--method", default="simclr", choices=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu", help="cpu only tries the script out")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="gpu", help="cpu only tries the script out"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     args = parser.parse_args()
     for name in ("batch", "steps"):
@@ -217,12 +243,17 @@ def main() -> int:
     args = parse_arguments()
     cuda = args.device == "gpu"
     if cuda and not torch.cuda.is_available():
-        print("not run: no GPU (--device cpu tries the script out, its numbers mean nothing)", file=sys.stderr)
+        print(
+            "not run: no GPU (--device cpu tries the script out, its numbers mean nothing)", file=sys.stderr
+        )
         return NOT_RUN
     silence_framework()
     device = torch.cuda.get_device_name() if cuda else "CPU: a trial of the script, no measurement"
     versions = describe_environment()["versions"]
-    print(f"{args.method}, configs/cifar10/{args.method}.yaml, batch {args.batch}; {device}; torch {versions['torch']}")
+    print(
+        f"{args.method}, configs/cifar10/{args.method}.yaml, batch {args.batch}; {device}; torch "
+        f"{versions['torch']}"
+    )
 
     parts = Parts(cuda)
     run(args, parts)
@@ -256,7 +287,11 @@ def main() -> int:
         }
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     waited = any(call in WAITS for call in waiting.get("step without log", {}))
-    print("a step without a log waits for the device" if waited else "no step without a log waits for the device")
+    print(
+        "a step without a log waits for the device"
+        if waited
+        else "no step without a log waits for the device"
+    )
     return int(waited and cuda)
 
 

@@ -1,21 +1,23 @@
-"""Kills a real run at random moments, resumes it, and compares its end with the undisturbed run's, bit for bit.
+"""Kills a real run at random moments, resumes it, and compares its end with the undisturbed run's, bit for
+bit.
 
     python benchmarks/resilience.py --kills 20
 
-The run is ``train.main`` with configs/digits/simclr.yaml in two gloo processes on the CPU: 4 epochs of 8 steps, a checkpoint
-every 3 steps and at the end of each epoch, a validation with probes every 2 epochs. It is saved far more often than anyone
-would, so that many of the moments fall into a save. Each trial has a folder of its own:
+The run is ``train.main`` with configs/digits/simclr.yaml in two gloo processes on the CPU: 4 epochs of 8
+steps, a checkpoint every 3 steps and at the end of each epoch, a validation with probes every 2 epochs. It is
+saved far more often than anyone would, so that many of the moments fall into a save. Each trial has a folder
+of its own:
 
-- SIGKILL goes to both processes at once, as when a node is lost: a random time after a random step, and in every third
-  trial a random time after a temporary file of a checkpoint has appeared. Then every checkpoint is read, checksums
-  included.
+- SIGKILL goes to both processes at once, as when a node is lost: a random time after a random step, and in
+  every third trial a random time after a temporary file of a checkpoint has appeared. Then every checkpoint
+  is read, checksums included.
 - SIGTERM goes to one of the processes, drawn by lot: the other must hear of it.
 
-Then the same command resumes the run. At the end weights, optimizer, schedule and the logged losses of all steps must be
-those of the run that nobody disturbed, with all bits.
+Then the same command resumes the run. At the end weights, optimizer, schedule and the logged losses of all
+steps must be those of the run that nobody disturbed, with all bits.
 
-The processes are forked from one that has imported torch, which saves their ten seconds of imports; what a signal does in
-those is tested in tests/test_preemption.py. ``--kills 0`` measures the cost instead: the time
+The processes are forked from one that has imported torch, which saves their ten seconds of imports; what a
+signal does in those is tested in tests/test_preemption.py. ``--kills 0`` measures the cost instead: the time
 in the hooks that listen for signals and vote, and in saves, as shares of the time of a step.
 
 Exit status: 0 if every run ended as it should, 1 otherwise.
@@ -40,7 +42,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 import torch
 from lightning import Trainer
@@ -66,7 +70,14 @@ OPTIONS = [
         "false",
     ),
     *("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", str(RANKS)),
-    *("--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2", "--trainer.log_every_n_steps", "1"),
+    *(
+        "--trainer.max_epochs",
+        "4",
+        "--trainer.check_val_every_n_epoch",
+        "2",
+        "--trainer.log_every_n_steps",
+        "1",
+    ),
     *("--trainer.enable_progress_bar", "false", "--model.warmup_epochs", "1"),
 ]
 OFTEN = ["--save_every_n_steps", "3"]
@@ -75,7 +86,9 @@ PATIENCE = 120  # seconds in which a run has to end
 
 
 class Clocks:
-    """Where a run is and what its hooks cost, seen from outside: a page of memory that the processes share."""
+    """Where a run is and what its hooks cost, seen from outside: a page of memory that the processes
+    share.
+    """
 
     FIELDS = ("step", "steps_s", "hooks_s", "saves_s", "saves")
 
@@ -103,7 +116,9 @@ class Clocks:
                 try:
                     return original(self_, *args, **kwargs)
                 finally:
-                    saving = self["saves_s"] - inside if clock == "hooks_s" else 0.0  # within the hook, counted by itself
+                    saving = (
+                        self["saves_s"] - inside if clock == "hooks_s" else 0.0
+                    )  # within the hook, counted by itself
                     self[clock] += time.perf_counter() - begin - saving
                     self["saves"] += clock == "saves_s"
 
@@ -117,7 +132,9 @@ class Clocks:
         def batch_end(self_: Any, trainer: Trainer, *args: Any) -> None:
             nonlocal last
             now = time.perf_counter()
-            if trainer.fit_loop.epoch_loop.batch_progress.current.ready > 1:  # what lies between epochs is no step
+            if (
+                trainer.fit_loop.epoch_loop.batch_progress.current.ready > 1
+            ):  # what lies between epochs is no step
                 self["steps_s"] += now - last
             last = now
             original(self_, trainer, *args)
@@ -203,7 +220,10 @@ class End(NamedTuple):
 
 def end_of(folder: Path) -> End:
     content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-    state = {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")}
+    state = {
+        key: content[key]
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    }
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
@@ -266,8 +286,8 @@ def trial(number: int, kind: signal.Signals, folder: Path, undisturbed: End, lot
     end = end_of(folder) if finished else End({}, {})
     where = f"step {reached}, {'in a save' if in_save else 'no save'}"
     return Trial(
-        where, in_save, reached - saved, corrupted, stopped_well, finished, same(end.state, undisturbed.state),
-        end.curves == undisturbed.curves,
+        where, in_save, reached - saved, corrupted, stopped_well, finished,
+        same(end.state, undisturbed.state), end.curves == undisturbed.curves,
     )  # fmt: skip
 
 
@@ -280,7 +300,8 @@ def series(kind: signal.Signals, kills: int, folder: Path, undisturbed: End, lot
         t = trials[-1]
         print(
             f"{kind.name} {number + 1:2d}: {t.moment}; {t.steps_lost} steps lost, {t.corrupted} corrupted, "
-            f"{'finished' if t.finished else 'NOT FINISHED'}, {'equal' if t.equal and t.curves else 'DIFFERENT'} "
+            f"{'finished' if t.finished else 'NOT FINISHED'}, "
+            f"{'equal' if t.equal and t.curves else 'DIFFERENT'} "
             f"({time.monotonic() - begin:.0f} s)",
             flush=True,
         )
@@ -288,10 +309,12 @@ def series(kind: signal.Signals, kills: int, folder: Path, undisturbed: End, lot
     lost = [t.steps_lost for t in trials]
     print(
         f"{kind.name}: {sum(t.stopped_well for t in trials)} of {kills} ended with the right status, "
-        f"{sum(t.finished for t in trials)} of {kills} resumed and finished, {sum(t.in_save for t in trials)} hit a save, "
+        f"{sum(t.finished for t in trials)} of {kills} resumed and finished, "
+        f"{sum(t.in_save for t in trials)} hit a save, "
         f"steps lost {min(lost)} to {max(lost)} (median {statistics.median(lost)}), "
         f"{sum(t.corrupted for t in trials)} checkpoints corrupted, "
-        f"final state equal {sum(t.equal for t in trials)} of {kills}, curves equal {sum(t.curves for t in trials)} of {kills}",
+        f"final state equal {sum(t.equal for t in trials)} of {kills}, curves equal "
+        f"{sum(t.curves for t in trials)} of {kills}",
         flush=True,
     )
     return all(t.stopped_well and t.finished and t.equal and t.curves and not t.corrupted for t in trials)
@@ -304,30 +327,43 @@ def overhead(folder: Path) -> None:
     step, hooks, save = clocks["steps_s"] / steps, clocks["hooks_s"] / (20 * 8), clocks["saves_s"] / saves
     size = (folder / "checkpoints" / "last.ckpt").stat().st_size / 1e6
     print(
-        f"a step takes {1e3 * step:.1f} ms, of which signal handling {1e6 * hooks:.0f} us = {100 * hooks / step:.2f} %; "
-        f"a save of {size:.1f} MB takes {1e3 * save:.0f} ms = {100 * save / (15 * 60):.4f} % of the 15 minutes between two, "
+        f"a step takes {1e3 * step:.1f} ms, of which signal handling {1e6 * hooks:.0f} us = "
+        f"{100 * hooks / step:.2f} %; "
+        f"a save of {size:.1f} MB takes {1e3 * save:.0f} ms = {100 * save / (15 * 60):.4f} % of the 15 "
+        "minutes between two, "
         f"and 1 % of an epoch of {100 * save:.1f} s"
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20, help="of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would say that there are several files of events
+    logging.getLogger("tensorboard").setLevel(
+        logging.ERROR
+    )  # it would say that there are several files of events
     lot, begin = random.Random(arguments.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"torch {torch.__version__}, {os.cpu_count()} cores, {RANKS} processes, {STEPS} steps", flush=True)
+        print(
+            f"torch {torch.__version__}, {os.cpu_count()} cores, {RANKS} processes, {STEPS} steps", flush=True
+        )
         if arguments.kills == 0:
             overhead(folder / "overhead")
             return 0
-        assert set(wait(start(folder / "undisturbed", *OFTEN))) == {0}, (folder / "undisturbed.log").read_text()
+        assert set(wait(start(folder / "undisturbed", *OFTEN))) == {0}, (
+            folder / "undisturbed.log"
+        ).read_text()
         undisturbed = end_of(folder / "undisturbed")
         print(f"the undisturbed run took {time.monotonic() - begin:.0f} s", flush=True)
-        well = [series(kind, arguments.kills, folder, undisturbed, lot) for kind in (signal.SIGKILL, signal.SIGTERM)]
+        well = [
+            series(kind, arguments.kills, folder, undisturbed, lot)
+            for kind in (signal.SIGKILL, signal.SIGTERM)
+        ]
     print(f"{time.monotonic() - begin:.0f} s in all")
     return 0 if all(well) else 1
 

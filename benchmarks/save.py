@@ -2,10 +2,10 @@
 
     python benchmarks/save.py --folder DIR [--models resnet50 vit_base_patch16_224] [--rounds 5]
 
-Writes a checkpoint of the size of a model with two more tensors for each of its weights (Adam's moments), as ``train.py``
-does: beside the target, synchronised with the disk, renamed. DIR should lie where runs do. A method's projector adds to the
-model, a teacher is a second model. Sizes take turns within each round; medians and ranges are printed. The file has been
-written a moment ago, so reading is from memory: a lower bound.
+Writes a checkpoint of the size of a model with two more tensors for each of its weights (Adam's moments), as
+``train.py`` does: beside the target, synchronized with the disk, renamed. DIR should lie where runs do. A
+method's projector adds to the model, a teacher is a second model. Sizes take turns within each round; medians
+and ranges are printed. The file has been written a moment ago, so reading is from memory: a lower bound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 import timm
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 from runtime.checkpoints import AtomicCheckpointIO, read_checkpoint
 
@@ -29,7 +31,9 @@ from runtime.checkpoints import AtomicCheckpointIO, read_checkpoint
 def checkpoint_of(model: str) -> dict[str, Any]:
     """Random tensors of the shapes of a timm model, three times."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in timm.create_model(model, num_classes=0).state_dict().items()}
+        shapes = {
+            name: value.shape for name, value in timm.create_model(model, num_classes=0).state_dict().items()
+        }
     weights, first, second = ({name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(3))
     moments = {i: {"exp_avg": first[name], "exp_avg_sq": second[name]} for i, name in enumerate(shapes)}
     return {"state_dict": weights, "optimizer_states": [{"state": moments}]}
@@ -40,9 +44,15 @@ def median(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoints are written, and removed again")
-    parser.add_argument("--models", nargs="+", default=["resnet50", "vit_base_patch16_224", "vit_large_patch16_224"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where the checkpoints are written, and removed again"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet50", "vit_base_patch16_224", "vit_large_patch16_224"]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     writer = AtomicCheckpointIO()

@@ -1,14 +1,16 @@
-"""Images per second of ``Shards`` beside ``ImageFolder`` and webdataset, from the same JPEGs on a local disk, in one run.
+"""Images per second of ``Shards`` beside ``ImageFolder`` and webdataset, from the same JPEGs on a local disk,
+in one run.
 
     pip install -e '.[bench]'
     python benchmarks/shards.py --folder DIR [--images 2000] [--size 256] [--workers 0 2] [--rounds 5]
 
-Makes a folder of JPEGs and shards of it in DIR, and removes them. All three decode and crop with this project's
-``read_image``, so what differs is where bytes come from and in which order: ``ImageFolder`` opens a file per image, ``Shards``
-reads each sample at its place, in an exact shuffle, webdataset reads shards from end to end and shuffles in a buffer of 1,000.
-One epoch each in every round, by turns, in batches of 64; the clock starts with the first batch, so starting workers is not
-counted. Medians and ranges over the rounds are printed. The files were written a moment ago and lie in memory: what a slow
-disk or a network file system adds is not measured.
+Makes a folder of JPEGs and shards of it in DIR, and removes them. All three decode and crop with this
+project's ``read_image``, so what differs is where bytes come from and in which order: ``ImageFolder`` opens a
+file per image, ``Shards`` reads each sample at its place, in an exact shuffle, webdataset reads shards from
+end to end and shuffles in a buffer of 1,000. One epoch each in every round, by turns, in batches of 64; the
+clock starts with the first batch, so starting workers is not counted. Medians and ranges over the rounds are
+printed. The files were written a moment ago and lie in memory: what a slow disk or a network file system adds
+is not measured.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
-from datamodules.base import as_is
+from datamodules.base import keep_batch
 from datamodules.images.decode import read_image
 from datamodules.images.folder import ImageFolder
 from datamodules.images.pack import make_shards
@@ -48,7 +52,9 @@ def write_images(folder: Path, n: int, size: int) -> None:
         coarse = Image.fromarray(rng.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8))
         target = folder / f"class{i % 10}"
         target.mkdir(parents=True, exist_ok=True)
-        coarse.resize((size, size + i % 2), Image.Resampling.BICUBIC).save(target / f"{i:06d}.jpg", quality=85)
+        coarse.resize((size, size + i % 2), Image.Resampling.BICUBIC).save(
+            target / f"{i:06d}.jpg", quality=85
+        )
 
 
 def seconds(batches: Iterable[Any]) -> tuple[int, float]:
@@ -66,7 +72,13 @@ def indexed(data: ImageFolder) -> Callable[[int], tuple[int, float]]:
 
     def epoch(workers: int) -> tuple[int, float]:
         loader = DataLoader(
-            dataset, BATCH, shuffle=True, num_workers=workers, collate_fn=as_is, generator=torch.Generator(), drop_last=True
+            dataset,
+            BATCH,
+            shuffle=True,
+            num_workers=workers,
+            collate_fn=keep_batch,
+            generator=torch.Generator(),
+            drop_last=True,
         )
         return seconds(loader)
 
@@ -85,7 +97,11 @@ def stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def streamed(shards: list[str]) -> Callable[[int], tuple[int, float]]:
     def epoch(workers: int) -> tuple[int, float]:
-        data = webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False).shuffle(1000).map(decoded)
+        data = (
+            webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
+            .shuffle(1000)
+            .map(decoded)
+        )
         batches = data.batched(BATCH, collation_fn=stacked, partial=False)
         return seconds(DataLoader(batches, batch_size=None, num_workers=workers))
 
@@ -93,8 +109,12 @@ def streamed(shards: list[str]) -> Callable[[int], tuple[int, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where images and shards are made, and removed again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where images and shards are made, and removed again"
+    )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=256, help="of the images, pixels")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
@@ -111,7 +131,10 @@ def main() -> None:
             make_shards(source, made, per_shard=max(1, args.images // 8))
         shards = sorted(made.glob("train-*.tar"))
         megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
-        print(f"{args.images} JPEGs of {args.size} pixels, {megabytes:.0f} MB in {len(shards)} shards, {args.rounds} rounds")
+        print(
+            f"{args.images} JPEGs of {args.size} pixels, {megabytes:.0f} MB in {len(shards)} shards, "
+            f"{args.rounds} rounds"
+        )
         options: dict[str, Any] = {"image_size": CROP, "in_memory": False}
         contestants = {
             "ImageFolder": indexed(ImageFolder(str(source), **options)),

@@ -3,24 +3,28 @@
     python benchmarks/text.py --turns 100
     python benchmarks/text.py --reference tinyshakespeare.txt --seeds 0 1 2
 
-Steps: the CPU setting of configs/shakespeare/gpt.yaml (0.8 million weights, 12 windows of 64 characters) on the text that
-Python carries. "ours" is what ``python train.py`` runs: ``SSLCommandLine`` builds method, data and Trainer with the default
-callbacks and the TensorBoard log; validation and checkpoints are off. "loop" is nanoGPT's training loop in a few lines on
-the same network: windows at random places, the same optimizer, schedule and clipping, the loss printed every ten steps.
+Steps: the CPU setting of configs/shakespeare/gpt.yaml (0.8 million weights, 12 windows of 64 characters) on
+the text that Python carries. "ours" is what ``python train.py`` runs: ``SSLCommandLine`` builds method, data
+and Trainer with the default callbacks and the TensorBoard log; validation and checkpoints are off. "loop" is
+nanoGPT's training loop in a few lines on the same network: windows at random places, the same optimizer,
+schedule and clipping, the loss printed every ten steps.
 
-Masks: 15 % of a batch of ``--batch`` x ``--length`` word pieces. "MaskedTokens" draws them for the whole batch; "collator"
-is transformers' DataCollatorForLanguageModeling on a list of samples, as a DataLoader's worker calls it, with the special
-tokens' places given; "collator's core" is its ``torch_mask_tokens`` on a tensor that is ready.
+Masks: 15 % of a batch of ``--batch`` x ``--length`` word pieces. "MaskedTokens" draws them for the whole
+batch; "collator" is transformers' DataCollatorForLanguageModeling on a list of samples, as a DataLoader's
+worker calls it, with the special tokens' places given; "collator's core" is its ``torch_mask_tokens`` on a
+tensor that is ready.
 
-Both sides take turns, within one process and every ten steps (masks: within a round), so that a slow moment of the machine
-hits both; a share or ratio is taken within a turn, then median and range over the turns. On the CPU one thread computes, and
-the time is the CPU time of the whole process, which other programs do not count into; on CUDA it is the clock's.
+Both sides take turns, within one process and every ten steps (masks: within a round), so that a slow moment
+of the machine hits both; a share or ratio is taken within a turn, then median and range over the turns. On
+the CPU one thread computes, and the time is the CPU time of the whole process, which other programs do not
+count into; on CUDA it is the clock's.
 
-``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split. nanoGPT prints a
-mean over 240 random windows; how far such a mean scatters stands beside it. Run beside configs/shakespeare/gpt.yaml it shows
-whether the framework changes the result.
+``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split.
+nanoGPT prints a mean over 240 random windows; how far such a mean scatters stands beside it. Run beside
+configs/shakespeare/gpt.yaml it shows whether the framework changes the result.
 
-Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers is missing).
+Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers
+is missing).
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 from datamodules import TextFiles
 from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
@@ -73,7 +79,8 @@ def now(device: torch.device) -> float:
 
 
 class Turns(Callback):
-    """After every ``TURN`` steps of the Trainer, as many of the loop; seconds of both by turn, without the first one's.
+    """After every ``TURN`` steps of the Trainer, as many of the loop; seconds of both by turn, without the
+    first one's.
 
     Args:
         bare: ``loop``, a step with each ``next``.
@@ -102,10 +109,26 @@ def take_turns(tokens: Tensor, args: argparse.Namespace) -> Turns:
     steps = TURN * (args.turns + 1)
     turns = Turns(loop(network(128, torch.device(args.device)), tokens, steps))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
+        os.environ.pop(
+            "SSL_RUN_DIR", None
+        )  # the command line keeps its folder there for the processes of its run
         command = ["--config", str(CONFIG), "--model.encoder.vocab_size", "128", "--run_dir", f"{folder}/run"]
-        command += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
-        command += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", args.device, "--trainer.devices", "1"]
+        command += [
+            "--trainer.max_steps",
+            str(steps),
+            "--trainer.max_epochs",
+            "-1",
+            "--trainer.limit_val_batches",
+            "0",
+        ]
+        command += [
+            "--trainer.enable_progress_bar",
+            "false",
+            "--trainer.accelerator",
+            args.device,
+            "--trainer.devices",
+            "1",
+        ]
         cli = SSLCommandLine(command)
         cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, Checkpoint)] + [turns]
         cli.trainer.fit(cli.model, cli.datamodule)
@@ -157,7 +180,9 @@ def told(name: str, values: list[float], unit: str, digits: int = 0) -> str:
 
 
 def sureness(values: list[float]) -> tuple[float, float]:
-    """Interval that holds the median with 95 % confidence: two order statistics, by the binomial's normal approximation."""
+    """Interval that holds the median with 95 % confidence: two order statistics, by the binomial's normal
+    approximation.
+    """
     n, half = len(values), 0.98 * math.sqrt(len(values))
     ordered = sorted(values)
     return ordered[max(0, math.floor(n / 2 - half))], ordered[min(n - 1, math.ceil(n / 2 + half))]
@@ -172,7 +197,10 @@ def measure_steps(args: argparse.Namespace) -> None:
     shares = [100 * (1 - bare / mine) for mine, bare in zip(turns.ours, turns.loop, strict=True)]
     low, high = sureness(shares)
     verdict = "PASS" if statistics.median(shares) <= TARGET else "MISS"
-    print(f"{told('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= {TARGET:g} %)")
+    print(
+        f"{told('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= "
+        f"{TARGET:g} %)"
+    )
     print(f"{'':42} its median, 95 %: {low:.1f} to {high:.1f} %, of {len(shares)} turns of {TURN} steps")
 
 
@@ -181,7 +209,9 @@ def collator(tokenizer: Tokenizer) -> Any:
     from tokenizers import Tokenizer as Fast
     from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+    names = dict(
+        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True)
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=Fast.from_str(tokenizer.to_json()), **names)
     return DataCollatorForLanguageModeling(fast, mlm_probability=0.15)
 
@@ -196,7 +226,8 @@ def measure_masks(args: argparse.Namespace) -> None:
     tokens[:, 0], tokens[:, -1] = 2, 3  # [CLS] and [SEP]
     special = (tokens < len(SPECIALS)).long()
     samples = [
-        {"input_ids": ids, "special_tokens_mask": mask} for ids, mask in zip(tokens.tolist(), special.tolist(), strict=True)
+        {"input_ids": ids, "special_tokens_mask": mask}
+        for ids, mask in zip(tokens.tolist(), special.tolist(), strict=True)
     ]
     views, theirs = MaskedTokens(next_sentence=False), collator(tokenizer)
     views.set_tokenizer(tokenizer)
@@ -250,20 +281,27 @@ def reference(args: argparse.Namespace) -> None:
         windows = validation_losses(model.eval(), data)
         losses.append(float(windows.mean()))
         noise = float(windows.std()) / math.sqrt(DRAWN)
-        print(f"seed {seed}: validation loss {losses[-1]:.4f}; of {DRAWN} random windows +- {noise:.4f}", flush=True)
+        print(
+            f"seed {seed}: validation loss {losses[-1]:.4f}; of {DRAWN} random windows +- {noise:.4f}",
+            flush=True,
+        )
     spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
     print(f"nanoGPT's loop: {statistics.mean(losses):.4f}{spread}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=100, help="of each side, each of 10 steps")
     parser.add_argument("--rounds", type=int, default=7, help="of the masks")
     parser.add_argument("--batch", type=int, default=64, help="rows of the masks")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row of the masks")
     parser.add_argument("--repeats", type=int, default=20, help="batches of masks in each round")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="only train the loop on this text, and tell its loss")
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", help="only train the loop on this text, and tell its loss"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --reference")
     args = parser.parse_args()
     for name, least in (("turns", 1), ("rounds", 1), ("batch", 1), ("length", 8), ("repeats", 1)):
@@ -276,7 +314,9 @@ def main() -> int:
     print(", ".join(f"{name} {v}" for name, v in environment["versions"].items() if v != "not installed"))
     print(", ".join(f"{name} {v}" for name, v in environment["hardware"].items()))
     silence_framework()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # two lines about devices from every Trainer
+    logging.getLogger("lightning.pytorch").setLevel(
+        logging.WARNING
+    )  # two lines about devices from every Trainer
     torch.set_num_threads(1)
     if args.reference:
         reference(args)

@@ -1,33 +1,38 @@
-"""Epochs of SimCLR on 32-pixel images: this project's own train path beside a bare loop and lightly's example.
+"""Epochs of SimCLR on 32-pixel images: this project's own train path beside a bare loop and lightly's
+example.
 
     pip install -e '.[bench]'
     python benchmarks/train.py --rounds 5 --json train.json
 
-The images are random uint8 arrays of CIFAR-10's shape; their content does not matter to the clock. The variants:
+The images are random uint8 arrays of CIFAR-10's shape; their content does not matter to the clock. The
+variants:
 
-- ours: what ``python train.py`` runs. ``SSLCommandLine`` builds method and Trainer with the default callbacks and the
-  TensorBoard log in a temporary run folder; the data are a CIFAR10 of ``--images`` samples in memory with
-  ``SimCLRViews(32)``. Validation, checkpoints and the progress bar are off.
-- bare: a hand-written torch loop over pre-made views that lie on the device, with the network, loss and optimizer of
-  "ours" and nothing else: no data, schedule or log. The floor.
-- lightning: "ours" fed with the same pre-made views: what the framework, the callbacks and the base class cost.
-- lightly, workers 0 and 2: the loop of lightly's examples/pytorch/simclr.py (plain torch, without any framework's
-  cost) with its SimCLRTransform, NTXentLoss and SimCLRProjectionHead, in a DataLoader with drop_last and shuffle.
+- ours: what ``python train.py`` runs. ``SSLCommandLine`` builds method and Trainer with the default callbacks
+  and the TensorBoard log in a temporary run folder; the data are a CIFAR10 of ``--images`` samples in memory
+  with ``SimCLRViews(32)``. Validation, checkpoints and the progress bar are off.
+- bare: a hand-written torch loop over pre-made views that lie on the device, with the network, loss and
+  optimizer of "ours" and nothing else: no data, schedule or log. The floor.
+- lightning: "ours" fed with the same pre-made views: what the framework, the callbacks and the base class
+  cost.
+- lightly, workers 0 and 2: the loop of lightly's examples/pytorch/simclr.py (plain torch, without any
+  framework's cost) with its SimCLRTransform, NTXentLoss and SimCLRProjectionHead, in a DataLoader with
+  drop_last and shuffle.
 
-Made equal for everybody: batch size, precision, threads of the main process, the encoder's class, a projector of the
-same widths with batch norm after both layers, temperature 0.5, AdamW, and the CIFAR recipe: crop (.08, 1), flip .5,
-colour jitter (.4, .4, .4, .1) with p .8, grayscale .2, no blur, CIFAR-10's mean and standard deviation. In lightly's
-favour: its images are PIL images in a list, where its example makes them from an array every time; its workers are
-kept from epoch to epoch, their start is not charged, and they come on top of ``--threads``; on CUDA it copies from
-pinned memory without waiting.
+Made equal for everybody: batch size, precision, threads of the main process, the encoder's class, a projector
+of the same widths with batch norm after both layers, temperature 0.5, AdamW, and the CIFAR recipe: crop (.08,
+1), flip .5, color jitter (.4, .4, .4, .1) with p .8, grayscale .2, no blur, CIFAR-10's mean and standard
+deviation. In lightly's favor: its images are PIL images in a list, where its example makes them from an array
+every time; its workers are kept from epoch to epoch, their start is not charged, and they come on top of
+``--threads``; on CUDA it copies from pinned memory without waiting.
 
-The variants take turns within a round. In each turn one epoch warms up and the next one counts, from the end of the
-one to the end of the other, so that whatever happens between epochs is in it. Ratios are taken within a round, then
-their median and range over the rounds. The targets are for the conv net on CPU; elsewhere the ratios stand without a
-verdict. How far ahead of lightly anybody can be depends on the network: a data path that cost nothing would be as fast
-as "bare", so lightly/bare is printed as the limit.
+The variants take turns within a round. In each turn one epoch warms up and the next one counts, from the end
+of the one to the end of the other, so that whatever happens between epochs is in it. Ratios are taken within
+a round, then their median and range over the rounds. The targets are for the conv net on CPU; elsewhere the
+ratios stand without a verdict. How far ahead of lightly anybody can be depends on the network: a data path
+that cost nothing would be as fast as "bare", so lightly/bare is printed as the limit.
 
-Exit status: 0 measured, whether targets are met or not; 2 bad arguments; 3 not run (no GPU, or lightly is missing).
+Exit status: 0 measured, whether targets are met or not; 2 bad arguments; 3 not run (no GPU, or lightly is
+missing).
 """
 
 from __future__ import annotations
@@ -53,9 +58,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
-from datamodules.base import Batch, SSLDataModule, as_is
+from datamodules.base import Batch, SSLDataModule, keep_batch
 from datamodules.images.arrays import CIFAR10
 from datamodules.images.module import ArrayDataset
 from datamodules.transforms.recipes import SimCLRViews
@@ -71,14 +78,16 @@ TEMPERATURE = 0.5
 PROJECTION = 128
 OPTIMIZER = {"lr": 1e-3, "weight_decay": 1e-4}
 PEER_WORKERS = (0, 2)
-PREMADE_BATCHES = 10  # distinct ones, then again from the first: enough to be out of the cache, small in memory
+PREMADE_BATCHES = (
+    10  # distinct ones, then again from the first: enough to be out of the cache, small in memory
+)
 NOT_RUN = 3
 
 Variant = Callable[[], float]
 """Runs one epoch that does not count and one that does; returns the seconds of the second."""
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -86,10 +95,10 @@ def synchronise(device: torch.device) -> None:
 def timed(epoch: Callable[[], None], device: torch.device) -> float:
     """Seconds of the second of two calls."""
     epoch()
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     epoch()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -110,7 +119,7 @@ def build_encoder(args: argparse.Namespace) -> nn.Module:
     return encoder(**options)
 
 
-# ---- this project ----------------------------------------------------------------------------------------------------
+# ---- this project ------------------------------------------------------------------------------------------
 
 
 class ArrayImages(CIFAR10):
@@ -145,7 +154,7 @@ class PremadeViews(SSLDataModule):
         pass
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.batches, batch_size=None, collate_fn=as_is)  # type: ignore[arg-type]
+        return DataLoader(self.batches, batch_size=None, collate_fn=keep_batch)  # type: ignore[arg-type]
 
 
 class Clock(Callback):
@@ -155,12 +164,16 @@ class Clock(Callback):
         self.marks: list[float] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        synchronise(trainer.strategy.root_device)
+        synchronize(trainer.strategy.root_device)
         self.marks.append(time.perf_counter())
 
 
-def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace, compiled: bool = False) -> Variant:
-    """Two epochs of what ``train.py`` builds from a configuration, on the data module that ``make_data`` gives."""
+def in_trainer(
+    make_data: Callable[[], SSLDataModule], args: argparse.Namespace, compiled: bool = False
+) -> Variant:
+    """Two epochs of what ``train.py`` builds from a configuration, on the data module that ``make_data``
+    gives.
+    """
     encoder, encoder_options = choose_encoder(args)
     config = {
         "model": {
@@ -188,7 +201,9 @@ def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace,
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "benchmark.yaml"
             file.write_text(json.dumps(config))
-            os.environ.pop("SSL_RUN_DIR", None)  # the command line keeps its folder there for the processes of its run
+            os.environ.pop(
+                "SSL_RUN_DIR", None
+            )  # the command line keeps its folder there for the processes of its run
             cli = SSLCommandLine(["--config", str(file), "--run_dir", str(Path(folder) / "run")])
             trainer = cli.trainer
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [clock]
@@ -201,7 +216,7 @@ def in_trainer(make_data: Callable[[], SSLDataModule], args: argparse.Namespace,
     return run
 
 
-# ---- the floor -------------------------------------------------------------------------------------------------------
+# ---- the floor ---------------------------------------------------------------------------------------------
 
 
 def make_views(images: np.ndarray, args: argparse.Namespace, device: torch.device) -> list[Batch]:
@@ -242,7 +257,7 @@ def bare(batches: list[Batch], args: argparse.Namespace, device: torch.device) -
     return lambda: timed(epoch, device)
 
 
-# ---- lightly ---------------------------------------------------------------------------------------------------------
+# ---- lightly -----------------------------------------------------------------------------------------------
 
 
 class PILImages(Dataset):
@@ -320,7 +335,7 @@ def lightly(images: np.ndarray, num_workers: int, args: argparse.Namespace, devi
     return lambda: timed(epoch, device)
 
 
-# ---- measuring and telling -------------------------------------------------------------------------------------------
+# ---- measuring and telling ---------------------------------------------------------------------------------
 
 
 def measure(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]:
@@ -371,7 +386,11 @@ def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         },
     ]
     rows += [
-        {"name": f"{peer}/bare: all that is to be gained", "values": [r[peer] / r["bare"] for r in rounds], "unit": "x"}
+        {
+            "name": f"{peer}/bare: all that is to be gained",
+            "values": [r[peer] / r["bare"] for r in rounds],
+            "unit": "x",
+        }
         for peer in seconds
         if peer.startswith("lightly")
     ]
@@ -381,23 +400,33 @@ def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 def verdict(row: dict[str, Any]) -> str:
     """PASS or MISS by the median; empty where there is no target."""
     if "at_least" in row:
-        return f"{'PASS' if row['median'] >= row['at_least'] else 'MISS'} (target >= {row['at_least']:g} {row['unit']})"
+        verdict = "PASS" if row["median"] >= row["at_least"] else "MISS"
+        return f"{verdict} (target >= {row['at_least']:g} {row['unit']})"
     if "at_most" in row:
-        return f"{'PASS' if row['median'] <= row['at_most'] else 'MISS'} (target <= {row['at_most']:g} {row['unit']})"
+        verdict = "PASS" if row["median"] <= row["at_most"] else "MISS"
+        return f"{verdict} (target <= {row['at_most']:g} {row['unit']})"
     return ""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2560, help="of an epoch; 2560 = 10 steps of 256")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2, help="of torch, in the main process")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--encoder", choices=("convnet", "resnet18"), default="convnet")
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="widths of the convnet")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="of every variant")
-    parser.add_argument("--skip-peers", action="store_true", help="leave lightly out; it need not be installed")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[32, 64, 128], help="widths of the convnet"
+    )
+    parser.add_argument(
+        "--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="of every variant"
+    )
+    parser.add_argument(
+        "--skip-peers", action="store_true", help="leave lightly out; it need not be installed"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     args = parser.parse_args()
     if min(args.channels) < 1:
@@ -419,10 +448,14 @@ def main() -> int:
         try:
             versions["lightly"] = importlib.metadata.version("lightly")
         except importlib.metadata.PackageNotFoundError:
-            print("lightly is not installed: pip install -e '.[bench]', or give --skip-peers", file=sys.stderr)
+            print(
+                "lightly is not installed: pip install -e '.[bench]', or give --skip-peers", file=sys.stderr
+            )
             return NOT_RUN
     silence_framework()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # two lines about devices from every Trainer
+    logging.getLogger("lightning.pytorch").setLevel(
+        logging.WARNING
+    )  # two lines about devices from every Trainer
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = torch.device(args.device)
@@ -437,13 +470,18 @@ def main() -> int:
     )
     gpu = f"{hardware['gpus'][0]}, " if args.device == "cuda" else ""
     print(
-        f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, {args.precision}; "
+        f"{gpu}{hardware['cpu']}, {hardware['cpu_count']} cores; {args.threads} threads; {network}, "
+        f"{args.precision}; "
         f"{steps} steps of {args.batch} images x 2 views; {args.rounds} rounds"
     )
-    print("off in ours and lightning: validation, checkpoints, progress bar; on: default callbacks, TensorBoard")
+    print(
+        "off in ours and lightning: validation, checkpoints, progress bar; on: default callbacks, TensorBoard"
+    )
     print(f"load average before: {' '.join(f'{load:.2f}' for load in load_before)}")
     if load_before[0] > 0.5:
-        print("other processes are running: expect noise, and repeat on a quiet machine before quoting a number")
+        print(
+            "other processes are running: expect noise, and repeat on a quiet machine before quoting a number"
+        )
 
     images = np.random.default_rng(0).integers(0, 256, (args.images, SIZE, SIZE, 3), dtype=np.uint8)
     batches = make_views(images, args, device)

@@ -3,12 +3,13 @@
     python benchmarks/vae_mnist.py --root DIR
     python benchmarks/vae_mnist.py --root DIR --run RUN_DIR_OR_CKPT
 
-Without ``--run`` it trains one run per seed with ``train.py`` (60,000 training images, no probes) in a temporary folder.
-Per run it prints: minus the ELBO and its two terms, the reconstruction with one latent per image and the KL in closed
-form; the importance-weighted bound of -log p(x) with ``--samples`` latents per image, which is lower; how many latents
-are active (variance of the mean over test images above 0.01); and the KL of each, largest first. The images are grey
-values in [0, 1] under a Bernoulli likelihood, as in the common PyTorch example: comparable with its 106.66 after 7
-epochs, not with results on binarised MNIST.
+Without ``--run`` it trains one run per seed with ``train.py`` (60,000 training images, no probes) in a
+temporary folder.
+Per run it prints: minus the ELBO and its two terms, the reconstruction with one latent per image and the KL
+in closed form; the importance-weighted bound of -log p(x) with ``--samples`` latents per image, which is
+lower; how many latents are active (variance of the mean over test images above 0.01); and the KL of each,
+largest first. The images are gray values in [0, 1] under a Bernoulli likelihood, as in the common PyTorch
+example: comparable with its 106.66 after 7 epochs, not with results on binarized MNIST.
 
 Exit status: 0 measured, 2 bad arguments or a run that failed.
 """
@@ -27,7 +28,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that it runs from a clone without installing
 
 import torch
 
@@ -50,7 +53,9 @@ def measure(module: VAE, data: MNIST, samples: int) -> dict[str, Any]:
         x = data.transform(raw, None)["input"]
         mean, logvar = module.posterior(x)
         terms = module.losses({"input": x})
-        log_weights = torch.cat([module.log_weights(x, min(CHUNK, samples - i)) for i in range(0, samples, CHUNK)], 1)
+        log_weights = torch.cat(
+            [module.log_weights(x, min(CHUNK, samples - i)) for i in range(0, samples, CHUNK)], 1
+        )
         sums["reconstruction"] += terms["reconstruction"].item() * len(x)
         sums["kl"] += terms["kl"].item() * len(x)
         sums["iw_bound"] -= importance_weighted_bound(log_weights).sum().item()
@@ -66,7 +71,14 @@ def measure(module: VAE, data: MNIST, samples: int) -> dict[str, Any]:
 
 def train(root: str, seed: int, folder: Path) -> float:
     """Train one run and return the seconds of the whole command."""
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/mnist/vae.yaml"), "--data.root", root]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config",
+        str(ROOT / "configs/mnist/vae.yaml"),
+        "--data.root",
+        root,
+    ]
     command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--evaluate", "false"]
     command += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     start = time.perf_counter()
@@ -81,11 +93,15 @@ def checkpoint(run: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True, help="folder that holds MNIST/raw")
     parser.add_argument("--run", nargs="+", default=[], help="measure these runs instead of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=100, help="latents per image of the importance-weighted bound")
+    parser.add_argument(
+        "--samples", type=int, default=100, help="latents per image of the importance-weighted bound"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     arguments = parser.parse_args()
@@ -101,7 +117,10 @@ def main() -> int:
                 path = checkpoint(name)
             else:
                 folder = Path(temporary) / name.replace(" ", "")
-                seconds, path = train(arguments.root, int(name.split()[1]), folder), folder / "checkpoints" / "last.ckpt"
+                seconds, path = (
+                    train(arguments.root, int(name.split()[1]), folder),
+                    folder / "checkpoints" / "last.ckpt",
+                )
             module = load_module(path)
             if not isinstance(module, VAE):
                 raise SystemExit(f"error: {name} is a {type(module).__name__}, not a VAE")
@@ -109,14 +128,19 @@ def main() -> int:
             results[name] = r = {**measure(module, data, arguments.samples), "train_seconds": seconds}
             took = "" if seconds is None else f"; trained in {seconds:.0f} s"
             print(
-                f"{name}: -ELBO {r['negative_elbo']:.2f} = reconstruction {r['reconstruction']:.2f} + KL {r['kl']:.2f} nats; "
-                f"bound with {arguments.samples} latents {r['iw_bound']:.2f}; {r['active']} of {module.latent_dim} active{took}"
+                f"{name}: -ELBO {r['negative_elbo']:.2f} = reconstruction {r['reconstruction']:.2f} + KL "
+                f"{r['kl']:.2f} nats; "
+                f"bound with {arguments.samples} latents {r['iw_bound']:.2f}; {r['active']} of "
+                f"{module.latent_dim} active{took}"
             )
             print("  KL per latent: " + " ".join(f"{v:.2f}" for v in r["kl_per_dimension"]), flush=True)
     if len(results) > 1:
         for key in ("negative_elbo", "reconstruction", "kl", "iw_bound"):
             values = [r[key] for r in results.values()]
-            print(f"{key}: {statistics.mean(values):.2f} +- {statistics.stdev(values):.2f} over {len(values)} runs")
+            print(
+                f"{key}: {statistics.mean(values):.2f} +- {statistics.stdev(values):.2f} over "
+                f"{len(values)} runs"
+            )
     print(f"{platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -3,14 +3,15 @@
     pip install -e '.[bench]'
     python benchmarks/views.py --sizes 32 96 224 --rounds 7 --json views.json
 
-Everybody gets the same images (as large as the views), the same recipe and the same probabilities: random resized
-crop (.08, 1) bilinear, flip .5, colour jitter (.4, .4, .4, .1) with p .8, grayscale .2, Gaussian blur with p .5 and
-sigma (.1, 2), standardise; and returns two float tensors (B, 3, size, size). The blur has 13 taps at 32 and 96 pixels
-and 23 at 224, wide enough for sigma 2; lightly blurs with Pillow, which has no kernel size. lightly and torchvision
-work on one PIL image after another, as in a Dataset; kornia and this project on the batch.
+Everybody gets the same images (as large as the views), the same recipe and the same probabilities: random
+resized crop (.08, 1) bilinear, flip .5, color jitter (.4, .4, .4, .1) with p .8, grayscale .2, Gaussian blur
+with p .5 and sigma (.1, 2), standardize; and returns two float tensors (B, 3, size, size). The blur has 13
+taps at 32 and 96 pixels and 23 at 224, wide enough for sigma 2; lightly blurs with Pillow, which has no
+kernel size. lightly and torchvision work on one PIL image after another, as in a Dataset; kornia and this
+project on the batch.
 
-The variants take turns within each round, so that a slow moment of the machine hits all of them. On CPU the time is the
-CPU time of the one thread, which other processes lengthen less than they lengthen wall time.
+The variants take turns within each round, so that a slow moment of the machine hits all of them. On CPU the
+time is the CPU time of the one thread, which other processes lengthen less than they lengthen wall time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datamodules.transforms.base import apply_views
-from datamodules.transforms.views import Normalise, TwoViews, View
+from datamodules.transforms.views import Normalize, TwoViews, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -48,7 +49,7 @@ def blur_kernel(size: int) -> int:
 
 
 def make_images(size: int) -> Tensor:
-    """Smooth coloured pictures with some texture, uint8 (B, 3, size, size)."""
+    """Smooth colored pictures with some texture, uint8 (B, 3, size, size)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(NUM_IMAGES[size], 3, 6, 6, generator=generator)
     smooth = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
@@ -60,12 +61,12 @@ def ours(images: Tensor, size: int, device: torch.device) -> Callable[[], list[T
     """This project: the batch as uint8, through the same chunks as in training."""
     view = View(size, **JITTER, jitter_p=0.8, grayscale_p=0.2, blur_p=0.5, blur_kernel=blur_kernel(size))
     transform = TwoViews(view, view)
-    normalise = Normalise(MEAN, STD).to(device)
+    normalize = Normalize(MEAN, STD).to(device)
     generator = torch.Generator(device).manual_seed(0)
     images = images.to(device)
 
     def run() -> list[Tensor]:
-        return [normalise(v) for v in apply_views(transform, images.float().div_(255), generator)["views"]]
+        return [normalize(v) for v in apply_views(transform, images.float().div_(255), generator)["views"]]
 
     return run
 
@@ -122,7 +123,7 @@ VARIANTS = {"ours": ours, "lightly": lightly, "torchvision": torchvision, "korni
 
 
 def measure(run: Callable[[], list[Tensor]], device: torch.device) -> float:
-    """Seconds of one call: CPU time on CPU, wall time with synchronisation on CUDA."""
+    """Seconds of one call: CPU time on CPU, wall time with synchronization on CUDA."""
     if device.type == "cpu":
         start = time.process_time()
         run()
@@ -149,13 +150,18 @@ def benchmark(size: int, rounds: int, device: torch.device) -> dict[str, dict[st
             seconds[name].append(measure(run, device))
     speed = {name: [len(images) / value for value in values] for name, values in seconds.items()}
     return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)} for name, values in speed.items()
+        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        for name, values in speed.items()
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(NUM_IMAGES), default=sorted(NUM_IMAGES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", choices=sorted(NUM_IMAGES), default=sorted(NUM_IMAGES)
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
@@ -175,20 +181,29 @@ def main() -> int:
 
     torch.set_num_threads(1)
     device = torch.device(args.device)
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    hardware = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"{hardware}; one thread; {args.rounds} rounds; load average before {os.getloadavg()[0]:.2f}")
     report: dict = {"versions": versions, "hardware": hardware, "rounds": args.rounds, "sizes": {}}
     for size in args.sizes:
         speed = benchmark(size, args.rounds, device)
-        ratios = {name: speed["ours"]["median"] / value["median"] for name, value in speed.items() if name != "ours"}
+        ratios = {
+            name: speed["ours"]["median"] / value["median"] for name, value in speed.items() if name != "ours"
+        }
         print(f"\n{size} px, images/s (two views each)   median      min      max   ours is")
         for name, value in speed.items():
             ratio = f"{ratios[name]:.2f}x" if name in ratios else ""
             print(f"  {name:32s} {value['median']:8.0f} {value['min']:8.0f} {value['max']:8.0f}   {ratio}")
         if device.type == "cpu":  # the targets are for one CPU thread
             for name, target in TARGETS[size].items():
-                print(f"  {'PASS' if ratios[name] >= target else 'MISS'}: {ratios[name]:.2f}x {name}, target {target}x")
+                print(
+                    f"  {'PASS' if ratios[name] >= target else 'MISS'}: {ratios[name]:.2f}x {name}, target "
+                    f"{target}x"
+                )
         report["sizes"][size] = {"images_per_second": speed, "ratios": ratios}
     report["load_average"] = os.getloadavg()[0]
     print(f"\nload average after {report['load_average']:.2f}")

@@ -3,11 +3,11 @@
     python cluster/sweep.py cluster/sweep.yaml --study DIR --config configs/digits/simclr.yaml
     python cluster/sweep.py cluster/sweep.yaml --study DIR --sampler random --trials 50 --config ...
 
-Start the same command as often as there are devices, on machines that share DIR; under SLURM as the array that
-cluster/slurm.sbatch shows. Each trial is a run of train.py in DIR/trial-NNNN with its log beside it. What is compared is the
-last value of ``--metric`` in the run's TensorBoard events, which comes from the validation split; the test split is not
-touched. A trial that was stopped is taken up again in its folder by the next free worker. Optuna comes with
-``pip install -e '.[sweep]'``.
+Start the same command as often as there are devices, on machines that share DIR; under SLURM as the array
+that cluster/slurm.sbatch shows. Each trial is a run of train.py in DIR/trial-NNNN with its log beside it.
+What is compared is the last value of ``--metric`` in the run's TensorBoard events, which comes from the
+validation split; the test split is not touched. A trial that was stopped is taken up again in its folder by
+the next free worker. Optuna comes with ``pip install -e '.[sweep]'``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone without installing
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that it runs from a clone without installing
 
 from runtime.messages import ROOT, UserError
 from runtime.signals import requeue, slurm_job
@@ -58,14 +60,23 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path}: expected lines such as model.temperature: [0.1, 0.2]")
     for name, values in space.items():
-        is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}
+        is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {
+            "low",
+            "high",
+            "log",
+            "step",
+        }
         if not is_range and not (isinstance(values, list) and values):
-            raise UserError(f"{path}: {name}: expected a list of values or {{low, high[, log][, step]}}, got {values!r}")
+            raise UserError(
+                f"{path}: {name}: expected a list of values or {{low, high[, log][, step]}}, got {values!r}"
+            )
         if is_range and sampler == "grid":
             raise UserError(f"{path}: {name}: a grid takes a list of values, got {values!r}")
         ends = (values["low"], values["high"]) if is_range else (0, 1)
         if not all(isinstance(end, (int, float)) for end in ends):  # 1e-4 is a word in YAML
-            raise UserError(f"{path}: {name}: expected numbers such as 0.0001 or 1.0e-4 for low and high, got {values!r}")
+            raise UserError(
+                f"{path}: {name}: expected numbers such as 0.0001 or 1.0e-4 for low and high, got {values!r}"
+            )
         if ends[0] >= ends[1] or (is_range and values.get("log") and ends[0] <= 0):
             raise UserError(f"{path}: {name}: expected low < high, and low > 0 with log, got {values!r}")
     return space
@@ -81,7 +92,9 @@ def suggest(trial: Trial, name: str, values: Any) -> Any:
 
 def as_options(values: dict[str, Any]) -> list[str]:
     """Values as train.py's options, words as they are and all else as YAML has it."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+    return [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+    ]
 
 
 @contextmanager
@@ -109,12 +122,17 @@ class Worker:
             signal.signal(number, self.receive)
         from runtime.command_line import checked_arguments  # with torch: a signal in these seconds is heard
 
-        first = {name: values[0] if isinstance(values, list) else values["low"] for name, values in self.space.items()}
+        first = {
+            name: values[0] if isinstance(values, list) else values["low"]
+            for name, values in self.space.items()
+        }
         checked_arguments([*options, *as_options(first)])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--study {self.folder} cannot be made ({error.strerror}): expected a folder") from None
+            raise UserError(
+                f"--study {self.folder} cannot be made ({error.strerror}): expected a folder"
+            ) from None
         with alone(self.folder):
             self.study = self.open_study()
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -123,12 +141,19 @@ class Worker:
 
     def open_study(self) -> optuna.Study:
         args, grid = self.args, self.args.sampler == "grid"
-        settings = {"space": self.space, "options": self.options, "metric": args.metric, "sampler": args.sampler}
+        settings = {
+            "space": self.space,
+            "options": self.options,
+            "metric": args.metric,
+            "sampler": args.sampler,
+        }
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(self.folder / "journal.log"))),
             study_name="sweep",
             direction=args.direction,
-            sampler=optuna.samplers.TPESampler(multivariate=True) if args.sampler == "tpe" else optuna.samplers.RandomSampler(),
+            sampler=optuna.samplers.TPESampler(multivariate=True)
+            if args.sampler == "tpe"
+            else optuna.samplers.RandomSampler(),
             load_if_exists=True,
         )
         if not study.user_attrs:
@@ -140,20 +165,25 @@ class Worker:
         for name, value in settings.items():
             if study.user_attrs.get(name) != value:
                 raise UserError(
-                    f"--study {self.folder} holds another sweep ({name}: {study.user_attrs.get(name)} there, {value} now): "
+                    f"--study {self.folder} holds another sweep ({name}: {study.user_attrs.get(name)} "
+                    f"there, {value} now): "
                     "repeat its command, or choose another folder"
                 )
         return study
 
     def receive(self, number: int, _: Any) -> None:
-        """Pass a signal on to the run. Not Ctrl-C: the terminal gives it to both, and a second one means at once."""
+        """Pass a signal on to the run. Not Ctrl-C: the terminal gives it to both, and a second one means at
+        once.
+        """
         if number in (signal.SIGINT, signal.SIGTERM) or "SLURM_JOB_ID" in os.environ:
             self.told_to_stop = number
         if self.child is not None and number != signal.SIGINT:
             self.child.send_signal(number)
 
     def set_aside(self, trial: Trial | FrozenTrial) -> None:
-        """End a trial that was stopped, and queue its values for whoever is free, to go on in the same folder."""
+        """End a trial that was stopped, and queue its values for whoever is free, to go on in the same
+        folder.
+        """
         attributes = {"run": trial.user_attrs["run"]} if "run" in trial.user_attrs else {}
         self.study.enqueue_trial(trial.params, user_attrs=attributes)
         self.study.tell(trial.number, state=TrialState.FAIL)
@@ -163,7 +193,9 @@ class Worker:
         with alone(self.folder):
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(t.state == TrialState.WAITING for t in trials)
-            taken = len({t.user_attrs.get("run") for t in trials if t.state != TrialState.WAITING})  # set aside: the same run
+            taken = len(
+                {t.user_attrs.get("run") for t in trials if t.state != TrialState.WAITING}
+            )  # set aside: the same run
             if not waiting and (self.args.sampler == "grid" or taken >= self.args.trials):
                 return None
             trial = self.study.ask()
@@ -185,7 +217,10 @@ class Worker:
             self.tell(trial, status)
         if not self.told_to_stop:
             return self.report()
-        if self.told_to_stop in (signal.SIGUSR1, signal.SIGUSR2):  # between two trials: a run would have done this itself
+        if self.told_to_stop in (
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ):  # between two trials: a run would have done this itself
             requeue()
         return 130 if self.told_to_stop == signal.SIGINT else 143
 
@@ -208,7 +243,11 @@ class Worker:
         value = last_value(run, self.args.metric) if status == 0 else None
         settings = " ".join(f"{name}={value}" for name, value in trial.params.items())
         if value is None:
-            reason = f"exit status {status}" if status else f"no {self.args.metric} was logged: validate in the last epoch"
+            reason = (
+                f"exit status {status}"
+                if status
+                else f"no {self.args.metric} was logged: validate in the last epoch"
+            )
             print(f"{run.name}  failed ({reason}, see {run}.log)  {settings}", flush=True)
             self.study.tell(trial, state=TrialState.FAIL)
         else:
@@ -236,7 +275,9 @@ def last_value(run: Path, metric: str) -> float | None:
 
 
 def worker_name() -> str:
-    """The same after a restart where the scheduler gives a name, so that what the worker left behind is taken up again."""
+    """The same after a restart where the scheduler gives a name, so that what the worker left behind is taken
+    up again.
+    """
     if "SLURM_JOB_ID" in os.environ:
         return slurm_job()
     if "JOB_COMPLETION_INDEX" in os.environ:  # of a Kubernetes Job
@@ -245,19 +286,33 @@ def worker_name() -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="sweep.py", allow_abbrev=False, epilog="All other options are train.py's.")
+    parser = argparse.ArgumentParser(
+        prog="sweep.py", allow_abbrev=False, epilog="All other options are train.py's."
+    )
     parser.add_argument("space", type=Path, help="YAML file of what is varied, see cluster/sweep.yaml")
-    parser.add_argument("--study", type=Path, required=True, help="folder of the study, the same for all workers")
-    parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default tpe (Bayesian)")
-    parser.add_argument("--trials", type=int, default=20, help="of all workers together; a grid has its own number")
-    parser.add_argument("--metric", default="val/linear_top1", help="a TensorBoard tag; default val/linear_top1")
+    parser.add_argument(
+        "--study", type=Path, required=True, help="folder of the study, the same for all workers"
+    )
+    parser.add_argument(
+        "--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default tpe (Bayesian)"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=20, help="of all workers together; a grid has its own number"
+    )
+    parser.add_argument(
+        "--metric", default="val/linear_top1", help="a TensorBoard tag; default val/linear_top1"
+    )
     parser.add_argument("--direction", choices=("maximize", "minimize"), default="maximize")
-    parser.add_argument("--worker", default=worker_name(), help="who this is; its name takes up what it left behind")
+    parser.add_argument(
+        "--worker", default=worker_name(), help="who this is; its name takes up what it left behind"
+    )
     args, options = parser.parse_known_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         if args.metric.startswith("test/"):
-            raise UserError(f"--metric {args.metric}: settings are chosen on the validation split, never on test")
+            raise UserError(
+                f"--metric {args.metric}: settings are chosen on the validation split, never on test"
+            )
         if os.environ.get("SLURM_NTASKS", "1") != "1":
             raise UserError(
                 f"a worker is one task, and this SLURM job has {os.environ['SLURM_NTASKS']}: give "

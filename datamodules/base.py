@@ -1,4 +1,6 @@
-"""What every DataModule shares: the batch, the sampler that resumes, and the hook that makes views on the device."""
+"""What every DataModule shares: the batch, the sampler that resumes, and the hook that makes views on the
+device.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +26,28 @@ from runtime.discovery import with_public_names
 
 
 class Batch(TypedDict, total=False):
-    """The one batch of the project. Train and validation batches hold the same keys; a key that nobody adds is absent.
+    """The one batch of the project. Train and validation batches hold the same keys; a key that nobody adds
+    is absent.
 
     Shapes: B batch, C channels, H height, W width, N patches, T time or tokens, F frequencies.
     """
 
-    input: Tensor  # CLEAN sample: (B, C, H, W) float standardised; (B, 1, F, T) log-mel; (B, T) int64 tokens
+    input: Tensor  # CLEAN sample: (B, C, H, W) float standardized; (B, 1, F, T) log-mel; (B, T) int64 tokens
     label: Tensor  # (B,) int64, -1 = unknown; only probes read it
-    views: list[Tensor]  # each (B, C, h, w), standardised; global views first
+    views: list[Tensor]  # each (B, C, h, w), standardized; global views first
     mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels or (B, N) patches
-    corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardised; (B, T) int64 tokens with some replaced
+    corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardized; (B, T) int64 tokens with some replaced
     target: Tensor  # (B, T) int64, -100 where there is no loss
     segment: Tensor  # (B, T) int64, 0 or 1
     is_next: Tensor  # (B,) int64
 
 
 def plain_values(hyperparameters: Any) -> dict[str, Any]:
-    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under public names.
+    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under
+    public names.
 
-    Only these go into a checkpoint: an object there would make it unreadable for ``torch.load(weights_only=True)``.
+    Only these go into a checkpoint: an object there would make it unreadable for
+    ``torch.load(weights_only=True)``.
     """
 
     def is_plain(value: Any) -> bool:
@@ -55,16 +60,16 @@ def plain_values(hyperparameters: Any) -> dict[str, Any]:
     return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
 
 
-def as_is(batch: Any) -> Any:
+def keep_batch(batch: Any) -> Any:
     """``collate_fn`` for data sets whose ``__getitems__`` returns a whole batch."""
     return batch
 
 
-def obey_parent_only(worker: int) -> None:
+def ignore_foreign_signals(worker: int) -> None:
     """For a data-loading worker: of all that sends signals only the process that started it may end it.
 
-    SLURM and a terminal signal every process of a run. A worker that ended of it would end the run, which wants to finish
-    its batch and save. torch's own handler dies of a stranger's SIGTERM.
+    SLURM and a terminal signal every process of a run. A worker that ended of it would end the run, which
+    wants to finish its batch and save. torch's own handler dies of a stranger's SIGTERM.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -93,13 +98,17 @@ class Fetch(Dataset):
         try:
             return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
         except Exception as error:
-            shown = ", ".join(map(str, indices[:5])) + (f", ... ({len(indices)} in all)" if len(indices) > 5 else "")
+            shown = ", ".join(map(str, indices[:5])) + (
+                f", ... ({len(indices)} in all)" if len(indices) > 5 else ""
+            )
             error.args = (f"{error} (while fetching samples {shown})", *error.args[1:])
             raise
 
 
 def raw_input(x: Tensor) -> Tensor:
-    """The standardised input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a side."""
+    """The standardized input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a
+    side.
+    """
     if x.ndim == 4 and max(x.shape[-2:]) > 32:
         x = F.adaptive_avg_pool2d(x, 32)
     return x.flatten(1)
@@ -108,19 +117,18 @@ def raw_input(x: Tensor) -> Tensor:
 class SSLDataModule(LightningDataModule):
     """Clean samples from data sets, views from a module on the device.
 
-    A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label": (B,)}`` in the
-    smallest form (uint8 images, int16 audio, token ids), and the two steps ``decode`` and ``standardise``. Workers read
-    and crop only; ``on_after_batch_transfer`` does the rest on the device.
+    A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label":
+    (B,)}`` in the smallest form (uint8 images, int16 audio, token ids), and the two steps ``decode`` and
+    ``standardize``. Workers read and crop only; ``on_after_batch_transfer`` does the rest on the device.
 
-    Args:
-        views: makes views or masks of a decoded batch and adds them as keys; None adds nothing.
-        batch_size: samples per rank and step.
-        num_workers: processes that read data; 0 is right for data in memory.
-        bank_size: at most so many labelled training samples are the probes' bank at validation.
-        synthetic: random samples of the data set's shape instead of its files: for tests and dry runs, never for numbers.
+    Args: views: makes views or masks of a decoded batch and adds them as keys; None adds nothing. batch_size:
+        samples per rank and step. num_workers: processes that read data; 0 is right for data in memory.
+        bank_size: at most so many labeled training samples are the probes' bank at validation. synthetic:
+        random samples of the data set's shape instead of its files: for tests and dry runs, never for
+        numbers.
 
     Attributes:
-        num_classes: number of classes, or None for unlabelled data: then no probe runs.
+        num_classes: number of classes, or None for unlabeled data: then no probe runs.
     """
 
     num_classes: int | None = None
@@ -153,51 +161,61 @@ class SSLDataModule(LightningDataModule):
     def _set_hparams(self, hp: Any) -> None:
         super()._set_hparams(plain_values(hp))
 
-    # ---- given by a subclass -----------------------------------------------------------------------------------------
+    # ---- given by a subclass -------------------------------------------------------------------------------
 
     def dataset(self, split: Split) -> Dataset:
-        """The samples of a split: train (what is pre-trained on), bank (labelled train split), val (held out of TRAIN
-        data, for every choice) or test (reported, never chosen on)."""
+        """The samples of a split: train (what is pre-trained on), bank (labeled train split), val (held out
+        of TRAIN data, for every choice) or test (reported, never chosen on).
+        """
         raise NotImplementedError
 
     def decode(self, raw: Tensor) -> Tensor:
-        """From the form in which samples travel to the one that ``views`` takes. Images: uint8 to float in [0, 1]."""
+        """From the form in which samples travel to the one that ``views`` takes. Images: uint8 to float in
+        [0, 1].
+        """
         return raw
 
-    def standardise(self, decoded: Tensor) -> Tensor:
-        """From decoded samples to what a network sees: zero mean and unit variance over the training split."""
+    def standardize(self, decoded: Tensor) -> Tensor:
+        """From decoded samples to what a network sees: zero mean and unit variance over the training
+        split.
+        """
         return decoded
 
-    def unstandardise(self, x: Tensor) -> Tensor:
+    def unstandardize(self, x: Tensor) -> Tensor:
         """Back from what a network sees to decoded samples, for pictures."""
         return x
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Cheap features that are probed beside the encoder: by name, a function of ``input``, (B, ...) -> (B, D). The first
-        line of its docstring goes into the report."""
+        """Cheap features that are probed beside the encoder: by name, a function of ``input``, (B, ...) ->
+        (B, D). The first line of its docstring goes into the report.
+        """
         return {"raw_input": raw_input}
 
     def save(self, folder: Path) -> None:
         """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
 
-    # ---- batches -----------------------------------------------------------------------------------------------------
+    # ---- batches -------------------------------------------------------------------------------------------
 
     def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
-        """Decode and standardise ``input``; with a generator, add what ``views`` makes of it (new dict, same device)."""
+        """Decode and standardize ``input``; with a generator, add what ``views`` makes of it (new dict, same
+        device).
+        """
         decoded = self.decode(batch["input"])
-        out: dict[str, Any] = {**batch, "input": self.standardise(decoded)}
+        out: dict[str, Any] = {**batch, "input": self.standardize(decoded)}
         if self.views is not None and generator is not None:
             out.update(apply_views(self.views, decoded, generator))
             if "views" in out:
-                out["views"] = [self.standardise(view) for view in out["views"]]
+                out["views"] = [self.standardize(view) for view in out["views"]]
             if "corrupted" in out:
-                out["corrupted"] = self.standardise(out["corrupted"])
+                out["corrupted"] = self.standardize(out["corrupted"])
         return out  # type: ignore[return-value]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
-        """Views on the device, drawn from (seed, rank, epoch, batch index): a resumed run sees what it would have seen.
+        """Views on the device, drawn from (seed, rank, epoch, batch index): a resumed run sees what it would
+        have seen.
 
-        Every DDP rank has the same global random state after ``seed_everything``, hence the rank among the seeds.
+        Every DDP rank has the same global random state after ``seed_everything``, hence the rank among the
+        seeds.
         """
         trainer = self.trainer
         if trainer is None:
@@ -207,9 +225,14 @@ class SSLDataModule(LightningDataModule):
             generator = self._generator(batch, trainer.current_epoch + 1, self.batches_done())
         elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
             # the same views at every validation, so that a curve moves with the model and not with the draw
-            loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+            loop = (
+                trainer.validate_loop
+                if trainer.state.fn == "validate"
+                else trainer.fit_loop.epoch_loop.val_loop
+            )
             generator = self._generator(batch, 0, loop.batch_progress.current.ready)
-        # the precision plugin has seen the raw batch only; with `bf16-true` or `64-true` the views must follow the weights
+        # the precision plugin has seen the raw batch only; with `bf16-true` or `64-true` the views must
+        # follow the weights
         return trainer.precision_plugin.convert_input(self.transform(batch, generator))
 
     def _generator(self, batch: dict[str, Any], epoch: int, index: int) -> torch.Generator:
@@ -221,14 +244,15 @@ class SSLDataModule(LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress  # type: ignore[union-attr]
         return 0 if progress.is_last_batch else progress.current.ready
 
-    # ---- loaders -----------------------------------------------------------------------------------------------------
+    # ---- loaders -------------------------------------------------------------------------------------------
 
     def check_batch_size(self, world_size: int) -> None:
         """ValueError if the training split does not fill one batch of ``world_size`` processes."""
         n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
         if n < each:
             raise ValueError(
-                f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} (batch_size {self.batch_size} "
+                f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} "
+                f"(batch_size {self.batch_size} "
                 f"x {world_size} processes): give --data.batch_size {max(1, n // world_size)} or less"
             )
 
@@ -243,7 +267,9 @@ class SSLDataModule(LightningDataModule):
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """[val, bank]: bank is the clean labelled train split (at most ``bank_size`` of it, a fixed choice)."""
+        """[val, bank]: bank is the clean labeled train split (at most ``bank_size`` of it, a fixed
+        choice).
+        """
         bank = self.dataset("bank")
         n = len(bank)  # type: ignore[arg-type]
         if n > self.bank_size:
@@ -261,15 +287,16 @@ class SSLDataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=as_is,
+            collate_fn=keep_batch,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=obey_parent_only,
-            generator=torch.Generator(),  # its own: the default would draw from, and so move, the global random state
+            worker_init_fn=ignore_foreign_signals,
+            # its own: the default would draw from, and so move, the global random state
+            generator=torch.Generator(),
         )
 
-    # ---- resume ------------------------------------------------------------------------------------------------------
+    # ---- resume --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
         return {"batch_size": self.batch_size, "world_size": self.trainer.world_size if self.trainer else 1}
@@ -278,7 +305,9 @@ class SSLDataModule(LightningDataModule):
         now = SSLDataModule.state_dict(self)
         if state != now:
             raise ValueError(
-                f"the checkpoint was written with batch_size {state['batch_size']} on {state['world_size']} processes, now "
-                f"it is {now['batch_size']} on {now['world_size']}: the order of samples would change inside the run. "
+                f"the checkpoint was written with batch_size {state['batch_size']} on "
+                f"{state['world_size']} processes, now "
+                f"it is {now['batch_size']} on {now['world_size']}: the order of samples would change "
+                "inside the run. "
                 "Resume with the same numbers, or start a new run"
             )

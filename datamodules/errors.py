@@ -11,5 +11,6 @@ class ImageFileError(OSError):
     """An image file that cannot be used; the message names it."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last line is ours.
+        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last
+        # line is ours.
         super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])

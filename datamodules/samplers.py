@@ -15,25 +15,31 @@ if TYPE_CHECKING:
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffled indices as a pure function of (seed, epoch), the same number on each rank, resumable inside an epoch.
+    """Shuffled indices as a pure function of (seed, epoch), the same number on each rank, resumable inside an
+    epoch.
 
-    A ``DistributedSampler`` only so that Lightning keeps it as it is and calls ``set_epoch``. With W ranks, rank r takes
-    every W-th index of the one permutation, so the W batches of a step together are the single-process batch of W times
-    the size.
+    A ``DistributedSampler`` only so that Lightning keeps it as it is and calls ``set_epoch``. With W ranks,
+    rank r takes every W-th index of the one permutation, so the W batches of a step together are the
+    single-process batch of W times the size.
 
-    A data set with an attribute ``block`` above 1 reads neighbours at once: blocks of so many neighbouring indices are
-    shuffled instead, from another first index in each epoch, and each rank takes every W-th block.
+    A data set with an attribute ``block`` above 1 reads neighbors at once: blocks of so many neighboring
+    indices are shuffled instead, from another first index in each epoch, and each rank takes every W-th
+    block.
 
-    Args:
-        dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
-        batch_size: per rank; with ``start`` it tells how many indices to pass over.
-        seed: of the permutation.
-        rank, world_size: of this process.
-        datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless a run was resumed inside the epoch.
+    Args: dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers). batch_size:
+        per rank; with ``start`` it tells how many indices to pass over. seed: of the permutation. rank,
+        world_size: of this process. datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless
+        a run was resumed inside the epoch.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, rank: int, world_size: int, datamodule: SSLDataModule
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        datamodule: SSLDataModule,
     ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.batch_size, self.datamodule = batch_size, datamodule
@@ -60,7 +66,8 @@ class EpochSampler(DistributedSampler):
 class ShardSampler(DistributedSampler):
     """Every index exactly once over all ranks, in order: rank r takes r, r + W, ... and nothing is padded.
 
-    Lightning's own choice repeats samples until the ranks are even, which counts some of them twice in an accuracy.
+    Lightning's own choice repeats samples until the ranks are even, which counts some of them twice in an
+    accuracy.
     """
 
     def __init__(self, dataset: Dataset, rank: int, world_size: int) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 
 
 def mix_seed(*numbers: int) -> int:
-    """Hash integers into one 63-bit seed, so that neighbouring steps, ranks and seeds give unrelated random numbers."""
+    """Hash integers into one 63-bit seed, so that neighboring steps, ranks and seeds give unrelated random
+    numbers.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 

@@ -1,5 +1,6 @@
-"""Which sample belongs to which split. Hold-outs are drawn with a constant seed, never with the run's, so that numbers of
-different runs are measured on the same samples."""
+"""Which sample belongs to which split. Hold-outs are drawn with a constant seed, never with the run's, so
+that numbers of different runs are measured on the same samples.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ SPLIT_SEED = 0
 
 
 def stratified_holdout(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose ``size`` samples with every class in its share (largest remainder); the choice is fixed by ``SPLIT_SEED``.
+    """Choose ``size`` samples with every class in its share (largest remainder); the choice is fixed by
+    ``SPLIT_SEED``.
 
     Args:
-        labels: (N,) integers; all equal (unlabelled data) makes it a plain random choice.
+        labels: (N,) integers; all equal (unlabeled data) makes it a plain random choice.
         size: samples to hold out, at most N.
 
     Returns:
         Sorted indices (N - size,) that are kept and (size,) that are held out.
     """
-    rng = np.random.RandomState(SPLIT_SEED)  # the legacy generator: NumPy guarantees that its stream never changes
+    rng = np.random.RandomState(
+        SPLIT_SEED
+    )  # the legacy generator: NumPy guarantees that its stream never changes
     classes, counts = np.unique(labels, return_counts=True)
     share = counts * size / len(labels)
     quota = np.floor(share).astype(np.int64)

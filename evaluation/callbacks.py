@@ -1,7 +1,7 @@
 """Evaluation while training: probes, health and pictures, all from what validation computes anyway.
 
-The loaders are ``[val, bank]`` and ``validation_step`` returns ``{"features": (B, D)}``. No callback here iterates a loader,
-touches the method's loss, or calls its ``forward`` with gradients.
+The loaders are ``[val, bank]`` and ``validation_step`` returns ``{"features": (B, D)}``. No callback here
+iterates a loader, touches the method's loss, or calls its ``forward`` with gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from evaluation.probes.linear import fit_linear_probe, top1
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
-    """All ranks' rows in the order of the data set, when rank r holds rows r, r + W, ... (``ShardSampler``): every row once.
+    """All ranks' rows in the order of the data set, when rank r holds rows r, r + W, ... (``ShardSampler``):
+    every row once.
 
     Args:
         local: (n_r, ...) rows of this rank; the n_r may differ by one.
@@ -44,18 +45,20 @@ def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
 class FeatureProbe(Callback):
     """At validation: a linear probe and weighted kNN, fitted afresh on the bank and counted on val.
 
-    Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment, over all ranks,
-    every sample once. Both are measured on validation data with fixed settings; the test split is for ``eval.py``. On data
-    without labels it says so once and does nothing.
+    Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment,
+    over all ranks, every sample once. Both are measured on validation data with fixed settings; the test
+    split is for ``eval.py``. On data without labels it says so once and does nothing.
 
     Args:
         every_n_validations: run at each n-th validation.
-        l2: of the linear probe, on standardised features.
-        knn_k: neighbours (Caron et al. 2021 report 20); at most the bank's size is used.
+        l2: of the linear probe, on standardized features.
+        knn_k: neighbors (Caron et al. 2021 report 20); at most the bank's size is used.
         knn_temperature: T of the votes exp(similarity / T).
     """
 
-    def __init__(self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07) -> None:
+    def __init__(
+        self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07
+    ) -> None:
         for name, value in (("every_n_validations", every_n_validations), ("knn_k", knn_k)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -109,7 +112,9 @@ class FeatureProbe(Callback):
             probe = fit_linear_probe(bank, bank_labels, num_classes, l2=self.l2)
             k = min(self.knn_k, len(bank))
             votes = knn_predict(val, bank, bank_labels, num_classes, k=k, temperature=self.knn_temperature)
-            accuracies = torch.tensor([top1(probe.predict(val), val_labels), top1(votes, val_labels)], device=val.device)
+            accuracies = torch.tensor(
+                [top1(probe.predict(val), val_labels), top1(votes, val_labels)], device=val.device
+            )
         accuracies = trainer.strategy.broadcast(accuracies)
         # every rank logs the broadcast value: the checkpoint callback of each rank must see the same number
         pl_module.log_dict({"val/linear_top1": accuracies[0], "val/knn_top1": accuracies[1]})
@@ -127,11 +132,13 @@ class FeatureProbe(Callback):
 
 
 class OnlineLinearProbe(Callback):
-    """A linear head trained beside the method on the features of each training batch: a curve per step, at extra cost.
+    """A linear head trained beside the method on the features of each training batch: a curve per step, at
+    extra cost.
 
-    It embeds the clean ``input`` in eval mode without gradients, and has its own head and optimizer: the backbone's gradients,
-    batch statistics, clipping and gradient scaling are the same with and without it, bit for bit. Its accuracy lags behind the
-    true one (the encoder moves under it): report ``FeatureProbe`` or ``eval.py``. Logs ``train/online_top1``.
+    It embeds the clean ``input`` in eval mode without gradients, and has its own head and optimizer: the
+    backbone's gradients, batch statistics, clipping and gradient scaling are the same with and without it,
+    bit for bit. Its accuracy lags behind the true one (the encoder moves under it): report ``FeatureProbe``
+    or ``eval.py``. Logs ``train/online_top1``.
 
     Args:
         lr: of its Adam optimizer.
@@ -162,7 +169,7 @@ class OnlineLinearProbe(Callback):
             linear = nn.Linear(int(width), num_classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-        # running statistics only: the head sees standardised features, whatever their scale
+        # running statistics only: the head sees standardized features, whatever their scale
         self.head = nn.Sequential(nn.BatchNorm1d(int(width), affine=False), linear).to(pl_module.device)
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr)
         if self.restored:
@@ -184,7 +191,9 @@ class OnlineLinearProbe(Callback):
         with torch.enable_grad():
             logits = self.head(features)
             # -1 is an unknown label: neither in the loss nor in the accuracy
-            loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+            loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / (
+                labels >= 0
+            ).sum().clamp(min=1)
             self.optimizer.zero_grad()
             loss.backward()
         if trainer.world_size > 1:
@@ -196,12 +205,14 @@ class OnlineLinearProbe(Callback):
             pl_module.log("train/online_top1", right)
 
 
-class RepresentationHealth(Callback):
-    """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the validation features.
+class CollapseMetrics(Callback):
+    """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the
+    validation features.
 
     Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 when isotropic, 0 when collapsed),
-    ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed representation gives a
-    warning in the terminal and in TensorBoard (``warning``), with the number and what to do.
+    ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed
+    representation gives a warning in the terminal and in TensorBoard (``warning``), with the number and what
+    to do.
 
     Args:
         max_samples: at most so many validation samples are used: the cost grows with their square.
@@ -261,7 +272,8 @@ class RepresentationHealth(Callback):
         if reason and not self.warned:
             self.warned = True
             text = (
-                f"the representation has collapsed at step {trainer.global_step}: {reason}. Probes will be at chance. "
+                f"the representation has collapsed at step {trainer.global_step}: {reason}. Probes will be "
+                "at chance. "
                 "Look at the learning rate, the stop-gradient and the batch size"
             )
             rank_zero_warn(text)

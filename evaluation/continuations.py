@@ -64,7 +64,10 @@ class Continuations(FirstSamples):
         tokens = module.extend(x[:, :kept], self.length, **self.options)  # type: ignore[operator]
         to_text = trainer.datamodule.to_text  # type: ignore[attr-defined]
         # HTML, because Markdown knows no bold that begins or ends with a space
-        shown = [f"<strong>{_quoted(to_text(row[:kept]))}</strong>{_quoted(to_text(row[kept:]))}" for row in tokens.cpu()]
+        shown = [
+            f"<strong>{_quoted(to_text(row[:kept]))}</strong>{_quoted(to_text(row[kept:]))}"
+            for row in tokens.cpu()
+        ]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("continuations", "\n\n---\n\n".join(shown), last_step(trainer))

@@ -20,7 +20,7 @@ def extract_features(
     """One pass over a split: features of every encoder and the labels of the samples that have one.
 
     Args:
-        encoders: name -> function of the standardised clean ``input``.
+        encoders: name -> function of the standardized clean ``input``.
         data: set up.
         split: "bank", "val" or "test".
 

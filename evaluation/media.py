@@ -19,8 +19,9 @@ from sslmodules.networks import class_attention
 
 
 def last_step(trainer: Trainer) -> int:
-    """The step that was made last, counted from 0 as Lightning logs it: a resumed run hides and repeats what is logged at
-    later ones, and nothing else."""
+    """The step that was made last, counted from 0 as Lightning logs it: a resumed run hides and repeats what
+    is logged at later ones, and nothing else.
+    """
     return max(0, trainer.global_step - 1)
 
 
@@ -32,7 +33,7 @@ def log_picture(trainer: Trainer, tag: str, image: Tensor) -> None:
 
 
 @contextmanager
-def own_noise(device: torch.device) -> Iterator[None]:
+def fixed_noise(device: torch.device) -> Iterator[None]:
     """Pictures draw the same noise every time, and leave the method's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_noise(device, 3)
@@ -40,11 +41,13 @@ def own_noise(device: torch.device) -> Iterator[None]:
 
 
 def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
-    """A picture with a row per sample and a column for each (n, C, H, W), standardised as the data's; small ones enlarged."""
+    """A picture with a row per sample and a column for each (n, C, H, W), standardized as the data's; small
+    ones enlarged.
+    """
     side = max(column.shape[-1] for column in columns)
     size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
     shown = [
-        F.interpolate(trainer.datamodule.unstandardise(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
+        F.interpolate(trainer.datamodule.unstandardize(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
         for c in columns
     ]
     rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S)
@@ -77,32 +80,43 @@ class FirstSamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        first = batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        due = (
+            trainer.current_epoch % self.every_n_epochs == 0
+            or trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        first = (
+            batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        )
         if not (due and first):
             return
         few = {k: v[: self.num_samples] for k, v in batch.items() if isinstance(v, Tensor)}
         views = [view[: self.num_samples] for view in batch.get("views", [])]
-        with trainer.precision_plugin.val_step_context(), own_noise(pl_module.device), torch.no_grad():
+        with trainer.precision_plugin.val_step_context(), fixed_noise(pl_module.device), torch.no_grad():
             self.show(trainer, pl_module, few, views)
 
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
-        """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their own."""
+        """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their
+        own.
+        """
         raise NotImplementedError
 
 
 class ImageGrid(FirstSamples):
-    """Pictures at validation: the views, and what the method makes of an image, as far as batch and method have them.
+    """Pictures at validation: the views, and what the method makes of an image, as far as batch and method
+    have them.
 
-    A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed over. By tag:
+    A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed
+    over. By tag:
 
     - ``views``: input, view 1, view 2, ...
-    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, the same with grey where it is hidden, prediction,
-      input with the hole filled; with a corrupted image: that, prediction, input; otherwise input and prediction.
+    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, the same with gray where it is
+      hidden, prediction, input with the hole filled; with a corrupted image: that, prediction, input;
+      otherwise input and prediction.
     - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
-    - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the next.
-    - ``attention`` of a ViT, the one that gives the features: input, and for each head of the last block where the class token
-      looks (white = most).
+    - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the
+      next.
+    - ``attention`` of a ViT, the one that gives the features: input, and for each head of the last block
+      where the class token looks (white = most).
 
     Args:
         num_samples: rows.
@@ -120,8 +134,8 @@ class ImageGrid(FirstSamples):
             log_columns(trainer, "views", [x, *views])
         if hasattr(module, "reconstruct"):
             prediction = module.reconstruct(batch).to(x.dtype)
-            grey = trainer.datamodule.standardise(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
-            log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, grey))
+            gray = trainer.datamodule.standardize(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
+            log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, gray))
         if hasattr(module, "sample"):
             samples = module.sample(n * n).to(x.dtype)
             log_columns(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
@@ -129,13 +143,15 @@ class ImageGrid(FirstSamples):
             log_columns(trainer, "interpolations", list(module.interpolate(x, n).to(x.dtype).unbind(1)))
         attention = class_attention(module.feature_encoder, x)
         if attention is not None:  # (n, heads, h, w), shares of patches
-            attention = F.interpolate(attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest")
+            attention = F.interpolate(
+                attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest"
+            )
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
-            log_columns(trainer, "attention", [x, *map(trainer.datamodule.standardise, maps)])  # type: ignore[attr-defined]
+            log_columns(trainer, "attention", [x, *map(trainer.datamodule.standardize, maps)])  # type: ignore[attr-defined]
 
     @staticmethod
-    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, grey: Tensor) -> list[Tensor]:
+    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> list[Tensor]:
         if "mask" in batch:
             mask = batch["mask"]
-            return [x, torch.where(mask, grey, x), prediction, torch.where(mask, prediction, x)]
+            return [x, torch.where(mask, gray, x), prediction, torch.where(mask, prediction, x)]
         return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]

@@ -1,8 +1,9 @@
-"""Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and ``eval.py`` writes.
+"""Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and
+``eval.py`` writes.
 
-The same clean samples are seen by the pre-trained encoder, by the same network with its initial random weights, and by the
-baselines of the data (the input itself, a bag of words). Everything chosen is chosen on ``val``, a piece of the training
-data; ``test`` is only counted.
+The same clean samples are seen by the pre-trained encoder, by the same network with its initial random
+weights, and by the baselines of the data (the input itself, a bag of words). Everything chosen is chosen on
+``val``, a piece of the training data; ``test`` is only counted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evaluation.measures.reconstruction import denoising_psnr, reconstruction_ps
 from evaluation.probes.few_shot import few_shot_accuracy
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import select_linear_probe, top1
+from runtime.discovery import first_paragraph
 from sslmodules.base import SSLModule
 
 PROBES = ("linear", "knn", "fewshot")
@@ -46,7 +48,9 @@ def probe_features(
         results["linear_top1"] = top1(probe.predict(test[0]), test[1])
     if "knn" in probes:
         chosen["knn_k"] = min(KNN_K, len(train[0]))
-        predictions = knn_predict(test[0], *train, num_classes, k=chosen["knn_k"], temperature=KNN_TEMPERATURE)
+        predictions = knn_predict(
+            test[0], *train, num_classes, k=chosen["knn_k"], temperature=KNN_TEMPERATURE
+        )
         results["knn_top1"] = top1(predictions, test[1])
     if "fewshot" in probes:
         draws = few_shot_accuracy(
@@ -76,9 +80,8 @@ def evaluate(
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
 
-    Returns:
-        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods that fill holes
-        or remove noise the PSNR beside its baselines.
+    Returns: What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for
+        methods that fill holes or remove noise the PSNR beside its baselines.
 
     Raises:
         ValueError: an unknown probe.
@@ -98,7 +101,7 @@ def evaluate(
         "protocol": {
             "features": f"{type(module).__name__}.embed of the clean input, eval mode, frozen",
             "random_init": "the same network with its initial weights",
-            "standardise": True,
+            "standardize": True,
             "knn_k": KNN_K,
             "knn_temperature": KNN_TEMPERATURE,
             "linear_l2": 1e-5,
@@ -119,12 +122,17 @@ def evaluate(
             "random_init": untrained.embed,
             **baselines,
         }
-        report["protocol"] |= {name: inspect.getdoc(f).split("\n")[0] for name, f in baselines.items()}  # type: ignore[union-attr]
+        report["protocol"] |= {name: first_paragraph(inspect.getdoc(f)) for name, f in baselines.items()}
         splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}
         selected = {}
         for name in encoders:
             report["results"][name], chosen = probe_features(
-                splits["bank"][name], splits["val"][name], splits["test"][name], data.num_classes, probes, seed
+                splits["bank"][name],
+                splits["val"][name],
+                splits["test"][name],
+                data.num_classes,
+                probes,
+                seed,
             )
             selected[name] = chosen.pop("linear_l2", None)
             report["protocol"].update(chosen)

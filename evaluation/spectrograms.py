@@ -16,16 +16,18 @@ from evaluation.media import FirstSamples, last_step, log_picture
 
 
 def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
-    """Standardised log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding frames."""
+    """Standardized log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding
+    frames.
+    """
     sound = (columns[0] != 0).any(2, keepdim=True)
-    return [data.unstandardise(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
+    return [data.unstandardize(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
 
 
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
     """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
 
-    Args:
-        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to white is the range of
+    Args: columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
+        white is the range of
             the first column; -inf is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
 
@@ -35,18 +37,21 @@ def picture(columns: list[Tensor], height: int = 120) -> Tensor:
     sound = columns[0][columns[0].isfinite()]
     low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
     enlarge = max(1, height // columns[0].shape[2])
-    rows = torch.cat([F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3)  # (n, 1, M + 2, sum of T)
-    grey = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
-    return F.interpolate(grey, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
+    rows = torch.cat(
+        [F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3
+    )  # (n, 1, M + 2, sum of T)
+    gray = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
+    return F.interpolate(gray, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
 
 
 class Spectrograms(FirstSamples):
     """At validation, of clips; data that is not audio is passed over. By tag:
 
-    - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches predicted.
-    - ``continuations`` (picture and sound), of ``continue_clip(x, steps)``: the clip, and its first half continued. In the
-      Audio tab ``clip`` is the first half and the rest as recorded, ``continued`` what the method makes of it; both go
-      through the log-mel spectrogram, so that they can be compared.
+    - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches
+      predicted.
+    - ``continuations`` (picture and sound), of ``continue_clip(x, steps)``: the clip, and its first half
+      continued. In the Audio tab ``clip`` is the first half and the rest as recorded, ``continued`` what the
+      method makes of it; both go through the log-mel spectrogram, so that they can be compared.
 
     Args:
         num_samples: rows.
@@ -72,7 +77,9 @@ class Spectrograms(FirstSamples):
             half = length // 2
             if half <= module.ahead:
                 continue
-            continued[row : row + 1, :, :, :length] = module.continue_clip(x[row : row + 1, :, :, :half], length - half)
+            continued[row : row + 1, :, :, :length] = module.continue_clip(
+                x[row : row + 1, :, :, :half], length - half
+            )
             if row == 0:
                 self._play(trainer, "clip", data, x[:1, :, :, :length])
                 self._play(trainer, "continued", data, continued[:1, :, :, :length])
@@ -88,4 +95,6 @@ class Spectrograms(FirstSamples):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rate = data.scale.sample_rate
-                logger.experiment.add_audio(tag, data.waveform(x)[0].cpu()[None], last_step(trainer), sample_rate=rate)
+                logger.experiment.add_audio(
+                    tag, data.waveform(x)[0].cpu()[None], last_step(trainer), sample_rate=rate
+                )

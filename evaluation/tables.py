@@ -26,7 +26,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     else:
         console.print(f"{report['data']} has no labels: no probes.")
     if "language" in report:
-        table = Table(title="test split: nats per token or pixel value, beside tables of the training split's frequencies")
+        table = Table(
+            title="test split: nats per token or pixel value, beside frequency tables of the training split"
+        )
         language = report["language"]
         numbers = {**language["nats_per_token"], "perplexity": language["test"]["perplexity"]}
         terms = {**language["test"], **language}
@@ -34,7 +36,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         numbers |= {key: terms[key] for key in more if key in terms}
         for key in numbers:
             table.add_column(key.replace("_", " "), justify="right")
-        table.add_row(*(f"{value:.2f}" if key == "perplexity" else f"{value:.3f}" for key, value in numbers.items()))
+        table.add_row(
+            *(f"{value:.2f}" if key == "perplexity" else f"{value:.3f}" for key, value in numbers.items())
+        )
         console.print(table)
     for section, values_key, title in (
         ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),

@@ -1,4 +1,6 @@
-"""What a run tells while it trains: progress with the probe's accuracy, where the time goes, and a loss that is none."""
+"""What a run tells while it trains: progress with the probe's accuracy, where the time goes, and a loss that
+is none.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN
 
 
 class ProgressBar(RichProgressBar):
-    """Rich progress bar with the loss and the last probe accuracies; a line per validation where there is no terminal."""
+    """Rich progress bar with the loss and the last probe accuracies; a line per validation where there is no
+    terminal.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)
@@ -36,18 +40,22 @@ class ProgressBar(RichProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero and not trainer.sanity_checking and not Console().is_terminal:
-            metrics = " ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            metrics = " ".join(
+                f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items()
+            )
             print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} {metrics}",
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} "
+                f"{metrics}",
                 flush=True,
             )
 
 
 class Throughput(Callback):
-    """Logs ``time/samples_per_s`` (all ranks) and ``time/data_wait_share`` (0 to 1) over the steps since the last log.
+    """Logs ``time/samples_per_s`` (all ranks) and ``time/data_wait_share`` (0 to 1) over the steps since the
+    last log.
 
-    The data wait is the time between the end of a training step and the start of the next: fetching, moving, and launching the
-    views. The clock is the host's, so nothing waits for the device; validation is left out.
+    The data wait is the time between the end of a training step and the start of the next: fetching, moving,
+    and launching the views. The clock is the host's, so nothing waits for the device; validation is left out.
     """
 
     def __init__(self) -> None:
@@ -63,7 +71,9 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.mark = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         self.waited, self.mark = self.waited + now - self.mark, now
 
@@ -88,7 +98,9 @@ class Throughput(Callback):
 
 
 class NonFiniteLoss(RuntimeError):
-    """Training cannot go on: the loss or a gradient is NaN or infinite. One line with the step and what to do."""
+    """Training cannot go on: the loss or a gradient is NaN or infinite. One line with the step and what to
+    do.
+    """
 
 
 class _Reading(NamedTuple):
@@ -112,15 +124,17 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 class FiniteLoss(Callback):
-    """Stops training within one step of a loss or gradient that is NaN or infinite, before a checkpoint could hold it.
+    """Stops training within one step of a loss or gradient that is NaN or infinite, before a checkpoint could
+    hold it.
 
-    On CPU the step is looked at before the optimizer makes it, so the weights are those of the step before. On CUDA the two
-    numbers are copied to pinned memory without blocking and looked at while the device works on the next step: the host is
-    never more than one step ahead, and the device never waits. Validation and checkpoints, for which the host waits anyway,
-    first look at whatever is on its way.
+    On CPU the step is looked at before the optimizer makes it, so the weights are those of the step before.
+    On CUDA the two numbers are copied to pinned memory without blocking and looked at while the device works
+    on the next step: the host is never more than one step ahead, and the device never waits. Validation and
+    checkpoints, for which the host waits anyway, first look at whatever is on its way.
 
-    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has to skip
-    ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was skipped, in the logs.
+    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has
+    to skip ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was
+    skipped, in the logs.
 
     Args:
         checkpoint: the run's last checkpoint, for the message.
@@ -130,7 +144,9 @@ class FiniteLoss(Callback):
     def __init__(self, checkpoint: Path, max_skipped: int = 20) -> None:
         self.checkpoint, self.max_skipped = checkpoint, max_skipped
         self.skipped, self.skipped_in_a_row = 0, 0
-        self.loss: Tensor | None = None  # of the batches since the last optimizer step; one that is not finite stays so
+        self.loss: Tensor | None = (
+            None  # of the batches since the last optimizer step; one that is not finite stays so
+        )
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
 
@@ -138,17 +154,25 @@ class FiniteLoss(Callback):
         loss = loss.detach()
         self.loss = loss if self.loss is None else self.loss + loss
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # here and not at the backward: every rank has the same gradients by now, so all of them stop at the same step
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        # here and not at the backward: every rank has the same gradients by now, so all of them stop at the
+        # same step
         if self.loss is None:
             return
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = torch.nn.utils.get_total_norm(gradients)
         values = torch.stack([self.loss.float(), norm.to(self.loss.device, torch.float32)])
         self.loss = None
         values, arrived = _to_host(values)
         lr = float(optimizer.param_groups[0]["lr"])
-        before, self.pending = self.pending, _Reading(trainer.global_step + 1, trainer.current_epoch + 1, lr, values, arrived)
+        before, self.pending = (
+            self.pending,
+            _Reading(trainer.global_step + 1, trainer.current_epoch + 1, lr, values, arrived),
+        )
         if before is not None:
             self._look(before, trainer)
         if arrived is None:
@@ -160,7 +184,9 @@ class FiniteLoss(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look_at_pending(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._look_at_pending(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -186,12 +212,21 @@ class FiniteLoss(Callback):
                 logger.log_metrics({"train/skipped_steps": self.skipped}, step=reading.step - 1)
             if self.skipped_in_a_row < self.max_skipped:
                 return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is finite ({loss:.4g}) but its gradient is not"
+        what = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the loss is finite ({loss:.4g}) but its gradient is not"
+        )
         what += f" in {self.skipped_in_a_row} steps in a row, last" if scaled and math.isfinite(loss) else ""
         before = "" if self.norm_before is None else f" ({self.norm_before:.3g} in the step before)"
-        kept = f"{self.checkpoint} is of an earlier step" if self.checkpoint.is_file() else "no checkpoint was written yet"
+        kept = (
+            f"{self.checkpoint} is of an earlier step"
+            if self.checkpoint.is_file()
+            else "no checkpoint was written yet"
+        )
         raise NonFiniteLoss(
-            f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, gradient norm "
+            f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, "
+            "gradient norm "
             f"{norm:.3g}{before}. Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
             "--trainer.gradient_clip_val 1, or --trainer.precision 32-true"
         )

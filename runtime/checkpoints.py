@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from runtime.discovery import find_class, with_current_paths
+from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.trust import denied_name, enforce, is_trusted
 from sslmodules import methods
 from sslmodules.base import SSLModule
@@ -23,10 +23,11 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: at every moment the old file or the new one is there, whole.
+    """Writes beside the target, syncs, then renames: at every moment the old file or the new one is there,
+    whole.
 
-    ``last.ckpt`` of before stays as ``previous.ckpt``. Lightning's own writes to the system's temporary folder and moves the
-    file, which across file systems is a copy over the good checkpoint.
+    ``last.ckpt`` of before stays as ``previous.ckpt``. Lightning's own writes to the system's temporary
+    folder and moves the file, which across file systems is a copy over the good checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -48,9 +49,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Tensors and plain values only: reading runs no code from the file. On the CPU unless ``map_location`` says where."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values only: reading runs no code from the file. On the CPU unless
+        ``map_location`` says where.
+        """
+        return with_current_names(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+
+
+def with_current_names(content: Any) -> Any:
+    """The content of a checkpoint of this or an earlier version, its weights under the names that they have
+    now.
+    """
+    if isinstance(content, dict) and isinstance(state := content.get("state_dict"), dict):
+        content["state_dict"] = {RENAMED_STATE.get(k, k): v for k, v in state.items()}
+    return content
 
 
 def _temporary(target: Path) -> Path:
@@ -66,7 +80,9 @@ def _keep(file: Path, name: Path) -> None:
         os.replace(file, name)
     else:
         os.replace(link, name)
-        link.unlink(missing_ok=True)  # where both were the same file, after a kill at this place: rename does nothing then
+        link.unlink(
+            missing_ok=True
+        )  # where both were the same file, after a kill at this place: rename does nothing then
 
 
 def _sync_folder(folder: Path) -> None:
@@ -90,7 +106,8 @@ def _why(error: BaseException, checkpoint: dict[str, Any], target: Path) -> str:
     kept = f"{target} is as it was before" if target.exists() else "there is no earlier one"
     return (
         f"{target} could not be written ({reason}): about {size(checkpoint) / 1e6:.1f} MB are needed, "
-        f"{shutil.disk_usage(target.parent).free / 1e6:.1f} MB are free. {kept}: make room, then repeat the command to resume"
+        f"{shutil.disk_usage(target.parent).free / 1e6:.1f} MB are free. {kept}: make room, then repeat "
+        "the command to resume"
     )
 
 
@@ -111,20 +128,25 @@ class DamagedCheckpoint(CheckpointError):
         self.what = f"{path} {what}"
         others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
         newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
-        super().__init__(f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}")
+        super().__init__(
+            f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}"
+        )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, read without running code from it.
 
-    Raises:
-        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does not fit it;
+    Raises: DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor
+        does not fit it;
             torch itself does not compare them.
-        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning checkpoint.
+        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning
+            checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
+        raise CheckpointError(
+            f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt"
+        )
     if path.stat().st_size == 0:
         raise DamagedCheckpoint(path, "is empty (0 bytes)")
     # before torch looks at it: what has changed on the disk may also look like code
@@ -140,16 +162,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # likewise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
-                f"{path} holds objects that are not tensors or plain values; loading them could run code, so it was refused"
+                f"{path} holds objects that are not tensors or plain values; loading them could run code, "
+                "so it was refused"
             ) from None
         raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote")
-    return content
+        raise CheckpointError(
+            f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote"
+        )
+    return with_current_names(content)
 
 
 def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
-    """A method with initial weights from what ``train.py`` stored in a checkpoint: ``_class_path`` and its options.
+    """A method with initial weights from what ``train.py`` stored in a checkpoint: ``_class_path`` and its
+    options.
 
     Raises:
         CheckpointError: no class is named, or one that is not a method of this project.
@@ -159,7 +185,9 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     cls = find_class(class_path)
     enforce()
     if cls is None and is_trusted(class_path):  # of a package that the user trusts
-        cls = getattr(importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None)
+        cls = getattr(
+            importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None
+        )
     if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
         raise CheckpointError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
@@ -210,7 +238,9 @@ def load_module(path: str | Path) -> SSLModule:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}") from None
+        raise CheckpointError(
+            f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}"
+        ) from None
     return module.eval()
 
 

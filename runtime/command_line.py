@@ -32,7 +32,9 @@ PARSER_OPTIONS = ("config", "print_config", "help")
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml beside it."""
+    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml
+    beside it.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(save_dir=str(folder), name="", version="", default_hp_metric=False)
@@ -68,18 +70,32 @@ class SSLCommandLine(LightningCLI):
                 save_config_callback=None,  # the run folder keeps the configuration, and survives a restart
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
-                parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "default_config_files": [str(DEFAULTS)]},
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                    "default_config_files": [str(DEFAULTS)],
+                },
                 args=checked_arguments(args),
             )
         except ArgumentError as error:
             raise UserError(explain(error)) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint.")
-        parser.add_argument("--evaluate", type=bool, default=True, help="Probe the features on the test split at the end.")
-        parser.add_argument("--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps.")
-        parser.add_argument("--save_every_minutes", type=float | None, default=15.0, help="Save also after so long.")
-        parser.add_argument("--save_in_background", type=bool, default=False, help="Train on while a checkpoint is written.")
+        parser.add_argument(
+            "--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint."
+        )
+        parser.add_argument(
+            "--evaluate", type=bool, default=True, help="Probe the features on the test split at the end."
+        )
+        parser.add_argument(
+            "--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps."
+        )
+        parser.add_argument(
+            "--save_every_minutes", type=float | None, default=15.0, help="Save also after so long."
+        )
+        parser.add_argument(
+            "--save_in_background", type=bool, default=False, help="Train on while a checkpoint is written."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():
@@ -89,53 +105,71 @@ class SSLCommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self._dump_config()
-        plain = with_public_names({k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")})
-        self.data_name, self.method_name = (plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model"))
+        plain = with_public_names(
+            {k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")}
+        )
+        self.data_name, self.method_name = (
+            plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model")
+        )
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
         limits = plain["trainer"]
         if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
             raise UserError(
-                "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps or max_time"
+                "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps "
+                "or max_time"
             )
         for name in ("limit_train_batches", "max_steps", "max_epochs"):
             if limits[name] == 0:
                 raise UserError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
         if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto or cpu")
+            raise UserError(
+                f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto "
+                "or cpu"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
-        self.preemption = Preemption(self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes)
-        labelled = self.datamodule.num_classes is not None
+        self.preemption = Preemption(
+            self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes
+        )
+        labeled = self.datamodule.num_classes is not None
         validates = config.get("limit_val_batches") != 0
         if config.get("logger") is None or config["logger"] is True:
             config["logger"] = RunLogger(self.run_folder.path)
-        config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labelled, validates)]
+        config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labeled, validates)]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar())
         writer = AtomicCheckpointIO()
         plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
         config["plugins"] = [*_as_list(config.get("plugins")), plugin]
-        # torch has no synchronised batch norm on the CPU and would refuse it
+        # torch has no synchronized batch norm on the CPU and would refuse it
         config["sync_batchnorm"] = config.get("sync_batchnorm", False) and torch.cuda.is_available()
         config["default_root_dir"] = str(self.run_folder.path)
-        # one line about parameters is enough for a template: the table of modules is `--trainer.enable_model_summary true`
+        # one line about parameters is enough for a template: the table of modules is
+        # `--trainer.enable_model_summary true`
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))
         return Trainer(**{**config, **kwargs})
 
-    def _own_callbacks(self, labelled: bool, validates: bool) -> list[Callback]:
+    def _own_callbacks(self, labeled: bool, validates: bool) -> list[Callback]:
         folder = self.run_folder.path / "checkpoints"
         callbacks: list[Callback] = [
             Throughput(),
             FiniteLoss(self.run_folder.last),
-            ModelCheckpoint(folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
+            ModelCheckpoint(
+                folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            ),
         ]
         if validates:
-            monitor, mode = ("val/linear_top1", "max") if labelled else ("val/loss", "min")
+            monitor, mode = ("val/linear_top1", "max") if labeled else ("val/loss", "min")
             callbacks.append(
                 ModelCheckpoint(
-                    folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
+                    folder,
+                    "best",
+                    monitor=monitor,
+                    mode=mode,
+                    save_weights_only=True,
+                    enable_version_counter=False,
                 )
             )
         callbacks.append(self.preemption)
@@ -153,7 +187,9 @@ def checked_arguments(args: list[str]) -> list[str]:
         UserError: a missing or broken file, or a name that does not exist.
     """
     if "--trainer.help" in args:  # the parser has this for classes of a choice only, and there is one Trainer
-        parser = ArgumentParser(prog="train.py", description="Options of Lightning's Trainer.", add_help=False)
+        parser = ArgumentParser(
+            prog="train.py", description="Options of Lightning's Trainer.", add_help=False
+        )
         parser.add_class_arguments(Trainer, "trainer")
         parser.print_help()
         raise SystemExit(0)
@@ -175,15 +211,22 @@ def checked_arguments(args: list[str]) -> list[str]:
     wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
     for group in ("model", "data"):
         if chosen[group] is None and not wants_help:
-            raise UserError(f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME")
-        if before[group] is not None and before[group] is not chosen[group]:
-            old, new = before[group], chosen[group]
-            print(f"--{group} {new.__name__} replaces {old.__name__}: its options from the file are kept where both have them")  # type: ignore[union-attr]
+            raise UserError(
+                f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME"
+            )
+        old, new = before[group], chosen[group]
+        if old is not None and new is not None and old is not new:
+            print(
+                f"--{group} {new.__name__} replaces {old.__name__}: its options from the file are kept "
+                "where both have them"
+            )
     return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
 
 
 def trusted_packages(args: list[str]) -> list[str]:
-    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line, never in a file."""
+    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line,
+    never in a file.
+    """
     rest, words = [], iter(args)
     for word in words:
         option, equals, value = word.partition("=")
@@ -201,12 +244,15 @@ def trusted_packages(args: list[str]) -> list[str]:
 def explain(error: BaseException) -> str:
     """One line for an exception: the option, what was expected, and what came.
 
-    The parser wraps the reason in a message per nesting level and union member; the reason itself is the innermost cause. An
-    error that is not the parser's says in its own words what to do.
+    The parser wraps the reason in a message per nesting level and union member; the reason itself is the
+    innermost cause. An error that is not the parser's says in its own words what to do.
     """
     root = error
     wrapped = isinstance(error, ArgumentError) or "Parser key" in str(error)
-    while wrapped and (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None:
+    while (
+        wrapped
+        and (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None
+    ):
         root = inner
     if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
         root = error

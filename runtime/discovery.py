@@ -1,10 +1,11 @@
 """Which classes the project has, under their public names.
 
-The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is immediate and
+The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is
+    immediate and
 every package may import this module. A new file in one of the packages is known at once.
 
-Configurations, checkpoints and run folders hold public names (``SimCLR``, ``Digits``), never the module a class lives in, so
-files can move without breaking old runs. Classes from elsewhere keep their dotted path.
+Configurations, checkpoints and run folders hold public names (``SimCLR``, ``Digits``), never the module a
+class lives in, so files can move without breaking old runs. Classes from elsewhere keep their dotted path.
 """
 
 from __future__ import annotations
@@ -19,21 +20,37 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datamodules", "sslmodules", "evaluation", "runtime")
 
-#: Public names of earlier versions that old runs may hold, and what the class is called now.
-RENAMED: dict[str, str] = {}
+#: Classes and options of earlier versions that old runs may hold, and what they are called now.
+RENAMED = {"CentreHole": "CenterHole", "RepresentationHealth": "CollapseMetrics"}
+RENAMED_OPTIONS = {
+    "centre_momentum": "center_momentum",
+    "labelled": "labeled",
+    "normalise_patches": "normalize_patches",
+    "normalise_target": "normalize_target",
+}
+#: Likewise for entries of a state dict.
+RENAMED_STATE = {"centre": "center"}
 
 
 class Found(NamedTuple):
-    """A public class of the project: where it is defined, what it is derived from, and what its docstring begins with."""
+    """A public class of the project: where it is defined, what it is derived from, and what its docstring
+    begins with.
+    """
 
     module: str
     bases: tuple[str, ...]
     summary: str
 
 
+def first_paragraph(docstring: str | None) -> str:
+    """What a docstring says first, on one line."""
+    return " ".join((docstring or "").split("\n\n")[0].split())
+
+
 @cache
 def classes() -> dict[str, Found]:
-    """Every class of the project by its name, in alphabetical order; one that begins with ``_`` only serves those below it.
+    """Every class of the project by its name, in alphabetical order; one that begins with ``_`` only serves
+    those below it.
 
     Raises:
         ValueError: two files define a class of the same name.
@@ -45,9 +62,12 @@ def classes() -> dict[str, Found]:
             if not isinstance(node, ast.ClassDef):
                 continue
             if node.name in found and not node.name.startswith("_"):
-                raise ValueError(f"two classes are called {node.name}: in {found[node.name].module} and {module}; rename one")
+                raise ValueError(
+                    f"two classes are called {node.name}: in {found[node.name].module} and {module}; "
+                    "rename one"
+                )
             bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
-            found[node.name] = Found(module, bases, (ast.get_docstring(node) or "").split("\n")[0])
+            found[node.name] = Found(module, bases, first_paragraph(ast.get_docstring(node)))
     return dict(sorted(found.items()))
 
 
@@ -74,7 +94,9 @@ def current_path(name: str) -> str | None:
 
 
 def public_name(path: str) -> str:
-    """The name to store for a class: the public one for the project's, the dotted path as it is for any other."""
+    """The name to store for a class: the public one for the project's, the dotted path as it is for any
+    other.
+    """
     current = current_path(path)
     return current.rsplit(".", 1)[-1] if current else path
 
@@ -97,14 +119,20 @@ def with_public_names(node: Any) -> Any:
 
 
 def with_current_paths(node: Any) -> Any:
-    """A copy of a configuration in which every class of the project goes by the dotted path that can be imported now."""
+    """A copy of a configuration in which every class of the project goes by the dotted path that can be
+    imported now.
+    """
     return _with_names(node, lambda name: current_path(name) or name)
 
 
 def _with_names(node: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(node, dict):
         keys = ("class_path", "_class_path")
-        return {k: rename(v) if k in keys and isinstance(v, str) else _with_names(v, rename) for k, v in node.items()}
+        renamed = {RENAMED_OPTIONS.get(k, k): v for k, v in node.items()}
+        return {
+            k: rename(v) if k in keys and isinstance(v, str) else _with_names(v, rename)
+            for k, v in renamed.items()
+        }
     return type(node)(_with_names(item, rename) for item in node) if isinstance(node, (list, tuple)) else node
 
 

@@ -1,4 +1,6 @@
-"""How a run ends that cannot go on: one error on the terminal, however many processes it has, and none of them left behind."""
+"""How a run ends that cannot go on: one error on the terminal, however many processes it has, and none of
+them left behind.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from lightning import Trainer
 def hint(error: BaseException) -> str | None:
     """One line for errors of the system whose own words do not say what to do, or None."""
     text = str(error)
-    if re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text) or isinstance(error, ConnectionResetError):
+    if re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text) or isinstance(
+        error, ConnectionResetError
+    ):
         return (
-            f"a data-loading worker was killed ({text.splitlines()[0].strip().rstrip('.')}): most often memory ran out, or "
-            "shared memory (/dev/shm) is too small. Give fewer --data.num_workers, a smaller --data.batch_size, or more memory "
+            f"a data-loading worker was killed ({text.splitlines()[0].strip().rstrip('.')}): most often "
+            "memory ran out, or "
+            "shared memory (/dev/shm) is too small. Give fewer --data.num_workers, a smaller "
+            "--data.batch_size, or more memory "
             "to the container (docker run --shm-size 8g)"
         )
     if "EADDRINUSE" in text:
@@ -29,7 +35,8 @@ def hint(error: BaseException) -> str | None:
 
 
 def is_first_failure() -> bool:
-    """Is this the first process of the run that fails? Those that only lost their peer fail after it, and have nothing to say.
+    """Is this the first process of the run that fails? Those that only lost their peer fail after it, and
+    have nothing to say.
 
     The one that can create ``.failed`` in the run folder is the first. A run of one process always is.
     """
@@ -51,9 +58,13 @@ def forget_failures(folder: Path) -> None:
 
 
 def end_other_processes(trainer: Trainer | None, patience: float) -> None:
-    """Kill the processes that this one has started, ``patience`` seconds from now: they may wait for it for ever."""
+    """Kill the processes that this one has started, ``patience`` seconds from now: they may wait for it for
+    ever.
+    """
     launcher = getattr(getattr(trainer, "strategy", None), "launcher", None)
-    for process in getattr(launcher, "procs", []):  # of Lightning's launcher; torchrun and SLURM see to it themselves
+    for process in getattr(
+        launcher, "procs", []
+    ):  # of Lightning's launcher; torchrun and SLURM see to it themselves
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
         if process.poll() is None:

@@ -26,7 +26,8 @@ from runtime.messages import UserError
 from runtime.signals import slurm_job
 from sslmodules import SSLModule
 
-#: May differ between the start and the resumption of a run: where it runs and what it shows, not what it computes.
+#: May differ between the start and the resumption of a run: where it runs and what it shows, not what it
+#: computes.
 MACHINE = (
     "trainer.accelerator",
     "trainer.enable_progress_bar",
@@ -43,7 +44,8 @@ MACHINE = (
 
 
 class RunFolder:
-    """A run folder; ``prepare`` decides whether it is new, resumed, finished or not ours, before anything is built.
+    """A run folder; ``prepare`` decides whether it is new, resumed, finished or not ours, before anything is
+    built.
 
     Args:
         path: the folder, which need not exist.
@@ -61,7 +63,9 @@ class RunFolder:
     def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
         """``run_dir``, or ``runs/<data set>-<method>/<date-time>``, the same for all processes of the run."""
         if os.environ.get("LOCAL_RANK", "0") != "0" and "SSL_RUN_DIR" in os.environ:
-            return cls(Path(os.environ["SSL_RUN_DIR"]))  # from the process that Lightning started this one from
+            return cls(
+                Path(os.environ["SSL_RUN_DIR"])
+            )  # from the process that Lightning started this one from
         if run_dir is not None:
             if not run_dir.strip():
                 raise UserError("--run_dir is empty: expected the name of a folder")
@@ -91,13 +95,18 @@ class RunFolder:
         self._read_newest()
         if self.resume is None:
             return None
-        stored = public_name(str(self.content.get("hyper_parameters", {}).get("_class_path", ""))).rsplit(".", 1)[-1]
+        stored = public_name(str(self.content.get("hyper_parameters", {}).get("_class_path", ""))).rsplit(
+            ".", 1
+        )[-1]
         if stored != method:
             raise UserError(
-                f"{self.resume} is a checkpoint of {stored or 'something else'}, not of {method}: choose another --run_dir"
+                f"{self.resume} is a checkpoint of {stored or 'something else'}, not of {method}: choose "
+                "another --run_dir"
             )
         if "optimizer_states" not in self.content:
-            raise UserError(f"{self.resume} holds weights only and cannot be resumed: choose another --run_dir")
+            raise UserError(
+                f"{self.resume} holds weights only and cannot be resumed: choose another --run_dir"
+            )
         return self.resume
 
     def _read_newest(self) -> None:
@@ -119,13 +128,17 @@ class RunFolder:
                 continue
             self.resume = file
             if problems:
-                rank_zero_only(print)(f"warning: {problems[0].what}; going on from {file}", file=sys.stderr, flush=True)
+                rank_zero_only(print)(
+                    f"warning: {problems[0].what}; going on from {file}", file=sys.stderr, flush=True
+                )
             return
         if len(problems) == 1:
             raise problems[0]
         if problems:
             what = " and ".join(problem.what for problem in problems)
-            raise UserError(f"{what}: nothing is left to resume from; the same command with a new --run_dir starts again")
+            raise UserError(
+                f"{what}: nothing is left to resume from; the same command with a new --run_dir starts again"
+            )
 
     def forget(self) -> None:
         """Give back the memory of the checkpoint."""
@@ -137,12 +150,17 @@ class RunFolder:
             raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
         if not saved_config.is_file():
             if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
-                raise UserError(f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose another")
+                raise UserError(
+                    f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose "
+                    "another"
+                )
             return
         earlier = with_public_names(yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {})
         found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
         if found != method:
-            raise UserError(f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder")
+            raise UserError(
+                f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder"
+            )
         if differences := difference(earlier, config):
             shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
             raise UserError(
@@ -151,13 +169,15 @@ class RunFolder:
             )
 
     def create(self, config: dict[str, Any], resumed: bool) -> None:
-        """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart. Rank 0 does: it
-        looks whether the folder is new, which another rank that is faster must not change.
+        """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart.
+        Rank 0 does: it looks whether the folder is new, which another rank that is faster must not change.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        os.environ["SSL_RUN_DIR"] = str(self.path.resolve())  # for the processes that DDP starts from this one
+        os.environ["SSL_RUN_DIR"] = str(
+            self.path.resolve()
+        )  # for the processes that DDP starts from this one
         self._record(config, resumed)
 
     @contextmanager
@@ -171,7 +191,9 @@ class RunFolder:
             yield
             return
         with (self.path / ".lock").open("w") as lock:
-            patience = time.monotonic() + 10  # data-loading workers of a killed run hold its lock for some seconds
+            patience = (
+                time.monotonic() + 10
+            )  # data-loading workers of a killed run hold its lock for some seconds
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +210,9 @@ class RunFolder:
             yield
 
     def check_weights(self, module: SSLModule) -> None:
-        """UserError with the first five differences if the checkpoint does not fit the method as it is now."""
+        """UserError with the first five differences if the checkpoint does not fit the method as it is
+        now.
+        """
         stored, now = self.content["state_dict"], module.state_dict()
         shapes = {k: (tuple(stored[k].shape), tuple(now[k].shape)) for k in stored.keys() & now.keys()}
         wrong = [f"{k} is {a} there, {b} now" for k, (a, b) in sorted(shapes.items()) if a != b]
@@ -197,7 +221,8 @@ class RunFolder:
         if wrong:
             more = f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
             raise UserError(
-                f"{self.resume} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}. Choose another --run_dir"
+                f"{self.resume} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}. Choose "
+                "another --run_dir"
             )
 
     def progress(self) -> tuple[int, int]:
@@ -219,7 +244,9 @@ class RunFolder:
             ) from None
         forget_failures(path)
         if self.resume is not None and self.resume != self.last and self.last.exists():
-            os.replace(self.last, self.last.with_name("damaged.ckpt"))  # or the next save would keep it as the one before
+            os.replace(
+                self.last, self.last.with_name("damaged.ckpt")
+            )  # or the next save would keep it as the one before
         saved_config, environment = self.saved_config, path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"

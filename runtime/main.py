@@ -28,12 +28,14 @@ from runtime.failures import end_other_processes, hint, is_first_failure
 from runtime.files import write_json
 from runtime.messages import UserError
 from runtime.quiet import silence_framework
-from runtime.signals import LISTENED, Preempted, inbox
+from runtime.signals import LISTENED, Preempted, receiver
 from sslmodules import SSLModule
 
 
 class Started(Callback):
-    """Knows whether training has begun: until then an exception is a matter of what was given, afterwards of the code."""
+    """Knows whether training has begun: until then an exception is a matter of what was given, afterwards of
+    the code.
+    """
 
     def __init__(self) -> None:
         self.begun = False
@@ -55,17 +57,24 @@ def run(argv: list[str]) -> int:
         raise
     except Exception as error:
         first = is_first_failure()
-        end_other_processes(started.trainer, patience=0 if first else 10)  # the first one has an error to print
+        end_other_processes(
+            started.trainer, patience=0 if first else 10
+        )  # the first one has an error to print
         if not first:
             return 1
         if isinstance(error, UserError) or "SSL_TRACEBACK" in os.environ:
             raise
         if advice := hint(error):
             raise UserError(advice) from error
-        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it before, too
+        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it
+        # before, too
         always = (ImageFileError, ShardError, NonFiniteLoss)
         in_worker = "Original Traceback" in str(error)
-        known = always if started.begun or in_worker else (*always, ValueError, OSError, MisconfigurationException)
+        known = (
+            always
+            if started.begun or in_worker
+            else (*always, ValueError, OSError, MisconfigurationException)
+        )
         if isinstance(error, known):
             raise UserError(explain(error)) from error
         raise
@@ -74,7 +83,7 @@ def run(argv: list[str]) -> int:
 def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
     if alone:  # otherwise all processes have to leave together, when they have found each other
-        inbox.end_if_asked()
+        receiver.end_if_asked()
     cli = SSLCommandLine(argv)
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
@@ -93,7 +102,7 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
         folder.check_weights(module)
     data.prepare_data()
     if alone:
-        inbox.end_if_asked()
+        receiver.end_if_asked()
     check_fit(module, data, trainer.world_size)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
@@ -118,10 +127,12 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     cli.preemption.end_if_asked()
     if not trainer.is_global_zero:
         return 0
-    inbox.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
+    receiver.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
-        report = evaluate(module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed())
+        report = evaluate(
+            module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed()
+        )
         write_json(folder.results, report)
         print_report(report, Console(soft_wrap=True))
         log_hyperparameters(trainer, cli.plain_config, report)
@@ -134,7 +145,8 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
 
 @torch.no_grad()
 def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
-    """Two samples through views and encoder: what does not fit stops here, in words, before anything is written.
+    """Two samples through views and encoder: what does not fit stops here, in words, before anything is
+    written.
 
     Raises:
         UserError: the encoder does not take the samples, or its features are not (B, num_features).
@@ -150,7 +162,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
     if given is not None and needed is not None and given < needed:
         raise UserError(
-            f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give --model.encoder.vocab_size {needed}"
+            f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give "
+            f"--model.encoder.vocab_size {needed}"
         )
     was_training = module.training
     module.eval()
@@ -159,7 +172,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the encoder does not take samples of {type(data).__name__} of shape {tuple(x.shape[1:])} ({first}): "
+            f"the encoder does not take samples of {type(data).__name__} of shape {tuple(x.shape[1:])} "
+            f"({first}): "
             "look at its in_channels and sizes"
         ) from None
     finally:
@@ -167,7 +181,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     width = module.encoder.num_features
     if h.flatten(1).shape != (len(x), width):
         raise UserError(
-            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected ({len(x)}, {width})"
+            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected "
+            f"({len(x)}, {width})"
         )
 
 
@@ -186,9 +201,15 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[s
             flat[prefix.replace("init_args/", "")] = node
 
     walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
-    flat |= {f"trainer/{k}": v for k, v in config["trainer"].items() if k in ("max_epochs", "max_steps", "precision")}
+    flat |= {
+        f"trainer/{k}": v
+        for k, v in config["trainer"].items()
+        if k in ("max_epochs", "max_steps", "precision")
+    }
     scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
-    scores |= {f"test/psnr_hidden_{k}": v for k, v in report.get("reconstruction", {}).get("psnr_hidden", {}).items()}
+    scores |= {
+        f"test/psnr_hidden_{k}": v for k, v in report.get("reconstruction", {}).get("psnr_hidden", {}).items()
+    }
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             TensorBoardLogger.log_hyperparams(logger, flat, scores)

@@ -1,4 +1,6 @@
-"""What there is to run, found by reading files: no import of torch, so that help and simple errors come at once."""
+"""What there is to run, found by reading files: no import of torch, so that help and simple errors come at
+once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from runtime.discovery import ROOT, below, classes
 
 DEFAULTS = ROOT / "configs" / "default.yaml"
 
-USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v] [--trainer.X v]"
+USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v]"
 
 
 class UserError(Exception):
@@ -34,8 +36,14 @@ def methods() -> dict[str, str]:
 def data_sets() -> dict[str, str]:
     """DataModule name -> one line."""
     names = below(["SSLDataModule"])
-    bases = {base for name in names for base in classes()[name].bases}  # ImageDataModule and its like hold no data
-    return {name: classes()[name].summary for name in names if not name.endswith("DataModule") or name not in bases}
+    bases = {
+        base for name in names for base in classes()[name].bases
+    }  # ImageDataModule and its like hold no data
+    return {
+        name: classes()[name].summary
+        for name in names
+        if not name.endswith("DataModule") or name not in bases
+    }
 
 
 def config_files() -> list[Path]:
@@ -53,10 +61,12 @@ def help_text() -> str:
     experiments: dict[str, list[str]] = {}
     for path in config_files():
         experiments.setdefault(path.parent.name, []).append(path.stem)
-    configs = "\n".join(f"  configs/{folder}/{{{','.join(names)}}}.yaml" for folder, names in experiments.items())
+    configs = "\n".join(
+        f"  configs/{folder}/{{{','.join(names)}}}.yaml" for folder, names in experiments.items()
+    )
     return f"""usage: {USAGE}
 
-Pre-trains a method on a data set, then evaluates its frozen features. Everything of a run is in its run folder.
+Pre-trains a method on a data set, then evaluates its frozen features. A run writes to its run folder only.
 
 methods (--model NAME; options: --model.help NAME):
 {rows(methods())}
@@ -98,7 +108,9 @@ def read_config(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds {type(content).__name__}, expected keys such as model, data and trainer")
+        raise UserError(
+            f"--config {path} holds {type(content).__name__}, expected keys such as model, data and trainer"
+        )
     return content
 
 

@@ -1,4 +1,6 @@
-"""Are the names of a configuration right? Asked before the parser, whose own words for a typo run over seven lines."""
+"""Are the names of a configuration right? Asked before the parser, whose own words for a typo run over seven
+lines.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def known_names(base: type) -> list[str]:
-    """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if it has none."""
+    """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if
+    it has none.
+    """
     bases = (
         "ImageDataModule",
         "AudioDataModule",
@@ -48,7 +52,11 @@ def known_names(base: type) -> list[str]:
     own = [name for name in below([base.__name__]) if name not in bases]
     if base is nn.Module:
         own = [name for name in own if classes()[name].module.startswith("sslmodules.networks")]
-    every = [c for c in subclasses(base) if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base]
+    every = [
+        c
+        for c in subclasses(base)
+        if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base
+    ]
     if base is Optimizer:  # torch's are meant to be used
         own += [c.__name__ for c in every if c.__module__.startswith("torch.optim")]
     return sorted(own or {c.__name__ for c in every})
@@ -75,7 +83,9 @@ def options_of(cls: type) -> dict[str, Any]:
 
 
 def class_in(hint: Any) -> type | None:
-    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and ``Callable[..., X]``: X."""
+    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
+    ``Callable[..., X]``: X.
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
         found = [class_in(h) for h in typing.get_args(hint)]
@@ -83,7 +93,11 @@ def class_in(hint: Any) -> type | None:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
         returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
         return class_in(returned[0]) if returned else None
-    if isinstance(hint, type) and hint.__module__ not in ("builtins", "typing", "collections.abc") and hint is not Tensor:
+    if (
+        isinstance(hint, type)
+        and hint.__module__ not in ("builtins", "typing", "collections.abc")
+        and hint is not Tensor
+    ):
         return hint
     return None
 
@@ -91,14 +105,18 @@ def class_in(hint: Any) -> type | None:
 def untrusted(name: str, where: str) -> str:
     """The line for a name that a configuration may not build."""
     return (
-        f"{where}: {name!r} is outside of the project, torch.nn, torch.optim, torchvision, timm and lightning, and a "
-        f"configuration may build only their classes. If you trust what it runs: --trust_config_classes {name.split('.')[0]}"
+        f"{where}: {name!r} is outside of the project, torch.nn, torch.optim, torchvision, timm and "
+        "lightning, and a "
+        "configuration may build only their classes. If you trust what it runs: --trust_config_classes "
+        f"{name.split('.')[0]}"
     )
 
 
 def resolve(name: str, base: type, where: str) -> type:
     """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
-    kind = {SSLModule: "method", SSLDataModule: "data set", nn.Module: "network"}.get(base, f"{base.__name__} class")
+    kind = {SSLModule: "method", SSLDataModule: "data set", nn.Module: "network"}.get(
+        base, f"{base.__name__} class"
+    )
     known = known_names(base)
     if (cls := find_class(name)) is not None and issubclass(cls, base):
         return cls
@@ -123,8 +141,15 @@ def resolve(name: str, base: type, where: str) -> type:
 
 
 def spec_of(value: Any, base: type) -> Any:
-    """A class given by its bare name as the mapping that the parser takes; a timm model's name becomes a ``TimmEncoder``."""
-    if isinstance(value, str) and base is nn.Module and "." not in value.split("/")[0][:1] and is_timm_name(value):
+    """A class given by its bare name as the mapping that the parser takes; a timm model's name becomes a
+    ``TimmEncoder``.
+    """
+    if (
+        isinstance(value, str)
+        and base is nn.Module
+        and "." not in value.split("/")[0][:1]
+        and is_timm_name(value)
+    ):
         return {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}
     return {"class_path": value} if isinstance(value, str) else value
 
@@ -136,11 +161,9 @@ def is_timm_name(value: str) -> bool:
 def check_spec(value: Any, base: type, where: str, current: type | None) -> tuple[Any, type | None]:
     """Check one class and its options, nested ones too.
 
-    Args:
-        value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to an earlier file).
-        base: what the class must derive from.
-        where: key path for messages.
-        current: the class that earlier files chose.
+    Args: value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to
+        an earlier file). base: what the class must derive from. where: key path for messages. current: the
+        class that earlier files chose.
 
     Returns:
         The value with full class paths and bare names expanded, and its class.
@@ -158,8 +181,14 @@ def check_spec(value: Any, base: type, where: str, current: type | None) -> tupl
     elif cls is None:
         raise UserError(f"{where}: expected class_path, got {', '.join(map(str, value)) or 'nothing'}")
     if unknown:
-        hint = f": options of {cls.__name__} go under init_args" if cls and unknown & set(options_of(cls)) else ""
-        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; expected class_path and init_args{hint}")
+        hint = (
+            f": options of {cls.__name__} go under init_args"
+            if cls and unknown & set(options_of(cls))
+            else ""
+        )
+        raise UserError(
+            f"{where}: unknown key {sorted(unknown)[0]!r}; expected class_path and init_args{hint}"
+        )
     assert cls is not None
     init_args = value.get("init_args")
     if isinstance(init_args, dict):
@@ -168,12 +197,16 @@ def check_spec(value: Any, base: type, where: str, current: type | None) -> tupl
 
 
 def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
-    """Every key of ``given`` must be an option of ``cls``; classes among the values are checked in their turn."""
+    """Every key of ``given`` must be an option of ``cls``; classes among the values are checked in their
+    turn.
+    """
     options, checked = options_of(cls), dict(given)
     for key, value in given.items():
         name = str(key).removesuffix("+")
         if name not in options:
-            raise UserError(f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}")
+            raise UserError(
+                f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}"
+            )
         inner = class_in(options[name])
         if inner is not None and holds_class(value, options[name]):
             checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
@@ -183,10 +216,13 @@ def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any
 
 
 def check_function(value: Any, hint: Any, where: str) -> None:
-    """A function would be called with whatever the framework has at hand: only those that the user trusts are named."""
+    """A function would be called with whatever the framework has at hand: only those that the user trusts are
+    named.
+    """
     if takes_function(hint) and isinstance(value, str) and value != "null" and not may_be_called(value):
         raise UserError(
-            f"{where}: expected a class, got {value!r}: a configuration names no functions. Write a class in a file of "
+            f"{where}: expected a class, got {value!r}: a configuration names no functions. Write a class "
+            "in a file of "
             f"evaluation/, or, if you trust what it runs: --trust_config_classes {value.split('.')[0]}"
         )
 
@@ -215,12 +251,17 @@ def holds_class(value: Any, hint: Any) -> bool:
 
 
 def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: str) -> dict[str, Any]:
-    """Check one configuration file; ``chosen`` holds the classes of model and data and is brought up to date."""
+    """Check one configuration file; ``chosen`` holds the classes of model and data and is brought up to
+    date.
+    """
     checked = dict(layer)
     for key, value in layer.items():
         name = str(key).removesuffix("+")
         if name not in TOP_LEVEL:
-            raise UserError(f"{source}: unknown key {name!r}{did_you_mean(name, TOP_LEVEL)}; known: {', '.join(TOP_LEVEL)}")
+            raise UserError(
+                f"{source}: unknown key {name!r}{did_you_mean(name, TOP_LEVEL)}; known: "
+                f"{', '.join(TOP_LEVEL)}"
+            )
         where = f"{source}: {name}"
         if name == "trainer":
             if not isinstance(value, dict):
@@ -249,12 +290,17 @@ def check_command_line(
     while i < len(args):
         arg = args[i]
         if not arg.startswith("--"):
-            raise UserError(f"unexpected {arg!r}: expected options such as --model.temperature 0.2 (two dashes, name, value)")
+            raise UserError(
+                f"unexpected {arg!r}: expected options such as --model.temperature 0.2 (two dashes, name, "
+                "value)"
+            )
         option, equals, value = arg.partition("=")
         takes = not equals and i + 1 < len(args) and not args[i + 1].startswith("--")
         if takes:
             value = args[i + 1]
-        path = [part for part in option.removeprefix("--").removesuffix("+").split(".") if part != "init_args"]
+        path = [
+            part for part in option.removeprefix("--").removesuffix("+").split(".") if part != "init_args"
+        ]
         if path[0] not in (*TOP_LEVEL, *known):
             near = did_you_mean(path[0], [*TOP_LEVEL, *known]).replace("'", "'--", 1)
             raise UserError(f"unknown option {option}{near}; see --help")
@@ -314,7 +360,9 @@ def _check_option(
                 return value
             if inner is nn.Module and is_timm_name(value):
                 nested[here] = TimmEncoder
-                return json.dumps({"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}})
+                return json.dumps(
+                    {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}
+                )
             nested[here] = cls = resolve(value, inner, option)
             return f"{cls.__module__}.{cls.__qualname__}"  # timm has a ConvEncoder too
         found = nested.get(here) or _class_in_files(here, layers, inner)

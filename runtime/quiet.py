@@ -1,4 +1,6 @@
-"""Silences what the framework says on every run and no user can act on, message by message and at its source."""
+"""Silences what the framework says on every run and no user can act on, message by message and at its
+source.
+"""
 
 from __future__ import annotations
 

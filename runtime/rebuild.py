@@ -21,17 +21,23 @@ def checkpoint_of(run: str) -> tuple[Path, Path]:
     if path.is_dir():
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
-            raise UserError(f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made")
+            raise UserError(
+                f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made"
+            )
         return checkpoint, path
     if not path.is_file():
-        raise UserError(f"{path} does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)")
+        raise UserError(
+            f"{path} does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)"
+        )
     return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     """The run's DataModule, or another one, from the checkpoint's options and the command line."""
     class_path = stored.get("_class_path")
-    chosen: dict[str, type | None] = {"data": resolve(class_path, SSLDataModule, "checkpoint") if class_path else None}
+    chosen: dict[str, type | None] = {
+        "data": resolve(class_path, SSLDataModule, "checkpoint") if class_path else None
+    }
     overrides = check_command_line(overrides, chosen, [], [])
     cls = chosen["data"]
     if cls is None:

@@ -1,6 +1,7 @@
 """Signals that ask a run to save or to end: noted at once, acted on between two steps.
 
-No torch here: ``train.py`` listens before it is imported, so that a signal in those seconds neither kills nor gets lost.
+No torch here: ``train.py`` listens before it is imported, so that a signal in those seconds neither kills nor
+gets lost.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from runtime.messages import UserError
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Wish(IntEnum):
+class StopRequest(IntEnum):
     """What a signal asks for. Of several, also of several ranks, the greatest counts."""
 
     NONE = 0
@@ -34,29 +35,31 @@ class Wish(IntEnum):
 
 
 class Preempted(BaseException):
-    """The run ends because it was asked to. Not an ``Exception``: nothing on the way may take it for an error."""
+    """The run ends because it was asked to. Not an ``Exception``: nothing on the way may take it for an
+    error.
+    """
 
-    def __init__(self, wish: Wish) -> None:
-        super().__init__(wish.name)
-        self.wish = wish
+    def __init__(self, request: StopRequest) -> None:
+        super().__init__(request.name)
+        self.request = request
 
 
-class Inbox:
-    """The wish that arrived in this process and was not acted on yet.
+class SignalReceiver:
+    """The request that arrived in this process and was not acted on yet.
 
-    Attributes:
-        raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C until training
+    Attributes: raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C
+        until training
             begins, all of them once it is over.
     """
 
     def __init__(self) -> None:
-        self.wish = Wish.NONE
+        self.request = StopRequest.NONE
         self.raises: tuple[int, ...] = ()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Receive signals until the end of the block, in the main thread of Python."""
-        self.wish, self.raises = Wish.NONE, (signal.SIGINT,)
+        self.request, self.raises = StopRequest.NONE, (signal.SIGINT,)
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -67,50 +70,59 @@ class Inbox:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def take(self) -> Wish:
-        """The wish, which is forgotten here: whoever takes it acts on it."""
-        wish, self.wish = self.wish, Wish.NONE
-        return wish
+    def take(self) -> StopRequest:
+        """The request, which is forgotten here: whoever takes it acts on it."""
+        request, self.request = self.request, StopRequest.NONE
+        return request
 
     def end_if_asked(self) -> None:
         """Preempted, if this process was asked to end."""
-        if self.wish >= Wish.END:
+        if self.request >= StopRequest.END:
             raise Preempted(self.take())
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self.wish == Wish.INTERRUPT:  # a second Ctrl-C: the user does not want to wait
+            if self.request == StopRequest.INTERRUPT:  # a second Ctrl-C: the user does not want to wait
                 os._exit(130)
-            wish = Wish.INTERRUPT
+            request = StopRequest.INTERRUPT
         else:
-            warns = number in (signal.SIGUSR1, signal.SIGUSR2)  # before the time limit, or before a preemption
-            wish = Wish.REQUEUE if warns and "SLURM_JOB_ID" in os.environ else Wish.END
-        self.wish = max(self.wish, wish)
+            warns = number in (
+                signal.SIGUSR1,
+                signal.SIGUSR2,
+            )  # before the time limit, or before a preemption
+            request = StopRequest.REQUEUE if warns and "SLURM_JOB_ID" in os.environ else StopRequest.END
+        self.request = max(self.request, request)
         if number in self.raises:
             raise Preempted(self.take())
 
 
-inbox = Inbox()
+receiver = SignalReceiver()
 
 
 def end(stop: Preempted) -> int:
     """Say how the run goes on, ask SLURM for it, and return the exit status."""
-    status = 130 if stop.wish == Wish.INTERRUPT else 143
+    status = 130 if stop.request == StopRequest.INTERRUPT else 143
     local_rank = os.environ.get("LOCAL_RANK", "0")
     if "RANK" not in os.environ and local_rank != "0":
-        return 0  # started by another process of the run, whose status counts, and which would take another for a failure
+        # started by another process of the run, whose status counts, and which would take another for a
+        # failure
+        return 0
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return status
     folder = os.environ.get("SSL_RUN_DIR")
-    how = f"the same command with --run_dir {shlex.quote(folder)} resumes it" if folder else "nothing was begun"
-    print(f"{'interrupted' if stop.wish == Wish.INTERRUPT else 'asked to end'}; {how}", flush=True)
-    if stop.wish == Wish.REQUEUE:
+    how = (
+        f"the same command with --run_dir {shlex.quote(folder)} resumes it" if folder else "nothing was begun"
+    )
+    print(f"{'interrupted' if stop.request == StopRequest.INTERRUPT else 'asked to end'}; {how}", flush=True)
+    if stop.request == StopRequest.REQUEUE:
         requeue()
     return status
 
 
 def slurm_job() -> str:
-    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job keeps."""
+    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job
+    keeps.
+    """
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
@@ -122,34 +134,48 @@ def requeue() -> None:
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        problem = re.sub(r"\s+", " ", done.stderr.strip()) or f"status {done.returncode}" if done.returncode else None
+        problem = (
+            re.sub(r"\s+", " ", done.stderr.strip()) or f"status {done.returncode}"
+            if done.returncode
+            else None
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem is None:
         print(f"SLURM job {job} is back in the queue", flush=True)
     else:
         print(
-            f"error: `{' '.join(command)}` failed ({problem}): the run is saved, submit it again", file=sys.stderr, flush=True
+            f"error: `{' '.join(command)}` failed ({problem}): the run is saved, submit it again",
+            file=sys.stderr,
+            flush=True,
         )
 
 
 def check_launch() -> None:
     """Before anything slow: is this process one that can train?
 
-    Raises:
-        UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the others for ever.
+    Raises: UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the
+        others for ever.
     """
     tasks = os.environ.get("SLURM_NTASKS", "1")
     inside = {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
-    if tasks.isdigit() and int(tasks) > 1 and not inside and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if (
+        tasks.isdigit()
+        and int(tasks) > 1
+        and not inside
+        and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    ):
         raise UserError(
-            f"this SLURM job has {tasks} tasks, but the command runs once: start it with `srun python train.py ...`, or ask "
+            f"this SLURM job has {tasks} tasks, but the command runs once: start it with `srun python "
+            "train.py ...`, or ask "
             "for one task (#SBATCH --ntasks=1)"
         )
 
 
 def die_with_parent() -> None:
-    """For a process that another one of the run has started: never outlive it, not even if it is killed. Linux only."""
+    """For a process that another one of the run has started: never outlive it, not even if it is killed.
+    Linux only.
+    """
     started_by_a_rank = os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
     if sys.platform.startswith("linux") and (started_by_a_rank or "TORCHELASTIC_RUN_ID" in os.environ):
         parent_death_signal = 1  # PR_SET_PDEATHSIG

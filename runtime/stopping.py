@@ -1,4 +1,6 @@
-"""When a run saves ``last.ckpt`` between two steps, and how all its processes leave together when one is asked to."""
+"""When a run saves ``last.ckpt`` between two steps, and how all its processes leave together when one is
+asked to.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +13,47 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, distributed
 
-from runtime.signals import Preempted, Wish, inbox
+from runtime.signals import Preempted, StopRequest, receiver
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
 MOST = 10  # batches from one vote to the next
 
 
 class Preemption(Checkpoint):
-    """Saves at an interval and when a signal asks for it, always between two optimizer steps, and ends the run if asked.
+    """Saves at an interval and when a signal asks for it, always between two optimizer steps, and ends the
+    run if asked.
 
-    A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch that all of
-    them have, every rank gives the greatest wish it has received and gets the greatest of all. The vote is an all-reduce
-    over a group on the CPU, begun at one vote and read at the next: nobody waits for it, and the GPU does not hear of it.
-    All ranks thus act at the same step, the second vote after the signal at the latest. Where batches take less than
-    ``PAUSE`` seconds, a vote follows after as many of them as fit into it, at most ``MOST``, because half a millisecond
-    for each vote would be some percent of such a step; the vote itself settles the number, so that all ranks have the same.
+    A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch
+    that all of them have, every rank gives the greatest request it has received and gets the greatest of all.
+    The vote is an all-reduce over a group on the CPU, begun at one vote and read at the next: nobody waits
+    for it, and the GPU does not hear of it. All ranks thus act at the same step, the second vote after the
+    signal at the latest. Where batches take less than ``PAUSE`` seconds, a vote follows after as many of them
+    as fit into it, at most ``MOST``, because half a millisecond for each vote would be some percent of such a
+    step; the vote itself settles the number, so that all ranks have the same.
 
-    It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle of a step, and
-    of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
+    It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle
+    of a step, and of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
 
-    Saving happens when the next batch begins, before anything is computed: every other callback has seen the batch before,
-    and its values are logged. Asked to end in a validation, the run saves its state of before, and a resumed run repeats the
-    validation.
+    Saving happens when the next batch begins, before anything is computed: every other callback has seen the
+    batch before, and its values are logged. Asked to end in a validation, the run saves its state of before,
+    and a resumed run repeats the validation.
 
-    Args:
-        last: the checkpoint.
-        every_n_steps: save after so many optimizer steps; None: not by steps.
-        every_minutes: save when the last time is so long ago; the end of an epoch saves in any case. None: not by time.
+    Args: last: the checkpoint. every_n_steps: save after so many optimizer steps; None: not by steps.
+        every_minutes: save when the last time is so long ago; the end of an epoch saves in any case. None:
+        not by time.
 
     Raises:
         ValueError: an interval is not positive.
     """
 
-    def __init__(self, last: Path, every_n_steps: int | None = None, every_minutes: float | None = None) -> None:
+    def __init__(
+        self, last: Path, every_n_steps: int | None = None, every_minutes: float | None = None
+    ) -> None:
         for name, value in (("save_every_n_steps", every_n_steps), ("save_every_minutes", every_minutes)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive or null, got {value}")
         self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
-        self.wish = Wish.NONE  # of all ranks; the same on each
+        self.request = StopRequest.NONE  # of all ranks; the same on each
         self.group: Any = None  # a gloo group of all ranks; one process needs none
         self.vote: tuple[Any, Tensor] | None = None  # under way
         self.pace = 1  # training batches from one vote to the next; the same on each rank
@@ -58,50 +63,62 @@ class Preemption(Checkpoint):
         self.resumed = False
         self.common_batches: list[float] = []  # of each validation loader: the number that every rank has
 
-    # ---- the vote ----------------------------------------------------------------------------------------------------
+    # ---- the vote ------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        inbox.raises = ()
+        receiver.raises = ()
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
         self._vote(trainer)
         self._count(trainer)
-        if self.wish >= Wish.END:  # nothing was trained since the checkpoint
-            raise Preempted(self.wish)
+        if self.request >= StopRequest.END:  # nothing was trained since the checkpoint
+            raise Preempted(self.request)
 
     def _vote(self, trainer: Trainer) -> None:
         """Read the vote that is under way, begin the next."""
-        mine = inbox.take()
-        if trainer.is_global_zero and self.every_minutes and time.monotonic() - self.saved_at > 60 * self.every_minutes:
-            mine = max(mine, Wish.DUE)
+        mine = receiver.take()
+        if (
+            trainer.is_global_zero
+            and self.every_minutes
+            and time.monotonic() - self.saved_at > 60 * self.every_minutes
+        ):
+            mine = max(mine, StopRequest.DUE)
         if self.group is None:
-            self.wish = max(self.wish, mine)
+            self.request = max(self.request, mine)
             return
         self._count(trainer)
         now = time.monotonic()
-        fit = PAUSE * self.batches / max(now - self.voted_at, 1e-6)  # none in a validation: the vote after it comes at once
+        fit = (
+            PAUSE * self.batches / max(now - self.voted_at, 1e-6)
+        )  # none in a validation: the vote after it comes at once
         self.batches, self.voted_at = 0, now
         ballot = torch.tensor([int(mine), min(max(int(fit), 1), MOST)])
-        self.vote = distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self.group, async_op=True), ballot
+        self.vote = (
+            distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self.group, async_op=True),
+            ballot,
+        )
 
     def _count(self, trainer: Trainer) -> None:
         if self.vote is not None:
             (work, ballot), self.vote = self.vote, None
             work.wait()
-            wish, self.pace = ballot.tolist()
-            self.wish = max(self.wish, Wish(wish))
+            request, self.pace = ballot.tolist()
+            self.request = max(self.request, StopRequest(request))
 
-    # ---- training ----------------------------------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------------------------
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.resumed = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.resumed:
             return
-        # Lightning asked for samples before it had read the checkpoint: workers have begun with those of the first epoch
+        # Lightning asked for samples before it had read the checkpoint: workers have begun with those of the
+        # first epoch
         loop = trainer.fit_loop
         assert loop._combined_loader is not None
         for loader in loop._combined_loader.flattened:
@@ -109,19 +126,31 @@ class Preemption(Checkpoint):
         assert loop._data_fetcher is not None
         iter(loop._data_fetcher)  # asks anew
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         loop = trainer.fit_loop.epoch_loop
-        if self.resumed:  # Lightning counts one too many after a checkpoint of the end of an epoch, and logs at that step
+        if (
+            self.resumed
+        ):  # Lightning counts one too many after a checkpoint of the end of an epoch, and logs at that step
             self.resumed, loop._batches_that_stepped = False, trainer.global_step
-        if self.wish == Wish.NONE:
+        if self.request == StopRequest.NONE:
             return
         # the state between two batches: Lightning has counted the coming one already
         progress = loop.batch_progress
         ready, is_last = progress.current.ready, progress.is_last_batch
-        progress.current.ready, progress.total.ready, progress.is_last_batch = ready - 1, progress.total.ready - 1, False
+        progress.current.ready, progress.total.ready, progress.is_last_batch = (
+            ready - 1,
+            progress.total.ready - 1,
+            False,
+        )
         if not trainer.fit_loop._should_accumulate():  # or the gradients gathered so far would be lost
             self._save(trainer)
-        progress.current.ready, progress.total.ready, progress.is_last_batch = ready, progress.total.ready + 1, is_last
+        progress.current.ready, progress.total.ready, progress.is_last_batch = (
+            ready,
+            progress.total.ready + 1,
+            is_last,
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -131,7 +160,7 @@ class Preemption(Checkpoint):
             self._vote(trainer)
         stepped = not trainer.fit_loop._should_accumulate()
         if self.every_n_steps and stepped and trainer.global_step % self.every_n_steps == 0:
-            self.wish = max(self.wish, Wish.DUE)
+            self.request = max(self.request, StopRequest.DUE)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved(trainer)  # by the callback before this one
@@ -145,10 +174,10 @@ class Preemption(Checkpoint):
 
     def end_if_asked(self) -> None:
         """Called after the last step: Preempted, if a rank was asked to end since."""
-        if self.wish >= Wish.END:
-            raise Preempted(self.wish)
+        if self.request >= StopRequest.END:
+            raise Preempted(self.request)
 
-    # ---- validation --------------------------------------------------------------------------------------------------
+    # ---- validation ----------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
@@ -172,17 +201,20 @@ class Preemption(Checkpoint):
             self._leave_validation(trainer)
 
     def _leave_validation(self, trainer: Trainer) -> None:
-        if self.wish < Wish.END or (trainer.fit_loop._should_accumulate() and not trainer.sanity_checking):
+        if self.request < StopRequest.END or (
+            trainer.fit_loop._should_accumulate() and not trainer.sanity_checking
+        ):
             return
         if not trainer.sanity_checking:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.reset()
             progress.increment_ready()
-            progress.increment_started()  # a batch begun and not processed: resumed, the validation starts over
+            # a batch begun and not processed: resumed, the validation starts over
+            progress.increment_started()
             self._save(trainer)
-        raise Preempted(self.wish)
+        raise Preempted(self.request)
 
-    # ---- saving ------------------------------------------------------------------------------------------------------
+    # ---- saving --------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.last, weights_only=False)
@@ -191,13 +223,13 @@ class Preemption(Checkpoint):
 
     def _saved(self, trainer: Trainer) -> None:
         self.saved_at = time.monotonic()
-        if self.wish < Wish.END:
-            self.wish = Wish.NONE
+        if self.request < StopRequest.END:
+            self.request = StopRequest.NONE
             return
         trainer.strategy.checkpoint_io.teardown()  # the last save is never left to the background
         if trainer.is_global_zero:
             print(f"saved {self.last} at step {trainer.global_step}", flush=True)
 
     def _leave(self, trainer: Trainer) -> None:
-        if self.wish >= Wish.END:
-            raise Preempted(self.wish)
+        if self.request >= StopRequest.END:
+            raise Preempted(self.request)

@@ -1,4 +1,6 @@
-"""Which classes a configuration or a checkpoint may name: building a class runs its code, and so does importing its module."""
+"""Which classes a configuration or a checkpoint may name: building a class runs its code, and so does
+importing its module.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from collections.abc import Iterable
 
 from jsonargparse import set_parsing_settings
 
-#: The project's own packages, and the parts of the frameworks that hold networks, optimizers, callbacks and strategies.
+#: The project's own packages, and the parts of the frameworks that hold networks, optimizers, callbacks and
+#: strategies.
 TRUSTED = (
     "sslmodules",
     "datamodules",
@@ -26,7 +29,8 @@ _more: list[str] = []
 
 
 def trust(packages: Iterable[str]) -> None:
-    """Also trust these packages for the rest of the process: their classes and functions may be named from now on.
+    """Also trust these packages for the rest of the process: their classes and functions may be named from
+    now on.
 
     Args:
         packages: dotted names such as ``mypackage`` or ``mypackage.networks``.
@@ -48,15 +52,17 @@ def is_trusted(name: str, among: Iterable[str] | None = None) -> bool:
 
 
 def may_be_called(name: str) -> bool:
-    """No configuration names a function of the frameworks: only those of packages that the user added are called."""
+    """No configuration names a function of the frameworks: only those of packages that the user added are
+    called.
+    """
     return is_trusted(name, _more)
 
 
 def enforce() -> None:
     """Let the parser import what is trusted and nothing else, wherever in a value the name of a class stands.
 
-    Called before every parse. The setting is jsonargparse's and holds for the whole process. It looks at where an object is
-    defined, so that ``timm.models.os.system`` does not pass for timm's.
+    Called before every parse. The setting is jsonargparse's and holds for the whole process. It looks at
+    where an object is defined, so that ``timm.models.os.system`` does not pass for timm's.
     """
     set_parsing_settings(
         import_path_denylist=["*"],

@@ -16,7 +16,9 @@ def methods() -> dict[str, type[SSLModule]]:
 
 
 def __getattr__(name: str) -> Any:
-    """Public classes are imported when they are first asked for: ``from sslmodules import SimCLR, load_module``."""
+    """Public classes are imported when they are first asked for: ``from sslmodules import SimCLR,
+    load_module``.
+    """
     if name == "load_module":
         from runtime.checkpoints import load_module
 

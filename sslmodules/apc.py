@@ -1,10 +1,12 @@
 """APC, autoregressive predictive coding (Chung et al. 2019, https://arxiv.org/abs/1904.03240).
 
-A causal network reads log-mel frames (B, T, M) and a linear layer predicts the frame n steps ahead of each. Its states are the
-features: their mean over a clip's frames. What is predicted can be read again, so that a clip goes on.
+A causal network reads log-mel frames (B, T, M) and a linear layer predicts the frame n steps ahead of each.
+Its states are the features: their mean over a clip's frames. What is predicted can be read again, so that a
+clip goes on.
 
-Differs from the authors' code: a clip's error is averaged over its own frames before the mean over clips, so that padding and
-other clips have no say in it; frames are standardised over the training split, and clips are cut to one length.
+Differs from the authors' code: a clip's error is averaged over its own frames before the mean over clips, so
+that padding and other clips have no say in it; frames are standardized over the training split, and clips are
+cut to one length.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from sslmodules.base import SSLModule, full_precision
 
 
 def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -> Tensor:
-    """Mean absolute error of frames predicted ``ahead`` steps before they come (Chung et al. 2019, the sum of |x_(t+n) - y_t|).
+    """Mean absolute error of frames predicted ``ahead`` steps before they come (Chung et al. 2019, the sum of
+    |x_(t+n) - y_t|).
 
     Args:
         prediction: (B, T, M), made at each t for frame t + ahead.
@@ -28,10 +31,12 @@ def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -
         length: (B,) valid frames of each clip; what comes behind is padding and never a target.
         ahead: n.
 
-    Returns:
-        Scalar: mean over bands and over a clip's targets, then over clips; a clip of n frames or fewer counts as 0.
+    Returns: Scalar: mean over bands and over a clip's targets, then over clips; a clip of n frames or fewer
+        counts as 0.
     """
-    error = (full_precision(prediction[:, :-ahead]) - full_precision(frames[:, ahead:])).abs().mean(2)  # (B, T - n)
+    error = (
+        (full_precision(prediction[:, :-ahead]) - full_precision(frames[:, ahead:])).abs().mean(2)
+    )  # (B, T - n)
     place = torch.arange(ahead, frames.shape[1], device=frames.device)
     target = place < length[:, None]  # (B, T - n)
     return ((error * target).sum(1) / target.sum(1).clamp(min=1)).mean()
@@ -42,10 +47,8 @@ class APC(SSLModule):
 
     Features are the network's last states, averaged over the clip's frames without padding.
 
-    Args:
-        encoder: causal, (B, T, M) -> (B, T, num_features), with ``in_features`` = M: ``GRUFrames`` or ``TransformerFrames``.
-        ahead: n, frames; the paper tries 1 to 20.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: causal, (B, T, M) -> (B, T, num_features), with ``in_features`` = M: ``GRUFrames`` or
+        ``TransformerFrames``. ahead: n, frames; the paper tries 1 to 20. **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: an encoder that is none for frames, or ``ahead`` below 1.
@@ -56,7 +59,9 @@ class APC(SSLModule):
         if ahead < 1:
             raise ValueError(f"ahead must be at least 1, got {ahead}")
         if not (hasattr(encoder, "in_features") and hasattr(encoder, "num_features")):
-            raise ValueError(f"encoder must read frames (GRUFrames, TransformerFrames), got {type(encoder).__name__}")
+            raise ValueError(
+                f"encoder must read frames (GRUFrames, TransformerFrames), got {type(encoder).__name__}"
+            )
         self.encoder, self.ahead = encoder, ahead
         self.bands = int(encoder.in_features)  # type: ignore[arg-type]
         self.predict = nn.Linear(int(encoder.num_features), self.bands)  # type: ignore[arg-type]
@@ -65,7 +70,8 @@ class APC(SSLModule):
         """(B, 1, M, T) log-mel as frames (B, T, M)."""
         if x.ndim != 4 or x.shape[1:3] != (1, self.bands):
             raise ValueError(
-                f"encoder takes log-mel (B, 1, {self.bands}, T), got {tuple(x.shape)}: set its in_features to data.num_mels"
+                f"encoder takes log-mel (B, 1, {self.bands}, T), got {tuple(x.shape)}: set its in_features "
+                "to data.num_mels"
             )
         if x.shape[3] <= self.ahead:
             raise ValueError(f"ahead must be less than the {x.shape[3]} frames of a clip, got {self.ahead}")
@@ -89,7 +95,7 @@ class APC(SSLModule):
         """Read a clip and let it go on: n frames are predicted from the last n states, read, and so on.
 
         Args:
-            x: (B, 1, M, T) standardised log-mel without padding, T >= n.
+            x: (B, 1, M, T) standardized log-mel without padding, T >= n.
             steps: frames to add.
 
         Returns:
@@ -97,7 +103,9 @@ class APC(SSLModule):
         """
         frames, given = x[:, 0].transpose(1, 2), x.shape[3]
         if given < self.ahead:
-            raise ValueError(f"a clip of {given} frames is shorter than ahead = {self.ahead}: give a longer one")
+            raise ValueError(
+                f"a clip of {given} frames is shorter than ahead = {self.ahead}: give a longer one"
+            )
         while frames.shape[1] < given + steps:
             coming = self.predict(self.encoder(frames)[:, -self.ahead :]).to(frames.dtype)
             frames = torch.cat([frames, coming], 1)

@@ -1,11 +1,12 @@
 """Audio-MAE, the masked autoencoder that listens (Huang et al. 2022, https://arxiv.org/abs/2207.06405).
 
-Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A vision transformer encodes the others, and a
-small decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the patches that hold sound.
+Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A vision transformer encodes the
+others, and a small decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the
+patches that hold sound.
 
-Differs from the paper: patches behind a clip's end are no targets and have no say in the features; the decoder attends to all
-patches, where the paper finds local windows better. Rows of patches are frequencies and columns are time, from low and early
-ones on; the authors' code has them the other way round.
+Differs from the paper: patches behind a clip's end are no targets and have no say in the features; the
+decoder attends to all patches, where the paper finds local windows better. Rows of patches are frequencies
+and columns are time, from low and early ones on; the authors' code has them the other way round.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
 from sslmodules.base import SSLModule, full_precision
-from sslmodules.mae import EPSILON, hidden_patches, normalise_patches, patch_statistics, surroundings, visible_patches
+from sslmodules.mae import (
+    EPSILON,
+    hidden_patches,
+    normalize_patches,
+    patch_statistics,
+    surroundings,
+    visible_patches,
+)
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
 
@@ -26,27 +34,30 @@ def sounding_patches(x: Tensor, patch_size: int, whole: bool) -> Tensor:
     """Which patches of log-mel (B, 1, M, T) hold sound, frequency by frequency: (B, N) bool.
 
     Args:
-        x: standardised, padding frames exactly 0.
+        x: standardized, padding frames exactly 0.
         patch_size: p; the grid has M / p rows and T / p columns.
         whole: True asks for sound in all of a patch's frames, False in one at least.
     """
     rows, columns = x.shape[2] // patch_size, x.shape[3] // patch_size
     length = valid_frames(x)
-    length = length // patch_size if whole else (length + patch_size - 1) // patch_size  # in columns of patches
+    length = (
+        length // patch_size if whole else (length + patch_size - 1) // patch_size
+    )  # in columns of patches
     sounding = torch.arange(columns, device=x.device) < length[:, None]  # (B, columns)
     return sounding.repeat(1, rows)
 
 
 def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean squared error over the counted patches of each clip, then over clips (Huang et al. 2022, on the reconstruction).
+    """Mean squared error over the counted patches of each clip, then over clips (Huang et al. 2022, on the
+    reconstruction).
 
     Args:
         prediction: (B, N, P), P values for each patch.
         target: (B, N, P).
         counted: (B, N) bool: hidden, and no padding.
 
-    Returns:
-        Scalar; a clip with nothing to count is 0. Each clip counts the same however long it is, on any number of devices.
+    Returns: Scalar; a clip with nothing to count is 0. Each clip counts the same however long it is, on any
+        number of devices.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
     return ((error * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
@@ -60,7 +71,7 @@ class AudioMAE(SSLModule):
         decoder_width: of the decoder's tokens.
         decoder_depth: blocks of the decoder.
         decoder_heads: heads of the decoder's attention.
-        normalise_target: predict patches brought to mean 0 and variance 1 each; False = log-mel as it is.
+        normalize_target: predict patches brought to mean 0 and variance 1 each; False = log-mel as it is.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -75,16 +86,16 @@ class AudioMAE(SSLModule):
         decoder_width: int = 512,
         decoder_depth: int = 16,
         decoder_heads: int = 16,
-        normalise_target: bool = True,
+        normalize_target: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_visible") or encoder.in_channels != 1:
             raise ValueError(f"encoder must be a ViTEncoder with in_channels 1, got {type(encoder).__name__}")
-        self.encoder, self.normalise_target = encoder, normalise_target
+        self.encoder, self.normalize_target = encoder, normalize_target
         self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
-        if normalise_target and self.patch_size == 1:
-            raise ValueError("normalise_target needs patches of two values or more, got patch_size 1")
+        if normalize_target and self.patch_size == 1:
+            raise ValueError("normalize_target needs patches of two values or more, got patch_size 1")
         self.decoder = PatchDecoder(
             self.grid,
             in_width=int(encoder.num_features),  # type: ignore[arg-type]
@@ -95,12 +106,16 @@ class AudioMAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """A prediction for every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden (B, N)."""
+        """A prediction for every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden
+        (B, N).
+        """
         shape = (1, *(n * self.patch_size for n in self.grid))
         if x.shape[1:] != shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
-                f"encoder takes log-mel of {shape} in {self.grid[0]}x{self.grid[1]} patches, got {tuple(x.shape[1:])} and a "
-                f"mask of {hidden.shape[1]} patches: set its image_size to [num_mels, frames] and its patch_size"
+                f"encoder takes log-mel of {shape} in {self.grid[0]}x{self.grid[1]} patches, got "
+                f"{tuple(x.shape[1:])} and a "
+                f"mask of {hidden.shape[1]} patches: set its image_size to [num_mels, frames] and its "
+                "patch_size"
             )
         visible = visible_patches(hidden)
         return self.decoder(self.encoder.forward_visible(x, visible), visible)  # type: ignore[operator]
@@ -108,8 +123,8 @@ class AudioMAE(SSLModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
         target = patchify(x, self.patch_size)
-        if self.normalise_target:
-            target = normalise_patches(target)
+        if self.normalize_target:
+            target = normalize_patches(target)
         counted = hidden & sounding_patches(x, self.patch_size, whole=True)
         return {"loss": target_patch_mse(self.predict(x, hidden), target, counted)}
 
@@ -120,17 +135,25 @@ class AudioMAE(SSLModule):
         return (tokens * sounding).sum(1) / sounding.sum(1).clamp(min=1)
 
     def fill(self, batch: Batch) -> Tensor:
-        """(B, 1, M, T) standardised: ``input`` with its hidden patches predicted; padding stays as it is.
+        """(B, 1, M, T) standardized: ``input`` with its hidden patches predicted; padding stays as it is.
 
-        With ``normalise_target`` level and contrast of a hidden patch are those of the visible patches around.
+        With ``normalize_target`` level and contrast of a hidden patch are those of the visible patches
+        around.
         """
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
-        prediction, patches = full_precision(self.predict(x, hidden)), patchify(full_precision(x), self.patch_size)
+        prediction, patches = (
+            full_precision(self.predict(x, hidden)),
+            patchify(full_precision(x), self.patch_size),
+        )
         sounding = sounding_patches(x, self.patch_size, whole=False)
-        if self.normalise_target:
+        if self.normalize_target:
             unknown = hidden | ~sounding
-            mean, variance = surroundings(torch.cat(patch_statistics(patches), 2), unknown, self.grid).chunk(2, dim=2)
+            mean, variance = surroundings(torch.cat(patch_statistics(patches), 2), unknown, self.grid).chunk(
+                2, dim=2
+            )
             prediction = prediction * (variance + EPSILON).sqrt() + mean
-        filled = unpatchify(torch.where((hidden & sounding)[:, :, None], prediction, patches), self.patch_size, self.grid)
+        filled = unpatchify(
+            torch.where((hidden & sounding)[:, :, None], prediction, patches), self.patch_size, self.grid
+        )
         frame = torch.arange(x.shape[3], device=x.device)
         return filled.to(x.dtype).masked_fill(frame >= valid_frames(x)[:, None, None, None], 0)

@@ -1,12 +1,13 @@
-"""Denoising autoencoder (Vincent et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390294), and the plain one.
+"""Denoising autoencoder (Vincent et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390294), and the plain
+one.
 
-An encoder maps a damaged image to a vector, and a decoder maps that to the clean image. To undo the damage the vector has
-to hold what images of the data have in common; what is learnt points from a damaged image to likely ones (Alain and
-Bengio 2012, https://arxiv.org/abs/1211.4246). Without damage it is the plain autoencoder, whose vector must be narrower
-than the image, or it copies.
+An encoder maps a damaged image to a vector, and a decoder maps that to the clean image. To undo the damage
+the vector has to hold what images of the data have in common; what is learnt points from a damaged image to
+likely ones (Alain and Bengio 2012, https://arxiv.org/abs/1211.4246). Without damage it is the plain
+autoencoder, whose vector must be narrower than the image, or it copies.
 
-Differs from the paper: squared error instead of the cross entropy, networks of any depth trained at once instead of
-layer by layer, and encoder and decoder share no weights.
+Differs from the paper: squared error instead of the cross entropy, networks of any depth trained at once
+instead of layer by layer, and encoder and decoder share no weights.
 """
 
 from __future__ import annotations
@@ -33,18 +34,22 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ (broadcasting would hide it).
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"the decoder gives {tuple(prediction.shape[1:])} for images of {tuple(target.shape[1:])}")
+        raise ValueError(
+            f"the decoder gives {tuple(prediction.shape[1:])} for images of {tuple(target.shape[1:])}"
+        )
     return (full_precision(prediction) - full_precision(target)).square().mean()
 
 
 class Autoencoder(SSLModule):
-    """Autoencoder: image to vector to image; denoising where the data's ``views`` damage what the encoder sees.
+    """Autoencoder: image to vector to image; denoising where the data's ``views`` damage what the encoder
+    sees.
 
-    ``data.views`` of GaussianNoise, SaltAndPepper or MaskingNoise makes it denoising, without views it is plain.
+    ``data.views`` of GaussianNoise, SaltAndPepper or MaskingNoise makes it denoising, without views it is
+    plain.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
-        decoder: (B, num_features) -> (B, C, H, W), unbounded: the image in standardised units.
+        decoder: (B, num_features) -> (B, C, H, W), unbounded: the image in standardized units.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -56,7 +61,9 @@ class Autoencoder(SSLModule):
         self.encoder, self.decoder = encoder, decoder
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) what the image was before it was damaged; without ``corrupted``, from ``input`` as it is."""
+        """(B, C, H, W) what the image was before it was damaged; without ``corrupted``, from ``input`` as it
+        is.
+        """
         return self.decoder(self.encoder(batch.get("corrupted", batch["input"])))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -64,6 +71,8 @@ class Autoencoder(SSLModule):
         terms = {"loss": reconstruction_error(self.reconstruct(batch), x)}
         if "corrupted" in batch:
             terms["mse_noisy"] = reconstruction_error(batch["corrupted"], x)  # what doing nothing would score
-            if not self.training:  # the features that probes see are of clean images: is the network at home there?
+            if (
+                not self.training
+            ):  # the features that probes see are of clean images: is the network at home there?
                 terms["mse_clean"] = reconstruction_error(self.reconstruct({"input": x}), x)
         return terms

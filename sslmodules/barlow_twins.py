@@ -1,10 +1,11 @@
 """Barlow Twins (Zbontar et al. 2021, https://arxiv.org/abs/2103.03230).
 
-The cross-correlation matrix between the projections of two views, taken over the batch, is driven to the identity: the
-diagonal makes each dimension invariant to the views, the rest makes the dimensions tell different things.
+The cross-correlation matrix between the projections of two views, taken over the batch, is driven to the
+identity: the diagonal makes each dimension invariant to the views, the rest makes the dimensions tell
+different things.
 
-Differs from the official code: there each process differentiates its own share of the matrix only, so that the averaged
-gradient is 1/W of the loss's with W processes; here it is the loss's, whatever W is.
+Differs from the official code: there each process differentiates its own share of the matrix only, so that
+the averaged gradient is 1/W of the loss's with W processes; here it is the loss's, whatever W is.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def off_diagonal(x: Tensor) -> Tensor:
 def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     """C_ij between dimension i of the first and dimension j of the second projections, over the batch.
 
-    Each dimension is centred and divided by the square root of its biased variance plus ``eps``, as batch norm without
-    scale and shift does.
+    Each dimension is centered and divided by the square root of its biased variance plus ``eps``, as batch
+    norm without scale and shift does.
 
     Args:
         z1: (N, D) projections of the first views, in float32 or better.
@@ -56,7 +57,9 @@ def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     return z1.T @ z2 / len(z1)
 
 
-def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.0051) -> tuple[Tensor, Tensor, Tensor]:
+def barlow_twins_loss(
+    z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.0051
+) -> tuple[Tensor, Tensor, Tensor]:
     """Invariance plus redundancy reduction (Zbontar et al. 2021)::
 
         L = sum_i (1 - C_ii)^2 + lambda * sum_i sum_{j != i} C_ij^2
@@ -84,15 +87,12 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.005
 class BarlowTwins(SSLModule):
     """Barlow Twins: the cross-correlation of two views' projections becomes the identity.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        off_diagonal_weight: lambda of ``barlow_twins_loss``.
-        projector_hidden: width of the projector's hidden layers.
-        projector_out: width D of the projections z.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them.
-        bias_lr: peak learning rate of biases and norms; None = the optimizer's, as of all other parameters. The official
-            code has 0.0048 beside 0.2 for weights, both times batch size / 256: with LARS the rate of weights is relative
-            to their size, that of biases is not.
+    Args: encoder: (B, C, H, W) -> (B, num_features). off_diagonal_weight: lambda of ``barlow_twins_loss``.
+        projector_hidden: width of the projector's hidden layers. projector_out: width D of the projections z.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them. bias_lr: peak
+        learning rate of biases and norms; None = the optimizer's, as of all other parameters. The official
+            code has 0.0048 beside 0.2 for weights, both times batch size / 256: with LARS the rate of weights
+            is relative to their size, that of biases is not.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -130,9 +130,12 @@ class BarlowTwins(SSLModule):
         self.off_diagonal_weight, self.bias_lr = off_diagonal_weight, bias_lr
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch statistics
+        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch
+        # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
-        loss, invariance, redundancy = barlow_twins_loss(self.gather(z1), self.gather(z2), self.off_diagonal_weight)
+        loss, invariance, redundancy = barlow_twins_loss(
+            self.gather(z1), self.gather(z2), self.off_diagonal_weight
+        )
         return {"loss": loss, "invariance": invariance, "redundancy": redundancy}
 
     def parameter_groups(self) -> list[dict[str, Any]]:

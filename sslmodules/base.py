@@ -1,4 +1,6 @@
-"""What every method shares: the training step, validation features, the schedule, and gathering across ranks."""
+"""What every method shares: the training step, validation features, the schedule, and gathering across
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ from sslmodules.sharding import prepare_sharding
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
-    """Seed the random state that dropout and sampling draw from: of the CPU and, if the module is there, of its GPU.
+    """Seed the random state that dropout and sampling draw from: of the CPU and, if the module is there, of
+    its GPU.
 
-    Not ``torch.manual_seed``, which also visits every kind of device that is not in use: half a millisecond a step.
+    Not ``torch.manual_seed``, which also visits every kind of device that is not in use: half a millisecond a
+    step.
     """
     seed = mix_seed(run_seed(), *numbers)
     torch.default_generator.manual_seed(seed)
@@ -31,31 +35,38 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are. For what loses too much in half precision."""
+    """float16 and bfloat16 as float32; float32 and float64 as they are. For what loses too much in half
+    precision.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class SSLModule(LightningModule):
-    """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``, ``embed``.
+    """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``,
+    ``embed``.
 
-    Args:
-        optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings into a YAML
-            that names another class. Its learning rate is the peak one; nothing scales it. Its weight decay is not
-            applied to biases and normalisation parameters (all with fewer than two dimensions).
+    Args: optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings
+        into a YAML
+            that names another class. Its learning rate is the peak one; nothing scales it. Its weight decay
+            is not applied to biases and normalization parameters (all with fewer than two dimensions).
         warmup_epochs: linear warm-up of the learning rate from 0, in epochs (counted in optimizer steps).
-        final_lr_factor: the cosine decay ends at this share of the peak; 1 keeps the rate constant after warm-up.
+        final_lr_factor: the cosine decay ends at this share of the peak; 1 keeps the rate constant after
+            warm-up.
 
     Raises:
         ValueError: a knob is out of range, or the optimizer refuses its settings.
     """
 
     encoder: nn.Module
-    #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not enlarge it.
+    #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not
+    #: enlarge it.
     couples_batch: bool = False
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
 
-    def __init__(self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0
+    ) -> None:
         super().__init__()
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
@@ -72,10 +83,10 @@ class SSLModule(LightningModule):
     def _set_hparams(self, hp: Any) -> None:
         super()._set_hparams(plain_values(hp))
 
-    # ---- given by a method -------------------------------------------------------------------------------------------
+    # ---- given by a method ---------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name; ``"loss"`` is minimised, the others are logged beside it."""
+        """Scalars by name; ``"loss"`` is minimized, the others are logged beside it."""
         raise NotImplementedError
 
     @property
@@ -91,17 +102,20 @@ class SSLModule(LightningModule):
         """Called once after every optimizer step, however many batches were accumulated for it."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: every trainable parameter in exactly one. A group with ``"fix_lr": True`` keeps the
-        optimizer's learning rate: no warm-up, no decay."""
+        """Groups for the optimizer: every trainable parameter in exactly one. A group with ``"constant_lr":
+        True`` keeps the optimizer's learning rate: no warm-up, no decay.
+        """
         return decay_groups(self)
 
-    # ---- for a method ------------------------------------------------------------------------------------------------
+    # ---- for a method --------------------------------------------------------------------------------------
 
     def gather(self, z: Tensor) -> Tensor:
-        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients; ``z`` itself outside training.
+        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients; ``z`` itself outside
+        training.
 
-        The backward sums over ranks, so that with DDP's mean over ranks the gradient of a loss over the gathered batch
-        is that of one process with the joined batch. Validation batches differ in size between ranks: no gathering.
+        The backward sums over ranks, so that with DDP's mean over ranks the gradient of a loss over the
+        gathered batch is that of one process with the joined batch. Validation batches differ in size between
+        ranks: no gathering.
         """
         if not self.training or self._trainer is None or self.trainer.world_size == 1:
             return z
@@ -110,13 +124,21 @@ class SSLModule(LightningModule):
         return gathered.flatten(0, 1)
 
     def progress(self) -> float:
-        """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules of a method."""
-        return min(1.0, self.global_step / self.total_steps) if self._trainer is not None and self.total_steps else 0.0
+        """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules
+        of a method.
+        """
+        return (
+            min(1.0, self.global_step / self.total_steps)
+            if self._trainer is not None and self.total_steps
+            else 0.0
+        )
 
     def randn(self, *size: int) -> Tensor:
-        """Standard normal noise on the module's device, a row per sample first: the only way a method draws noise.
+        """Standard normal noise on the module's device, a row per sample first: the only way a method draws
+        noise.
 
-        Seeded at every step by (seed, rank, epoch, step); one place, so that a test can hand one process the draws of two.
+        Seeded at every step by (seed, rank, epoch, step); one place, so that a test can hand one process the
+        draws of two.
         """
         return torch.randn(*size, device=self.device)
 
@@ -124,7 +146,7 @@ class SSLModule(LightningModule):
         """As ``randn``, uniform in [0, 1)."""
         return torch.rand(*size, device=self.device)
 
-    # ---- Lightning ---------------------------------------------------------------------------------------------------
+    # ---- Lightning -----------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(x)
@@ -133,19 +155,25 @@ class SSLModule(LightningModule):
         """ValueError for a batch within which the method has nothing to compare."""
         if self.couples_batch and global_batch < 2:
             raise ValueError(
-                f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, got {global_batch}"
+                f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, "
+                f"got {global_batch}"
             )
 
     def check_batch(self, batch: Batch) -> None:
         """ValueError for a batch without the keys that ``losses`` reads."""
         if missing := [key for key in self.batch_keys if key not in batch]:
             raise ValueError(
-                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only {', '.join(batch)}: set data.views "
-                "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: RandomBlock, CentreHole; "
+                f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only "
+                f"{', '.join(batch)}: set data.views "
+                "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: "
+                "RandomBlock, CenterHole; "
                 "corrupted: GaussianNoise, of text MaskedTokens)"
             )
         if "views" in self.batch_keys and len(batch["views"]) < 2:
-            raise ValueError(f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set data.views")
+            raise ValueError(
+                f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set "
+                "data.views"
+            )
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
@@ -155,12 +183,14 @@ class SSLModule(LightningModule):
             self.check_batch_size(per_rank * self.trainer.world_size)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
-                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the batch within which "
+                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the "
+                "batch within which "
                 f"{type(self).__name__} compares samples: its loss still sees one batch at a time"
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Noise of the model (dropout, sampling) from the step alone: a resumed run draws what it would have drawn.
+        # Noise of the model (dropout, sampling) from the step alone: a resumed run draws what it would have
+        # drawn.
         seed_noise(self.device, self.global_rank, self.trainer.current_epoch, batch_idx, 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -172,11 +202,15 @@ class SSLModule(LightningModule):
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Features of the batch, for the probes; on the ``val`` loader also the loss on data that was held out."""
+        """Features of the batch, for the probes; on the ``val`` loader also the loss on data that was held
+        out.
+        """
         if dataloader_idx == 0:
             seed_noise(self.device, self.global_rank, batch_idx, 2)
             terms = {f"val/{k}": v for k, v in self.losses(batch).items()}
-            n = float(len(batch["input"]))  # averaged over processes: of integers Lightning would drop the half
+            n = float(
+                len(batch["input"])
+            )  # averaged over processes: of integers Lightning would drop the half
             self.log_dict(terms, batch_size=n, sync_dist=True, add_dataloader_idx=False)  # type: ignore[arg-type]
         return {"features": self.embed(batch["input"]).flatten(1).float()}
 
@@ -190,11 +224,16 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
         factor = self.schedule()
-        factors = [constant if group.get("fix_lr") else factor for group in optimizer.param_groups]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
+        factors = [constant if group.get("constant_lr") else factor for group in optimizer.param_groups]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
+        }
 
     def schedule(self) -> Callable[[int], float]:
-        """Factor of the learning rate at each optimizer step of this run; from here on ``progress`` knows the run's length."""
+        """Factor of the learning rate at each optimizer step of this run; from here on ``progress`` knows the
+        run's length.
+        """
         self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)

@@ -1,11 +1,13 @@
 """BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-Some words of a text are hidden, and a Transformer that sees both sides of them tells what they were; from the class token it
-also tells whether the second of two segments follows the first. Features are the mean over the tokens, or the class token.
+Some words of a text are hidden, and a Transformer that sees both sides of them tells what they were; from the
+class token it also tells whether the second of two segments follows the first. Features are the mean over the
+tokens, or the class token.
 
-Differs from the paper: masks are drawn anew at every step on the device, where the paper's data holds ten fixed draws, and each
-token is selected with probability 15 % instead of a fixed number per sample; random replacements are never special tokens, and
-a second segment from elsewhere is always from another document. Adam is PyTorch's, with bias correction.
+Differs from the paper: masks are drawn anew at every step on the device, where the paper's data holds ten
+fixed draws, and each token is selected with probability 15 % instead of a fixed number per sample; random
+replacements are never special tokens, and a second segment from elsewhere is always from another document.
+Adam is PyTorch's, with bias correction.
 """
 
 from __future__ import annotations
@@ -24,10 +26,8 @@ from sslmodules.networks.bert_encoder import transformers_library
 def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
     """Cross entropy of the hidden words in nats: the sum over the selected tokens, divided by their number.
 
-    Args:
-        logits: (N, V) of the selected tokens.
-        target: (N,) their true ids.
-        total: the number to divide by; less than 1, of a batch in which nothing is selected, counts as 1, and the loss is 0.
+    Args: logits: (N, V) of the selected tokens. target: (N,) their true ids. total: the number to divide by;
+        less than 1, of a batch in which nothing is selected, counts as 1, and the loss is 0.
 
     Returns:
         Scalar.
@@ -39,8 +39,8 @@ def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> T
 class BERT(SSLModule):
     """Masked words and next-sentence prediction; the loss is the sum of both.
 
-    Logs ``masked_word_loss`` (nats), ``perplexity`` (its exponential), ``masked_word_accuracy`` and, with next-sentence
-    prediction, ``next_sentence_loss`` and ``next_sentence_accuracy``.
+    Logs ``masked_word_loss`` (nats), ``perplexity`` (its exponential), ``masked_word_accuracy`` and, with
+    next-sentence prediction, ``next_sentence_loss`` and ``next_sentence_accuracy``.
 
     Args:
         encoder: tokens (B, T) -> (B, num_features), with ``forward_tokens(tokens, segment) -> (B, T, D)`` and
@@ -60,7 +60,8 @@ class BERT(SSLModule):
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_tokens") or not hasattr(encoder, "token_embedding"):
             raise ValueError(
-                f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use BertEncoder"
+                f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use "
+                "BertEncoder"
             )
         self.encoder, self.next_sentence = encoder, next_sentence
         width = self.encoder.num_features
@@ -70,7 +71,9 @@ class BERT(SSLModule):
             self.pooler, self.classifier = nn.Linear(width, width), nn.Linear(width, 2)
         else:
             self.batch_keys = self.batch_keys[:3]
-        for module in (m for m in self.children() if m is not encoder for m in m.modules() if isinstance(m, nn.Linear)):
+        for module in (
+            m for m in self.children() if m is not encoder for m in m.modules() if isinstance(m, nn.Linear)
+        ):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
@@ -79,18 +82,25 @@ class BERT(SSLModule):
         return F.linear(self.transform(h), self.encoder.token_embedding, self.decoder_bias)
 
     def to_transformers(self) -> Any:
-        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode; without next-sentence
-        prediction that head and the pooler in it are untrained. Its class 0 of the next sentence is a true pair."""
+        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode;
+        without next-sentence prediction that head and the pooler in it are untrained. Its class 0 of the next
+        sentence is a true pair.
+        """
         library = transformers_library()
         model = library.BertForPreTraining(self.encoder.net.config)
         parts = {"bert": self.encoder.net, "cls.predictions.transform.dense": self.transform[0]}
         parts["cls.predictions.transform.LayerNorm"] = self.transform[2]
-        state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        state = {
+            f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
+        }
         state["cls.predictions.bias"] = state["cls.predictions.decoder.bias"] = self.decoder_bias
         state["cls.predictions.decoder.weight"] = self.encoder.token_embedding
         if self.next_sentence:
             state |= {f"bert.pooler.dense.{key}": value for key, value in self.pooler.state_dict().items()}
-            state |= {f"cls.seq_relationship.{key}": value.flip(0) for key, value in self.classifier.state_dict().items()}
+            state |= {
+                f"cls.seq_relationship.{key}": value.flip(0)
+                for key, value in self.classifier.state_dict().items()
+            }
         model.load_state_dict({**model.state_dict(), **state})
         return model.eval()
 
@@ -99,7 +109,8 @@ class BERT(SSLModule):
         h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # (B, T, D)
         selected = target != -100  # (B, T)
         logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
-        # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a mean of means.
+        # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a
+        # mean of means.
         counts = self.gather(selected.sum(1).float())
         total = counts.sum() * len(target) / len(counts)
         masked = masked_word_loss(logits, words, total)

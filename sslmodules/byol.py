@@ -1,10 +1,12 @@
 """BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733).
 
-The online network predicts, from one view of an image, what a slowly following copy of itself (the target) projects from
-the other view. There are no negatives: the predictor and the moving target keep the features from collapsing.
+The online network predicts, from one view of an image, what a slowly following copy of itself (the target)
+projects from the other view. There are no negatives: the predictor and the moving target keep the features
+from collapsing.
 
-Differs from the official code: the target starts as a copy of the online network instead of from another seed; features
-are evaluated without fine-tuning the batch-norm statistics; any optimizer serves, the official one is LARS.
+Differs from the official code: the target starts as a copy of the online network instead of from another
+seed; features are evaluated without fine-tuning the batch-norm statistics; any optimizer serves, the official
+one is LARS.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of unit vectors, ||p - z||^2 = 2 - 2 cos(p, z), the mean over the batch (Grill et al. 2020).
+    """Squared distance of unit vectors, ||p - z||^2 = 2 - 2 cos(p, z), the mean over the batch (Grill et al.
+    2020).
 
     Args:
-        prediction: (B, D) predictions p; any scale, normalised here, in float32 or better.
+        prediction: (B, D) predictions p; any scale, normalized here, in float32 or better.
         target: (B, D) target projections z; no gradient flows into them.
 
     Returns:
@@ -38,9 +41,8 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
 class BYOL(SSLModule):
     """BYOL: predict the target network's projection of the other view.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        momentum: of the target at the start, in [0, 1]; rises to 1 over the run by a cosine. The paper has 0.996 for 1000
+    Args: encoder: (B, C, H, W) -> (B, num_features). momentum: of the target at the start, in [0, 1]; rises
+        to 1 over the run by a cosine. The paper has 0.996 for 1000
             epochs and 0.99 for 100 and 300.
         hidden: width of the hidden layer of projector and predictor.
         out: width of projections and predictions.
@@ -50,7 +52,9 @@ class BYOL(SSLModule):
     couples_batch = True  # by the batch norms of its heads, on which it depends: without them it may collapse
     batch_keys = ("views",)
 
-    def __init__(self, encoder: nn.Module, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any) -> None:
+    def __init__(
+        self, encoder: nn.Module, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
@@ -73,4 +77,6 @@ class BYOL(SSLModule):
         return {"loss": regression_loss(p1, z2) + regression_loss(p2, z1)}
 
     def update_teacher(self) -> None:
-        self.teacher.update(nn.Sequential(self.encoder, self.projector), cosine_momentum(self.progress(), self.momentum))
+        self.teacher.update(
+            nn.Sequential(self.encoder, self.projector), cosine_momentum(self.progress(), self.momentum)
+        )

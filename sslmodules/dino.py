@@ -1,10 +1,12 @@
 """DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294).
 
-A student sees all views of an image, a teacher, its momentum copy, the global ones; the student matches the teacher's
-distribution over prototypes. Centring and sharpening of the teacher's output, not negatives, keep it from collapsing.
+A student sees all views of an image, a teacher, its momentum copy, the global ones; the student matches the
+teacher's distribution over prototypes. Centering and sharpening of the teacher's output, not negatives, keep
+it from collapsing.
 
-Differs from the official code: the last layer is always normalised (``norm_last_layer``); an encoder given with stochastic
-depth is copied without it for the teacher, as there; probes see the teacher's encoder, as its evaluation does by default.
+Differs from the official code: the last layer is always normalized (``norm_last_layer``); an encoder given
+with stochastic depth is copied without it for the teacher, as there; probes see the teacher's encoder, as its
+evaluation does by default.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from sslmodules.networks import MomentumCopy, cosine_momentum
 from sslmodules.swav import check_views, encode_views, entropy, swapped_cross_entropy
 
 
-def teacher_probabilities(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """The teacher's targets: centred, sharpened, without gradient (Caron et al. 2021, section 3.1).
+def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's targets: centered, sharpened, without gradient (Caron et al. 2021, section 3.1).
 
     Args:
         logits: (2, B, K) of the teacher for the global views.
-        centre: (1, K) running mean of earlier logits; not yet with those of this batch.
+        center: (1, K) running mean of earlier logits; not yet with those of this batch.
         temperature: the paper's rises from 0.04 to 0.07.
 
     Returns:
@@ -40,11 +42,12 @@ def teacher_probabilities(logits: Tensor, centre: Tensor, temperature: float) ->
     if temperature <= 0:
         raise ValueError(f"teacher temperature must be positive, got {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
-        return F.softmax((full_precision(logits) - full_precision(centre)) / temperature, dim=-1).detach()
+        return F.softmax((full_precision(logits) - full_precision(center)) / temperature, dim=-1).detach()
 
 
 def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross entropy of the student under the teacher's targets, over pairs of different views (Caron et al. 2021, Eq. 3).
+    """Cross entropy of the student under the teacher's targets, over pairs of different views (Caron et al.
+    2021, Eq. 3).
 
     Args:
         logits: (V, B, K) of the student for all views, global ones first.
@@ -60,11 +63,14 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tens
     if temperature <= 0:
         raise ValueError(f"student temperature must be positive, got {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
-        return swapped_cross_entropy(F.log_softmax(full_precision(logits) / temperature, dim=-1), targets.detach())
+        return swapped_cross_entropy(
+            F.log_softmax(full_precision(logits) / temperature, dim=-1), targets.detach()
+        )
 
 
 class DINOHead(nn.Module):
-    """Projector of student and teacher: an MLP with GELU and without batch norm, a unit vector, a normalised linear layer.
+    """Projector of student and teacher: an MLP with GELU and without batch norm, a unit vector, a normalized
+    linear layer.
 
     The last layer is the official one's weight norm with its gain frozen at 1: cosines with K prototypes.
 
@@ -76,7 +82,14 @@ class DINOHead(nn.Module):
         layers: of the MLP.
     """
 
-    def __init__(self, in_features: int, hidden: int = 2048, bottleneck: int = 256, out_features: int = 65536, layers: int = 3):
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        out_features: int = 65536,
+        layers: int = 3,
+    ):
         super().__init__()
         widths = [in_features, *[hidden] * (layers - 1), bottleneck]
         modules: list[nn.Module] = []
@@ -85,7 +98,8 @@ class DINOHead(nn.Module):
         self.mlp = nn.Sequential(*modules[:-1])
         for module in self.mlp:
             if isinstance(module, nn.Linear):
-                # 0.02 at the official code's width of 2048; at other widths signals keep their size as they do there
+                # 0.02 at the official code's width of 2048; at other widths signals keep their size as they
+                # do there
                 nn.init.trunc_normal_(module.weight, std=0.02 * (2048 / module.in_features) ** 0.5)
                 nn.init.zeros_(module.bias)
         self.last_layer = nn.Linear(bottleneck, out_features, bias=False)
@@ -95,12 +109,17 @@ class DINOHead(nn.Module):
         z = self.mlp(h)
         # divided by a temperature of 0.04, half precision's rounding of a cosine would be a tenth of a logit
         with torch.autocast(z.device.type, enabled=False):
-            z, weight = F.normalize(full_precision(z), dim=1), F.normalize(full_precision(self.last_layer.weight), dim=1)
+            z, weight = (
+                F.normalize(full_precision(z), dim=1),
+                F.normalize(full_precision(self.last_layer.weight), dim=1),
+            )
             return z @ weight.T
 
 
 def without_dropout(module: nn.Module) -> None:
-    """Switch dropout and stochastic depth off for good: the teacher is in training mode for its batch norms only."""
+    """Switch dropout and stochastic depth off for good: the teacher is in training mode for its batch norms
+    only.
+    """
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
@@ -111,31 +130,26 @@ def without_dropout(module: nn.Module) -> None:
 class DINO(SSLModule):
     """DINO: self-distillation with no labels.
 
-    Terms beside the loss, in nats: ``teacher_entropy`` (log K = uniform collapse) and ``mean_entropy`` of the batch's mean
-    target (0 = collapse to one prototype).
+    Terms beside the loss, in nats: ``teacher_entropy`` (log K = uniform collapse) and ``mean_entropy`` of the
+    batch's mean target (0 = collapse to one prototype).
 
     Weight decay follows a half cosine from the optimizer's own value to ``final_weight_decay``.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. It is the student's; the teacher's is a copy.
-        num_prototypes: K, width of the output.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax, after its warm-up. The official code's default is 0.04 throughout.
-        warmup_teacher_temperature: value in the first epoch.
-        teacher_temperature_epochs: epochs from the one to the other.
-        centre_momentum: of the centre's moving average over global batches.
-        momentum: of the teacher at the start; it rises to 1 in a half cosine. The official code advises 0.9995 at batch 256.
-        projector_hidden: width of the projector's hidden layers.
-        projector_layers: of the MLP before the last layer.
-        bottleneck: width of the unit vector that the prototypes are compared with.
-        freeze_last_layer_epochs: the prototypes stay as they are for so many epochs.
-        clip_norm: each parameter's gradient is scaled down to this norm, each by itself; None = no clipping.
-        final_weight_decay: at the end of the run; None = constant, also 0 stays 0.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. It is the student's; the
+        teacher's is a copy. num_prototypes: K, width of the output. student_temperature: of the student's
+        softmax. teacher_temperature: of the teacher's softmax, after its warm-up. The official code's default
+        is 0.04 throughout. warmup_teacher_temperature: value in the first epoch. teacher_temperature_epochs:
+        epochs from the one to the other. center_momentum: of the center's moving average over global batches.
+        momentum: of the teacher at the start; it rises to 1 in a half cosine. The official code advises
+        0.9995 at batch 256. projector_hidden: width of the projector's hidden layers. projector_layers: of
+        the MLP before the last layer. bottleneck: width of the unit vector that the prototypes are compared
+        with. freeze_last_layer_epochs: the prototypes stay as they are for so many epochs. clip_norm: each
+        parameter's gradient is scaled down to this norm, each by itself; None = no clipping.
+        final_weight_decay: at the end of the run; None = constant, also 0 stays 0. **kwargs: ``SSLModule``'s.
     """
 
     batch_keys = ("views",)
-    centre: Tensor
+    center: Tensor
 
     def __init__(
         self,
@@ -145,7 +159,7 @@ class DINO(SSLModule):
         teacher_temperature: float = 0.07,
         warmup_teacher_temperature: float = 0.04,
         teacher_temperature_epochs: int = 30,
-        centre_momentum: float = 0.9,
+        center_momentum: float = 0.9,
         momentum: float = 0.996,
         projector_hidden: int = 2048,
         projector_layers: int = 3,
@@ -164,7 +178,7 @@ class DINO(SSLModule):
         ):
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name, value in (("centre_momentum", centre_momentum), ("momentum", momentum)):
+        for name, value in (("center_momentum", center_momentum), ("momentum", momentum)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
         for name, value, least in (
@@ -191,10 +205,10 @@ class DINO(SSLModule):
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.warmup_teacher_temperature = warmup_teacher_temperature
         self.teacher_temperature_epochs = teacher_temperature_epochs
-        self.centre_momentum, self.momentum = centre_momentum, momentum
+        self.center_momentum, self.momentum = center_momentum, momentum
         self.freeze_last_layer_epochs, self.clip_norm = freeze_last_layer_epochs, clip_norm
         self.final_weight_decay = final_weight_decay
-        self.register_buffer("centre", torch.zeros(1, num_prototypes))
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
 
     def student(self) -> nn.Sequential:
         return nn.Sequential(self.encoder, self.projector)
@@ -210,11 +224,15 @@ class DINO(SSLModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         views = batch["views"]
-        student = self.projector(encode_views(self.encoder, views)).unflatten(0, (len(views), -1))  # (V, B, K)
+        student = self.projector(encode_views(self.encoder, views)).unflatten(
+            0, (len(views), -1)
+        )  # (V, B, K)
         teacher = self.teacher(torch.cat(views[:2])).unflatten(0, (2, -1))  # (2, B, K), no gradient
-        targets = teacher_probabilities(teacher, self.centre, self.current_teacher_temperature())
-        if self.training:  # after its use: a centre that already holds this batch takes away what the batch has in common
-            self.update_centre(teacher)
+        targets = teacher_probabilities(teacher, self.center, self.current_teacher_temperature())
+        if (
+            self.training
+        ):  # after its use: a center that already holds this batch takes away what the batch has in common
+            self.update_center(teacher)
         return {
             "loss": dino_loss(student, targets, self.student_temperature),
             "teacher_entropy": entropy(targets),
@@ -222,24 +240,32 @@ class DINO(SSLModule):
         }
 
     @torch.no_grad()
-    def update_centre(self, logits: Tensor) -> None:
-        """centre <- m * centre + (1 - m) * mean of the teacher's logits (2, B, K) over the views and batches of all ranks."""
+    def update_center(self, logits: Tensor) -> None:
+        """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) over the views and batches
+        of all ranks.
+        """
         mean = self.gather(full_precision(logits).mean((0, 1))[None]).mean(0)  # (K,)
-        self.centre.lerp_(mean[None].to(self.centre.dtype), 1 - self.centre_momentum)
+        self.center.lerp_(mean[None].to(self.center.dtype), 1 - self.center_momentum)
 
     def current_teacher_temperature(self) -> float:
-        """Linear over the first epochs, then constant; from the epoch alone, so that a resumed run is at the right one."""
+        """Linear over the first epochs, then constant; from the epoch alone, so that a resumed run is at the
+        right one.
+        """
         share = min(1.0, self.current_epoch / max(1, self.teacher_temperature_epochs - 1))
         if self.teacher_temperature_epochs == 0:
             share = 1.0
-        return self.warmup_teacher_temperature + share * (self.teacher_temperature - self.warmup_teacher_temperature)
+        return self.warmup_teacher_temperature + share * (
+            self.teacher_temperature - self.warmup_teacher_temperature
+        )
 
     def update_teacher(self) -> None:
         self.teacher.update(self.student(), cosine_momentum(self.progress(), self.momentum))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.clip_norm is not None:
-            for parameter in self.parameters():  # each by itself: the Trainer's gradient_clip_val is one norm over all
+            for (
+                parameter
+            ) in self.parameters():  # each by itself: the Trainer's gradient_clip_val is one norm over all
                 nn.utils.clip_grad_norm_(parameter, self.clip_norm)
         if self.current_epoch < self.freeze_last_layer_epochs:
             # none at all: with a gradient of zero, momentum and weight decay would still move it

@@ -1,15 +1,17 @@
-"""Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), with the networks of DCGAN.
+"""Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), with the networks
+of DCGAN.
 
-A generator makes images of noise, a discriminator tells them from real ones, and each learns against the other. Features
-are those on which the discriminator decides.
+A generator makes images of noise, a discriminator tells them from real ones, and each learns against the
+other. Features are those on which the discriminator decides.
 
 Three losses: the paper's with the non-saturating generator (section 3), hinge (Lim and Ye 2017,
-https://arxiv.org/abs/1705.02894), and the Wasserstein distance with a gradient penalty (WGAN-GP, Gulrajani et al. 2017,
-https://arxiv.org/abs/1704.00028). The step is Algorithm 1 of Goodfellow et al.: the discriminator learns first, the
-generator then learns against the new discriminator, and each draws noise of its own.
+https://arxiv.org/abs/1705.02894), and the Wasserstein distance with a gradient penalty (WGAN-GP, Gulrajani et
+al. 2017, https://arxiv.org/abs/1704.00028). The step is Algorithm 1 of Goodfellow et al.: the discriminator
+learns first, the generator then learns against the new discriminator, and each draws noise of its own.
 
-Differs from DCGAN's code: running statistics of the discriminator's batch norm are of real images only, because features
-are taken of real images; the generator draws new noise for its step instead of using the discriminator's again.
+Differs from DCGAN's code: running statistics of the discriminator's batch norm are of real images only,
+because features are taken of real images; the generator draws new noise for its step instead of using the
+discriminator's again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch
 from sslmodules.base import SSLModule, full_precision
-from sslmodules.networks.dcgan import initialise
+from sslmodules.networks.dcgan import initialize
 from sslmodules.optim import decay_groups
 
 Loss = Literal["non_saturating", "hinge", "wgan_gp"]
@@ -34,13 +36,13 @@ FIXED_LATENTS = 64
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
-    """What the discriminator minimises; sigmoid and logarithm are one stable function of the logit.
+    """What the discriminator minimizes; sigmoid and logarithm are one stable function of the logit.
 
     ::
 
-        non_saturating   mean -log sigmoid(real) + mean -log(1 - sigmoid(fake))     (ln 4 where it cannot tell)
+        non_saturating   mean -log sigmoid(real) + mean -log(1 - sigmoid(fake))   (ln 4 if it cannot tell)
         hinge            mean max(0, 1 - real) + mean max(0, 1 + fake)
-        wgan_gp          mean fake - mean real                                      (``gradient_penalty`` comes on top)
+        wgan_gp          mean fake - mean real   (plus ``gradient_penalty``)
 
     Args:
         real: (B,) logits of real samples, in any precision.
@@ -64,9 +66,10 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating"
 
 
 def generator_loss(fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
-    """What the generator minimises: mean -log sigmoid(fake), or mean -fake for ``hinge`` and ``wgan_gp``.
+    """What the generator minimizes: mean -log sigmoid(fake), or mean -fake for ``hinge`` and ``wgan_gp``.
 
-    Not log(1 - sigmoid(fake)), whose gradient vanishes while the discriminator is sure (Goodfellow et al. 2014, section 3).
+    Not log(1 - sigmoid(fake)), whose gradient vanishes while the discriminator is sure (Goodfellow et al.
+    2014, section 3).
 
     Args:
         fake: (B,) logits of generated samples, in any precision.
@@ -84,10 +87,14 @@ def generator_loss(fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
         return F.softplus(-fake).mean() if loss == "non_saturating" else -fake.mean()
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor) -> Tensor:
-    """WGAN-GP's penalty: mean of (|grad critic(x)| - 1)^2 at random points between real and generated samples.
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor
+) -> Tensor:
+    """WGAN-GP's penalty: mean of (|grad critic(x)| - 1)^2 at random points between real and generated
+    samples.
 
-    The norm is taken per sample, over all its values. Never in half precision: squares of small gradients would vanish.
+    The norm is taken per sample, over all its values. Never in half precision: squares of small gradients
+    would vanish.
 
     Args:
         critic: (B, ...) -> (B,); row i must depend on sample i alone (no batch norm).
@@ -108,7 +115,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """How much generated samples differ from each other, as a share of what real ones do: about 1, and 0 when collapsed.
+    """How much generated samples differ from each other, as a share of what real ones do: about 1, and 0 when
+    collapsed.
 
     The standard deviation over the batch of each value, averaged over the values.
 
@@ -129,7 +137,9 @@ def check_loss(loss: str) -> None:
 
 
 def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
-    """``net(x)`` that moves no buffer of ``net`` (running statistics) and, if ``frozen``, gives its parameters no gradient."""
+    """``net(x)`` that moves no buffer of ``net`` (running statistics) and, if ``frozen``, gives its
+    parameters no gradient.
+    """
     state = {name: buffer.clone() for name, buffer in net.named_buffers()}
     if frozen:
         state |= {name: parameter.detach() for name, parameter in net.named_parameters()}
@@ -139,18 +149,18 @@ def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
 class GAN(SSLModule):
     """GAN: a generator and a discriminator against each other; two optimizers, stepped by hand.
 
-    A step is a step of the discriminator: ``global_step``, ``max_steps``, schedules and checkpoints count batches as with
-    every other method, and Lightning's count of the generator's steps is taken out. The generator steps in the same batch,
-    or in every ``discriminator_steps``-th. Both optimizers are built from the one ``optimizer``.
+    A step is a step of the discriminator: ``global_step``, ``max_steps``, schedules and checkpoints count
+    batches as with every other method, and Lightning's count of the generator's steps is taken out. The
+    generator steps in the same batch, or in every ``discriminator_steps``-th. Both optimizers are built from
+    the one ``optimizer``.
 
-    Args:
-        encoder: the discriminator without its logit, (B, ...) -> (B, num_features).
-        generator: (B, latent_dim) -> (B, ...) in standardised units, with an attribute ``latent_dim``.
-        loss: of ``discriminator_loss`` and ``generator_loss``.
-        penalty_weight: of the gradient penalty, for ``wgan_gp`` alone; the paper's 10.
-        discriminator_steps: steps of the discriminator for one of the generator; WGAN-GP's paper takes 5.
-        clip_norm: each network's gradient is scaled down to this norm at most; None = not at all.
-        accumulate: a batch goes through the networks in so many parts whose gradients add up, to save memory. The loss is
+    Args: encoder: the discriminator without its logit, (B, ...) -> (B, num_features). generator: (B,
+        latent_dim) -> (B, ...) in standardized units, with an attribute ``latent_dim``. loss: of
+        ``discriminator_loss`` and ``generator_loss``. penalty_weight: of the gradient penalty, for
+        ``wgan_gp`` alone; the paper's 10. discriminator_steps: steps of the discriminator for one of the
+        generator; WGAN-GP's paper takes 5. clip_norm: each network's gradient is scaled down to this norm at
+        most; None = not at all. accumulate: a batch goes through the networks in so many parts whose
+        gradients add up, to save memory. The loss is
             that of the whole batch; statistics of batch norms are those of a part.
         **kwargs: ``SSLModule``'s.
 
@@ -181,16 +191,22 @@ class GAN(SSLModule):
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
         if not hasattr(generator, "latent_dim"):
-            raise ValueError(f"generator must say the width of its noise as latent_dim; {type(generator).__name__} does not")
-        if loss == "wgan_gp" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
             raise ValueError(
-                "loss wgan_gp penalises the gradient of each sample by itself, and batch norm in the encoder mixes samples: "
+                f"generator must say the width of its noise as latent_dim; {type(generator).__name__} does "
+                "not"
+            )
+        if loss == "wgan_gp" and any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()
+        ):
+            raise ValueError(
+                "loss wgan_gp penalizes the gradient of each sample by itself, and batch norm in the "
+                "encoder mixes samples: "
                 "give DCGANDiscriminator norm: layer"
             )
         self.automatic_optimization = False
         self.encoder, self.generator, self.loss = encoder, generator, loss
         self.head = nn.Linear(int(encoder.num_features), 1)  # type: ignore[arg-type]
-        initialise(self.head)
+        initialize(self.head)
         self.latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
         self.penalty_weight, self.discriminator_steps = penalty_weight, discriminator_steps
         self.clip_norm, self.accumulate = clip_norm, accumulate
@@ -198,17 +214,28 @@ class GAN(SSLModule):
         fixed = torch.randn(FIXED_LATENTS, self.latent_dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("fixed_z", fixed)
 
-    # ---- the two players ---------------------------------------------------------------------------------------------
+    # ---- the two players -----------------------------------------------------------------------------------
 
     def discriminator_terms(self, real: Tensor) -> dict[str, Tensor]:
-        """Loss of the discriminator on real (B, ...) and as many generated samples; no gradient reaches the generator."""
-        # not under no_grad: torch 2.6's autocast keeps the weights' copies, which then have no gradient in the next pass
+        """Loss of the discriminator on real (B, ...) and as many generated samples; no gradient reaches the
+        generator.
+        """
+        # not under no_grad: torch 2.6's autocast keeps the weights' copies, which then have no gradient in
+        # the next pass
         fake = self.generator(self.randn(len(real), self.latent_dim)).detach()  # (B, ...)
         real_logits = self.head(self.encoder(real)).squeeze(1)  # (B,)
-        fake_logits = self._logits(fake, frozen=False)  # a pass of its own: real and generated have statistics of their own
+        fake_logits = self._logits(
+            fake, frozen=False
+        )  # a pass of its own: real and generated have statistics of their own
         loss = discriminator_loss(real_logits, fake_logits, self.loss)
-        terms = {"real_score": real_logits.mean(), "fake_score": fake_logits.mean(), "diversity": diversity(fake, real)}
-        if self.loss == "wgan_gp" and torch.is_grad_enabled():  # at validation there is no gradient to penalise
+        terms = {
+            "real_score": real_logits.mean(),
+            "fake_score": fake_logits.mean(),
+            "diversity": diversity(fake, real),
+        }
+        if (
+            self.loss == "wgan_gp" and torch.is_grad_enabled()
+        ):  # at validation there is no gradient to penalize
             epsilon = self.rand(len(real))
             terms["penalty"] = gradient_penalty(lambda x: self._logits(x, frozen=False), real, fake, epsilon)
             loss = loss + self.penalty_weight * terms["penalty"]
@@ -220,21 +247,24 @@ class GAN(SSLModule):
         return {"generator": generator_loss(self._logits(fake, frozen=True), self.loss)}
 
     def _logits(self, x: Tensor, frozen: bool) -> Tensor:
-        """The discriminator's (B,) logits of samples that are not real: they move none of its running statistics."""
+        """The discriminator's (B,) logits of samples that are not real: they move none of its running
+        statistics.
+        """
         return without_trace(self.head, without_trace(self.encoder, x, frozen), frozen).squeeze(1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Both losses from the same weights. One backward of ``loss`` gives each network the gradient of its own loss."""
+        """Both losses from the same weights. One backward of ``loss`` gives each network the gradient of its
+        own loss.
+        """
         terms = self.discriminator_terms(batch["input"]) | self.generator_terms(batch["input"])
         return {"loss": terms["discriminator"] + terms["generator"], **terms}
 
     @torch.no_grad()
     def sample(self, n: int, z: Tensor | None = None) -> Tensor:
-        """(n, ...) generated samples in standardised units.
+        """(n, ...) generated samples in standardized units.
 
-        Args:
-            n: how many; the first ``FIXED_LATENTS`` come from noise that is the same in every call, the rest is drawn.
-            z: (n, latent_dim) noise to use instead.
+        Args: n: how many; the first ``FIXED_LATENTS`` come from noise that is the same in every call, the
+            rest is drawn. z: (n, latent_dim) noise to use instead.
         """
         if z is None:
             z = self.fixed_z[:n]
@@ -242,7 +272,7 @@ class GAN(SSLModule):
                 z = torch.cat([z, self.randn(n - len(z), self.latent_dim).to(z)])
         return self.generator(z)
 
-    # ---- optimisation by hand ----------------------------------------------------------------------------------------
+    # ---- optimization by hand ------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [group for player in self._players() for group in decay_groups(player)]
@@ -259,33 +289,41 @@ class GAN(SSLModule):
         return optimizers, [LambdaLR(o, f) for o, f in zip(optimizers, factors, strict=True)]
 
     def configure_callbacks(self) -> list[Any]:
-        """Adds none: the first hook of a run, before Lightning refuses these two without a word on what to use instead."""
+        """Adds none: the first hook of a run, before Lightning refuses these two without a word on what to
+        use instead.
+        """
         if clip := self.trainer.gradient_clip_val:
             raise ValueError(
-                f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use --model.clip_norm {clip}"
+                f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use "
+                f"--model.clip_norm {clip}"
             )
         if (n := self.trainer.accumulate_grad_batches) > 1:
             raise ValueError(
-                f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate {n} and {n} times the "
+                f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate "
+                f"{n} and {n} times the "
                 "--data.batch_size"
             )
         return []
 
     def check_batch(self, batch: Batch) -> None:
-        """Also ValueError where the generator cannot make such samples: another shape, or values out of its reach."""
+        """Also ValueError where the generator cannot make such samples: another shape, or values out of its
+        reach.
+        """
         super().check_batch(batch)
         x = batch["input"]
         with torch.no_grad():
             made = without_trace(self.generator, self.fixed_z[:2].to(x), frozen=True)
         if made.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"the generator makes samples of shape {tuple(made.shape[1:])}, the data's are {tuple(x.shape[1:])}: look at "
+                f"the generator makes samples of shape {tuple(made.shape[1:])}, the data's are "
+                f"{tuple(x.shape[1:])}: look at "
                 "its image_size and out_channels"
             )
         low, high = getattr(self.generator, "low", None), getattr(self.generator, "high", None)
         if low is not None and high is not None and ((x < low - 0.05).any() or (x > high + 0.05).any()):
             raise ValueError(
-                f"the generator's values lie in {low.min().item():.2f} to {high.max().item():.2f}, the data's in "
+                f"the generator's values lie in {low.min().item():.2f} to {high.max().item():.2f}, the "
+                "data's in "
                 f"{x.min().item():.2f} to {x.max().item():.2f}: give it the mean and std of the data"
             )
 
@@ -297,7 +335,8 @@ class GAN(SSLModule):
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
         discriminator, generator = optimizers
-        # Lightning counts every optimizer's steps, which would halve max_steps and the schedules; it counts in these two
+        # Lightning counts every optimizer's steps, which would halve max_steps and the schedules; it counts
+        # in these two
         generator._on_before_step = generator._on_after_step = lambda: None
 
         parts = batch["input"].chunk(self.accumulate)  # (B / accumulate, ...) each
@@ -308,8 +347,11 @@ class GAN(SSLModule):
         loss = terms["discriminator"]
         if self.global_step % self.discriminator_steps == 0:
             generator.zero_grad()
-            # only now: against the discriminator as it has become; and GradScaler's scale does not change on the way
-            terms |= self._backward(self.generator_terms, parts, [*self.encoder.parameters(), *self.head.parameters()])
+            # only now: against the discriminator as it has become; and GradScaler's scale does not change on
+            # the way
+            terms |= self._backward(
+                self.generator_terms, parts, [*self.encoder.parameters(), *self.head.parameters()]
+            )
             generator.step()
             schedules[1].step()
             loss = terms["loss"] = loss + terms["generator"]
@@ -318,7 +360,9 @@ class GAN(SSLModule):
         return loss
 
     def _share_statistics(self) -> None:
-        """Rank 0's batch-norm statistics on every rank, as DDP does it before each step unless optimisation is by hand."""
+        """Rank 0's batch-norm statistics on every rank, as DDP does it before each step unless optimization
+        is by hand.
+        """
         if self.trainer.world_size > 1:
             for part in self.modules():
                 if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -331,7 +375,9 @@ class GAN(SSLModule):
         parts: Iterable[Tensor],
         others: Iterable[nn.Parameter],
     ) -> dict[str, Tensor]:
-        """Gradients of a player's loss, its first term, over the parts of a batch; returns the terms of the whole batch."""
+        """Gradients of a player's loss, its first term, over the parts of a batch; returns the terms of the
+        whole batch.
+        """
         parts, others = list(parts), [p for p in others if p.requires_grad]
         total = sum(map(len, parts))
         sums: dict[str, Tensor] = {}

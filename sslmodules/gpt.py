@@ -1,10 +1,13 @@
-"""GPT (Radford et al. 2018; GPT-2, Radford et al. 2019; images: Chen et al. 2020, http://proceedings.mlr.press/v119/chen20s.html).
+"""GPT (Radford et al. 2018; GPT-2, Radford et al. 2019; images: Chen et al. 2020,
+http://proceedings.mlr.press/v119/chen20s.html).
 
-A causal network reads a sequence and predicts each next token from those before it. What it needs to know for that is in its
-hidden states, and their mean over the sequence is the features. Text, DNA and quantised pixels are the same to it.
+A causal network reads a sequence and predicts each next token from those before it. What it needs to know for
+that is in its hidden states, and their mean over the sequence is the features. Text, DNA and quantized pixels
+are the same to it.
 
-Differs from the papers: the network is injected (a causal Transformer, or a GRU or LSTM in its place); features are the last
-layer's for text as for images. The causal Transformer itself is that of https://arxiv.org/abs/1706.03762.
+Differs from the papers: the network is injected (a causal Transformer, or a GRU or LSTM in its place);
+features are the last layer's for text as for images. The causal Transformer itself is that of
+https://arxiv.org/abs/1706.03762.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from sslmodules.networks import PixelTokens
 
 
 def next_token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p(token | tokens before it) in nats: the terms of a language model's likelihood (Radford et al. 2018).
+    """-log p(token | tokens before it) in nats: the terms of a language model's likelihood (Radford et al.
+    2018).
 
     Args:
         logits: (B, T - 1, V), row t of tokens 0..t.
@@ -53,18 +57,21 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
         least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     upto = (logits / temperature).softmax(1).double().cumsum(1)  # (B, V), rising to about 1
-    # strictly above, so that a token of probability 0 is never chosen; times the total against rounding at the upper end
+    # strictly above, so that a token of probability 0 is never chosen; times the total against rounding at
+    # the upper end
     return (upto <= uniform.double()[:, None] * upto[:, -1:]).sum(1)
 
 
 class GPT(SSLModule):
     """Next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
 
-    Args:
-        encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``, ``block_size``
+    Args: encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``,
+        ``block_size``
             and ``resume``: ``GPTEncoder`` or ``RecurrentEncoder``.
-        pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input`` is tokens.
-        pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole input.
+        pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input``
+            is tokens.
+        pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole
+            input.
         padding: token that fills up short samples, never predicted nor pooled; None where there is none.
         **kwargs: ``SSLModule``'s.
     """
@@ -82,16 +89,19 @@ class GPT(SSLModule):
             raise ValueError(f"pooling must be 'mean' or 'last', got {pooling!r}")
         if not hasattr(encoder, "resume"):
             raise ValueError(
-                f"encoder: {type(encoder).__name__} is no causal network over tokens; expected GPTEncoder or RecurrentEncoder"
+                f"encoder: {type(encoder).__name__} is no causal network over tokens; expected GPTEncoder "
+                "or RecurrentEncoder"
             )
         vocab_size = int(encoder.vocab_size)  # type: ignore[arg-type]
         if padding is not None and not 0 <= padding < vocab_size:
             raise ValueError(f"padding must be a token in 0..{vocab_size - 1}, got {padding}")
         if pixels is not None and vocab_size != pixels.levels + 1:
-            raise ValueError(f"encoder.vocab_size must be pixels.levels + 1 ({pixels.levels + 1}), got {vocab_size}")
+            raise ValueError(
+                f"encoder.vocab_size must be pixels.levels + 1 ({pixels.levels + 1}), got {vocab_size}"
+            )
         self.encoder, self.pixels, self.pooling, self.padding = encoder, pixels, pooling, padding
 
-    # ---- the model ---------------------------------------------------------------------------------------------------
+    # ---- the model -----------------------------------------------------------------------------------------
 
     def tokens(self, x: Tensor) -> Tensor:
         """``input`` of a batch as (B, T) int64."""
@@ -102,18 +112,23 @@ class GPT(SSLModule):
         return F.linear(h, self.encoder.token_embedding.weight)  # type: ignore[union-attr,arg-type]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out. In nats, and in bits per
-        token or, of images, per dimension (a value of a pixel)."""
+        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out. In nats,
+        and in bits per token or, of images, per dimension (a value of a pixel).
+        """
         tokens = self.tokens(batch["input"])  # (B, T)
         nll = next_token_nll(self.logits(self.encoder(tokens[:, :-1])), tokens)  # (B, T - 1)
         if self.padding is None:
             loss = nll.mean()
         else:
             real = tokens[:, 1:] != self.padding
-            # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that over tokens
+            # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that
+            # over tokens
             count = self.gather(real.sum().to(nll.dtype)[None]).mean().clamp(min=1)
             loss = (nll * real).sum() / count
-        terms = {"loss": loss, f"bits_per_{'token' if self.pixels is None else 'dimension'}": loss / math.log(2)}
+        terms = {
+            "loss": loss,
+            f"bits_per_{'token' if self.pixels is None else 'dimension'}": loss / math.log(2),
+        }
         return {**terms, "perplexity": loss.exp()} if self.training else terms
 
     def on_validation_epoch_end(self) -> None:
@@ -133,28 +148,36 @@ class GPT(SSLModule):
         if self.pixels is not None:
             if not bool(((x >= 0) & (x <= 1)).all()):
                 raise ValueError(
-                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set data.mean to 0, data.std "
+                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set "
+                    "data.mean to 0, data.std "
                     "to 1 for each channel"
                 )
         elif x.is_floating_point():
             raise ValueError(
-                f"GPT reads tokens, got fractions of shape {tuple(x.shape)}: for images set model.pixels to PixelTokens"
+                f"GPT reads tokens, got fractions of shape {tuple(x.shape)}: for images set model.pixels "
+                "to PixelTokens"
             )
         elif int(x.max()) >= v:
             raise ValueError(
-                f"the data has token {int(x.max())}, and the encoder only {v}: set model.encoder.vocab_size higher"
+                f"the data has token {int(x.max())}, and the encoder only {v}: set "
+                "model.encoder.vocab_size higher"
             )
         length = self.tokens(x).shape[1]
         if length < 2:
-            raise ValueError(f"samples of {length} token: there is no next one to predict; expected at least 2")
+            raise ValueError(
+                f"samples of {length} token: there is no next one to predict; expected at least 2"
+            )
         if limit is not None and length > limit + 1:  # type: ignore[operator]
             raise ValueError(
-                f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set model.encoder.block_size to "
+                f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set "
+                "model.encoder.block_size to "
                 f"{length - 1} or the data's length lower"
             )
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, D): the hidden states of ``input``, pooled. As in training the last token of a full block is not read."""
+        """(B, D): the hidden states of ``input``, pooled. As in training the last token of a full block is
+        not read.
+        """
         tokens = self.tokens(x)
         limit = self.encoder.block_size
         if limit is not None and tokens.shape[1] == limit + 1:  # type: ignore[operator]
@@ -166,10 +189,12 @@ class GPT(SSLModule):
         last = (real * torch.arange(tokens.shape[1], device=tokens.device)).argmax(1)  # (B,)
         return h[torch.arange(len(h), device=h.device), last]
 
-    # ---- for use -----------------------------------------------------------------------------------------------------
+    # ---- for use -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def extend(self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    def extend(
+        self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
         """Draw the tokens that follow, one by one, each from the last ``block_size`` before it.
 
         Args:
@@ -206,7 +231,9 @@ class GPT(SSLModule):
             tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         return tokens
 
-    def sample(self, n: int, length: int | None = None, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    def sample(
+        self, n: int, length: int | None = None, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
         """New samples: images (n, C, H, W), or (n, length) tokens that begin with a random one.
 
         Args:
@@ -221,8 +248,11 @@ class GPT(SSLModule):
         length = int(self.encoder.block_size or 256) if length is None else length  # type: ignore[arg-type]
         return self.extend(first, length - 1, temperature, top_k)
 
-    def complete(self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-        """``input`` with everything behind its first part drawn anew, in the same form: of an image the rows below.
+    def complete(
+        self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
+        """``input`` with everything behind its first part drawn anew, in the same form: of an image the rows
+        below.
 
         Args:
             x: (B, ...), as ``input``.
@@ -232,6 +262,10 @@ class GPT(SSLModule):
         if not 0 <= keep <= 1:
             raise ValueError(f"keep must lie in [0, 1], got {keep}")
         tokens = self.tokens(x)
-        kept = max(1, int(keep * tokens.shape[1])) if self.pixels is None else 1 + int(keep * self.pixels.num_values)
+        kept = (
+            max(1, int(keep * tokens.shape[1]))
+            if self.pixels is None
+            else 1 + int(keep * self.pixels.num_values)
+        )
         completed = self.extend(tokens[:, :kept], tokens.shape[1] - kept, temperature, top_k)
         return completed if self.pixels is None else self.pixels.decode(completed)

@@ -1,9 +1,11 @@
-"""Inpainting: predict the hidden part of an image (context encoders, Pathak et al. 2016, https://arxiv.org/abs/1604.07379).
+"""Inpainting: predict the hidden part of an image (context encoders, Pathak et al. 2016,
+https://arxiv.org/abs/1604.07379).
 
 A convolutional network sees the image with a hole and the mask, and predicts what was there.
 
-Differs from the paper: no adversarial term (its weight there is 0.001 and it serves sharpness, not features), and the
-mask is given to the network beside the image, so that a hole cannot be mistaken for content of the same colour.
+Differs from the paper: no adversarial term (its weight there is 0.001 and it serves sharpness, not features),
+and the mask is given to the network beside the image, so that a hole cannot be mistaken for content of the
+same color.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from sslmodules.base import SSLModule, full_precision
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016, reconstruction loss).
+    """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016,
+    reconstruction loss).
 
-    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the hole's size.
-    The mean is taken per image first, because a mean over all hidden pixels of a batch differs between one process and two.
+    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the
+    hole's size. The mean is taken per image first, because a mean over all hidden pixels of a batch differs
+    between one process and two.
 
     Args:
         prediction: (B, C, H, W).
@@ -39,17 +43,20 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class Inpainting(SSLModule):
     """Fill the hole of an image.
 
-    Args:
-        encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h, w).
-        decoder: (B, D, h, w) -> (B, C, H, W), the image in standardised units.
-        loss_region: ``hidden`` = error in the hole; ``image`` = error everywhere, which mostly teaches to copy.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h,
+        w). decoder: (B, D, h, w) -> (B, C, H, W), the image in standardized units. loss_region: ``hidden`` =
+        error in the hole; ``image`` = error everywhere, which mostly teaches to copy. **kwargs:
+        ``SSLModule``'s.
     """
 
     batch_keys = ("mask",)
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, loss_region: Literal["hidden", "image"] = "hidden", **kwargs: Any
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss_region: Literal["hidden", "image"] = "hidden",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_features") or not hasattr(encoder, "num_features"):
@@ -68,10 +75,14 @@ class Inpainting(SSLModule):
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, C, H, W) prediction of the whole image, from the visible part of ``input`` alone."""
         x, mask = batch["input"], batch["mask"]
-        visible = x.masked_fill(mask, 0.0)  # 0 is the data's mean colour: inputs are standardised
+        visible = x.masked_fill(mask, 0.0)  # 0 is the data's mean color: inputs are standardized
         return self.decoder(self.encoder.forward_features(torch.cat([visible, mask.to(x.dtype)], dim=1)))  # type: ignore[operator]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         prediction, x, mask = self.reconstruct(batch), batch["input"], batch["mask"]
         hidden, image = masked_mse(prediction, x, mask), masked_mse(prediction, x, torch.ones_like(mask))
-        return {"loss": hidden if self.loss_region == "hidden" else image, "mse_hidden": hidden, "mse_image": image}
+        return {
+            "loss": hidden if self.loss_region == "hidden" else image,
+            "mse_hidden": hidden,
+            "mse_image": image,
+        }

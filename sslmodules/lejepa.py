@@ -1,11 +1,12 @@
 """LeJEPA (Balestriero & LeCun 2025, https://arxiv.org/abs/2511.08544).
 
-All views of an image are pulled to the mean of its global views, and the embeddings of each view are made to look like an
-isotropic Gaussian: along random directions, one-dimensional projections of the batch are compared with N(0, 1) by the
-Epps-Pulley statistic (SIGReg, sketched isotropic Gaussian regularisation). No teacher, no stop-gradient, no schedule.
+All views of an image are pulled to the mean of its global views, and the embeddings of each view are made to
+look like an isotropic Gaussian: along random directions, one-dimensional projections of the batch are
+compared with N(0, 1) by the Epps-Pulley statistic (SIGReg, sketched isotropic Gaussian regularization). No
+teacher, no stop-gradient, no schedule.
 
-Differs from the paper: directions come from the run's seed and the step, not from the step alone. As in the paper's code, and
-unlike its formula, the squared distance is averaged over dimensions, not summed.
+Differs from the paper: directions come from the run's seed and the step, not from the step alone. As in the
+paper's code, and unlike its formula, the squared distance is averaged over dimensions, not summed.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ def sigreg(
     points: int = 17,
     gather: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Sketched isotropic Gaussian regularisation (Balestriero & LeCun 2025), by the Epps-Pulley statistic.
+    """Sketched isotropic Gaussian regularization (Balestriero & LeCun 2025), by the Epps-Pulley statistic.
 
-    For each view v and direction a, with phi(t) = 1/N sum_n exp(i t a.z_vn) over the N samples of the global batch::
+    For each view v and direction a, with phi(t) = 1/N sum_n exp(i t a.z_vn) over the N samples of the global
+    batch::
 
         T(v, a) = N * integral over [-t_max, t_max] of |phi(t) - exp(-t^2 / 2)|^2 * exp(-t^2 / 2) dt
 
-    by the trapezoidal rule. The result is the mean over views and directions: every view is tested by itself, since the views
-    of one image are no independent samples.
+    by the trapezoidal rule. The result is the mean over views and directions: every view is tested by itself,
+    since the views of one image are no independent samples.
 
     Args:
         z: (V, B, D) embeddings of each view.
@@ -71,11 +73,13 @@ def sigreg(
     check_quadrature(t_max, points)
     with torch.autocast(z.device.type, enabled=False):
         z = full_precision(z)
-        # The integrand is even: the points of [0, t_max] with doubled weights are the rule on the whole interval.
+        # The integrand is even: the points of [0, t_max] with doubled weights are the rule on the whole
+        # interval.
         t = torch.linspace(0, t_max, points // 2 + 1, device=z.device, dtype=z.dtype)  # (T,)
         target = (-t.square() / 2).exp()  # the characteristic function of N(0, 1), and the window
         angle = (z @ directions.to(z.dtype))[..., None] * t  # (V, B, M, T)
-        # phi, as real and imaginary part; ranks hold as many samples each, so the mean of their means is the mean
+        # phi, as real and imaginary part; ranks hold as many samples each, so the mean of their means is the
+        # mean
         everyone = gather(torch.stack([angle.cos().mean(1), angle.sin().mean(1)])[None])  # (W, 2, V, M, T)
         real, imaginary = everyone.mean(0)  # (V, M, T) each
         samples = len(everyone) * z.shape[1]
@@ -108,17 +112,13 @@ def prediction_loss(z: Tensor, num_global: int = 2) -> Tensor:
 class LeJEPA(SSLModule):
     """LeJEPA: (1 - lambda) * prediction of the global views + lambda * SIGReg, both over all views.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features), for every size of the views.
-        sigreg_weight: lambda in [0, 1); 0.05 is the paper's recommendation.
-        num_global: how many of the views, the first ones, are global.
-        slices: number of random directions, drawn anew at each step; the paper recommends 1024.
-        t_max: end of the integral of ``sigreg``.
-        points: of its quadrature on [-t_max, t_max]; odd.
-        projector_hidden: width of the projector's hidden layers; this and the next two as in the authors' minimal example.
-        projector_out: width D of the embeddings z that are compared.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features), for every size of the views. sigreg_weight: lambda in
+        [0, 1); 0.05 is the paper's recommendation. num_global: how many of the views, the first ones, are
+        global. slices: number of random directions, drawn anew at each step; the paper recommends 1024.
+        t_max: end of the integral of ``sigreg``. points: of its quadrature on [-t_max, t_max]; odd.
+        projector_hidden: width of the projector's hidden layers; this and the next two as in the authors'
+        minimal example. projector_out: width D of the embeddings z that are compared. projector_layers:
+        linear layers of the projector, batch norm and ReLU between them. **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: a knob is out of range.
@@ -162,7 +162,9 @@ class LeJEPA(SSLModule):
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
         if len(batch["views"]) < self.num_global:
-            raise ValueError(f"num_global is {self.num_global}, but data.views makes {len(batch['views'])} views")
+            raise ValueError(
+                f"num_global is {self.num_global}, but data.views makes {len(batch['views'])} views"
+            )
 
     def project(self, views: Sequence[Tensor]) -> Tensor:
         """V views (B, C, h, w) -> (V, B, D); the encoder sees views of one size in one pass."""
@@ -171,8 +173,10 @@ class LeJEPA(SSLModule):
         return z.view(len(views), -1, z.shape[1])
 
     def directions(self, dim: int, device: torch.device) -> Tensor:
-        """Those of this step, (dim, slices): the same on every rank, unlike what ``randn`` draws; in evaluation always the
-        same ones, so that the curve of the loss moves with the model and not with the draw."""
+        """Those of this step, (dim, slices): the same on every rank, unlike what ``randn`` draws; in
+        evaluation always the same ones, so that the curve of the loss moves with the model and not with the
+        draw.
+        """
         step = self.global_step if self.training else -1
         return random_directions(dim, self.slices, mix_seed(run_seed(), step + 1), device)
 

@@ -1,11 +1,11 @@
 """MAE, the masked autoencoder (He et al. 2022, https://arxiv.org/abs/2111.06377).
 
-Three quarters of an image's patches are hidden. A vision transformer encodes the others, and a small decoder predicts the
-hidden ones from what the encoder gave and mask tokens. Only the encoder is kept.
+Three quarters of an image's patches are hidden. A vision transformer encodes the others, and a small decoder
+predicts the hidden ones from what the encoder gave and mask tokens. Only the encoder is kept.
 
-Differs from the official code: the mask comes with the batch and hides round(ratio * N) patches, where the code hides
-N - int((1 - ratio) * N). Pixels of hidden patches are restored from the surroundings' brightness and contrast, where its
-demonstration takes the hidden patch's own, which nobody knows.
+Differs from the official code: the mask comes with the batch and hides round(ratio * N) patches, where the
+code hides N - int((1 - ratio) * N). Pixels of hidden patches are restored from the surroundings' brightness
+and contrast, where its demonstration takes the hidden patch's own, which nobody knows.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(2, keepdim=True), patches.var(2, keepdim=True)
 
 
-def normalise_patches(patches: Tensor) -> Tensor:
-    """Patches (B, N, P), each brought to mean 0 and variance 1: the target with which the paper's features are best."""
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Patches (B, N, P), each brought to mean 0 and variance 1: the target with which the paper's features
+    are best.
+    """
     mean, variance = patch_statistics(patches)
     return (full_precision(patches) - mean) / (variance + EPSILON).sqrt()
 
 
 def hidden_patch_mse(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """Mean squared error per patch, averaged over the hidden patches (He et al. 2022, section on the reconstruction target).
+    """Mean squared error per patch, averaged over the hidden patches (He et al. 2022, section on the
+    reconstruction target).
 
     Args:
         prediction: (B, N, P), P values for each patch.
@@ -44,7 +47,7 @@ def hidden_patch_mse(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tens
         hidden: (B, N) bool, True = hidden; as many in each image.
 
     Returns:
-        Scalar. With normalised targets, predicting 0 gives (P - 1) / P: the level that a network has to beat.
+        Scalar. With normalized targets, predicting 0 gives (P - 1) / P: the level that a network has to beat.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
     return (error * hidden).sum() / hidden.sum().clamp(min=1)
@@ -72,7 +75,8 @@ def visible_patches(hidden: Tensor) -> Tensor:
 
 
 def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-    """For each patch the mean of ``values`` over visible patches, those nearby counting most: exp(-distance^2 / 2).
+    """For each patch the mean of ``values`` over visible patches, those nearby counting most: exp(-distance^2
+    / 2).
 
     Args:
         values: (B, N, S).
@@ -94,12 +98,10 @@ class MAE(SSLModule):
 
     Features are those of ``encoder`` on the whole image, nothing hidden.
 
-    Args:
-        encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional network can.
-        decoder_width: of the decoder's tokens.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: heads of the decoder's attention.
-        normalise_target: predict patches brought to mean 0 and variance 1 each, which gives the better features; False =
+    Args: encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional
+        network can. decoder_width: of the decoder's tokens. decoder_depth: blocks of the decoder.
+        decoder_heads: heads of the decoder's attention. normalize_target: predict patches brought to mean 0
+        and variance 1 each, which gives the better features; False =
             pixels as they are, which gives the better pictures.
         **kwargs: ``SSLModule``'s.
 
@@ -115,21 +117,24 @@ class MAE(SSLModule):
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
-        normalise_target: bool = True,
+        normalize_target: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_visible"):
             raise ValueError(
-                f"encoder must be able to encode the visible patches alone (forward_visible), got {type(encoder).__name__}, "
+                "encoder must be able to encode the visible patches alone (forward_visible), got "
+                f"{type(encoder).__name__}, "
                 "which sees the whole image, what is to be predicted included: use ViTEncoder"
             )
-        self.encoder, self.normalise_target = encoder, normalise_target
+        self.encoder, self.normalize_target = encoder, normalize_target
         self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
         self.image_shape = (int(encoder.in_channels), *(n * self.patch_size for n in self.grid))  # type: ignore[arg-type]
         values = self.patch_size**2 * self.image_shape[0]
-        if normalise_target and values == 1:
-            raise ValueError("normalise_target needs patches of two values or more, got patch_size 1 and 1 channel")
+        if normalize_target and values == 1:
+            raise ValueError(
+                "normalize_target needs patches of two values or more, got patch_size 1 and 1 channel"
+            )
         self.decoder = PatchDecoder(
             self.grid,
             in_width=int(encoder.num_features),  # type: ignore[arg-type]
@@ -140,11 +145,14 @@ class MAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """A prediction for every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not hidden (B, N)."""
+        """A prediction for every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not
+        hidden (B, N).
+        """
         if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
                 f"encoder takes images of {self.image_shape} in {self.grid[0]}x{self.grid[1]} patches, got "
-                f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size, patch_size, in_channels"
+                f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size, "
+                "patch_size, in_channels"
             )
         visible = visible_patches(hidden)
         return self.decoder(self.encoder.forward_visible(x, visible), visible)  # type: ignore[operator]
@@ -153,18 +161,27 @@ class MAE(SSLModule):
         x = batch["views"][0] if "views" in batch else batch["input"]
         hidden = hidden_patches(batch["mask"], self.patch_size)
         target = patchify(x, self.patch_size)
-        if self.normalise_target:
-            target = normalise_patches(target)
+        if self.normalize_target:
+            target = normalize_patches(target)
         return {"loss": hidden_patch_mse(self.predict(x, hidden), target, hidden)}
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) in standardised units: ``input`` with its hidden patches predicted, from the visible ones alone.
+        """(B, C, H, W) in standardized units: ``input`` with its hidden patches predicted, from the visible
+        ones alone.
 
-        With ``normalise_target`` the prediction has no level and no contrast; both are taken from the visible patches around.
+        With ``normalize_target`` the prediction has no level and no contrast; both are taken from the visible
+        patches around.
         """
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
-        prediction, patches = full_precision(self.predict(x, hidden)), patchify(full_precision(x), self.patch_size)
-        if self.normalise_target:
-            mean, variance = surroundings(torch.cat(patch_statistics(patches), 2), hidden, self.grid).chunk(2, dim=2)
+        prediction, patches = (
+            full_precision(self.predict(x, hidden)),
+            patchify(full_precision(x), self.patch_size),
+        )
+        if self.normalize_target:
+            mean, variance = surroundings(torch.cat(patch_statistics(patches), 2), hidden, self.grid).chunk(
+                2, dim=2
+            )
             prediction = prediction * (variance + EPSILON).sqrt() + mean
-        return unpatchify(torch.where(hidden[:, :, None], prediction, patches), self.patch_size, self.grid).to(x.dtype)
+        return unpatchify(
+            torch.where(hidden[:, :, None], prediction, patches), self.patch_size, self.grid
+        ).to(x.dtype)

@@ -1,11 +1,14 @@
-"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2019, https://arxiv.org/abs/1911.05722).
+"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2019,
+https://arxiv.org/abs/1911.05722).
 
-A query (one view) is to recognise its key (the other view) among the keys of earlier batches, which wait in a queue. Keys
-come from a momentum copy of the network, so that those in the queue are consistent with each other.
+A query (one view) is to recognize its key (the other view) among the keys of earlier batches, which wait in a
+queue. Keys come from a momentum copy of the network, so that those in the queue are consistent with each
+other.
 
-Differs from the official code: the momentum copy is updated after each optimizer step instead of before the next batch,
-which is the same sequence. Images are not shuffled between GPUs for batch norm: either the statistics are those of all
-GPUs (``--trainer.sync_batchnorm true``), or ``batch_norm_groups`` shuffles within each device.
+Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
+next batch, which is the same sequence. Images are not shuffled between GPUs for batch norm: either the
+statistics are those of all GPUs (``--trainer.sync_batchnorm true``), or ``batch_norm_groups`` shuffles within
+each device.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ from sslmodules.networks import MomentumCopy
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
-    """InfoNCE: each query against its key and a set of negatives shared by all (He et al. 2019), the mean over the batch.
+    """InfoNCE: each query against its key and a set of negatives shared by all (He et al. 2019), the mean
+    over the batch.
 
     For a query q with its key k+, and K negatives k_i::
 
         -log( exp(q k+ / T) / (exp(q k+ / T) + sum_i exp(q k_i / T)) )
 
     Args:
-        q: (B, D) queries; any scale, normalised here, in float32 or better.
-        k: (B, D) keys, row i belonging to row i of ``q``; normalised as well.
+        q: (B, D) queries; any scale, normalized here, in float32 or better.
+        k: (B, D) keys, row i belonging to row i of ``q``; normalized as well.
         negatives: (K, D) unit vectors.
         temperature: T > 0; 0.07 in MoCo, 0.2 in MoCo v2.
 
@@ -54,16 +58,13 @@ class MoCo(SSLModule):
 
     The queue holds the keys of all ranks in the order of ranks, newest first, and is the same everywhere.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``info_nce``.
-        momentum: of the key encoder, in [0, 1), constant.
-        queue_size: keys in the queue; a multiple of the global batch.
-        projector_hidden: width of the projector's hidden layer; None = ``encoder.num_features``, as in the paper.
-        projector_out: width of queries and keys.
-        batch_norm_groups: 1 = statistics of the whole batch. More: each device's batch passes in so many groups, each with
-            statistics of its own, and keys in random order, so that a query and its key share none (as the official
-            code does between GPUs).
+    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``info_nce``. momentum: of the key
+        encoder, in [0, 1), constant. queue_size: keys in the queue; a multiple of the global batch.
+        projector_hidden: width of the projector's hidden layer; None = ``encoder.num_features``, as in the
+        paper. projector_out: width of queries and keys. batch_norm_groups: 1 = statistics of the whole batch.
+        More: each device's batch passes in so many groups, each with
+            statistics of its own, and keys in random order, so that a query and its key share none (as the
+            official code does between GPUs).
         **kwargs: ``SSLModule``'s.
     """
 
@@ -87,7 +88,11 @@ class MoCo(SSLModule):
             raise ValueError(f"temperature must be positive, got {temperature}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        sizes = {"queue_size": queue_size, "projector_out": projector_out, "batch_norm_groups": batch_norm_groups}
+        sizes = {
+            "queue_size": queue_size,
+            "projector_out": projector_out,
+            "batch_norm_groups": batch_norm_groups,
+        }
         if projector_hidden is not None:
             sizes["projector_hidden"] = projector_hidden
         for name, value in sizes.items():
@@ -96,7 +101,9 @@ class MoCo(SSLModule):
         width = int(encoder.num_features)  # type: ignore[arg-type]
         hidden = projector_hidden or width
         self.encoder = encoder
-        self.projector = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, projector_out))  # no batch norm
+        self.projector = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, projector_out)
+        )  # no batch norm
         self.teacher = MomentumCopy(nn.Sequential(self.encoder, self.projector))
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, projector_out), dim=1))
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.long))
@@ -107,13 +114,15 @@ class MoCo(SSLModule):
         super().check_batch_size(global_batch)
         if self.queue_size % global_batch:
             raise ValueError(
-                f"queue_size must be a multiple of the global batch of {global_batch} (batch_size x processes), "
+                f"queue_size must be a multiple of the global batch of {global_batch} (batch_size x "
+                "processes), "
                 f"got {self.queue_size}"
             )
         per_device = global_batch // (1 if self._trainer is None else self.trainer.world_size)
         if self.batch_norm_groups > 1 and per_device < 2 * self.batch_norm_groups:
             raise ValueError(
-                f"batch_norm_groups must be at most half of each device's batch of {per_device}: a group needs two samples, "
+                f"batch_norm_groups must be at most half of each device's batch of {per_device}: a group "
+                "needs two samples, "
                 f"got {self.batch_norm_groups}"
             )
 
@@ -136,7 +145,9 @@ class MoCo(SSLModule):
         """(B, C, H, W) -> (B, D), in ``batch_norm_groups`` passes while training."""
         if not self.training or self.batch_norm_groups == 1:
             return network(x)
-        return torch.cat([network(part) for part in x.tensor_split(self.batch_norm_groups)])  # sizes differ by one at most
+        return torch.cat(
+            [network(part) for part in x.tensor_split(self.batch_norm_groups)]
+        )  # sizes differ by one at most
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """MoCo v3 (Chen et al. 2021, https://arxiv.org/abs/2104.02057).
 
-The prediction for each view is to recognise the other view's key, given by a momentum copy, among the keys of the batch.
-There is no queue; the batch is large instead. With a ViT, freezing the random patch projection keeps training stable.
+The prediction for each view is to recognize the other view's key, given by a momentum copy, among the keys of
+the batch. There is no queue; the batch is large instead. With a ViT, freezing the random patch projection
+keeps training stable.
 
-Differs from the official code: the momentum copy is updated after each optimizer step instead of before the next keys, the
-same sequence, with a schedule one step behind; ViTs are timm's, with timm's position embedding and initialisation.
+Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
+next keys, the same sequence, with a schedule one step behind; ViTs are timm's, with timm's position embedding
+and initialization.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
 
 
 def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: int = 0) -> Tensor:
-    """2T times the cross entropy of each query's own key among all keys of the batch (Chen et al. 2021, Algorithm 1).
+    """2T times the cross entropy of each query's own key among all keys of the batch (Chen et al. 2021,
+    Algorithm 1).
 
     For query i with similarities s_ij = cos(q_i, k_j) to the N keys of the global batch::
 
         -2T log( exp(s_ii / T) / sum_j exp(s_ij / T) ),   the mean over the local queries
 
     Args:
-        q: (B, D) queries of this process; any scale, normalised here, in float32 or better.
+        q: (B, D) queries of this process; any scale, normalized here, in float32 or better.
         keys: (W * B, D) keys of all processes in the order of ranks; no gradient flows into them.
         temperature: T > 0; 1.0 for ResNet-50 in the official code, 0.2 for ViTs.
         rank: place of the local rows among the keys.
@@ -50,16 +53,13 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: in
 class MoCoV3(SSLModule):
     """MoCo v3: contrast the prediction for one view with the keys of the other views of the global batch.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``contrastive_loss``; the official code has 1.0 for ResNet-50, 0.2 for ViTs.
-        momentum: of the key encoder at the start, in [0, 1]; rises to 1 over the run by a cosine.
-        hidden: width of the hidden layers of projector and predictor.
-        out: width of projections and predictions.
-        projector_layers: 2 for ResNets, 3 for ViTs.
-        predictor_last_norm: batch norm after the predictor's last layer: without for ResNets, with for ViTs.
-        stop_grad_conv1: keep the patch projection of a ViT as it was initialised; an error with other encoders.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``contrastive_loss``; the official code
+        has 1.0 for ResNet-50, 0.2 for ViTs. momentum: of the key encoder at the start, in [0, 1]; rises to 1
+        over the run by a cosine. hidden: width of the hidden layers of projector and predictor. out: width of
+        projections and predictions. projector_layers: 2 for ResNets, 3 for ViTs. predictor_last_norm: batch
+        norm after the predictor's last layer: without for ResNets, with for ViTs. stop_grad_conv1: keep the
+        patch projection of a ViT as it was initialized; an error with other encoders. **kwargs:
+        ``SSLModule``'s.
     """
 
     couples_batch = True
@@ -90,8 +90,12 @@ class MoCoV3(SSLModule):
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder = encoder
         # all layers without bias, as in the official code
-        self.projector = mlp([width, *[hidden] * (projector_layers - 1), out], last_norm=True, last_affine=False)
-        self.predictor = mlp([out, hidden, out], last_norm=predictor_last_norm, last_affine=False, last_bias=False)
+        self.projector = mlp(
+            [width, *[hidden] * (projector_layers - 1), out], last_norm=True, last_affine=False
+        )
+        self.predictor = mlp(
+            [out, hidden, out], last_norm=predictor_last_norm, last_affine=False, last_bias=False
+        )
         self.teacher = MomentumCopy(nn.Sequential(self.encoder, self.projector))
         self.temperature, self.momentum = temperature, momentum
 
@@ -102,11 +106,15 @@ class MoCoV3(SSLModule):
         q2 = self.predictor(self.projector(self.encoder(view2)))
         k1, k2 = self.gather(self.teacher(view1)), self.gather(self.teacher(view2))  # (W * B, out) each
         rank = self.global_rank if len(k1) > len(q1) else 0  # validation batches are not gathered
-        loss = contrastive_loss(q1, k2, self.temperature, rank) + contrastive_loss(q2, k1, self.temperature, rank)
+        loss = contrastive_loss(q1, k2, self.temperature, rank) + contrastive_loss(
+            q2, k1, self.temperature, rank
+        )
         return {"loss": loss}
 
     def update_teacher(self) -> None:
-        self.teacher.update(nn.Sequential(self.encoder, self.projector), cosine_momentum(self.progress(), self.momentum))
+        self.teacher.update(
+            nn.Sequential(self.encoder, self.projector), cosine_momentum(self.progress(), self.momentum)
+        )
 
 
 def freeze_patch_projection(encoder: nn.Module) -> None:
@@ -117,5 +125,7 @@ def freeze_patch_projection(encoder: nn.Module) -> None:
     """
     found = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] == "patch_embed"]
     if not found:
-        raise ValueError(f"stop_grad_conv1=True needs a ViT with a patch_embed; {type(encoder).__name__} has none")
+        raise ValueError(
+            f"stop_grad_conv1=True needs a ViT with a patch_embed; {type(encoder).__name__} has none"
+        )
     found[0].requires_grad_(False)

@@ -11,8 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-def note_matrices(module: nn.Module) -> None:
-    """Remember for ``decay_groups`` which parameters have two or more dimensions: after FSDP, all are shards of one."""
+def record_matrices(module: nn.Module) -> None:
+    """Remember for ``decay_groups`` which parameters have two or more dimensions: after FSDP, all are shards
+    of one.
+    """
     for part in module.modules():
         part._matrices = frozenset(  # type: ignore[assignment]
             name for name, p in part.named_parameters(recurse=False) if p.ndim > 1
@@ -20,7 +22,8 @@ def note_matrices(module: nn.Module) -> None:
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: those with weight decay, and biases and norms (fewer than two dimensions) without.
+    """Trainable parameters in two groups: those with weight decay, and biases and norms (fewer than two
+    dimensions) without.
 
     The rule goes by dimensions, not by names, as in the official DINO and MAE code.
     """
@@ -42,7 +45,8 @@ def constant(step: int) -> float:
 
 
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the peak learning rate at each optimizer step: linear from 1/warmup to 1, then a half cosine to ``final``.
+    """Factor of the peak learning rate at each optimizer step: linear from 1/warmup to 1, then a half cosine
+    to ``final``.
 
     Args:
         total: optimizer steps of the run.
@@ -63,14 +67,16 @@ def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int]
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling as the official self-supervised codes have it (You et al. 2017, https://arxiv.org/abs/1708.03888).
+    """Layer-wise adaptive rate scaling as the official self-supervised codes have it (You et al. 2017,
+    https://arxiv.org/abs/1708.03888).
 
     For a parameter p with gradient g::
 
         g <- g + weight_decay * p;   r = trust * |p| / |g|;   m <- momentum * m + r * g;   p <- p - lr * m
 
-    Parameters with fewer than two dimensions (biases, norms) get neither decay nor r, as in SimCLR, BYOL, MoCo v3, Barlow Twins
-    and VICReg. timm's and lightly's LARS divide by |g| + weight_decay * |p| and scale nothing where weight_decay is 0.
+    Parameters with fewer than two dimensions (biases, norms) get neither decay nor r, as in SimCLR, BYOL,
+    MoCo v3, Barlow Twins and VICReg. timm's and lightly's LARS divide by |g| + weight_decay * |p| and scale
+    nothing where weight_decay is 0.
 
     Args:
         params: parameters or groups.
@@ -83,11 +89,20 @@ class LARS(Optimizer):
         ValueError: a negative setting.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        for name, value in (
+            ("lr", lr),
+            ("momentum", momentum),
+            ("weight_decay", weight_decay),
+            ("trust", trust),
+        ):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

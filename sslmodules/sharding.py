@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import nn
 
 from sslmodules.networks.momentum import MomentumCopy
-from sslmodules.optim import LARS, note_matrices
+from sslmodules.optim import LARS, record_matrices
 
 
 def prepare_sharding(module: Any, strategy: Strategy) -> None:
@@ -19,11 +19,11 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
         module: an ``SSLModule``, before the strategy wraps it.
         strategy: the Trainer's.
 
-    Raises:
-        ValueError: under FSDP, a momentum copy, whose shards begin elsewhere than the source's; LARS, which needs the norm of
+    Raises: ValueError: under FSDP, a momentum copy, whose shards begin elsewhere than the source's; LARS,
+        which needs the norm of
             a whole layer; or parameters that lose their names.
     """
-    note_matrices(module)
+    record_matrices(module)
     if not isinstance(strategy, FSDPStrategy):
         return
     if any(isinstance(part, MomentumCopy) for part in module.modules()):
@@ -32,6 +32,10 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
             "--trainer.strategy ddp"
         )
     if isinstance(module.optimizer([nn.Parameter(torch.zeros(1))]), LARS):
-        raise ValueError("LARS needs whole layers, which FSDP divides: --trainer.strategy ddp, or another optimizer")
+        raise ValueError(
+            "LARS needs whole layers, which FSDP divides: --trainer.strategy ddp, or another optimizer"
+        )
     if not strategy.kwargs.get("use_orig_params"):
-        raise ValueError("FSDP needs use_orig_params: true, or biases and norms could not be kept from weight decay")
+        raise ValueError(
+            "FSDP needs use_orig_params: true, or biases and norms could not be kept from weight decay"
+        )

@@ -1,10 +1,10 @@
 """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709).
 
-Two augmented views of an image are to be recognised as a pair among all other views of the batch. The projector is
-thrown away afterwards; features are the encoder's.
+Two augmented views of an image are to be recognized as a pair among all other views of the batch. The
+projector is thrown away afterwards; features are the encoder's.
 
-Differs from the official code: its loss is the sum of both directions' means, twice the paper's mean over 2N views, which
-is what ``nt_xent`` gives; its LARS is any optimizer here.
+Differs from the official code: its loss is the sum of both directions' means, twice the paper's mean over 2N
+views, which is what ``nt_xent`` gives; its LARS is any optimizer here.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def nt_xent(
     gathered: tuple[Tensor, Tensor] | None = None,
     rank: int = 0,
 ) -> Tensor:
-    """Normalised temperature-scaled cross entropy (Chen et al. 2020, Eq. 1), the mean over the 2B local views.
+    """Normalized temperature-scaled cross entropy (Chen et al. 2020, Eq. 1), the mean over the 2B local
+    views.
 
     For view i with its positive j, among the 2N views of the global batch::
 
         l(i, j) = -log( exp(sim(i, j) / T) / sum_{k != i} exp(sim(i, k) / T) ),   sim = cosine similarity
 
-    Args:
-        z1: (B, D) projections of the first views; any scale, normalised here, in float32 or better.
-        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``.
-        temperature: T > 0; the paper's best on ImageNet is 0.1, on CIFAR-10 0.5.
-        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one process.
-        rank: place of the local rows in ``gathered``.
+    Args: z1: (B, D) projections of the first views; any scale, normalized here, in float32 or better. z2: (B,
+        D) projections of the second views, row i belonging to row i of ``z1``. temperature: T > 0; the
+        paper's best on ImageNet is 0.1, on CIFAR-10 0.5. gathered: ``z1`` and ``z2`` of all ranks, each (W *
+        B, D) in rank order and with gradients; None = one process. rank: place of the local rows in
+        ``gathered``.
 
     Returns:
         Scalar. Its mean over ranks is the loss of one process with the joined batch.
@@ -50,7 +50,9 @@ def nt_xent(
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(z1.device.type, enabled=False):
         local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
-        everyone = local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)  # (2N, D)
+        everyone = (
+            local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)
+        )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
         row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
@@ -62,13 +64,9 @@ def nt_xent(
 class SimCLR(SSLModule):
     """SimCLR: contrast two views of an image with all other views of the global batch.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``nt_xent``.
-        projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the paper.
-        projector_out: width of the projections z.
-        projector_layers: 2 as in the paper, 3 in SimCLR v2.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``nt_xent``. projector_hidden: width of
+        the projector's hidden layers; None = ``encoder.num_features``, as in the paper. projector_out: width
+        of the projections z. projector_layers: 2 as in the paper, 3 in SimCLR v2. **kwargs: ``SSLModule``'s.
     """
 
     couples_batch = True

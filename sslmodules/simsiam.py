@@ -1,10 +1,10 @@
 """SimSiam (Chen & He 2020, https://arxiv.org/abs/2011.10566).
 
-A predictor turns the projection of one view into that of the other, which is held fixed (stop-gradient). Neither
-negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
+A predictor turns the projection of one view into that of the other, which is held fixed (stop-gradient).
+Neither negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
 
-Differs from the official code: the layer in front of the projector's last batch norm has no bias, where the official one
-has a frozen bias, which that norm removes again.
+Differs from the official code: the layer in front of the projector's last batch norm has no bias, where the
+official one has a frozen bias, which that norm removes again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """D(p, stopgrad(z)) = -cos(p, z), the mean over the batch (Chen & He 2020).
 
     Args:
-        prediction: (B, D) predictions p; any scale, normalised here, in float32 or better.
+        prediction: (B, D) predictions p; any scale, normalized here, in float32 or better.
         target: (B, D) projections z of the other view; no gradient flows into them.
 
     Returns:
@@ -37,7 +37,8 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of unit vectors over the batch, mean over dimensions, times sqrt(D): the paper's sign of collapse.
+    """Standard deviation of unit vectors over the batch, mean over dimensions, times sqrt(D): the paper's
+    sign of collapse.
 
     Args:
         z: (B, D) projections; any scale.
@@ -54,13 +55,11 @@ class SimSiam(SSLModule):
 
     The learning rate of the predictor is constant; warm-up and decay are for the rest.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
-        projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the official code.
-        projector_out: width of projections and predictions.
-        projector_layers: 3 as in the paper, 2 in its CIFAR-10 experiments.
-        predictor_hidden: the bottleneck of the predictor, a quarter of ``projector_out`` in the paper.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
+        projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the
+        official code. projector_out: width of projections and predictions. projector_layers: 3 as in the
+        paper, 2 in its CIFAR-10 experiments. predictor_hidden: the bottleneck of the predictor, a quarter of
+        ``projector_out`` in the paper. **kwargs: ``SSLModule``'s.
     """
 
     couples_batch = True  # by the batch norms of its heads
@@ -76,7 +75,11 @@ class SimSiam(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sizes = {"projector_out": projector_out, "projector_layers": projector_layers, "predictor_hidden": predictor_hidden}
+        sizes = {
+            "projector_out": projector_out,
+            "projector_layers": projector_layers,
+            "predictor_hidden": predictor_hidden,
+        }
         if projector_hidden is not None:
             sizes["projector_hidden"] = projector_hidden
         for name, value in sizes.items():
@@ -90,10 +93,12 @@ class SimSiam(SSLModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rest = decay_groups(nn.Sequential(self.encoder, self.projector))
-        return rest + [{**group, "fix_lr": True} for group in decay_groups(self.predictor)]
+        return rest + [{**group, "constant_lr": True} for group in decay_groups(self.predictor)]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         # view by view, as in the official code: batch statistics are those of one view
-        z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, projector_out) each
+        z1, z2 = (
+            self.projector(self.encoder(view)) for view in batch["views"][:2]
+        )  # (B, projector_out) each
         p1, p2 = self.predictor(z1), self.predictor(z2)
         return {"loss": (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, "z_spread": spread(z1)}

@@ -1,11 +1,11 @@
 """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
-Each of the two global views is assigned to prototypes under the constraint that all prototypes serve equally many
-samples (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local views are cheap
-extra predictors (multi-crop).
+Each of the two global views is assigned to prototypes under the constraint that all prototypes serve equally
+many samples (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local
+views are cheap extra predictors (multi-crop).
 
-Differs from the official code: the queue is one for all processes and in the checkpoint, where there it is a file per
-process; Sinkhorn-Knopp runs on logarithms; any optimizer takes the place of LARC.
+Differs from the official code: the queue is one for all processes and in the checkpoint, where there it is a
+file per process; Sinkhorn-Knopp runs on logarithms; any optimizer takes the place of LARC.
 """
 
 from __future__ import annotations
@@ -31,26 +31,34 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
         encoder: asked whether it takes images of one size only, as timm's ViTs do unless told otherwise.
         views: V tensors (B, C, h, w), global ones first.
 
-    Raises:
-        ValueError: fewer than two views, two global views of different sizes, or other sizes than the encoder takes.
+    Raises: ValueError: fewer than two views, two global views of different sizes, or other sizes than the
+        encoder takes.
     """
     if len(views) < 2:
-        raise ValueError(f"{method} needs two global views in views, got {len(views)}: use MultiCrop, TwoViews or a preset")
+        raise ValueError(
+            f"{method} needs two global views in views, got {len(views)}: use MultiCrop, TwoViews or a preset"
+        )
     sizes = [tuple(view.shape[-2:]) for view in views]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}")
+        raise ValueError(
+            f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}"
+        )
     patches = getattr(getattr(encoder, "net", encoder), "patch_embed", None)
     fixed, patch = (tuple(getattr(patches, name, None) or ()) for name in ("img_size", "patch_size"))
     if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
         raise ValueError(
-            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}: set any_size: true for TimmEncoder"
+            f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}: set any_size: true "
+            "for TimmEncoder"
         )
     if patch and (wrong := [size for size in sizes if any(n % p for n, p in zip(size, patch, strict=True))]):
-        raise ValueError(f"{method}: the sizes of views must be multiples of the encoder's patches {patch}, got {wrong[0]}")
+        raise ValueError(
+            f"{method}: the sizes of views must be multiples of the encoder's patches {patch}, got {wrong[0]}"
+        )
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Features of all views, one pass of the encoder for each run of views of the same size (as the official code).
+    """Features of all views, one pass of the encoder for each run of views of the same size (as the official
+    code).
 
     Args:
         encoder: (n, C, h, w) -> (n, D) for each size that occurs.
@@ -65,10 +73,12 @@ def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Codes of equal use: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), on logarithms.
+    """Codes of equal use: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), on
+    logarithms.
 
-    In turn every prototype is given the same total weight over the samples, and every sample the same over the
-    prototypes. Samples come last, so that each code sums to one; prototypes are equally used only in the limit.
+    In turn every prototype is given the same total weight over the samples, and every sample the same over
+    the prototypes. Samples come last, so that each code sums to one; prototypes are equally used only in the
+    limit.
 
     Args:
         scores: (N, K) similarities of ALL samples of the global batch to the prototypes.
@@ -86,7 +96,8 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     with torch.autocast(scores.device.type, enabled=False):
-        # exp(1 / 0.05) is beyond float16, and at a small epsilon exp of anything is beyond float32: hence logarithms
+        # exp(1 / 0.05) is beyond float16, and at a small epsilon exp of anything is beyond float32: hence
+        # logarithms
         log_q = full_precision(scores) / epsilon  # (N, K)
         for _ in range(iterations):
             log_q = log_q - torch.logsumexp(log_q, dim=0)
@@ -95,9 +106,11 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
 
 
 def swapped_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
-    """Every view predicts the target of each global view but of itself; the mean over those pairs and the batch.
+    """Every view predicts the target of each global view but of itself; the mean over those pairs and the
+    batch.
 
-    For a target q of view g and the prediction p of view v != g of the same image, both over K prototypes: -sum_k q_k log p_k.
+    For a target q of view g and the prediction p of view v != g of the same image, both over K prototypes:
+    -sum_k q_k log p_k.
 
     Args:
         log_p: (V, B, K) log-probabilities of all views, global ones first.
@@ -106,7 +119,9 @@ def swapped_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Scalar.
     """
-    others = log_p.sum(0) - log_p[: len(targets)]  # (G, B, K): for each target the sum over the views that predict it
+    others = (
+        log_p.sum(0) - log_p[: len(targets)]
+    )  # (G, B, K): for each target the sum over the views that predict it
     return -(targets * others).sum(2).mean() / (len(log_p) - 1)
 
 
@@ -127,7 +142,9 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(scores.device.type, enabled=False):
-        return swapped_cross_entropy(F.log_softmax(full_precision(scores) / temperature, dim=2), codes.detach())
+        return swapped_cross_entropy(
+            F.log_softmax(full_precision(scores) / temperature, dim=2), codes.detach()
+        )
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -138,19 +155,17 @@ def entropy(p: Tensor) -> Tensor:
 class SwAV(SSLModule):
     """SwAV: predict from one view the equally distributed cluster assignment of another.
 
-    Sinkhorn-Knopp runs over the projections of all processes. Terms beside the loss: ``code_entropy`` in nats (log K =
-    codes say nothing), ``prototypes_used`` (exponential of the entropy of the mean prediction, K = all alike).
+    Sinkhorn-Knopp runs over the projections of all processes. Terms beside the loss: ``code_entropy`` in nats
+    (log K = codes say nothing), ``prototypes_used`` (exponential of the entropy of the mean prediction, K =
+    all alike).
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views.
-        num_prototypes: K. It should not exceed what is assigned together: the global batch, or that and the queue.
-        temperature: of the predictions.
-        epsilon: of ``sinkhorn``.
-        sinkhorn_iterations: of ``sinkhorn``.
-        projector_hidden: width of the projector's hidden layer.
-        projector_out: width of the projections z.
-        freeze_prototypes_steps: the prototypes stay as they are for so many optimizer steps; the paper's epoch of 313.
-        queue_size: projections of earlier batches, over all processes, that are assigned together with the batch; 0 = none. For
+    Args: encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. num_prototypes: K. It should
+        not exceed what is assigned together: the global batch, or that and the queue. temperature: of the
+        predictions. epsilon: of ``sinkhorn``. sinkhorn_iterations: of ``sinkhorn``. projector_hidden: width
+        of the projector's hidden layer. projector_out: width of the projections z. freeze_prototypes_steps:
+        the prototypes stay as they are for so many optimizer steps; the paper's epoch of 313. queue_size:
+        projections of earlier batches, over all processes, that are assigned together with the batch; 0 =
+        none. For
             small batches: the official code has 3,840 at batch 256. A multiple of the global batch.
         queue_start_epoch: the queue is filled from this epoch on, and used once it is full.
         **kwargs: ``SSLModule``'s.
@@ -201,7 +216,9 @@ class SwAV(SSLModule):
     def check_batch_size(self, global_batch: int) -> None:
         super().check_batch_size(global_batch)
         if self.queue_size % global_batch:
-            raise ValueError(f"queue_size must be a multiple of the global batch ({global_batch}), got {self.queue_size}")
+            raise ValueError(
+                f"queue_size must be a multiple of the global batch ({global_batch}), got {self.queue_size}"
+            )
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
@@ -223,8 +240,9 @@ class SwAV(SSLModule):
         }
 
     def unit_prototypes(self) -> Tensor:
-        """(K, D) prototypes of unit length. In training they are written back, so that the optimizer goes on from there; the
-        gradient is the one without the normalisation, as in the official code."""
+        """(K, D) prototypes of unit length. In training they are written back, so that the optimizer goes on
+        from there; the gradient is the one without the normalization, as in the official code.
+        """
         weight = self.prototypes.weight
         with torch.no_grad():
             unit = F.normalize(full_precision(weight), dim=1)
@@ -245,13 +263,18 @@ class SwAV(SSLModule):
             (2, B, K) of this process.
         """
         b = z.shape[1]
-        everyone = self.gather(z.transpose(0, 1)).transpose(0, 1)  # (2, W * B, D); validation batches are not gathered
+        everyone = self.gather(z.transpose(0, 1)).transpose(
+            0, 1
+        )  # (2, W * B, D); validation batches are not gathered
         place = self.global_rank * b if everyone.shape[1] > b else 0
         assigned = everyone
         # a queue that is full ends in a projection; zeros would be assigned like samples
         if self.queue is not None and self.training and bool(self.queue[:, -1].any()):
             assigned = torch.cat([everyone, self.queue.to(z.dtype)], dim=1)
-        codes = [sinkhorn(view @ prototypes.T, self.epsilon, self.sinkhorn_iterations)[place : place + b] for view in assigned]
+        codes = [
+            sinkhorn(view @ prototypes.T, self.epsilon, self.sinkhorn_iterations)[place : place + b]
+            for view in assigned
+        ]
         if self.queue is not None and self.training and self.current_epoch >= self.queue_start_epoch:
             self.queue.copy_(torch.cat([everyone, self.queue.to(z.dtype)], dim=1)[:, : self.queue_size])
         return torch.stack(codes)

@@ -1,10 +1,11 @@
 """Triplet loss (FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832), without labels.
 
-An anchor is to be nearer to its positive than to a negative, by a margin, in squared distance on the unit sphere. The positive
-is the other view of the same image, negatives are the views of all other images of the global batch; mining picks one.
+An anchor is to be nearer to its positive than to a negative, by a margin, in squared distance on the unit
+sphere. The positive is the other view of the same image, negatives are the views of all other images of the
+global batch; mining picks one.
 
-Differs from FaceNet: identities are images and not people, so there is one positive for each anchor; the loss is the mean over
-anchors, satisfied ones included, not the sum. ``batch_hard`` is from Hermans et al. 2017
+Differs from FaceNet: identities are images and not people, so there is one positive for each anchor; the loss
+is the mean over anchors, satisfied ones included, not the sum. ``batch_hard`` is from Hermans et al. 2017
 (https://arxiv.org/abs/1703.07737).
 """
 
@@ -33,19 +34,16 @@ def mine_distances(
 ) -> tuple[Tensor, Tensor]:
     """Squared distances of each local view to its positive and to the negative that mining picks for it.
 
-    ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; where all are nearer,
-    the farthest of all. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
+    ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; where
+    all are nearer, the farthest of all. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
 
-    Args:
-        z1: (B, D) embeddings of the first views; any scale, normalised here, in float32 or better.
-        z2: (B, D) embeddings of the second views, row i belonging to row i of ``z1``.
-        mining: ``semi_hard`` or ``batch_hard``.
-        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one process.
-        rank: place of the local rows in ``gathered``.
+    Args: z1: (B, D) embeddings of the first views; any scale, normalized here, in float32 or better. z2: (B,
+        D) embeddings of the second views, row i belonging to row i of ``z1``. mining: ``semi_hard`` or
+        ``batch_hard``. gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with
+        gradients; None = one process. rank: place of the local rows in ``gathered``.
 
-    Returns:
-        Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image there is no negative:
-        its distance is infinite.
+    Returns: Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image
+        there is no negative: its distance is infinite.
 
     Raises:
         ValueError: ``mining`` is unknown.
@@ -54,7 +52,9 @@ def mine_distances(
         raise ValueError(f"mining must be 'semi_hard' or 'batch_hard', got {mining!r}")
     with torch.autocast(z1.device.type, enabled=False):
         local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
-        everyone = local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)  # (2N, D)
+        everyone = (
+            local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)
+        )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
         distance = 2 - 2 * local @ everyone.T  # (2B, 2N)
         row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
@@ -72,7 +72,8 @@ def mine_distances(
 def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) -> Tensor:
     """Mean of max(0, d_positive - d_negative + margin) over all anchors (Schroff et al. 2015, there the sum).
 
-    The mean is over all anchors and not over those with a loss: that one hardly falls while the satisfied ones leave it.
+    The mean is over all anchors and not over those with a loss: that one hardly falls while the satisfied
+    ones leave it.
 
     Args:
         to_positive: (n,) squared distances to the positives.
@@ -93,16 +94,14 @@ def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) 
 class Triplet(SSLModule):
     """Triplet loss between two views of an image and a mined negative.
 
-    Logged beside the loss: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1 when all mined
-    distances are 0 and the loss therefore is the margin: a warning is given then.
+    Logged beside the loss: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1
+    when all mined distances are 0 and the loss therefore is the margin: a warning is given then.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        margin: alpha of ``triplet_loss``, in (0, 4): squared distances on the unit sphere are at most 4.
-        mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans et al. 2017), which collapses more easily early on.
-        projector_hidden: width of the projector's hidden layers, if it has any.
-        projector_out: width of the embeddings z; 128 in the paper.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them; 1 = the paper's linear map.
+    Args: encoder: (B, C, H, W) -> (B, num_features). margin: alpha of ``triplet_loss``, in (0, 4): squared
+        distances on the unit sphere are at most 4. mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans
+        et al. 2017), which collapses more easily early on. projector_hidden: width of the projector's hidden
+        layers, if it has any. projector_out: width of the embeddings z; 128 in the paper. projector_layers:
+        linear layers of the projector, batch norm and ReLU between them; 1 = the paper's linear map.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -159,6 +158,7 @@ class Triplet(SSLModule):
         if self.trainer.callback_metrics.get("train/collapsed", 0) == 1:
             self.warned = True
             rank_zero_warn(
-                f"all embeddings are equal at step {self.global_step}: the loss is the margin {self.margin} and its gradient "
+                f"all embeddings are equal at step {self.global_step}: the loss is the margin "
+                f"{self.margin} and its gradient "
                 "vanishes. Mine semi_hard, lower the learning rate or raise the margin"
             )

@@ -1,10 +1,11 @@
 """VAE (Kingma and Welling 2013, https://arxiv.org/abs/1312.6114).
 
-An encoder gives a normal distribution over latents for each image, with a mean AND a variance of its own; a decoder gives a
-distribution over images for a latent drawn from it. Both maximise a lower bound (ELBO) of the images' log-likelihood.
-``beta`` other than 1 is the beta-VAE (Higgins et al. 2017).
+An encoder gives a normal distribution over latents for each image, with a mean AND a variance of its own; a
+decoder gives a distribution over images for a latent drawn from it. Both maximize a lower bound (ELBO) of the
+images' log-likelihood. ``beta`` other than 1 is the beta-VAE (Higgins et al. 2017).
 
-Differs from the paper: none in the objective. The log-variance is clamped to a range that only a diverging run reaches.
+Differs from the paper: none in the objective. The log-variance is clamped to a range that only a diverging
+run reaches.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
         mean: (B, L).
         logvar: (B, L), log sigma^2.
 
-    Returns:
-        (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L it is the KL term of an image.
+    Returns: (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L it is the KL term of
+        an image.
     """
     return 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """log p(x|z) in nats of independent Bernoulli values; for grey values in [0, 1] the cross entropy of common practice.
+    """log p(x|z) in nats of independent Bernoulli values; for gray values in [0, 1] the cross entropy of
+    common practice.
 
     Args:
         logits: (B, ...) before the sigmoid.
@@ -49,7 +51,11 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
         (B,), the SUM over the values of an image.
     """
     _same_shape(logits, x)
-    return -F.binary_cross_entropy_with_logits(full_precision(logits), full_precision(x), reduction="none").flatten(1).sum(1)
+    return (
+        -F.binary_cross_entropy_with_logits(full_precision(logits), full_precision(x), reduction="none")
+        .flatten(1)
+        .sum(1)
+    )
 
 
 def gaussian_log_likelihood(mean: Tensor, x: Tensor, std: float = 1.0) -> Tensor:
@@ -105,12 +111,10 @@ def _same_shape(decoded: Tensor, x: Tensor) -> None:
 class VAE(SSLModule):
     """Variational autoencoder; all terms are in nats per image.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and log-variance.
-        decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, as ``likelihood`` says.
-        latent_dim: number L of latents.
-        beta: weight of the KL term, >= 0; 1 is the bound.
-        likelihood: ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave as they are;
+    Args: encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and
+        log-variance. decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, as ``likelihood``
+        says. latent_dim: number L of latents. beta: weight of the KL term, >= 0; 1 is the bound. likelihood:
+        ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave as they are;
             ``gaussian`` models ``input`` in whatever units it has.
         gaussian_std: of the Gaussian likelihood, in units of ``input``. The smaller, the less the KL counts.
         **kwargs: ``SSLModule``'s.
@@ -130,7 +134,9 @@ class VAE(SSLModule):
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         if getattr(decoder, "in_features", latent_dim) != latent_dim:
-            raise ValueError(f"latent_dim must be the decoder's in_features ({decoder.in_features}), got {latent_dim}")
+            raise ValueError(
+                f"latent_dim must be the decoder's in_features ({decoder.in_features}), got {latent_dim}"
+            )
         if not beta >= 0:
             raise ValueError(f"beta must not be negative, got {beta}")
         if likelihood not in ("bernoulli", "gaussian"):
@@ -140,7 +146,12 @@ class VAE(SSLModule):
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder, self.decoder = encoder, decoder
         self.to_mean, self.to_logvar = nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
-        self.latent_dim, self.beta, self.likelihood, self.gaussian_std = latent_dim, beta, likelihood, gaussian_std
+        self.latent_dim, self.beta, self.likelihood, self.gaussian_std = (
+            latent_dim,
+            beta,
+            likelihood,
+            gaussian_std,
+        )
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
@@ -148,11 +159,12 @@ class VAE(SSLModule):
         # only before the first step: it makes the host wait for the device
         if self.likelihood == "bernoulli" and self.global_step == 0 and not bool(((x >= 0) & (x <= 1)).all()):
             raise ValueError(
-                f"likelihood 'bernoulli' needs pixels in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set data.mean "
+                f"likelihood 'bernoulli' needs pixels in [0, 1], got input from {x.min():.2f} to "
+                f"{x.max():.2f}: set data.mean "
                 "to 0 and data.std to 1 for each channel, or likelihood to gaussian"
             )
 
-    # ---- the model ---------------------------------------------------------------------------------------------------
+    # ---- the model -----------------------------------------------------------------------------------------
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (B, L) in float32 or better."""
@@ -191,7 +203,7 @@ class VAE(SSLModule):
             terms["kl_least_used"], terms["kl_most_used"] = per_dimension.min(), per_dimension.max()
         return terms
 
-    # ---- for use -----------------------------------------------------------------------------------------------------
+    # ---- for use -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def log_weights(self, x: Tensor, num_samples: int) -> Tensor:
@@ -202,7 +214,9 @@ class VAE(SSLModule):
             num_samples: K >= 1.
         """
         mean, logvar = self.posterior(x)
-        z = mean[:, None] + torch.exp(0.5 * logvar)[:, None] * self.randn(len(x), num_samples, self.latent_dim)
+        z = mean[:, None] + torch.exp(0.5 * logvar)[:, None] * self.randn(
+            len(x), num_samples, self.latent_dim
+        )
         repeated = x.repeat_interleave(num_samples, 0)  # (B * K, C, H, W)
         likelihood = self.log_likelihood(self.decode(z.flatten(0, 1)), repeated).view(len(x), num_samples)
         return log_importance_weights(likelihood, z, mean, logvar)
@@ -213,13 +227,16 @@ class VAE(SSLModule):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """(n, C, H, W) new images, in units of ``input``: latents from the prior, each decoded to its expected image."""
+        """(n, C, H, W) new images, in units of ``input``: latents from the prior, each decoded to its
+        expected image.
+        """
         return self.to_image(self.decode(self.randn(n, self.latent_dim)))
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, steps: int) -> Tensor:
-        """(B, C, H, W) -> (B, steps, C, H, W): from each image to the next (the last one to the first), along a straight line
-        between the means of their latents."""
+        """(B, C, H, W) -> (B, steps, C, H, W): from each image to the next (the last one to the first), along
+        a straight line between the means of their latents.
+        """
         mean, _ = self.posterior(x)
         share = torch.linspace(0, 1, steps, device=x.device)[:, None]  # (steps, 1)
         z = torch.lerp(mean[:, None], mean.roll(-1, 0)[:, None], share)  # (B, steps, L)

@@ -1,15 +1,16 @@
 """VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
 
-The projections of two views are pulled together; each dimension is kept from collapsing by a hinge on its standard deviation
-over the batch, and any two dimensions are decorrelated. No normalisation of the projections, no negatives, no teacher.
+The projections of two views are pulled together; each dimension is kept from collapsing by a hinge on its
+standard deviation over the batch, and any two dimensions are decorrelated. No normalization of the
+projections, no negatives, no teacher.
 
-Of the three conventions in use this is the official code's: the invariance is the mean over samples AND dimensions, the
-variance term is HALF the sum over both views, the covariance term is the sum over both views. The paper's text has the squared
-distance summed over dimensions and the variance summed over the views; solo-learn has the mean and the sum. Weights are
-not interchangeable between them.
+Of the three conventions in use this is the official code's: the invariance is the mean over samples AND
+dimensions, the variance term is HALF the sum over both views, the covariance term is the sum over both views.
+The paper's text has the squared distance summed over dimensions and the variance summed over the views;
+solo-learn has the mean and the sum. Weights are not interchangeable between them.
 
-Differs from the official code: the covariance is divided by the actual batch size less one, which matters for a batch that is
-not full.
+Differs from the official code: the covariance is divided by the actual batch size less one, which matters for
+a batch that is not full.
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ from sslmodules.networks import mlp
 def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
     """Hinge on the standard deviation of each dimension: mean_j max(0, gamma - sqrt(Var(z_j) + eps)).
 
-    Args:
-        z: (N, D) projections of one view of the global batch, in float32 or better.
-        gamma: standard deviation to reach; 1 in the paper.
-        eps: added to the variance inside the root, where it keeps the gradient finite at variance 0; 1e-4 in the paper.
+    Args: z: (N, D) projections of one view of the global batch, in float32 or better. gamma: standard
+        deviation to reach; 1 in the paper. eps: added to the variance inside the root, where it keeps the
+        gradient finite at variance 0; 1e-4 in the paper.
 
     Returns:
         Scalar in [0, gamma]. The variance is the unbiased one (a batch of one sample has variance 0).
@@ -69,18 +69,16 @@ def vicreg_loss(
 
     with v as in ``variance_term`` and c as in ``covariance_term``.
 
-    Args:
-        z1: (B, D) projections of the first views.
-        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``. Not normalised: unit vectors have
+    Args: z1: (B, D) projections of the first views. z2: (B, D) projections of the second views, row i
+        belonging to row i of ``z1``. Not normalized: unit vectors have
             a standard deviation of at most 1 / sqrt(D) in the mean, which the hinge could never lift to 1.
         invariance_weight: lambda >= 0; 25 in the paper.
         variance_weight: mu >= 0; 25 in the paper.
         covariance_weight: nu >= 0; 1 in the paper.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) with gradients; None = one process.
 
-    Returns:
-        ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of ``loss`` over ranks
-        is the loss of one process with the joined batch.
+    Returns: ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of
+        ``loss`` over ranks is the loss of one process with the joined batch.
 
     Raises:
         ValueError: a weight is negative.
@@ -109,15 +107,11 @@ def check_weights(invariance_weight: float, variance_weight: float, covariance_w
 class VICReg(SSLModule):
     """VICReg: invariance to the views, with variance and covariance terms against collapse.
 
-    Args:
-        encoder: (B, C, H, W) -> (B, num_features).
-        invariance_weight: lambda of ``vicreg_loss``.
-        variance_weight: mu of ``vicreg_loss``.
-        covariance_weight: nu of ``vicreg_loss``.
-        projector_hidden: width of the projector's (the paper's expander's) hidden layers.
-        projector_out: width D of the projections z.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them; the last one is bare.
-        **kwargs: ``SSLModule``'s.
+    Args: encoder: (B, C, H, W) -> (B, num_features). invariance_weight: lambda of ``vicreg_loss``.
+        variance_weight: mu of ``vicreg_loss``. covariance_weight: nu of ``vicreg_loss``. projector_hidden:
+        width of the projector's (the paper's expander's) hidden layers. projector_out: width D of the
+        projections z. projector_layers: linear layers of the projector, batch norm and ReLU between them; the
+        last one is bare. **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: a knob is out of range.
@@ -152,6 +146,7 @@ class VICReg(SSLModule):
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch statistics
+        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch
+        # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
         return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1), self.gather(z2)))

@@ -1,4 +1,6 @@
-"""Configurations as objects, without files: every config of the project with synthetic data, small enough for two CPU cores."""
+"""Configurations as objects, without files: every config of the project with synthetic data, small enough for
+two CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,26 @@ class Parsed(SSLCommandLine):
         pass
 
 
-#: Options that no config has, and that two processes or a resumed run could get wrong: by name, the config and what differs.
+#: Options that no config has, and that two processes or a resumed run could get wrong: by name, the config
+#: and what differs.
 VARIANTS: dict[str, tuple[str, str]] = {
-    "dino-free-last-layer": ("configs/digits/dino.yaml", "--model.freeze_last_layer_epochs 0 --model.final_weight_decay 0.1"),
-    "gan-hinge-accumulate": ("configs/digits/gan.yaml", "--model.loss hinge --model.accumulate 2 --model.encoder.norm layer"),
-    "gan-wgan_gp": ("configs/digits/gan.yaml", "--model.loss wgan_gp --model.discriminator_steps 2 --model.encoder.norm layer"),
-    "lejepa-local-views": ("configs/digits/lejepa.yaml", "--data.views DINOViews --data.views.size 8 --data.views.num_local 2"),
-    "mae-normalised": ("configs/digits/mae.yaml", "--model.normalise_target true"),
+    "dino-free-last-layer": (
+        "configs/digits/dino.yaml",
+        "--model.freeze_last_layer_epochs 0 --model.final_weight_decay 0.1",
+    ),
+    "gan-hinge-accumulate": (
+        "configs/digits/gan.yaml",
+        "--model.loss hinge --model.accumulate 2 --model.encoder.norm layer",
+    ),
+    "gan-wgan_gp": (
+        "configs/digits/gan.yaml",
+        "--model.loss wgan_gp --model.discriminator_steps 2 --model.encoder.norm layer",
+    ),
+    "lejepa-local-views": (
+        "configs/digits/lejepa.yaml",
+        "--data.views DINOViews --data.views.size 8 --data.views.num_local 2",
+    ),
+    "mae-normalized": ("configs/digits/mae.yaml", "--model.normalize_target true"),
     "swav-queue": (
         "configs/digits/swav.yaml",
         "--model.queue_size 32 --model.queue_start_epoch 0 --model.freeze_prototypes_steps 0",
@@ -63,7 +78,9 @@ def parse(config: str, *options: str) -> Parsed:
 
 
 def shrunk(config: str) -> list[str]:
-    """Options that make a config small without changing what it does: synthetic data, small images, fewer samples."""
+    """Options that make a config small without changing what it does: synthetic data, small images, fewer
+    samples.
+    """
     options = ["--data.synthetic", "true", "--data.batch_size", "16", "--data.num_workers", "0"]
     if config.startswith("configs/fsdd"):
         options += ["--data.root", "unused"]
@@ -78,7 +95,11 @@ def shrunk(config: str) -> list[str]:
             small = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
         else:
             small = {"name": "resnet18"}
-        options += [word for knob, value in small.items() for word in (f"--model.encoder.init_args.{knob}", str(value))]
+        options += [
+            word
+            for knob, value in small.items()
+            for word in (f"--model.encoder.init_args.{knob}", str(value))
+        ]
         method = methods()[yaml.safe_load(text)["model"]["class_path"]]
         for knob in ("projector_hidden", "projector_out", "num_prototypes"):  # up to 65,536 in the papers
             if knob in inspect.signature(method).parameters:
@@ -87,7 +108,7 @@ def shrunk(config: str) -> list[str]:
 
 
 def build(config: str, *options: str, seed: int = 0) -> tuple[SSLModule, SSLDataModule]:
-    """A method and its data from a config, freshly initialised."""
+    """A method and its data from a config, freshly initialized."""
     cli = parse(config, *options)
     seed_everything(seed, verbose=False)
     built = cli.parser.instantiate(cli.config)

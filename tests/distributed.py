@@ -1,4 +1,6 @@
-"""Two gloo processes run every config for three steps and write what they saw; ``replay`` repeats it in one process."""
+"""Two gloo processes run every config for three steps and write what they saw; ``replay`` repeats it in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,16 @@ from lightning import Callback, LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from evaluation.callbacks import FeatureProbe, RepresentationHealth
+from evaluation.callbacks import CollapseMetrics, FeatureProbe
 from tests.conftest import build, trainer_for
 
 STEPS, PER_RANK = 3, 8
 
 
 class GatheredBatchNorm(nn.Module):
-    """Batch norm over the batches of all ranks, with gradients through the statistics; SyncBatchNorm needs a GPU."""
+    """Batch norm over the batches of all ranks, with gradients through the statistics; SyncBatchNorm needs a
+    GPU.
+    """
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, owner: list[Any]) -> None:
         super().__init__()
@@ -74,7 +78,14 @@ def options(folder: Path, keep: Keep) -> dict[str, Any]:
 
 def prepared(config: str) -> tuple[Any, Any]:
     # plain SGD: an adaptive optimizer turns rounding noise of unused directions into full steps
-    sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05", "--model.warmup_epochs", "0"]
+    sgd = [
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "0.05",
+        "--model.warmup_epochs",
+        "0",
+    ]
     module, data = build(config, *sgd, "--data.batch_size", str(PER_RANK))
     for part in module.modules():  # two ranks cannot draw what one process draws
         if isinstance(part, nn.Dropout):
@@ -99,18 +110,22 @@ def main(folder: Path, configs: list[str]) -> None:
 
 
 def validation_metrics(folder: Path, **options: Any) -> dict[str, Tensor]:
-    """Probe and health of an untrained encoder on the real digits: 51 and 1,077 samples, odd numbers for two ranks."""
+    """Probe and health of an untrained encoder on the real digits: 51 and 1,077 samples, odd numbers for two
+    ranks.
+    """
     module, data = build("configs/digits/simclr.yaml", "--data.synthetic", "false", "--data.batch_size", "50")
     # few enough that one sample counted twice moves the accuracy by far more than rounding
     data._datasets["val"] = Subset(data.dataset("val"), range(51))
-    callbacks = [FeatureProbe(), RepresentationHealth()]
+    callbacks = [FeatureProbe(), CollapseMetrics()]
     trainer = trainer_for(folder, callbacks=callbacks, **options)
     trainer.validate(module, data, verbose=False)
     return {k: v.clone() for k, v in trainer.callback_metrics.items()}
 
 
 class Draws:
-    """Stands in for a method's ``randn`` and ``rand``: keeps what is drawn, or hands out what two ranks have drawn."""
+    """Stands in for a method's ``randn`` and ``rand``: keeps what is drawn, or hands out what two ranks have
+    drawn.
+    """
 
     def __init__(self, module: Any, played: list[list[Tensor]] | None = None) -> None:
         self.kept: list[Tensor] = []

@@ -1,4 +1,6 @@
-"""What two gloo processes do for tests/test_distributed_runs.py: ``python -m tests.distributed_runs FOLDER``."""
+"""What two gloo processes do for tests/test_distributed_runs.py: ``python -m tests.distributed_runs
+FOLDER``.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from datamodules.images.module import ArrayDataset
-from evaluation.callbacks import FeatureProbe, RepresentationHealth
+from evaluation.callbacks import CollapseMetrics, FeatureProbe
 from runtime.checkpoints import AtomicCheckpointIO
-from runtime.signals import Preempted, inbox
+from runtime.signals import Preempted, receiver
 from runtime.stopping import Preemption
 from tests.conftest import build, trainer_for
 from tests.distributed import gather_batch_norms
@@ -30,7 +32,14 @@ TRAIN, VAL = 101, 51
 
 def digits(config: str, *options: str) -> tuple[Any, Any]:
     """A method in double precision with plain SGD, on few digits whose first pixel says which one it is."""
-    sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05", "--model.warmup_epochs", "0"]
+    sgd = [
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "0.05",
+        "--model.warmup_epochs",
+        "0",
+    ]
     module, data = build(f"configs/digits/{config}.yaml", *sgd, *options)
     rng = np.random.default_rng(0)
     for split, n in (("train", TRAIN), ("bank", TRAIN), ("val", VAL)):
@@ -47,7 +56,7 @@ class Samples(Callback):
         self.numbers: list[list[int]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pixels = trainer.datamodule.unstandardise(batch["input"])[:, 0, 0, 0]  # type: ignore[attr-defined]
+        pixels = trainer.datamodule.unstandardize(batch["input"])[:, 0, 0, 0]  # type: ignore[attr-defined]
         self.numbers.append((255 * pixels).round().int().tolist())
 
 
@@ -57,15 +66,26 @@ def train(folder: Path, batch_size: int, **options: Any) -> dict[str, Any]:
     if "strategy" in options:
         gather_batch_norms(module)
     samples = Samples()
-    options = {"max_epochs": 2, "limit_val_batches": 0, "accumulate_grad_batches": 2, "callbacks": [samples], **options}
+    options = {
+        "max_epochs": 2,
+        "limit_val_batches": 0,
+        "accumulate_grad_batches": 2,
+        "callbacks": [samples],
+        **options,
+    }
     trainer_for(folder, precision="64-true", **options).fit(module, data)
-    return {"samples": samples.numbers, "state": {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}}
+    return {
+        "samples": samples.numbers,
+        "state": {k.replace(".norm.", "."): v for k, v in module.state_dict().items()},
+    }
 
 
 def validate(folder: Path, **options: Any) -> dict[str, Tensor]:
     """Every number of a validation: losses, probes, health."""
     module, data = digits("autoencoder", "--data.batch_size", "4", "--data.views", "null")
-    trainer = trainer_for(folder, precision="64-true", callbacks=[FeatureProbe(), RepresentationHealth()], **options)
+    trainer = trainer_for(
+        folder, precision="64-true", callbacks=[FeatureProbe(), CollapseMetrics()], **options
+    )
     trainer.validate(module, data, verbose=False)
     return {k: v.clone() for k, v in trainer.callback_metrics.items()}
 
@@ -85,7 +105,9 @@ class ToldToEnd(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def vit(folder: Path, sharded: bool, save: Path, resume: Path | None = None, told: bool = False) -> dict[str, Any]:
+def vit(
+    folder: Path, sharded: bool, save: Path, resume: Path | None = None, told: bool = False
+) -> dict[str, Any]:
     """Steps of MAE, a ViT, on whole digits; the weights at the end, gathered from the shards."""
     # with momentum: a sharded optimizer without any state is saved, and Lightning fails to read it
     momentum = ("--model.optimizer.momentum", "0.9")
@@ -102,7 +124,7 @@ def vit(folder: Path, sharded: bool, save: Path, resume: Path | None = None, tol
         callbacks=[*([ToldToEnd()] if told else []), Preemption(save)],
     )
     if told:
-        with inbox.listening(), pytest.raises(Preempted):
+        with receiver.listening(), pytest.raises(Preempted):
             trainer.fit(module, data)
     else:
         trainer.fit(module, data, ckpt_path=resume)
@@ -116,7 +138,10 @@ def main(folder: Path) -> None:
     results = {"train": train(folder, 8, **two), "validate": validate(folder, **two)}
     rank = torch.distributed.get_rank()
     torch.save(results, folder / f"runs.{rank}.pt")
-    results = {"ddp": vit(folder, False, folder / "ddp.ckpt"), "fsdp": vit(folder, True, folder / "fsdp.ckpt")}
+    results = {
+        "ddp": vit(folder, False, folder / "ddp.ckpt"),
+        "fsdp": vit(folder, True, folder / "fsdp.ckpt"),
+    }
     results["half"] = vit(folder, True, folder / "half.ckpt", told=True)
     results["resumed"] = vit(folder, True, folder / "resumed.ckpt", resume=folder / "half.ckpt")
     torch.save(results, folder / f"fsdp.{rank}.pt")

@@ -1,7 +1,9 @@
-"""``python -m tests.faulty FAULT ... -- OPTIONS OF train.py``: a run to which something happens at an exact moment.
+"""``python -m tests.faulty FAULT ... -- OPTIONS OF train.py``: a run to which something happens at an exact
+moment.
 
 signal NAME MOMENT   the process sends itself a signal at build, first-batch, train or validation
-kill-save MOMENT     SIGKILL inside the second save: half-written, before-rename (the old file gets its second name),
+kill-save MOMENT     SIGKILL inside the second save: half-written, before-rename (the old file gets its second
+                     name),
                      between-renames, after-rename (the new file has the good name)
 disk-full            no file may grow beyond 100 kB from the second epoch on
 nan                  the loss of step 6 is NaN
@@ -87,7 +89,10 @@ def kill_save(moment: str) -> None:
         if len(saves) == 2 and moment == "before-rename":
             die()
         original_replace(source, target)
-        if len(saves) == 2 and (moment, Path(target).name) in (("between-renames", PREVIOUS), ("after-rename", LAST)):
+        if len(saves) == 2 and (moment, Path(target).name) in (
+            ("between-renames", PREVIOUS),
+            ("after-rename", LAST),
+        ):
             die()
 
     torch.save, os.replace = save, replace

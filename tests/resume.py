@@ -1,4 +1,5 @@
-"""Three runs of a config: undisturbed, stopped by a signal inside an epoch, and resumed; with all that can be seen of them.
+"""Three runs of a config: undisturbed, stopped by a signal inside an epoch, and resumed; with all that can be
+seen of them.
 
 ``python -m tests.resume FOLDER CONFIG ...`` is one of the processes of a run, as torchrun starts them.
 """
@@ -23,12 +24,27 @@ from runtime.main import Started
 from sslmodules import SSLModule
 from tests.conftest import shrunk
 
-#: Two epochs of five batches; the signal comes during the third, which is the first of two where gradients accumulate.
+#: Two epochs of five batches; the signal comes during the third, which is the first of two where gradients
+#: accumulate.
 BATCHES, STOP_AT = 5, 3
 OPTIONS = [
     *("--evaluate", "false", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", str(BATCHES)),
-    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
-    *("--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.num_sanity_val_steps", "0"),
+    *(
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.log_every_n_steps",
+        "1",
+    ),
+    *(
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+        "--trainer.num_sanity_val_steps",
+        "0",
+    ),
     *("--trainer.callbacks+", "OnlineLinearProbe"),
 ]
 
@@ -45,13 +61,17 @@ def fingerprint(value: Any) -> Any:
 
 
 def run(config: str, folder: Path, options: list[str], stop: bool = False) -> tuple[int, list[Any]]:
-    """Exit status, and of each batch its content, its views and its loss; ``stop``: this process gets SIGTERM at the third."""
+    """Exit status, and of each batch its content, its views and its loss; ``stop``: this process gets SIGTERM
+    at the third.
+    """
     batches: list[Any] = []
     original, begin = Started.on_train_batch_end, SSLModule.on_train_batch_start
 
     def watch(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         original(self, trainer, module, outputs, batch, index)
-        batches.append(fingerprint({"batch": batch, "outputs": outputs, "epoch": trainer.current_epoch, "index": index}))
+        batches.append(
+            fingerprint({"batch": batch, "outputs": outputs, "epoch": trainer.current_epoch, "index": index})
+        )
 
     def disturb(self: Any, *args: Any) -> None:
         begin(self, *args)
@@ -62,24 +82,34 @@ def run(config: str, folder: Path, options: list[str], stop: bool = False) -> tu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Started, "on_train_batch_end", watch)
         patch.setattr(SSLModule, "on_train_batch_start", disturb)
-        status = train.main(["--config", config, *shrunk(config), *OPTIONS, "--run_dir", str(folder), *options])
+        status = train.main(
+            ["--config", config, *shrunk(config), *OPTIONS, "--run_dir", str(folder), *options]
+        )
     return status, batches
 
 
 def three_runs(config: str, folder: Path, options: list[str], hears: bool = True) -> dict[str, Any]:
     """What ``check`` compares; in a run of several processes each has its own."""
     whole, disturbed = folder / "whole", folder / "disturbed"
-    results = [run(config, whole, options), run(config, disturbed, options, stop=hears), run(config, disturbed, options)]
+    results = [
+        run(config, whole, options),
+        run(config, disturbed, options, stop=hears),
+        run(config, disturbed, options),
+    ]
     return {"statuses": [status for status, _ in results], "batches": [batches for _, batches in results]}
 
 
 def check(seen: dict[str, Any], folder: Path, stopped_after: int) -> None:
-    """The resumed run is the undisturbed one: every batch, view and loss, and everything that is kept at the end."""
+    """The resumed run is the undisturbed one: every batch, view and loss, and everything that is kept at the
+    end.
+    """
     assert seen["statuses"] == [0, 143, 0]
     whole, first, rest = seen["batches"]
     assert len(whole) == 2 * BATCHES and len(first) == stopped_after
     assert first + rest == whole
-    one, two = (read_checkpoint(folder / name / "checkpoints" / "last.ckpt") for name in ("whole", "disturbed"))
+    one, two = (
+        read_checkpoint(folder / name / "checkpoints" / "last.ckpt") for name in ("whole", "disturbed")
+    )
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert fingerprint(one[key]) == fingerprint(two[key]), key
     probe = [fingerprint(content["callbacks"].get("OnlineLinearProbe")) for content in (one, two)]

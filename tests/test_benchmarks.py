@@ -1,4 +1,6 @@
-"""Each script of benchmarks/ runs to its end on something small. No time is tested: the figures are for people."""
+"""Each script of benchmarks/ runs to its end on something small. No time is tested: the figures are for
+people.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from PIL import Image
 
 from runtime.messages import ROOT
 
-#: script -> its arguments, and a line that it prints only at its end; {} is a folder of its own, DATA one of real data.
+#: script -> its arguments, and a line that it prints only at its end; {} is a folder of its own, DATA one of
+#: real data.
 SMALL = {
     "audio.py": ("--clips 16 --rounds 3", "batched / one go"),
     "cifar10.py": (
@@ -50,7 +53,9 @@ def test_every_script_is_tried() -> None:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env.pop("SSL_RUN_DIR", None)
-    return subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.slow
@@ -62,9 +67,29 @@ def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
             pytest.skip("needs real data: SSL_DATA=DIR")
         arguments = arguments.replace("DATA", os.environ["SSL_DATA"])
     if script in TRAINED:
-        options = ["--data.root", os.environ["SSL_DATA"], "--run_dir", str(tmp_path / "run"), "--evaluate", "false"]
-        options += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "0"]
-        done = run(tmp_path, str(ROOT / "train.py"), "--config", str(ROOT / f"configs/mnist/{TRAINED[script]}.yaml"), *options)
+        options = [
+            "--data.root",
+            os.environ["SSL_DATA"],
+            "--run_dir",
+            str(tmp_path / "run"),
+            "--evaluate",
+            "false",
+        ]
+        options += [
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.limit_train_batches",
+            "2",
+            "--trainer.limit_val_batches",
+            "0",
+        ]
+        done = run(
+            tmp_path,
+            str(ROOT / "train.py"),
+            "--config",
+            str(ROOT / f"configs/mnist/{TRAINED[script]}.yaml"),
+            *options,
+        )
         assert done.returncode == 0, done.stderr
     rng = np.random.default_rng(0)
     for split, each in (("train", 32), ("test", 8)):

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, DamagedCheckpoint, prune, read_checkpoint
 from runtime.folder import RunFolder
 from runtime.messages import UserError
-from runtime.signals import Wish
+from runtime.signals import StopRequest
 from runtime.stopping import Preemption
 
 
@@ -47,7 +47,7 @@ def names(path: Path) -> set[str]:
     return {p.name for p in path.parent.iterdir()}
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 def test_the_one_before_is_kept_and_nothing_else(last: Path) -> None:
@@ -66,7 +66,9 @@ def test_on_a_file_system_without_hard_links(last: Path, monkeypatch: pytest.Mon
     assert value_of(last) == 3.0 and value_of(last.with_name(PREVIOUS)) == 2.0
 
 
-def test_synced_before_the_rename_and_the_folder_after_it(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synced_before_the_rename_and_the_folder_after_it(
+    last: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In another order a power cut leaves an empty file under the good name."""
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -88,7 +90,10 @@ def test_synced_before_the_rename_and_the_folder_after_it(last: Path, monkeypatc
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/1\n at")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/1\n at"),
+    ],
     ids=["system", "torch"],
 )
 def test_a_full_disk(error: Exception, last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +105,18 @@ def test_a_full_disk(error: Exception, last: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch, "save", save)
     size = r"about 0\.1 MB are needed, [\d.]+ MB are free"
-    with pytest.raises(OSError, match=rf"last\.ckpt could not be written \((No space|Pytorch).*\): {size}.*as it was before"):
+    with pytest.raises(
+        OSError, match=rf"last\.ckpt could not be written \((No space|Pytorch).*\): {size}.*as it was before"
+    ):
         AtomicCheckpointIO().save_checkpoint(content(3.0), last)
     assert names(last) == {LAST, PREVIOUS}
     assert value_of(last) == 2.0 and value_of(last.with_name(PREVIOUS)) == 1.0
 
 
 def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty kills of a process that does nothing but save: both files whole each time, no step backwards, TMPDIR untouched."""
+    """Forty kills of a process that does nothing but save: both files whole each time, no step backwards,
+    TMPDIR untouched.
+    """
     elsewhere = Path("/dev/shm") if os.path.isdir("/dev/shm") else tmp_path / "tmp"
     monkeypatch.setenv("TMPDIR", str(elsewhere))
     before = set(os.listdir(elsewhere))
@@ -144,7 +153,7 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert set(os.listdir(elsewhere)) == before
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def test_cut_anywhere(last: Path) -> None:
@@ -152,7 +161,9 @@ def test_cut_anywhere(last: Path) -> None:
     lot = random.Random(0)
     for length in {0, 1, 100, len(whole) - 1, *(lot.randrange(len(whole)) for _ in range(30))}:
         last.write_bytes(whole[:length])
-        with pytest.raises(DamagedCheckpoint, match=r"last\.ckpt is (empty|truncated|damaged).*try .*previous\.ckpt"):
+        with pytest.raises(
+            DamagedCheckpoint, match=r"last\.ckpt is (empty|truncated|damaged).*try .*previous\.ckpt"
+        ):
             read_checkpoint(last)
 
 
@@ -180,7 +191,7 @@ def test_no_code_is_run_from_a_checkpoint(last: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(last, weights_only=False)
 
 
-# ---- resuming --------------------------------------------------------------------------------------------------------
+# ---- resuming ----------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_last_one_falls_back_and_says_so(last: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,14 +215,16 @@ def test_two_damaged_ones_are_refused(last: Path) -> None:
     """Starting again in silence would throw away weeks."""
     last.write_bytes(b"")
     last.with_name(PREVIOUS).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"last\.ckpt is empty.* and .*previous\.ckpt is truncated.*: nothing is left"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt is empty.* and .*previous\.ckpt is truncated.*: nothing is left"
+    ):
         RunFolder(last.parent.parent)._read_newest()
     last.unlink()
     with pytest.raises(DamagedCheckpoint, match=r"previous\.ckpt is truncated"):
         RunFolder(last.parent.parent)._read_newest()
 
 
-# ---- in the background -----------------------------------------------------------------------------------------------
+# ---- in the background -------------------------------------------------------------------------------------
 
 
 class Slow(AtomicCheckpointIO):
@@ -236,8 +249,10 @@ def test_the_background_writes_the_moment_of_the_save(tmp_path: Path) -> None:
     assert value_of(tmp_path / LAST) == 1.0
 
 
-@pytest.mark.parametrize("wish", [Wish.DUE, Wish.END])
-def test_the_last_save_is_waited_for(wish: Wish, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("request", [StopRequest.DUE, StopRequest.END])
+def test_the_last_save_is_waited_for(
+    request: StopRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``saved`` is on the terminal only when it is true."""
     slow, last = Slow(), tmp_path / LAST
     writer, preemption = AsyncCheckpointIO(slow), Preemption(last)
@@ -246,11 +261,11 @@ def test_the_last_save_is_waited_for(wish: Wish, tmp_path: Path, capsys: pytest.
         strategy = type("Strategy", (), {"checkpoint_io": writer})
         is_global_zero, global_step = True, 7
 
-    preemption.wish = wish
+    preemption.request = request
     writer.save_checkpoint(content(7.0), last)
     threading.Timer(0.2, slow.go.set).start()
     preemption._saved(Trainer())  # type: ignore[arg-type]
-    assert last.exists() == (wish == Wish.END) == ("saved" in capsys.readouterr().out)
+    assert last.exists() == (request == StopRequest.END) == ("saved" in capsys.readouterr().out)
     writer.teardown()
     assert value_of(last) == 7.0
 
@@ -266,7 +281,7 @@ def test_a_failure_in_the_background_ends_the_run(tmp_path: Path, monkeypatch: p
         strategy = type("Strategy", (), {"checkpoint_io": writer})
         is_global_zero, global_step = True, 7
 
-    preemption.wish = Wish.END
+    preemption.request = StopRequest.END
     with pytest.raises(OSError, match=r"could not be written .*there is no earlier one"):
         writer.save_checkpoint(content(7.0), tmp_path / LAST)  # or here, if the thread was quick
         preemption._saved(Trainer())  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: a run from end to end, and one clear line for everything that cannot work."""
+"""The command line as a user meets it: a run from end to end, and one clear line for everything that cannot
+work.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "2"]
+QUICK = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.log_every_n_steps",
+    "2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +79,7 @@ def same_run(run: Path, *more: str) -> list[str]:
     ]
 
 
-# ---- what works ------------------------------------------------------------------------------------------------------
+# ---- what works --------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
@@ -89,8 +98,17 @@ def test_a_run_leaves_everything_in_its_folder(trained: Path) -> None:
     for row in report["results"].values():
         assert 0.5 < row["linear_top1"] <= 1 and 0.5 < row["knn_top1"] <= 1 and 0.3 < row["fewshot_top1"] <= 1
     protocol = report["protocol"]
-    assert protocol["selection_split"] == "val" and protocol["reported_split"] == "test" and protocol["standardise"] is True
-    assert (protocol["knn_k"], protocol["knn_temperature"], protocol["fewshot_shots"], protocol["fewshot_draws"]) == (
+    assert (
+        protocol["selection_split"] == "val"
+        and protocol["reported_split"] == "test"
+        and protocol["standardize"] is True
+    )
+    assert (
+        protocol["knn_k"],
+        protocol["knn_temperature"],
+        protocol["fewshot_shots"],
+        protocol["fewshot_draws"],
+    ) == (
         20,
         0.07,
         5,
@@ -114,7 +132,10 @@ def test_tensorboard_holds_curves_pictures_and_hyper_parameters(trained: Path) -
         "val/loss",
         "val/rankme",
     }
-    assert wanted | {"val/feature_std", "val/alignment", "val/uniformity", "val/collapsed", "test/linear_top1"} <= scalars
+    assert (
+        wanted | {"val/feature_std", "val/alignment", "val/uniformity", "val/collapsed", "test/linear_top1"}
+        <= scalars
+    )
     assert "views" in events.Tags()["images"]
     assert any("hparams" in tag for tag in events.summary_metadata)
 
@@ -126,7 +147,9 @@ def test_a_finished_run_says_so(trained: Path, capsys: pytest.CaptureFixture[str
     assert (trained / "results.json").stat().st_mtime_ns == before
 
 
-def test_another_configuration_is_refused_with_the_difference(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_configuration_is_refused_with_the_difference(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (trained / "config.yaml").read_text()
     assert train.main(same_run(trained, "--model.temperature", "0.7")) == 2
     error = one_line_of(capsys)
@@ -141,7 +164,9 @@ def test_what_the_result_does_not_depend_on_may_differ(trained: Path) -> None:
 def test_an_interrupted_run_resumes_to_the_same_end(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C in the second epoch: exit status 130; the same command goes on from the first and ends at the same weights."""
+    """Ctrl-C in the second epoch: exit status 130; the same command goes on from the first and ends at the
+    same weights.
+    """
     from runtime.main import Started
 
     run = tmp_path / "run"
@@ -163,8 +188,19 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     assert len(json.loads((run / "environment.json").read_text())["restarts"]) == 1
 
 
-def test_a_run_without_a_folder_gets_one_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*DIGITS, *QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--evaluate", "false"]
+def test_a_run_without_a_folder_gets_one_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        *DIGITS,
+        *QUICK,
+        "--trainer.max_steps",
+        "1",
+        "--trainer.limit_val_batches",
+        "0",
+        "--evaluate",
+        "false",
+    ]
     assert train.main(command) == 0
     folders = list((tmp_path / "runs" / "digits-simclr").iterdir())
     assert len(folders) == 1 and re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folders[0].name)
@@ -209,7 +245,9 @@ def test_a_short_run_is_short_on_the_terminal(tmp_path: Path) -> None:
 
 
 def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
-    """`--trainer.strategy ddp --trainer.devices 2`: one run folder, one table, and the child's exit does not go unnoticed."""
+    """`--trainer.strategy ddp --trainer.devices 2`: one run folder, one table, and the child's exit does not
+    go unnoticed.
+    """
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -220,23 +258,44 @@ def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
         "--trainer.strategy",
         "ddp",
     ]
-    command += ["--trainer.max_epochs", "1", "--data.batch_size", "128", "--trainer.check_val_every_n_epoch", "1"]
+    command += [
+        "--trainer.max_epochs",
+        "1",
+        "--data.batch_size",
+        "128",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+    ]
     env = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "SSL_RUN_DIR")}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env={**env, "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+        env={**env, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     runs = list((tmp_path / "runs" / "digits-simclr").iterdir())
     assert len(runs) == 1 and (runs[0] / "results.json").is_file() and done.stdout.count("run folder:") == 1
 
 
-def test_unlabelled_jpegs_train_without_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unlabeled_jpegs_train_without_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(40):
         Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
-    command = [*DIGITS, *QUICK, "--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "16"]
+    command = [
+        *DIGITS,
+        *QUICK,
+        "--data",
+        "ImageFolder",
+        "--data.root",
+        str(folder),
+        "--data.image_size",
+        "16",
+    ]
     command += [
         "--model.encoder.in_channels",
         "3",
@@ -269,18 +328,30 @@ def test_a_timm_name_is_an_encoder(tmp_path: Path) -> None:
         "run",
     ]
     # three channels by default, digits have one
-    assert train.main([*command, "--model.encoder.init_args.in_channels", "1", "--trainer.limit_val_batches", "0"]) == 0
+    assert (
+        train.main(
+            [*command, "--model.encoder.init_args.in_channels", "1", "--trainer.limit_val_batches", "0"]
+        )
+        == 0
+    )
     options = read_checkpoint("run/checkpoints/last.ckpt")["hyper_parameters"]["encoder"]
     assert options["class_path"].endswith("TimmEncoder") and options["init_args"]["name"] == "resnet10t"
 
 
 def test_help_is_complete_and_needs_no_torch() -> None:
-    code = (
-        "import sys; sys.argv = ['train.py', '--help']; import train; train.main(['--help']); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; sys.argv = ['train.py', '--help']; import train; train.main(['--help']); "
+    code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
-    for expected in ("SimCLR", "Inpainting", "Digits", "ImageFolder", "configs/digits/", "--run_dir", "usage:"):
+    for expected in (
+        "SimCLR",
+        "Inpainting",
+        "Digits",
+        "ImageFolder",
+        "configs/digits/",
+        "--run_dir",
+        "usage:",
+    ):
         assert expected in done.stdout
     assert "_TorchvisionImages" not in done.stdout
 
@@ -294,7 +365,9 @@ def test_help_is_complete_and_needs_no_torch() -> None:
         ([*DIGITS, "--print_config"], ["temperature: 0.2", "batch_size: 256", "knn_k: 20"]),
     ],
 )
-def test_help_of_classes_and_print_config(option: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_classes_and_print_config(
+    option: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         train.main(option)
     assert end.value.code in (0, None)
@@ -302,7 +375,9 @@ def test_help_of_classes_and_print_config(option: list[str], expected: list[str]
     assert not [e for e in expected if e not in out]
 
 
-def test_eval_rebuilds_from_the_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_rebuilds_from_the_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same numbers as at the end of training: same features, same random encoder, same draws."""
     output = tmp_path / "r.json"
     assert evaluation_script.main([str(trained), "--output", str(output), "--device", "cpu"]) == 0
@@ -310,7 +385,10 @@ def test_eval_rebuilds_from_the_checkpoint(trained: Path, tmp_path: Path, capsys
     assert ours == theirs
     assert "pretrained" in capsys.readouterr().out
     best = trained / "checkpoints" / "best.ckpt"
-    assert evaluation_script.main([str(best), "--probes", "knn", "--output", str(output), "--device", "cpu"]) == 0
+    assert (
+        evaluation_script.main([str(best), "--probes", "knn", "--output", str(output), "--device", "cpu"])
+        == 0
+    )
     assert set(json.loads(output.read_text())["results"]["pretrained"]) == {"knn_top1"}
 
 
@@ -329,7 +407,9 @@ def test_eval_takes_other_data(trained: Path, tmp_path: Path) -> None:
     ]
     assert evaluation_script.main([*command, "--probes", "knn,fewshot", "--device", "cpu"]) == 0
     report = json.loads(output.read_text())
-    assert report["data"] == "MNIST" and report["results"]["raw_input"]["knn_top1"] > 0.2  # synthetic classes can be told apart
+    assert (
+        report["data"] == "MNIST" and report["results"]["raw_input"]["knn_top1"] > 0.2
+    )  # synthetic classes can be told apart
 
 
 def test_random_baseline_is_the_network_before_training(tmp_path: Path) -> None:
@@ -341,7 +421,7 @@ def test_random_baseline_is_the_network_before_training(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
-# ---- what cannot work: one line that names the value, what was expected, and what to do --------------------------------
+# ---- what cannot work: one line that names the value, what was expected, and what to do --------------------
 
 
 def one_line_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -356,7 +436,10 @@ BAD = [
     (["--config", "nope.yaml"], "nope.yaml does not exist"),
     (["--config", "configs/digits/simclr.yml"], "did you mean 'configs/digits/simclr.yaml'"),
     (["--config", "{broken}"], r"line 2, column 5: broken YAML"),
-    (["--config", "{typo}"], r"model.temprature: SimCLR has no option 'temprature' \(did you mean 'temperature'\?\)"),
+    (
+        ["--config", "{typo}"],
+        r"model.temprature: SimCLR has no option 'temprature' \(did you mean 'temperature'\?\)",
+    ),
     (["--config", "{top}"], r"unknown key 'trainr' \(did you mean 'trainer'\?\)"),
     (["--config", "{flat}"], "options of SimCLR go under init_args"),
     (["--config", "{list}"], "holds list, expected keys"),
@@ -407,7 +490,10 @@ BAD = [
     ),
     ([*DIGITS, "--data", "ImageFolder", "--data.root", "{empty}"], "no images in .*empty"),
     ([*DIGITS, "--trainer.accelerator", "gpu"], "--trainer.accelerator gpu: there is no GPU here"),
-    ([*DIGITS, "--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"], "`fsdp` requires a GPU accelerator"),
+    (
+        [*DIGITS, "--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"],
+        "`fsdp` requires a GPU accelerator",
+    ),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
     ([*DIGITS, "--run_dir", "{foreign}"], "holds other files and no config.yaml"),
     ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be written"),
@@ -415,8 +501,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("args", "expected"), BAD, ids=[" ".join(a).replace(str(ROOT), "")[-60:] for a, _ in BAD])
-def test_bad_input(args: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "expected"), BAD, ids=[" ".join(a).replace(str(ROOT), "")[-60:] for a, _ in BAD]
+)
+def test_bad_input(
+    args: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "gpu" in args and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     files = {
@@ -435,7 +525,9 @@ def test_bad_input(args: list[str], expected: str, tmp_path: Path, capsys: pytes
     before = sorted(tmp_path.rglob("*"))
     filled = [re.sub(r"\{(\w+)\}", lambda m: str(tmp_path / m[1]), a) for a in args]
     own = [] if "--run_dir" in args else ["--run_dir", str(tmp_path / "run")]
-    assert train.main([*filled, *own, "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]) == 2
+    assert (
+        train.main([*filled, *own, "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]) == 2
+    )
     assert re.search(expected, one_line_of(capsys))
     assert sorted(tmp_path.rglob("*")) == before, "something was written for a run that cannot start"
 
@@ -519,13 +611,17 @@ def test_a_checkpoint_that_cannot_be_resumed(
         (["{run}", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
     ],
 )
-def test_bad_input_of_eval(args: list[str], expected: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_of_eval(
+    args: list[str], expected: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluation_script.main([a.replace("{run}", str(trained)) for a in args]) == 2
     assert re.search(expected, one_line_of(capsys))
 
 
 def test_no_argument_is_linked_behind_the_users_back() -> None:
-    """A linked argument would replace what the user gave without a word. Giving every option of the model keeps each value."""
+    """A linked argument would replace what the user gave without a word. Giving every option of the model
+    keeps each value.
+    """
     from tests.conftest import parse
 
     given = {

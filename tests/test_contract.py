@@ -42,7 +42,11 @@ def optimizer_of(module: Any) -> torch.optim.Optimizer:
 def test_every_method_has_a_config_that_needs_no_download() -> None:
     """And the list made without importing torch is the list of the classes."""
     assert set(methods()) == set(classes())
-    used = {parse(config).config.model.class_path.rsplit(".", 1)[-1] for config in CONFIGS if config.split("/")[1] in EMBEDDED}
+    used = {
+        parse(config).config.model.class_path.rsplit(".", 1)[-1]
+        for config in CONFIGS
+        if config.split("/")[1] in EMBEDDED
+    }
     assert used == set(classes())
 
 
@@ -68,7 +72,9 @@ def test_no_value_repeats_a_default(config: str) -> None:
             for key, value in (spec.get("init_args") or {}).items():
                 default = defaults.get(key, inspect.Parameter.empty)
                 same = (
-                    list(value) == list(default) if isinstance(value, list) and isinstance(default, tuple) else value == default
+                    list(value) == list(default)
+                    if isinstance(value, list) and isinstance(default, tuple)
+                    else value == default
                 )
                 if same and type(value) is not dict:
                     found.append(f"{where}.{key}={value}")
@@ -84,7 +90,9 @@ def test_no_value_repeats_a_default(config: str) -> None:
     checked = check_layer(raw, {"model": None, "data": None}, config)
     shared = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
     found = repeats(checked["model"], "model") + repeats(checked["data"], "data")
-    found += [f"trainer.{k}" for k, v in checked.get("trainer", {}).items() if (k, v) in shared["trainer"].items()]
+    found += [
+        f"trainer.{k}" for k, v in checked.get("trainer", {}).items() if (k, v) in shared["trainer"].items()
+    ]
     assert not found
 
 
@@ -158,17 +166,23 @@ def test_labels_are_never_read(config: str) -> None:
 
 
 def test_overfits_one_batch(config: str) -> None:
-    """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested, not its rate.
+    """Twenty steps on one batch lower the loss by more than noise could. A fixed Adam: the method is tested,
+    not its rate.
 
-    By a hundredth: the cross entropy of grey pixels cannot fall below their entropy, nine tenths of what it starts from.
+    By a hundredth: the cross entropy of gray pixels cannot fall below their entropy, nine tenths of what it
+    starts from.
     """
     module, data = build(config)
     if not module.automatic_optimization:
-        pytest.skip("its networks play against each other, so that their losses do not all fall: see the method's own tests")
+        pytest.skip(
+            "its networks play against each other, so that their losses do not all fall: see the method's "
+            "own tests"
+        )
     batch = batch_of(data)
     optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-3)
-    # kept as they were: a batch that comes again and again would be its own negatives, and would move its own targets
-    kept = {n: b.clone() for n, b in module.named_buffers() if n in ("queue", "centre")}
+    # kept as they were: a batch that comes again and again would be its own negatives, and would move its own
+    # targets
+    kept = {n: b.clone() for n, b in module.named_buffers() if n in ("queue", "center")}
     history = []
     for _ in range(20):
         for name, buffer in kept.items():
@@ -193,14 +207,18 @@ def test_bfloat16_step_is_finite(config: str) -> None:
 
 
 class Record(Callback):
-    """Keeps every step's loss, and may stop the run after a step as a kill would: with a checkpoint of that moment."""
+    """Keeps every step's loss, and may stop the run after a step as a kill would: with a checkpoint of that
+    moment.
+    """
 
     def __init__(self, stop_at: int | None = None, path: Path | None = None) -> None:
         self.losses: list[float] = []
         self.inputs: list[torch.Tensor] = []
         self.stop_at, self.path = stop_at, path
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.losses.append(outputs["loss"].item())
         self.inputs.append(batch["input"].flatten(1).double().sum(1))
         if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.stop_at:
@@ -210,7 +228,9 @@ class Record(Callback):
 
 @pytest.mark.parametrize("stop_at", [STEPS - 1, STEPS], ids=["inside-epoch", "last-batch-of-epoch"])
 def test_resume_is_exact(setting: str, stop_at: int, tmp_path: Path) -> None:
-    """Stopped, rebuilt and resumed, a run ends as the uninterrupted one: weights, optimizer, losses, samples, bit for bit."""
+    """Stopped, rebuilt and resumed, a run ends as the uninterrupted one: weights, optimizer, losses, samples,
+    bit for bit.
+    """
 
     def fit(record: Record, checkpoint: Path | None = None) -> Any:
         module, data = build(setting)
@@ -245,7 +265,9 @@ def test_resume_is_exact(setting: str, stop_at: int, tmp_path: Path) -> None:
     for a, b in zip(trainer.optimizers, resumed_trainer.optimizers, strict=True):
         for one, two in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values(), strict=True):
             assert_equal(one, two)
-    assert resumed_trainer.callback_metrics.get("val/linear_top1") == trainer.callback_metrics.get("val/linear_top1")
+    assert resumed_trainer.callback_metrics.get("val/linear_top1") == trainer.callback_metrics.get(
+        "val/linear_top1"
+    )
 
 
 def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
@@ -263,7 +285,14 @@ def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
         "--trainer.accelerator",
         "cpu",
     ]
-    args += ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    args += [
+        "--trainer.max_steps",
+        "1",
+        "--trainer.limit_val_batches",
+        "0",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     os.environ.pop("SSL_RUN_DIR", None)
     cli = SSLCommandLine(args)
     os.environ.pop("SSL_RUN_DIR", None)
@@ -290,13 +319,19 @@ def test_documentation_of_the_class(config: str) -> None:
     assert "(B, " in inspect.getsource(sys.modules[cls.__module__])
 
 
-# ---- two processes against one ---------------------------------------------------------------------------------------
+# ---- two processes against one -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs all asked configs in one pair of gloo processes (starting a pair per config would take most of the time)."""
-    asked = [i.callspec.params["setting"] for i in request.session.items if i.name.startswith("test_two_processes_equal_one")]
+    """Runs all asked configs in one pair of gloo processes (starting a pair per config would take most of the
+    time).
+    """
+    asked = [
+        i.callspec.params["setting"]
+        for i in request.session.items
+        if i.name.startswith("test_two_processes_equal_one")
+    ]
     folder = tmp_path_factory.mktemp("ddp")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -318,14 +353,18 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         }
         with (folder / f"log-{rank}.txt").open("w") as log:
             command = [sys.executable, "-m", "tests.distributed", str(folder), *asked]
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+            )
     for process in processes:
         process.wait(timeout=max(280, 30 * len(asked)))
     return folder
 
 
 def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Path) -> None:
-    """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the joined batch."""
+    """Over three optimizer steps, two ranks with a batch each have the gradients of one process with the
+    joined batch.
+    """
     from tests.distributed import replay
 
     name = setting.replace("/", "_")
@@ -348,7 +387,9 @@ def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Pa
 
 
 def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path, tmp_path: Path) -> None:
-    """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and health as one process."""
+    """1,077 bank samples on two ranks: padding would count one twice. The same accuracies and health as one
+    process.
+    """
     from tests.distributed import validation_metrics
 
     ranks = [torch.load(two_processes / f"validation.{rank}.pt", weights_only=True) for rank in range(2)]
@@ -362,10 +403,10 @@ def test_validation_counts_every_sample_once_over_two_ranks(two_processes: Path,
 
 def test_ranks_draw_different_views(config: str) -> None:
     """Same samples, another rank: other views (masks with nothing random are the same everywhere)."""
-    from datamodules.transforms.masks import CentreHole
+    from datamodules.transforms.masks import CenterHole
 
     _, data = build(config)
-    if data.views is None or isinstance(data.views, CentreHole):
+    if data.views is None or isinstance(data.views, CenterHole):
         pytest.skip("nothing is drawn for this data")
     one, two = (batch_of(data, draw=rank) for rank in (0, 1))
     key = next(key for key in ("views", "mask", "corrupted") if key in one)

@@ -1,4 +1,6 @@
-"""Two processes on uneven data, with accumulated gradients, with sharded weights, and when one of them fails."""
+"""Two processes on uneven data, with accumulated gradients, with sharded weights, and when one of them
+fails.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def of_ranks(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_uneven_training_data(folder: Path) -> None:
-    """101 samples, 2 x 8 a step: as many steps on each rank, or one would wait for ever; no sample twice in an epoch."""
+    """101 samples, 2 x 8 a step: as many steps on each rank, or one would wait for ever; no sample twice in
+    an epoch.
+    """
     ranks = [rank["train"]["samples"] for rank in of_ranks(folder, "runs")]
     steps = TRAIN // 16
     assert [len(numbers) for numbers in ranks] == [2 * steps, 2 * steps]
@@ -44,21 +48,29 @@ def test_uneven_training_data(folder: Path) -> None:
 
 
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
-    """Two ranks with 8 samples and one process with 16: the same samples in each step, the same weights at the end."""
+    """Two ranks with 8 samples and one process with 16: the same samples in each step, the same weights at
+    the end.
+    """
     one, two = of_ranks(folder, "runs")
     alone = distributed_runs.train(tmp_path, 16)
-    for joined, *parts in zip(alone["samples"], one["train"]["samples"], two["train"]["samples"], strict=True):
+    for joined, *parts in zip(
+        alone["samples"], one["train"]["samples"], two["train"]["samples"], strict=True
+    ):
         assert sorted(joined) == sorted(parts[0] + parts[1])
     initial, _ = distributed_runs.digits("autoencoder")
     for key, value in alone["state"].items():
         assert torch.equal(one["train"]["state"][key], two["train"]["state"][key])
         if value.is_floating_point() and "running" not in key:
             moved = (value - initial.state_dict()[key]).abs().max()
-            torch.testing.assert_close(one["train"]["state"][key], value, rtol=0, atol=1e-6 * float(moved) + 1e-12)
+            torch.testing.assert_close(
+                one["train"]["state"][key], value, rtol=0, atol=1e-6 * float(moved) + 1e-12
+            )
 
 
 def test_validation_numbers_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
-    """51 and 101 samples in batches of 4: ranks with different numbers of batches, and a last batch of one."""
+    """51 and 101 samples in batches of 4: ranks with different numbers of batches, and a last batch of
+    one.
+    """
     one, two = (rank["validate"] for rank in of_ranks(folder, "runs"))
     alone = distributed_runs.validate(tmp_path)
     assert {"val/loss", "val/linear_top1", "val/knn_top1", "val/rankme", "val/feature_std"} <= alone.keys()
@@ -69,7 +81,9 @@ def test_validation_numbers_are_those_of_one_process(folder: Path, tmp_path: Pat
 
 
 def test_fsdp_on_two_processes(folder: Path) -> None:
-    """Each rank holds half of a ViT's weights; a checkpoint is one file with all of them, as DDP's is, and resumes exactly."""
+    """Each rank holds half of a ViT's weights; a checkpoint is one file with all of them, as DDP's is, and
+    resumes exactly.
+    """
     ranks = of_ranks(folder, "fsdp")
     module, _ = build("configs/digits/mae.yaml")
     whole = sum(p.numel() for p in module.parameters())
@@ -87,8 +101,22 @@ def test_fsdp_on_two_processes(folder: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_rank_raises(rank: int, tmp_path: Path) -> None:
     """Under torchrun: both end, not with 0, soon after the error, which is shown once."""
-    options = ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(ROOT / "tests/quick.yaml")]
-    options += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "128", "--run_dir", "run"]
+    options = [
+        "--config",
+        str(ROOT / "configs/digits/simclr.yaml"),
+        "--config",
+        str(ROOT / "tests/quick.yaml"),
+    ]
+    options += [
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.devices",
+        "2",
+        "--data.batch_size",
+        "128",
+        "--run_dir",
+        "run",
+    ]
     command = [sys.executable, "-m", "tests.faulty", "rank-raises", str(rank), "--", *options]
     processes = start([command] * 2, tmp_path, tmp_path)
     while all(p.poll() is None for p in processes):

@@ -1,4 +1,6 @@
-"""The documentation is true: its examples run, its commands parse, its files exist, its lists are complete."""
+"""The documentation is true: its examples run, its commands parse, its files exist, its lists are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from runtime.command_line import checked_arguments
 from runtime.messages import ROOT, config_files, help_text, methods
 
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "cluster/README.md")
-DOCUMENTS = [p for p in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()]
+DOCUMENTS = [
+    p for p in (*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))) if p.is_file()
+]
 PACKAGES = ("sslmodules", "datamodules", "evaluation", "runtime")
 PROJECT = [p for folder in PACKAGES for p in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -57,16 +61,19 @@ def readme() -> Path:
     return ROOT / "README.md"
 
 
-# ---- CONTRIBUTING.md: its method and its data set work as they stand -------------------------------------------------
+# ---- CONTRIBUTING.md: its method and its data set work as they stand ---------------------------------------
 
 SHOWN = shown_files(ROOT / "CONTRIBUTING.md")
 
 
 @pytest.fixture
 def shown() -> Iterator[dict[str, ModuleType]]:
-    """CONTRIBUTING.md's Python files as modules of their own. Their classes are gone at the end: one that stays behind
-    would be one method more for every later test."""
-    modules = {file: ModuleType(f"{Path(file).parent}.{Path(file).stem}") for file in SHOWN if file.endswith(".py")}
+    """CONTRIBUTING.md's Python files as modules of their own. Their classes are gone at the end: one that
+    stays behind would be one method more for every later test.
+    """
+    modules = {
+        file: ModuleType(f"{Path(file).parent}.{Path(file).stem}") for file in SHOWN if file.endswith(".py")
+    }
     for file, module in modules.items():
         sys.modules[module.__name__] = module  # get_type_hints and Lightning look a class's module up there
         exec(compile(SHOWN[file], file, "exec"), vars(module))
@@ -86,7 +93,9 @@ def own_classes(module: ModuleType) -> list[type]:
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python train.py ...`` in a copy of the project. In this process the parser would keep the class for ever."""
+    """``python train.py ...`` in a copy of the project. In this process the parser would keep the class for
+    ever.
+    """
     unset = ("SSL_RUN_DIR", "PL_GLOBAL_SEED", "PYTHONPATH")
     environment = {**{k: v for k, v in os.environ.items() if k not in unset}, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *arguments]
@@ -94,7 +103,9 @@ def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_shown_method_trains_and_is_evaluated(tmp_path: Path) -> None:
-    """The files are added to a copy of the project, nothing else is edited, and the command that is shown is run."""
+    """The files are added to a copy of the project, nothing else is edited, and the command that is shown is
+    run.
+    """
     for path in [ROOT / "train.py", ROOT / "configs" / "default.yaml", *PROJECT]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +168,7 @@ def test_the_shown_data_set_reads_its_files(shown: dict[str, ModuleType], tmp_pa
     assert synthetic.dataset("train").__getitems__([0])["input"].shape == (1, 1, 28, 28)
 
 
-# ---- examples in docstrings ------------------------------------------------------------------------------------------
+# ---- examples in docstrings --------------------------------------------------------------------------------
 
 
 def docstring_examples() -> list[tuple[str, str, str]]:
@@ -175,7 +186,9 @@ def docstring_examples() -> list[tuple[str, str, str]]:
 
 def missing_files(code: str) -> list[str]:
     """Strings of the code that look like the path of a file (a folder and a suffix) and name none."""
-    strings = [n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    strings = [
+        n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
     return [s for s in strings if re.fullmatch(r"[\w.~-]*(/[\w.-]+)+\.\w+", s) and not Path(s).exists()]
 
 
@@ -188,8 +201,12 @@ EXAMPLES = docstring_examples()
 
 
 @pytest.mark.parametrize(("module", "place", "text"), EXAMPLES, ids=[f"{m}.{p}" for m, p, _ in EXAMPLES])
-def test_docstring_example(module: str, place: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples run among their module's names. Not run: a block that reads a file which a run would have made."""
+def test_docstring_example(
+    module: str, place: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Examples run among their module's names. Not run: a block that reads a file which a run would have
+    made.
+    """
     monkeypatch.chdir(tmp_path)
     names = dict(vars(importlib.import_module(module)))
     test = doctest.DocTestParser().get_doctest(text, dict(names), f"{module}.{place}", None, None)
@@ -202,7 +219,9 @@ def test_docstring_example(module: str, place: str, text: str, tmp_path: Path, m
             code = textwrap.dedent(block)
             if ">>>" in code:
                 continue
-            unknown = {name for name in functions_called(code) if name not in names and not hasattr(builtins, name)}
+            unknown = {
+                name for name in functions_called(code) if name not in names and not hasattr(builtins, name)
+            }
             assert not unknown
             if missing := missing_files(code):
                 left_out += missing
@@ -212,7 +231,7 @@ def test_docstring_example(module: str, place: str, text: str, tmp_path: Path, m
         pytest.skip(f"reads a file that a run makes: {', '.join(left_out)}")
 
 
-# ---- README.md, CONTRIBUTING.md and docs/ ----------------------------------------------------------------------------
+# ---- README.md, CONTRIBUTING.md and docs/ ------------------------------------------------------------------
 
 
 def test_readme_begins_with_the_two_commands(readme: Path) -> None:
@@ -236,22 +255,38 @@ def test_readme_lists_every_method(readme: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_mentioned_files_exist(document: Path) -> None:
-    """Paths below the project's folders, and relative links; ``<method>`` and other placeholders are no paths."""
+    """Paths below the project's folders, and relative links; ``<method>`` and other placeholders are no
+    paths.
+    """
     text = document.read_text(encoding="utf-8")
     folders = "configs|docs|benchmarks|cluster|tests|sslmodules|datamodules|evaluation|runtime"
-    paths = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.(?:yaml|md|py|sh|sbatch|json|png))(?![\w<{{*])", text))
+    paths = set(
+        re.findall(
+            rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.(?:yaml|md|py|sh|sbatch|json|png))(?![\w<{{*])", text
+        )
+    )
     known = shown_files(document)
     missing = [p for p in sorted(paths) if not (ROOT / p).exists() and p not in known]
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:|#", link)}
+    links = {
+        link.partition("#")[0]
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not re.match(r"\w+:|#", link)
+    }
     missing += [link for link in sorted(links) if not (document.parent / link).exists()]
     assert not missing
 
 
 def commands(document: Path) -> list[str]:
-    """What follows ``python train.py`` in a document's blocks and between backticks, without comments and pipes."""
+    """What follows ``python train.py`` in a document's blocks and between backticks, without comments and
+    pipes.
+    """
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     fenced = r"^```[^\n]*\n(.*?)^```"
-    lines = [line for block in re.findall(fenced, text, flags=re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    lines = [
+        line
+        for block in re.findall(fenced, text, flags=re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
     lines += re.findall(r"`([^`\n]+)`", re.sub(fenced, "", text, flags=re.MULTILINE | re.DOTALL))
     return [command for line in lines if (command := train_arguments(line))]
 
@@ -265,11 +300,15 @@ def train_arguments(line: str) -> str:
 
 def is_placeholder(argument: str) -> bool:
     """``FILE``, ``--model.X``, ``<name>``, ``{a,b}``, ``...``: to be filled in by the reader."""
-    return bool(re.search(r"[<>{}*]|\.\.\.", argument)) or argument.startswith("FILE") or argument.endswith(".X")
+    return (
+        bool(re.search(r"[<>{}*]|\.\.\.", argument)) or argument.startswith("FILE") or argument.endswith(".X")
+    )
 
 
 def check_command(command: str, known: Iterable[str] = ()) -> None:
-    """Every name in the command exists. Left out: a command with a placeholder, or of a file that is only shown."""
+    """Every name in the command exists. Left out: a command with a placeholder, or of a file that is only
+    shown.
+    """
     arguments = shlex.split(command)
     if "--help" not in arguments and not any(is_placeholder(a) or a in known for a in arguments):
         assert checked_arguments(arguments), command
@@ -290,10 +329,17 @@ def test_a_config_begins_with_its_command(config: Path, monkeypatch: pytest.Monk
     check_command(train_arguments(first))
 
 
-@pytest.mark.parametrize("config", [p for p in config_files() if p.parent.name in ("cifar10", "imagenet")], ids=name_of)
+@pytest.mark.parametrize(
+    "config", [p for p in config_files() if p.parent.name in ("cifar10", "imagenet")], ids=name_of
+)
 def test_a_config_for_a_gpu_says_what_to_expect_and_whether_it_was_run(config: Path) -> None:
-    """The number that its settings are published with, or that there is none; and that nobody here has seen it."""
-    header = " ".join(line.lstrip("# ") for line in re.findall(r"^#.*", config.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    """The number that its settings are published with, or that there is none; and that nobody here has seen
+    it.
+    """
+    header = " ".join(
+        line.lstrip("# ")
+        for line in re.findall(r"^#.*", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     assert re.search(r"(?i)(expected|published)\b.* \d|no published result", header), header
     assert re.search(r"Not run here|Measured", header), header
 
@@ -303,7 +349,10 @@ def test_a_config_for_a_gpu_says_what_to_expect_and_whether_it_was_run(config: P
     [
         ("pip install . && python train.py --config a.yaml  # a comment", "--config a.yaml"),
         ("python train.py --config a.yaml [--data.download true]", "--config a.yaml --data.download true"),
-        ("# python train.py --config a.yaml --data.root DIR    (DIR/train)", "--config a.yaml --data.root DIR"),
+        (
+            "# python train.py --config a.yaml --data.root DIR    (DIR/train)",
+            "--config a.yaml --data.root DIR",
+        ),
         ("python train.py --help | less", "--help"),
         ("python eval.py run", ""),
     ],
@@ -315,12 +364,14 @@ def test_train_arguments(line: str, arguments: str) -> None:
 def test_help_names_every_method_and_config() -> None:
     text = help_text()
     assert all(name in text for name in methods())
-    imported = {name for name, cls in sslmodules.methods().items() if cls.__module__.startswith("sslmodules.")}
+    imported = {
+        name for name, cls in sslmodules.methods().items() if cls.__module__.startswith("sslmodules.")
+    }
     assert set(methods()) == imported  # read from the files, without importing them
     assert all(path.stem in text and path.parent.name in text for path in config_files())
 
 
-# ---- structure -------------------------------------------------------------------------------------------------------
+# ---- structure ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=name_of)

@@ -1,4 +1,6 @@
-"""Every method with every kind of encoder: a step of training and of validation, or a refusal that says why."""
+"""Every method with every kind of encoder: a step of training and of validation, or a refusal that says
+why.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,19 @@ ENCODERS: dict[str, tuple[dict[str, Any], int, int]] = {
     "vit_tiny_patch16_224": ({"image_size": 32, "patch_size": 8}, 192, 4),
 }
 CIFAR10 = Path(__file__).parent.parent / "configs" / "cifar10"
-#: Methods of images: those that have a config for 32x32 pixels in colour.
-METHODS = [name for name, cls in sorted(methods().items()) if (CIFAR10 / f"{cls.__module__.rpartition('.')[2]}.yaml").is_file()]
+#: Methods of images: those that have a config for 32x32 pixels in color.
+METHODS = [
+    name
+    for name, cls in sorted(methods().items())
+    if (CIFAR10 / f"{cls.__module__.rpartition('.')[2]}.yaml").is_file()
+]
 REFUSED = {
     ("MAE", "ConvEncoder"): "visible patches alone",
     ("MAE", "ResNetEncoder"): "visible patches alone",
-    ("MAE", "resnet10t"): "image_size is for ViTs",  # of the config; without it the words are those of the other encoders
+    (
+        "MAE",
+        "resnet10t",
+    ): "image_size is for ViTs",  # of the config; without it the words are those of the other encoders
     ("MAE", "vit_tiny_patch16_224"): "visible patches alone",
 }
 
@@ -38,7 +47,12 @@ def options(method: str, encoder: str) -> list[str]:
         chosen += [f"--model.encoder.init_args.{knob}", str(value)]
     if method == "Inpainting":  # the mask is one channel more
         chosen += ["--model.encoder.init_args.in_channels", "4"]
-        chosen += ["--model.decoder.init_args.in_channels", str(width), "--model.decoder.init_args.map_size", str(side)]
+        chosen += [
+            "--model.decoder.init_args.in_channels",
+            str(width),
+            "--model.decoder.init_args.map_size",
+            str(side),
+        ]
     if method == "Autoencoder":
         chosen += ["--model.decoder.init_args.in_features", str(width)]
     if method == "VAE":
@@ -55,7 +69,9 @@ class Learning(Callback):
         self.names: set[str] = set()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.names |= {name for name, p in pl_module.encoder.named_parameters() if p.grad is not None and p.grad.any()}
+        self.names |= {
+            name for name, p in pl_module.encoder.named_parameters() if p.grad is not None and p.grad.any()
+        }
 
 
 @pytest.mark.slow
@@ -72,7 +88,11 @@ def test_a_step_with_each_kind_of_encoder(method: str, encoder: str, tmp_path: P
     learning = Learning()
     callbacks = [learning, ImageGrid(num_samples=2)]
     # a second step: in the first, what lies behind a norm that starts at zero has no gradient
-    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=callbacks)
+    trainer = trainer_for(
+        tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, callbacks=callbacks
+    )
     trainer.fit(module, data)
-    assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
+    assert (
+        trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
+    )
     assert not {name for name, p in module.encoder.named_parameters() if p.requires_grad} - learning.names

@@ -1,4 +1,6 @@
-"""``eval.py --generate, --restore and --features`` from end to end on digits, and what their documentation says."""
+"""``eval.py --generate, --restore and --features`` from end to end on digits, and what their documentation
+says.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ from runtime.messages import ROOT
 from sslmodules import Inpainting
 
 PAGE = ROOT / "docs" / "using_what_was_trained.md"
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "2"]
+QUICK = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.log_every_n_steps",
+    "2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +49,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inpainting run of two epochs: what it predicts is poor, and that does not matter here."""
     folder = tmp_path_factory.mktemp("runs") / "inpainting"
-    command = ["--config", str(ROOT / "configs" / "digits" / "inpainting.yaml"), *QUICK, "--run_dir", str(folder)]
+    command = [
+        "--config",
+        str(ROOT / "configs" / "digits" / "inpainting.yaml"),
+        *QUICK,
+        "--run_dir",
+        str(folder),
+    ]
     assert train.main([*command, "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "2"]) == 0
     return folder
 
@@ -92,7 +107,7 @@ def picture(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-# ---- generate --------------------------------------------------------------------------------------------------------
+# ---- generate ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("generator")
@@ -110,16 +125,18 @@ def test_generate_writes_a_picture_and_arrays(run: Path, capsys: pytest.CaptureF
     grid = picture(Path("samples.png"))
     assert grid.shape == (8 * 66 + 2, 9 * 66 + 2, 3)
     assert (grid[66 + 2 : 66 + 66 : 8, 2:66:8, 0] == images[9, :, :, 0]).all()
-    # what the method gives in standardised units comes back as pixels
+    # what the method gives in standardized units comes back as pixels
     module = load_module(run / "checkpoints" / "last.ckpt")
     torch.manual_seed(mix_seed(0, 3))
     with torch.no_grad():
-        first = Digits().unstandardise(module.sample(64))  # type: ignore[operator]
+        first = Digits().unstandardize(module.sample(64))  # type: ignore[operator]
     assert abs(images[:64, :, :, 0] / 255 - first[:, 0].numpy()).max() < 0.6 / 255
 
 
 @pytest.mark.usefixtures("generator")
-def test_generate_again_gives_the_same_and_says_that_it_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_again_gives_the_same_and_says_that_it_replaced(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = Path(shutil.copytree(run, "copy"))
     assert evaluate(copy, "--generate", 3) == 0
     first = np.load(copy / "samples.npz")["images"]
@@ -153,9 +170,13 @@ def test_only_results_are_overwritten(run: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("generator")
-def test_samples_that_cannot_be_used(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_cannot_be_used(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.full((n, 1, 8, 8), float("nan")))
-    assert "Inpainting gave values that are not finite" in error_of(capsys, run, "--generate", 2, "--output", "s.png")
+    assert "Inpainting gave values that are not finite" in error_of(
+        capsys, run, "--generate", 2, "--output", "s.png"
+    )
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.zeros(n, 2))
     assert "gave (2, 2)" in error_of(capsys, run, "--generate", 2, "--output", "s.png")
     fixed = torch.rand(64, 1, 8, 8)
@@ -164,14 +185,16 @@ def test_samples_that_cannot_be_used(run: Path, monkeypatch: pytest.MonkeyPatch,
     assert not list(Path().glob("s.*"))
 
 
-# ---- restore ---------------------------------------------------------------------------------------------------------
+# ---- restore -----------------------------------------------------------------------------------------------
 
 
 def decibels(line: str) -> float:
     return float(re.search(r"PSNR of the hidden region ([\d.]+) dB", line)[1])  # type: ignore[index]
 
 
-def test_restore_hides_as_the_run_does_and_measures(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_restore_hides_as_the_run_does_and_measures(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(run, "--restore", photos, "--output", "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(p.name for p in Path("out").iterdir()) == [f"{i}-restored.png" for i in range(5)]
@@ -182,8 +205,11 @@ def test_restore_hides_as_the_run_does_and_measures(run: Path, photos: Path, cap
         restored = picture(Path("out") / f"{i}-restored.png").astype(float)
         assert restored.shape == (8, 8) and line.startswith(f"written: out/{i}-restored.png")
         changed = original != restored
-        assert 0 < changed.sum() <= 16  # a block of at most half a side each way; what is visible is as it was
-        # the number is that of the changed pixels, but for those that were predicted to the last bit and for rounding
+        assert (
+            0 < changed.sum() <= 16
+        )  # a block of at most half a side each way; what is visible is as it was
+        # the number is that of the changed pixels, but for those that were predicted to the last bit and for
+        # rounding
         error = ((original - restored) ** 2).sum() / 255**2
         count = round(error * 10 ** (decibels(line) / 10))
         assert 4 <= count <= 16
@@ -193,7 +219,9 @@ def test_restore_hides_as_the_run_does_and_measures(run: Path, photos: Path, cap
 
 
 def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """White is hidden, the truth is unknown unless it is given, and what is under the mask does not matter."""
+    """White is hidden, the truth is unknown unless it is given, and what is under the mask does not
+    matter.
+    """
     hole = np.zeros((8, 8), np.uint8)
     hole[2:6, 3:6] = 255
     Image.fromarray(hole).save("mask.png")
@@ -218,8 +246,10 @@ def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest
     assert "replaced: b/0-restored.png" in out and decibels(out) == pytest.approx(expected, abs=0.1)
 
 
-def test_a_method_never_sees_what_is_under_the_mask(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that gives back its input fills the hole with the mean colour."""
+def test_a_method_never_sees_what_is_under_the_mask(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gives back its input fills the hole with the mean color."""
     monkeypatch.setattr(Inpainting, "reconstruct", lambda self, batch: batch["input"])
     hole = np.zeros((8, 8), np.uint8)
     hole[2:6, 2:6] = 255
@@ -228,7 +258,9 @@ def test_a_method_never_sees_what_is_under_the_mask(run: Path, photos: Path, mon
     restored = picture(Path("out/0-restored.png"))
     assert set(restored[hole > 0]) == {round(Digits.mean[0] * 255)}
     assert evaluate(run, "--restore", photos / "0.png", "--output", "own") == 0
-    changed = picture(Path("own/0-restored.png"))[picture(Path("own/0-restored.png")) != picture(photos / "0.png")]
+    changed = picture(Path("own/0-restored.png"))[
+        picture(Path("own/0-restored.png")) != picture(photos / "0.png")
+    ]
     assert set(changed) == {round(Digits.mean[0] * 255)}
 
 
@@ -274,7 +306,7 @@ def test_restore_of_a_method_without_masks_takes_the_whole_picture(
     assert decibels(capsys.readouterr().out) == pytest.approx(expected, abs=0.1)
 
 
-# ---- features --------------------------------------------------------------------------------------------------------
+# ---- features ----------------------------------------------------------------------------------------------
 
 
 def test_features_of_every_split(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,12 +316,17 @@ def test_features_of_every_split(run: Path, capsys: pytest.CaptureFixture[str]) 
     arrays = np.load("features.npz")
     n = 1077 + 360 + 360
     module, data = load_module(run / "checkpoints" / "last.ckpt"), Digits()
-    assert arrays["features"].shape == (n, module.encoder.num_features) and arrays["features"].dtype == np.float32
+    assert (
+        arrays["features"].shape == (n, module.encoder.num_features)
+        and arrays["features"].dtype == np.float32
+    )
     assert "files" not in arrays and arrays["class_names"].tolist() == list("0123456789")
     for split in ("train", "val", "test"):
         rows = arrays["split"] == split
         dataset: Any = data.dataset(split)  # type: ignore[arg-type]
-        assert (arrays["labels"][rows] == dataset.labels).all() and (arrays["index"][rows] == np.arange(rows.sum())).all()
+        assert (arrays["labels"][rows] == dataset.labels).all() and (
+            arrays["index"][rows] == np.arange(rows.sum())
+        ).all()
         with torch.no_grad():
             first = module.embed(data.transform(dataset.__getitems__([0, 7]), None)["input"])
         np.testing.assert_allclose(arrays["features"][rows][[0, 7]], first, rtol=1e-4, atol=1e-5)
@@ -309,18 +346,22 @@ def test_features_of_a_folder_have_file_names(
     module, transform = load_module(run / "checkpoints" / "last.ckpt"), Digits().transform
     for row in (0, 30, 59):
         file = Path(str(arrays["files"][row]))
-        assert file.parent.name == f"class{arrays['class_names'][arrays['labels'][row]].removeprefix('class')}"
+        assert (
+            file.parent.name == f"class{arrays['class_names'][arrays['labels'][row]].removeprefix('class')}"
+        )
         with torch.no_grad():
-            h = module.embed(transform({"input": torch.from_numpy(picture(file).copy())[None, None]}, None)["input"])[0]
+            h = module.embed(
+                transform({"input": torch.from_numpy(picture(file).copy())[None, None]}, None)["input"]
+            )[0]
         np.testing.assert_allclose(arrays["features"][row], h, rtol=1e-4, atol=1e-5)
 
-    unlabelled = [*data, "--data.labelled", "false"]
-    assert evaluate(run, "--features", "f.npz", *unlabelled) == 0
+    unlabeled = [*data, "--data.labeled", "false"]
+    assert evaluate(run, "--features", "f.npz", *unlabeled) == 0
     assert "replaced: f.npz" in capsys.readouterr().out
     assert set(np.load("f.npz")["labels"]) == {-1}
 
 
-# ---- what cannot work ------------------------------------------------------------------------------------------------
+# ---- what cannot work --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -328,7 +369,10 @@ def test_features_of_a_folder_have_file_names(
     [
         (["--generate", 4], r"Inpainting has no sample\(\); methods that have it: "),
         (["--generate", 0, "--output", "s.png"], "--generate must be at least 1, got 0"),
-        (["--generate", "many"], r"argument --generate: invalid int value: 'many'; see python eval.py --help"),
+        (
+            ["--generate", "many"],
+            r"argument --generate: invalid int value: 'many'; see python eval.py --help",
+        ),
         (["--generate", 4, "--restore", "photos"], "not allowed with argument"),
         (["--generate", 4, "--probes", "knn"], "--probes is for probing"),
         (["--features", "f.txt"], "--features f.txt: expected a name that ends in .npz"),
@@ -341,15 +385,36 @@ def test_features_of_a_folder_have_file_names(
         (["--restore", "text.png", "--output", "o"], "cannot read image text.png: it is not an image"),
         (["--restore", "photos", "--output", "photos"], "is the folder of the pictures: choose another"),
         (["--restore", "photos", "--output", "text.png"], "--output text.png: expected a folder"),
-        (["--restore", "photos", "--output", "a/b"], "expected a folder, new or not, in a folder that exists"),
+        (
+            ["--restore", "photos", "--output", "a/b"],
+            "expected a folder, new or not, in a folder that exists",
+        ),
         (["--restore", "photos", "--output", "o", "--mask", "black.png"], "black.png hides nothing"),
         (["--restore", "photos", "--output", "o", "--mask", "text.png"], "cannot read image text.png"),
-        (["--restore", "photos", "--output", "o", "--mask", "wide.png"], "wide.png is 16x8 and .* is 8x8: expected the same"),
-        (["--restore", "photos", "--output", "o", "--truth", "twins"], "twins: a.bmp and a.png have the same name"),
-        (["--restore", "photos", "--output", "o", "--truth", "wide.png"], "--truth wide.png has no picture named 0 for"),
-        (["--restore", "photos", "--output", "taken"], "taken/3-restored.png exists and is no result of eval.py"),
-        (["--restore", "photos", "--output", "o", "--data.views", "null"], "needs to know what is hidden: give --mask IMAGE"),
-        (["--restore", "photos", "--output", "o", "--data.views", "CentreHole"], "hole from start=10 to stop=20 does not fit"),
+        (
+            ["--restore", "photos", "--output", "o", "--mask", "wide.png"],
+            "wide.png is 16x8 and .* is 8x8: expected the same",
+        ),
+        (
+            ["--restore", "photos", "--output", "o", "--truth", "twins"],
+            "twins: a.bmp and a.png have the same name",
+        ),
+        (
+            ["--restore", "photos", "--output", "o", "--truth", "wide.png"],
+            "--truth wide.png has no picture named 0 for",
+        ),
+        (
+            ["--restore", "photos", "--output", "taken"],
+            "taken/3-restored.png exists and is no result of eval.py",
+        ),
+        (
+            ["--restore", "photos", "--output", "o", "--data.views", "null"],
+            "needs to know what is hidden: give --mask IMAGE",
+        ),
+        (
+            ["--restore", "photos", "--output", "o", "--data.views", "CenterHole"],
+            "hole from start=10 to stop=20 does not fit",
+        ),
         (["--outptu", "o"], "unrecognized arguments: --outptu o"),
     ],
 )
@@ -381,10 +446,14 @@ def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script.main(["--help"])
     text = capsys.readouterr().out
-    assert not [o for o in ("--generate N", "--restore PICTURES", "--features FILE.npz", "--mask", "--truth") if o not in text]
+    assert not [
+        o
+        for o in ("--generate N", "--restore PICTURES", "--features FILE.npz", "--mask", "--truth")
+        if o not in text
+    ]
 
 
-# ---- the pages of the documentation ----------------------------------------------------------------------------------
+# ---- the pages of the documentation ------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("generator")
@@ -412,7 +481,9 @@ def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_number_of_a_run_is_explained(run: Path) -> None:
-    """docs/metrics.md names each TensorBoard tag and each key of results.json; a method's own terms are its page's matter."""
+    """docs/metrics.md names each TensorBoard tag and each key of results.json; a method's own terms are its
+    page's matter.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

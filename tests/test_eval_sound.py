@@ -31,12 +31,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for i in range(60):
         fade = np.exp(-np.linspace(0, (1, 8)[i % 2], 6000 + 50 * i))
-        write(clips / f"{('slow', 'fast')[i % 2]}_{i}.wav", 8000 * fade * rng.standard_normal(len(fade)), 11025)
+        write(
+            clips / f"{('slow', 'fast')[i % 2]}_{i}.wav", 8000 * fade * rng.standard_normal(len(fade)), 11025
+        )
     write(clips / "slow_60.wav", np.zeros(0), 11025)
-    command = ["--config", str(ROOT / "configs" / "fsdd" / "apc.yaml"), "--data.root", str(clips), "--run_dir", str(folder)]
+    command = [
+        "--config",
+        str(ROOT / "configs" / "fsdd" / "apc.yaml"),
+        "--data.root",
+        str(clips),
+        "--run_dir",
+        str(folder),
+    ]
     command += ["--data.pattern", "{label}_{index}", "--data.test_values", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"]
-    command += ["--model.encoder.init_args.width", "16", "--data.batch_size", "8", "--trainer.max_epochs", "2"]
-    assert train.main([*command, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]) == 0
+    command += [
+        "--model.encoder.init_args.width",
+        "16",
+        "--data.batch_size",
+        "8",
+        "--trainer.max_epochs",
+        "2",
+    ]
+    assert (
+        train.main([*command, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]) == 0
+    )
     return folder
 
 
@@ -48,7 +66,9 @@ def test_probes_and_baselines(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())["results"]
     assert list(results) == ["pretrained", "random_init", "raw_input", "mean_log_mel"]
     for row in results.values():
-        assert {"linear_top1", "knn_top1", "fewshot_top1"} <= row.keys() and all(np.isfinite(v) for v in row.values())
+        assert {"linear_top1", "knn_top1", "fewshot_top1"} <= row.keys() and all(
+            np.isfinite(v) for v in row.values()
+        )
     assert results["mean_log_mel"]["linear_top1"] >= 0.9
 
 
@@ -64,13 +84,17 @@ def test_the_audio_tab_has_both_clips(run: Path) -> None:
 def test_features(run: Path, tmp_path: Path) -> None:
     assert evaluate(run, "--features", tmp_path / "f.npz") == 0
     arrays = np.load(tmp_path / "f.npz")
-    assert arrays["features"].shape == (60, 16) and np.isfinite(arrays["features"]).all()  # the empty clip is left out
+    assert (
+        arrays["features"].shape == (60, 16) and np.isfinite(arrays["features"]).all()
+    )  # the empty clip is left out
     assert (arrays["split"] == "test").sum() == 10 and arrays["class_names"].tolist() == ["fast", "slow"]
 
 
 def test_a_clip_goes_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt, out = tmp_path / "prompt.wav", tmp_path / "out.wav"
-    write(prompt, np.random.default_rng(1).integers(-3000, 3000, 22050), 44100)  # half a second at another rate
+    write(
+        prompt, np.random.default_rng(1).integers(-3000, 3000, 22050), 44100
+    )  # half a second at another rate
     assert evaluate(run, "--generate", 40, "--prompt", prompt, "--output", out) == 0
     assert "0.5 s given, 0.4 s predicted" in capsys.readouterr().out
     rate, samples = wavfile.read(out)

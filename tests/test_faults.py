@@ -1,6 +1,7 @@
 """Forty faults, each provoked: the line that is shown, the exit status, and that nothing was lost.
 
-``python -m tests.test_faults`` runs them and prints how many end as they should. The table in words: docs/faults.md
+``python -m tests.test_faults`` runs them and prints how many end as they should. The table in words:
+docs/faults.md
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Outcome(NamedTuple):
 
 
 class Bench:
-    """A folder of its own, and runs in it: in this process, or in one of its own where the fault ends the process."""
+    """A folder of its own, and runs in it: in this process, or in one of its own where the fault ends the
+    process.
+    """
 
     def __init__(self, folder: Path, capture: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
         self.folder, self.capture, self.patch = folder, capture, patch
@@ -85,7 +88,11 @@ class Bench:
         """Exit status 2 with one line that holds ``because``; no file appears or changes."""
         before = self.files()
         outcome = self.train(*options, run=run)
-        lines = [line for line in outcome.error.strip().splitlines() if not line.startswith(("Seed set", "warning: "))]
+        lines = [
+            line
+            for line in outcome.error.strip().splitlines()
+            if not line.startswith(("Seed set", "warning: "))
+        ]
         assert outcome.status == 2, outcome.text
         assert len(lines) == 1 and lines[0].startswith("error: ") and because in lines[0], outcome.error
         assert self.files() == before
@@ -94,7 +101,9 @@ class Bench:
         return {p: p.read_bytes() for p in sorted(self.folder.rglob("*")) if p.is_file()}
 
     def goes_on(self, step: int, *options: str) -> None:
-        """The checkpoint is of ``step``, nothing half-written lies beside it, and the same command finishes the run."""
+        """The checkpoint is of ``step``, nothing half-written lies beside it, and the same command finishes
+        the run.
+        """
         content = read_checkpoint(self.last)
         assert content["global_step"] == step
         assert all(v.isfinite().all() for v in content["state_dict"].values())
@@ -108,13 +117,24 @@ class Bench:
         for i in range(n):
             folder = self.folder / name / (f"class{i % classes}" if classes else "")
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (size + i % 2, size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.jpg")
+            Image.fromarray(rng.integers(0, 255, (size + i % 2, size, 3), dtype=np.uint8)).save(
+                folder / f"{i:02d}.jpg"
+            )
         return self.folder / name
 
 
 def on_photos(folder: Path, *options: str) -> list[str]:
     return [
-        *("--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "16", "--data.batch_size", "4"),
+        *(
+            "--data",
+            "ImageFolder",
+            "--data.root",
+            str(folder),
+            "--data.image_size",
+            "16",
+            "--data.batch_size",
+            "4",
+        ),
         *("--model.encoder.in_channels", "3", *options),
     ]
 
@@ -129,7 +149,9 @@ class Row(NamedTuple):
 ROWS: list[Row] = []
 
 
-def row(number: int, fault: str, missing: str | None = None) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
+def row(
+    number: int, fault: str, missing: str | None = None
+) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
     def add(test: Callable[[Bench], None]) -> Callable[[Bench], None]:
         ROWS.append(Row(number, fault, test, missing))
         return test
@@ -137,7 +159,7 @@ def row(number: int, fault: str, missing: str | None = None) -> Callable[[Callab
     return add
 
 
-# ---- signals and checkpoints -----------------------------------------------------------------------------------------
+# ---- signals and checkpoints -------------------------------------------------------------------------------
 
 
 @row(1, "SIGTERM in training")
@@ -169,7 +191,9 @@ def _(bench: Bench) -> None:
 def _(bench: Bench) -> None:
     for name in ("SIGUSR1", "SIGUSR2"):
         outcome = bench.process(f"signal {name} train")
-        assert outcome.status == 143 and "last.ckpt at step 6" in outcome.text and "resumes it" in outcome.text, outcome.text
+        assert (
+            outcome.status == 143 and "last.ckpt at step 6" in outcome.text and "resumes it" in outcome.text
+        ), outcome.text
         bench.goes_on(6)
         shutil.rmtree(bench.folder / "run")
 
@@ -180,7 +204,13 @@ def _(bench: Bench) -> None:
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {bench.folder}/requeued\n')
     scontrol.chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0"}
+    slurm = {
+        "SLURM_JOB_ID": "123",
+        "SLURM_NTASKS": "1",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_PROCID": "0",
+    }
     slurm |= {
         "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0",
@@ -195,7 +225,12 @@ def _(bench: Bench) -> None:
 
 @row(6, "kill -9 while a checkpoint is saved")
 def _(bench: Bench) -> None:
-    for moment, step in (("half-written", 4), ("before-rename", 4), ("between-renames", 4), ("after-rename", 8)):
+    for moment, step in (
+        ("half-written", 4),
+        ("before-rename", 4),
+        ("between-renames", 4),
+        ("after-rename", 8),
+    ):
         shutil.rmtree(bench.folder / "run", ignore_errors=True)
         assert bench.process(f"kill-save {moment}").status == -9
         assert read_checkpoint(bench.last)["global_step"] == step, moment
@@ -250,7 +285,12 @@ def _(bench: Bench) -> None:
         next(module.parameters()).register_hook(spoil)
         logger = CSVLogger(str(bench.folder), version="")
         plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))  # type: ignore[attr-defined]
-        options = {"plugins": [plugin], "callbacks": [FiniteLoss(bench.last, max_skipped)], "logger": logger, "max_steps": 8}
+        options = {
+            "plugins": [plugin],
+            "callbacks": [FiniteLoss(bench.last, max_skipped)],
+            "logger": logger,
+            "max_steps": 8,
+        }
         trainer_for(bench.folder, limit_val_batches=0, **options).fit(module, data)
         logger.save()
         assert all(p.isfinite().all() for p in module.parameters())
@@ -259,7 +299,9 @@ def _(bench: Bench) -> None:
     lines = fit(2, 4, 4)  # three in a row, then sound again
     column = lines[0].split(",").index("train/skipped_steps")
     assert [line.split(",")[column] for line in lines[1:] if line.split(",")[column]] == ["1", "2", "3"]
-    with pytest.raises(NonFiniteLoss, match=r"gradient is not in 4 steps in a row, last in step 5 .*learning rate"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"gradient is not in 4 steps in a row, last in step 5 .*learning rate"
+    ):
         fit(2, 99, 4)
 
 
@@ -270,12 +312,16 @@ def _(bench: Bench) -> None:
         return {"loss": (one - two).square().mean() + one.square().mean()}
 
     bench.patch.setattr(SimCLR, "losses", losses)
-    with pytest.warns(UserWarning, match=r"representation has collapsed at step \d+: .*(zero|feature std|RankMe)") as caught:
-        assert bench.train(*VALIDATES, "--model.optimizer.lr", "0.05", "--trainer.max_epochs", "20").status == 0
+    with pytest.warns(
+        UserWarning, match=r"representation has collapsed at step \d+: .*(zero|feature std|RankMe)"
+    ) as caught:
+        assert (
+            bench.train(*VALIDATES, "--model.optimizer.lr", "0.05", "--trainer.max_epochs", "20").status == 0
+        )
     assert sum("collapsed" in str(w.message) for w in caught) == 1
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------------
 
 
 @row(13, "empty data set")
@@ -283,7 +329,9 @@ def _(bench: Bench) -> None:
     (bench.folder / "photos" / "train").mkdir(parents=True)
     (bench.folder / "photos" / "train" / "readme.txt").write_text("x")
     bench.refused(*on_photos(bench.folder / "photos"), because="photos/train, which holds: readme.txt")
-    bench.patch.setattr(Digits, "dataset", lambda self, split: ArrayDataset(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0)))
+    bench.patch.setattr(
+        Digits, "dataset", lambda self, split: ArrayDataset(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))
+    )
     bench.refused(because="Digits has 0 training samples")
 
 
@@ -295,9 +343,15 @@ def _(bench: Bench) -> None:
 
 @row(15, "a last batch of one under batch norm")
 def _(bench: Bench) -> None:
-    bench.patch.setattr(Digits, "dataset", lambda self, split: ArrayDataset(np.zeros((5, 8, 8, 1), np.uint8) + 9, np.arange(5)))
+    bench.patch.setattr(
+        Digits,
+        "dataset",
+        lambda self, split: ArrayDataset(np.zeros((5, 8, 8, 1), np.uint8) + 9, np.arange(5)),
+    )
     outcome = bench.train("--data.batch_size", "4")
-    assert outcome.status == 0 and read_checkpoint(bench.last)["global_step"] == 2  # one step an epoch: the rest is dropped
+    assert (
+        outcome.status == 0 and read_checkpoint(bench.last)["global_step"] == 2
+    )  # one step an epoch: the rest is dropped
 
 
 @row(16, "batch of one for a method that compares samples")
@@ -314,13 +368,20 @@ def _(bench: Bench) -> None:
 @row(17, "batch that does not divide the queue")
 def _(bench: Bench) -> None:
     options = ["--config", str(ROOT / "configs" / "digits" / "moco.yaml"), "--model.queue_size", "1000"]
-    bench.refused(*options, "--data.batch_size", "300", because="queue_size must be a multiple of the global batch of 300")
+    bench.refused(
+        *options,
+        "--data.batch_size",
+        "300",
+        because="queue_size must be a multiple of the global batch of 300",
+    )
 
 
 @row(18, "missing data")
 def _(bench: Bench) -> None:
     bench.refused("--data", "MNIST", "--data.root", "nowhere", because="--data.root nowhere does not exist")
-    bench.refused(*on_photos(bench.folder / "nowhere"), because="nowhere is not a folder. Expected image files in")
+    bench.refused(
+        *on_photos(bench.folder / "nowhere"), because="nowhere is not a folder. Expected image files in"
+    )
 
 
 @row(19, "folders that are no classes")
@@ -330,11 +391,15 @@ def _(bench: Bench) -> None:
     bench.refused(*on_photos(folder), because="without images in")
     (folder / "class9").rmdir()
     shutil.copy(folder / "class0" / "00.jpg", folder / "stray.jpg")
-    bench.refused(*on_photos(folder), because="images (stray.jpg) lie beside folders with images (class0, class1)")
+    bench.refused(
+        *on_photos(folder), because="images (stray.jpg) lie beside folders with images (class0, class1)"
+    )
 
 
 def damaged(bench: Bench, contents: list[bytes]) -> None:
-    """By default the first damaged file ends the run; when asked for they are passed over, counted and limited."""
+    """By default the first damaged file ends the run; when asked for they are passed over, counted and
+    limited.
+    """
     folder = bench.photos(n=40)
     for i, content in enumerate(contents):
         (folder / f"{i}7.jpg").write_bytes(content)
@@ -345,7 +410,9 @@ def damaged(bench: Bench, contents: list[bytes]) -> None:
     outcome = bench.train(*once, "--data.max_unreadable", "5")
     assert outcome.status == 0, outcome.text
     passed_over = {
-        line.partition("cannot read image ")[2].partition(":")[0] for line in outcome.text.splitlines() if "passed over" in line
+        line.partition("cannot read image ")[2].partition(":")[0]
+        for line in outcome.text.splitlines()
+        if "passed over" in line
     }
     assert passed_over == {str(folder / f"{i}7.jpg") for i in range(len(contents))}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -370,21 +437,31 @@ def _(bench: Bench) -> None:
     damaged(bench, [b"", b"this is no picture"])
 
 
-@row(22, "grey, transparent, 16-bit and 1x1 images")
+@row(22, "gray, transparent, 16-bit and 1x1 images")
 def _(bench: Bench) -> None:
     folder = bench.folder / "photos"
     folder.mkdir()
     wide = np.full((16, 16), 32896, np.uint16)  # 128 / 255 of 65535
-    pictures = [Image.new("L", (16, 16), 128), Image.fromarray(wide), Image.new("RGBA", (16, 16), (128, 128, 128, 255))]
-    pictures += [Image.new("RGB", (1, 1), (128, 128, 128)), Image.new("P", (16, 16)), Image.new("RGBA", (16, 16), (0, 0, 0, 0))]
+    pictures = [
+        Image.new("L", (16, 16), 128),
+        Image.fromarray(wide),
+        Image.new("RGBA", (16, 16), (128, 128, 128, 255)),
+    ]
+    pictures += [
+        Image.new("RGB", (1, 1), (128, 128, 128)),
+        Image.new("P", (16, 16)),
+        Image.new("RGBA", (16, 16), (0, 0, 0, 0)),
+    ]
     for i, picture in enumerate(pictures * 3):
         picture.save(folder / f"{i:02d}.png")
-    data = ImageFolder(str(folder), image_size=16, labelled=False)
+    data = ImageFolder(str(folder), image_size=16, labeled=False)
     data.setup("fit")
     values = {}
     for split in ("train", "val"):
         images = data.dataset(split).__getitems__(range(len(data.files(split))))["input"]
-        values |= {Path(f).name: image.unique().tolist() for f, image in zip(data.files(split), images, strict=True)}
+        values |= {
+            Path(f).name: image.unique().tolist() for f, image in zip(data.files(split), images, strict=True)
+        }
     expected = [[128], [128], [128], [128], [0], [255]] * 3
     assert [values[f"{i:02d}.png"] for i in range(18)] == expected
     assert bench.train(*on_photos(folder)).status == 0
@@ -396,7 +473,10 @@ def _(bench: Bench) -> None:
     bench.photos("photos/val", classes=2)
     bench.refused(*on_photos(bench.folder / "photos"), because="only in val: none; only in train: class2")
     labels = np.arange(300) % 11
-    splits = {split: ArrayDataset(np.zeros((300, 8, 8, 1), np.uint8), labels) for split in ("train", "bank", "val", "test")}
+    splits = {
+        split: ArrayDataset(np.zeros((300, 8, 8, 1), np.uint8), labels)
+        for split in ("train", "bank", "val", "test")
+    }
     bench.patch.setattr(Digits, "_load", lambda self, split: splits)
     bench.refused(because="has the label 10, expected 0 to 9")
 
@@ -416,10 +496,14 @@ def _(bench: Bench) -> None:
 def _(bench: Bench) -> None:
     outcome = bench.process("worker-killed", "--data.num_workers", "1")
     assert outcome.status == 2 and "error: a data-loading worker was killed" in outcome.error
-    assert "/dev/shm" in outcome.error and "--data.num_workers" in outcome.error and "Traceback" not in outcome.error
+    assert (
+        "/dev/shm" in outcome.error
+        and "--data.num_workers" in outcome.error
+        and "Traceback" not in outcome.error
+    )
 
 
-# ---- resuming --------------------------------------------------------------------------------------------------------
+# ---- resuming ----------------------------------------------------------------------------------------------
 
 
 def half_done(bench: Bench) -> dict[str, Any]:
@@ -504,7 +588,9 @@ def _(bench: Bench) -> None:
     bench.refused(because="loading them could run code, so it was refused")
     with pytest.raises(ValueError, match="could run code"):
         load_module(bench.last)
-    done = subprocess.run([sys.executable, str(ROOT / "eval.py"), "run"], cwd=bench.folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), "run"], cwd=bench.folder, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "could run code" in done.stderr
     for name in ("os.system", "subprocess.Popen", "torch.hub.os.system", "tests.faulty.Evil"):
         content["hyper_parameters"]["encoder"] = {"class_path": name, "init_args": {}}
@@ -543,7 +629,7 @@ def _(bench: Bench) -> None:
     bench.goes_on(read_checkpoint(bench.last)["global_step"])
 
 
-# ---- what was given --------------------------------------------------------------------------------------------------
+# ---- what was given ----------------------------------------------------------------------------------------
 
 
 @row(35, "misspelt option")
@@ -570,14 +656,17 @@ def _(bench: Bench) -> None:
     (bench.folder / "c.yaml").write_text(
         "model: {init_args: {optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1e-3}}}}"
     )
-    assert bench.train("--config", "c.yaml", "--trainer.max_steps", "1").status == 0  # a string for YAML 1.1, a number here
+    assert (
+        bench.train("--config", "c.yaml", "--trainer.max_steps", "1").status == 0
+    )  # a string for YAML 1.1, a number here
 
 
 @row(37, "configuration that would run code")
 def _(bench: Bench) -> None:
     mark, package = bench.folder / "code-ran", bench.folder / "mypackage.py"
     package.write_text(
-        f"from pathlib import Path\nPath({str(mark)!r}).touch()\nfrom sslmodules.networks import ConvEncoder\n"
+        f"from pathlib import Path\nPath({str(mark)!r}).touch()\nfrom sslmodules.networks import "
+        "ConvEncoder\n"
         "class Mine(ConvEncoder):\n    pass\ndef hook(*args):\n    pass\n"
     )
     bench.patch.syspath_prepend(str(bench.folder))
@@ -593,8 +682,10 @@ def _(bench: Bench) -> None:
         "model: {init_args: {optimizer: os.system}}",
         "trainer: {callbacks: [{class_path: os.system}]}",
         "trainer: {callbacks+: [mypackage.Mine]}",
-        f"trainer: {{callbacks: [{{class_path: {lambda_callback}, init_args: {{on_fit_start: os.system}}}}]}}",
-        f"trainer: {{callbacks: [{{class_path: {lambda_callback}, init_args: {{on_fit_start: torch.hub.load}}}}]}}",
+        "trainer: "
+        f"{{callbacks: [{{class_path: {lambda_callback}, init_args: {{on_fit_start: os.system}}}}]}}",
+        "trainer: "
+        f"{{callbacks: [{{class_path: {lambda_callback}, init_args: {{on_fit_start: torch.hub.load}}}}]}}",
         "trainer: {plugins: [{class_path: mypackage.Mine}]}",
         "trainer: {strategy: {class_path: mypackage.Mine}}",
         "trainer: other.yaml",
@@ -603,8 +694,14 @@ def _(bench: Bench) -> None:
     ):
         (bench.folder / "c.yaml").write_text(yml)
         bench.refused("--config", "c.yaml", because="c.yaml")
-    bench.refused("--model.encoder", "mypackage.Mine", because="If you trust what it runs: --trust_config_classes mypackage")
-    bench.refused("--model.encoder", '{"class_path": "mypackage.Mine"}', because="--trust_config_classes mypackage")
+    bench.refused(
+        "--model.encoder",
+        "mypackage.Mine",
+        because="If you trust what it runs: --trust_config_classes mypackage",
+    )
+    bench.refused(
+        "--model.encoder", '{"class_path": "mypackage.Mine"}', because="--trust_config_classes mypackage"
+    )
     bench.refused("--trainer.callbacks+=mypackage.Mine", because="--trust_config_classes mypackage")
     bench.refused("--trainer", "c.yaml", because="--trainer: give options")
     assert not mark.exists() and "mypackage" not in sys.modules
@@ -619,11 +716,21 @@ def _(bench: Bench) -> None:
         "--trainer.max_steps",
         "1",
     ]
-    command += ["--model.encoder", "mypackage.Mine", "--model.encoder.in_channels", "1", "--trust_config_classes", "mypackage"]
+    command += [
+        "--model.encoder",
+        "mypackage.Mine",
+        "--model.encoder.in_channels",
+        "1",
+        "--trust_config_classes",
+        "mypackage",
+    ]
     env = {**os.environ, "PYTHONPATH": str(bench.folder)}
     done = subprocess.run(command, cwd=bench.folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert mark.exists() and read_checkpoint(bench.last)["hyper_parameters"]["encoder"]["class_path"] == "mypackage.Mine"
+    assert (
+        mark.exists()
+        and read_checkpoint(bench.last)["hyper_parameters"]["encoder"]["class_path"] == "mypackage.Mine"
+    )
     for flag, status in (([], 2), (["--trust_config_classes", "mypackage"], 0)):
         evaluate = [sys.executable, str(ROOT / "eval.py"), "run", "--probes", "knn", *flag]
         done = subprocess.run(evaluate, cwd=bench.folder, env=env, capture_output=True, text=True)
@@ -638,14 +745,25 @@ def _(bench: Bench) -> None:
 
     archive = bench.folder / "data" / "cifar-10-python.tar.gz"
     archive.parent.mkdir()
-    options = ["--data", "CIFAR10", "--data.root", "data", "--data.download", "true", "--model.encoder.in_channels", "3"]
+    options = [
+        "--data",
+        "CIFAR10",
+        "--data.root",
+        "data",
+        "--data.download",
+        "true",
+        "--model.encoder.in_channels",
+        "3",
+    ]
     for name, link in (("../outside", None), ("link", "../../outside")):
         with tarfile.open(archive, "w:gz") as tar:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
             tar.addfile(info, io.BytesIO())
         with bench.patch.context() as patch:  # as if the publisher's own archive did that
-            patch.setattr("torchvision.datasets.CIFAR10.tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+            patch.setattr(
+                "torchvision.datasets.CIFAR10.tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest()
+            )
             bench.refused(*options, because="which is outside the destination")
     # a checksum that is wrong: the file is fetched again, which the address makes impossible here
     bench.patch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/none.tar.gz")
@@ -657,14 +775,18 @@ def _(bench: Bench) -> None:
     two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "128"]
     for rank in ("0", "1"):
         outcome = bench.process(f"rank-raises {rank}", *two)
-        assert outcome.status != 0 and outcome.text.count(f"RuntimeError: the fault of rank {rank}") == 1, outcome.text
+        assert outcome.status != 0 and outcome.text.count(f"RuntimeError: the fault of rank {rank}") == 1, (
+            outcome.text
+        )
         assert outcome.text.count("Traceback") == 1 and "Connection" not in outcome.text, outcome.text
 
 
 @row(40, "no GPU, half precision on a CPU, logger not installed, port in use")
 def _(bench: Bench) -> None:
     if not torch.cuda.is_available():
-        bench.refused("--trainer.accelerator", "gpu", because="--trainer.accelerator gpu: there is no GPU here")
+        bench.refused(
+            "--trainer.accelerator", "gpu", because="--trainer.accelerator gpu: there is no GPU here"
+        )
     with pytest.warns(UserWarning, match="Using `precision='bf16-mixed'` instead"):
         assert bench.train("--trainer.precision", "16-mixed", "--trainer.max_steps", "1").status == 0
     shutil.rmtree(bench.folder / "run")
@@ -675,10 +797,14 @@ def _(bench: Bench) -> None:
         port = str(taken.getsockname()[1])
         two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "128"]
         outcome = bench.process("none", *two, MASTER_PORT=port, MASTER_ADDR="127.0.0.1")
-    assert outcome.status == 2 and f"error: port {port} is in use" in outcome.error and "Traceback" not in outcome.text
+    assert (
+        outcome.status == 2
+        and f"error: port {port} is in use" in outcome.error
+        and "Traceback" not in outcome.text
+    )
 
 
-# ---- all of them -----------------------------------------------------------------------------------------------------
+# ---- all of them -------------------------------------------------------------------------------------------
 
 
 def marked(row: Row) -> Any:
@@ -687,7 +813,9 @@ def marked(row: Row) -> Any:
 
 
 @pytest.mark.parametrize("row", [marked(row) for row in ROWS])
-def test_fault(row: Row, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault(
+    row: Row, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SSL_RUN_DIR", raising=False)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.chdir(tmp_path)
@@ -703,7 +831,12 @@ class Count:
         self.passed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" and report.passed and "test_fault[" in report.nodeid and not hasattr(report, "wasxfail"):
+        if (
+            report.when == "call"
+            and report.passed
+            and "test_fault[" in report.nodeid
+            and not hasattr(report, "wasxfail")
+        ):
             self.passed.add(report.nodeid)
 
 

@@ -1,4 +1,6 @@
-"""A loss or gradient that is NaN or infinite: one line, and neither weights nor checkpoints that are spoilt by it."""
+"""A loss or gradient that is NaN or infinite: one line, and neither weights nor checkpoints that are spoilt
+by it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> dict[str, Any]:
-    """Make SimCLR's loss, or only its gradient, not finite at the given step; returns what the weights were before it."""
+    """Make SimCLR's loss, or only its gradient, not finite at the given step; returns what the weights were
+    before it.
+    """
     original = SimCLR.losses
     before: dict[str, Any] = {}
 
@@ -54,7 +58,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> dict[str, An
 def assert_untouched(before: dict[str, Any]) -> None:
     """The weights are those of before the step; running statistics of batch norm have seen its batch."""
     after = before["module"].state_dict()
-    assert all(torch.equal(after[name], before["weights"][name]) for name, _ in before["module"].named_parameters())
+    assert all(
+        torch.equal(after[name], before["weights"][name]) for name, _ in before["module"].named_parameters()
+    )
 
 
 def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,15 +90,21 @@ def fit(folder: Path, *more: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("how", "what"), [("inf", "loss is inf"), ("gradient", r"loss is finite \(.+\) but its gradient is not")]
 )
-def test_infinity_and_a_gradient_alone(how: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_infinity_and_a_gradient_alone(
+    how: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     before = poison(monkeypatch, step=1, how=how)
-    with pytest.raises(NonFiniteLoss, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"):
+    with pytest.raises(
+        NonFiniteLoss, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"
+    ):
         fit(tmp_path)
     assert_untouched(before)
 
 
 class Event:
-    """Stands for a copy that is under way. On a CUDA device it has happened by the time that it was waited for."""
+    """Stands for a copy that is under way. On a CUDA device it has happened by the time that it was waited
+    for.
+    """
 
     def __init__(self, values: Tensor) -> None:
         self.host, self.values = torch.full_like(values, 1.0), values.clone()
@@ -103,7 +115,9 @@ class Event:
 
 @pytest.fixture
 def delayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA: numbers that are looked at without waiting for their event look finite, whatever they are."""
+    """As on CUDA: numbers that are looked at without waiting for their event look finite, whatever they
+    are.
+    """
 
     def to_host(values: Tensor) -> tuple[Tensor, Any]:
         event = Event(values)
@@ -119,9 +133,13 @@ def test_on_cuda_it_is_seen_one_step_later(how: str, monkeypatch: pytest.MonkeyP
     steps: list[int] = []
     original = SimCLR.on_train_batch_start
     monkeypatch.setattr(
-        SimCLR, "on_train_batch_start", lambda self, *a: (steps.append(self.global_step + 1), original(self, *a))[1]
+        SimCLR,
+        "on_train_batch_start",
+        lambda self, *a: (steps.append(self.global_step + 1), original(self, *a))[1],
     )
-    with pytest.raises(NonFiniteLoss, match=r"in step 6 \(epoch 2\).*gradient norm nan \([\d.]+ in the step before\)"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"in step 6 \(epoch 2\).*gradient norm nan \([\d.]+ in the step before\)"
+    ):
         fit(tmp_path)
     assert steps[-1] == 7
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
@@ -133,14 +151,24 @@ def test_on_cuda_it_is_seen_one_step_later(how: str, monkeypatch: pytest.MonkeyP
 def test_no_checkpoint_is_written_of_a_step_that_nobody_has_looked_at(
     kind: str, how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The last step of the second epoch: its numbers are still on their way when the epoch's checkpoint is due."""
+    """The last step of the second epoch: its numbers are still on their way when the epoch's checkpoint is
+    due.
+    """
     poison(monkeypatch, 8, how)
     more, options = [], {}
     if kind == "validation":
         options = {"limit_val_batches": 1}
-        more = [ModelCheckpoint(tmp_path, "val", mode="max", save_on_train_epoch_end=False, save_weights_only=True)]
+        more = [
+            ModelCheckpoint(
+                tmp_path, "val", mode="max", save_on_train_epoch_end=False, save_weights_only=True
+            )
+        ]
     if kind == "weights":
-        more = [ModelCheckpoint(tmp_path, "weights", mode="max", save_on_train_epoch_end=True, save_weights_only=True)]
+        more = [
+            ModelCheckpoint(
+                tmp_path, "weights", mode="max", save_on_train_epoch_end=True, save_weights_only=True
+            )
+        ]
     if kind == "step":
         more = [ModelCheckpoint(tmp_path, "step", every_n_train_steps=1, enable_version_counter=False)]
     with pytest.raises(NonFiniteLoss, match="in step 8 "):
@@ -153,7 +181,9 @@ def test_no_checkpoint_is_written_of_a_step_that_nobody_has_looked_at(
         assert all(v.isfinite().all() for v in content["state_dict"].values())
 
 
-def test_one_bad_batch_of_several_that_are_accumulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_bad_batch_of_several_that_are_accumulated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     calls: list[int] = []
     original = SimCLR.losses
 
@@ -177,7 +207,9 @@ def test_nothing_changes_in_a_run_that_is_sound(tmp_path: Path, monkeypatch: pyt
 def test_infinite_gradients_are_the_gradient_scalers_matter(tmp_path: Path) -> None:
     """With 16-mixed it skips such steps and lowers its scale; a loss that is NaN is an error there too."""
     stopped = FiniteLoss(tmp_path / "last.ckpt")
-    trainer = type("Trainer", (), {"precision_plugin": type("Plugin", (), {"scaler": object()}), "loggers": []})()
+    trainer = type(
+        "Trainer", (), {"precision_plugin": type("Plugin", (), {"scaler": object()}), "loggers": []}
+    )()
     for values, fine in (([1.0, float("inf")], True), ([float("nan"), 1.0], False)):
         reading = monitoring._Reading(1, 1, 0.1, torch.tensor(values), None)
         if fine:

@@ -1,4 +1,6 @@
-"""Signals: the run saves, ends with a status that no scheduler takes for success, and goes on as if nothing had been."""
+"""Signals: the run saves, ends with a status that no scheduler takes for success, and goes on as if nothing
+had been.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from torch import distributed, multiprocessing
 import train
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
-from runtime.signals import Preempted, Wish, inbox
+from runtime.signals import Preempted, StopRequest, receiver
 from runtime.stopping import Preemption
 from sslmodules import SimCLR, SSLModule
 from tests.pair import said, start, wait
@@ -46,7 +48,9 @@ def run(folder: Path, *options: str) -> int:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every logged scalar but clock times, as TensorBoard shows them: a step that is shown twice is there twice."""
+    """Every logged scalar but clock times, as TensorBoard shows them: a step that is shown twice is there
+    twice.
+    """
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
@@ -103,7 +107,9 @@ def test_a_signal_in_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the middle of an epoch: saved there, and the same command ends where an undisturbed run ends, curves included."""
+    """In the middle of an epoch: saved there, and the same command ends where an undisturbed run ends, curves
+    included.
+    """
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         signal_in_training(patch, getattr(signal, name), 2)
@@ -118,7 +124,9 @@ def test_a_signal_in_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 8], ids=["first-validation", "last-validation"])
-def test_a_signal_in_validation(step: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_validation(
+    step: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     original = SimCLR.validation_step
 
@@ -161,13 +169,19 @@ def test_again_and_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def process(*options: str, **environment: str) -> subprocess.Popen[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PL_GLOBAL_SEED"} | {"OMP_NUM_THREADS": "1"} | environment
+    env = (
+        {k: v for k, v in os.environ.items() if k != "PL_GLOBAL_SEED"}
+        | {"OMP_NUM_THREADS": "1"}
+        | environment
+    )
     command = [sys.executable, str(ROOT / "train.py"), *OPTIONS, *VALIDATES, *options]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_ctrl_c_while_importing_ends_at_once(tmp_path: Path) -> None:
-    """Nothing would be lost: nobody waits for torch to be imported. The other signals: the slow test below."""
+    """Nothing would be lost: nobody waits for torch to be imported. The other signals: the slow test
+    below.
+    """
     started = process("--run_dir", "run")
     wait_until_it_listens(started.pid)
     started.send_signal(signal.SIGINT)
@@ -181,7 +195,9 @@ def wait_until_it_listens(pid: int) -> None:
     """Until the process has a handler for SIGUSR1; a moment later it imports torch."""
     bit = 1 << (signal.SIGUSR1 - 1)
     while True:
-        caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+        caught = next(
+            line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")
+        )
         if int(caught.split()[1], 16) & bit:
             return
         time.sleep(0.01)
@@ -204,7 +220,9 @@ def test_a_signal_while_importing_is_not_lost(name: str, tmp_path: Path) -> None
 def test_a_requeued_job_that_gets_its_signal_early_keeps_what_it_has(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it reads its checkpoint: nothing was trained since, so nothing is saved, and the next start goes on from it."""
+    """While it reads its checkpoint: nothing was trained since, so nothing is saved, and the next start goes
+    on from it.
+    """
     from runtime.folder import RunFolder
 
     folder = tmp_path / "run"
@@ -229,7 +247,9 @@ def test_a_requeued_job_that_gets_its_signal_early_keeps_what_it_has(
 def test_a_job_is_put_back_in_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGUSR1 under SLURM asks for the job itself, or for the task of an array; SIGTERM does not: it may be a cancellation."""
+    """SIGUSR1 under SLURM asks for the job itself, or for the task of an array; SIGTERM does not: it may be a
+    cancellation.
+    """
     from runtime.signals import end
 
     scontrol = tmp_path / "bin" / "scontrol"
@@ -240,9 +260,9 @@ def test_a_job_is_put_back_in_the_queue(
     monkeypatch.setenv("SLURM_JOB_ID", "12")
 
     def after(number: signal.Signals) -> int:
-        with inbox.listening(), pytest.raises(Preempted) as stop:
+        with receiver.listening(), pytest.raises(Preempted) as stop:
             os.kill(os.getpid(), number)
-            inbox.end_if_asked()
+            receiver.end_if_asked()
         return end(stop.value)
 
     assert after(signal.SIGTERM) == 143 and not (tmp_path / "asked").exists()
@@ -257,7 +277,10 @@ def test_a_job_is_put_back_in_the_queue(
     monkeypatch.setenv("SLURM_PROCID", "0")
     scontrol.write_text("#!/bin/sh\necho 'slurm_requeue error: Access denied' >&2\nexit 1\n")
     assert after(signal.SIGUSR1) == 143
-    assert "`scontrol requeue 10_3` failed (slurm_requeue error: Access denied): the run is saved" in capsys.readouterr().err
+    assert (
+        "`scontrol requeue 10_3` failed (slurm_requeue error: Access denied): the run is saved"
+        in capsys.readouterr().err
+    )
 
 
 def test_several_tasks_without_srun_end_with_one_line(
@@ -269,16 +292,19 @@ def test_several_tasks_without_srun_end_with_one_line(
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     assert run(tmp_path / "run") == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and "has 2 tasks, but the command runs once: start it with `srun python train.py" in lines[0]
+    assert (
+        len(lines) == 1
+        and "has 2 tasks, but the command runs once: start it with `srun python train.py" in lines[0]
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_the_greatest_wish_counts() -> None:
-    with inbox.listening():
-        inbox.raises = ()
+    with receiver.listening():
+        receiver.raises = ()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
-        assert inbox.take() == Wish.INTERRUPT and inbox.take() == Wish.NONE
+        assert receiver.take() == StopRequest.INTERRUPT and receiver.take() == StopRequest.NONE
 
 
 @pytest.mark.parametrize(("name", "value"), [("every_n_steps", 0), ("every_minutes", -1.0)])
@@ -287,11 +313,13 @@ def test_intervals_are_checked(name: str, value: float) -> None:
         Preemption(Path("last.ckpt"), **{name: value})  # type: ignore[arg-type]
 
 
-# ---- two processes ---------------------------------------------------------------------------------------------------
+# ---- two processes -----------------------------------------------------------------------------------------
 
 
 def vote(rank: int, folder: Path) -> None:
-    """A rank that makes short batches, waits once for its data, and makes long ones; rank 1 is asked to end in the 31st."""
+    """A rank that makes short batches, waits once for its data, and makes long ones; rank 1 is asked to end
+    in the 31st.
+    """
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     preemption, votes, seen = Preemption(Path("last.ckpt")), 0, []
     preemption.group = distributed.new_group(backend="gloo")
@@ -299,13 +327,15 @@ def vote(rank: int, folder: Path) -> None:
         is_global_zero=rank == 0, global_step=0, fit_loop=SimpleNamespace(_should_accumulate=lambda: False)
     )
     for batch in range(60):
-        time.sleep(0.001 * (1 + rank) if batch != 20 else 0.5 * rank)  # one rank alone is quicker than the other
+        time.sleep(
+            0.001 * (1 + rank) if batch != 20 else 0.5 * rank
+        )  # one rank alone is quicker than the other
         if batch == 30 and rank == 1:
-            inbox.wish = Wish.END
+            receiver.request = StopRequest.END
         before = preemption.vote
         preemption.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
         votes += preemption.vote is not before
-        seen.append((int(preemption.wish), preemption.pace))
+        seen.append((int(preemption.request), preemption.pace))
     preemption._count(trainer)
     (folder / f"rank-{rank}").write_text(repr((votes, seen)))
     distributed.barrier()
@@ -318,14 +348,18 @@ def test_ranks_vote_at_the_same_batches_and_not_after_every_short_one(tmp_path: 
     votes, seen = one
     wishes, paces = zip(*seen, strict=True)
     assert paces[0] == 1 and max(paces) == 10 and 5 < votes < 20
-    assert wishes.index(Wish.END) in range(31, 51)  # at the second vote after it, and no more than ten batches lie between two
+    assert wishes.index(StopRequest.END) in range(
+        31, 51
+    )  # at the second vote after it, and no more than ten batches lie between two
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("deaf", [0, 1])
 @pytest.mark.parametrize("moment", ["train", "validation"])
 def test_one_of_two_processes_gets_the_signal(deaf: int, moment: str, tmp_path: Path) -> None:
-    """Started as torchrun does; both save at the same step and end with 143, and the pair resumes to the end."""
+    """Started as torchrun does; both save at the same step and end with 143, and the pair resumes to the
+    end.
+    """
     statuses, text = pair(f"signal SIGTERM {moment}", 1 - deaf, tmp_path)
     assert statuses == [143, 143], text
     assert "Traceback" not in text

@@ -1,7 +1,9 @@
-"""Runs hold public names, not module paths: a run made before the project's files moved is read, evaluated and resumed.
+"""Runs hold public names, not module paths: a run made before the project's files moved is read, evaluated
+and resumed.
 
-``fixtures/old_run`` was written by the version before public names were stored: Inpainting on Digits, stopped in step 7 of 12.
-``finished.pt`` and ``finished.json`` are the weights and the results of the same run without the stop.
+``fixtures/old_run`` was written by the version before public names were stored: Inpainting on Digits, stopped
+in step 7 of 12. ``finished.pt`` and ``finished.json`` are the weights and the results of the same run without
+the stop.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ import eval as eval_command
 import train as train_command
 from runtime import discovery
 from runtime.checkpoints import load_module, read_checkpoint
-from runtime.discovery import classes, current_path, find_class, public_name, with_current_paths, with_public_names
+from runtime.discovery import (
+    classes,
+    current_path,
+    find_class,
+    public_name,
+    with_current_paths,
+    with_public_names,
+)
 
 OLD_RUN = Path(__file__).parent / "fixtures" / "old_run"
 
@@ -49,7 +58,9 @@ def numbers(node: Any) -> dict[str, float]:
     return {"": float(node)} if isinstance(node, (int, float)) else {}
 
 
-def test_an_old_run_is_resumed_and_ends_as_it_would_have(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_run_is_resumed_and_ends_as_it_would_have(
+    old_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train_command.main(options_of(old_run)) == 0
     assert "resuming after epoch 2, step 7" in capsys.readouterr().out
     content = read_checkpoint(old_run / "checkpoints" / "last.ckpt")
@@ -86,7 +97,9 @@ def test_a_new_run_holds_public_names_only(tmp_path: Path, monkeypatch: pytest.M
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["class_path"] == "Inpainting"
     assert config["trainer"]["callbacks"][0]["class_path"] == "FeatureProbe"
-    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"  # not of the project: as it is
+    assert (
+        config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+    )  # not of the project: as it is
 
 
 def test_names_are_those_of_the_classes() -> None:
@@ -95,7 +108,9 @@ def test_names_are_those_of_the_classes() -> None:
             continue
         cls = find_class(name)
         assert cls is not None and cls.__name__ == name and cls.__module__ == found.module
-        assert public_name(f"{found.module}.{name}") == name and current_path(name) == f"{found.module}.{name}"
+        assert (
+            public_name(f"{found.module}.{name}") == name and current_path(name) == f"{found.module}.{name}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -115,11 +130,16 @@ def test_public_name(name: str, now: str) -> None:
 
 def test_a_renamed_class_is_found_under_its_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(discovery.RENAMED, "Numerals", "Digits")
-    assert public_name("datamodules.images.Numerals") == "Digits" and find_class("Numerals").__name__ == "Digits"
+    assert (
+        public_name("datamodules.images.Numerals") == "Digits" and find_class("Numerals").__name__ == "Digits"
+    )
 
 
 def test_names_deep_inside_are_replaced() -> None:
-    stored = {"a": [{"class_path": "ConvEncoder", "init_args": {"net": {"class_path": "torch.nn.Linear"}}}], "b": ("SimCLR",)}
+    stored = {
+        "a": [{"class_path": "ConvEncoder", "init_args": {"net": {"class_path": "torch.nn.Linear"}}}],
+        "b": ("SimCLR",),
+    }
     there = with_current_paths(stored)
     assert there["a"][0]["class_path"] == current_path("ConvEncoder") != "ConvEncoder"
     assert there["a"][0]["init_args"]["net"]["class_path"] == "torch.nn.Linear" and there["b"] == ("SimCLR",)
@@ -134,7 +154,9 @@ def test_two_classes_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(discovery, "ROOT", tmp_path)
     classes.cache_clear()
     try:
-        with pytest.raises(ValueError, match=r"^two classes are called Twice: in evaluation.two and sslmodules.one;"):
+        with pytest.raises(
+            ValueError, match=r"^two classes are called Twice: in evaluation.two and sslmodules.one;"
+        ):
             classes()
     finally:
         classes.cache_clear()

@@ -1,7 +1,9 @@
-"""Stopped inside an epoch and resumed, every method ends as if nothing had been: bit for bit, through ``train.main``.
+"""Stopped inside an epoch and resumed, every method ends as if nothing had been: bit for bit, through
+``train.main``.
 
-Compared are the samples, labels and views of each batch, each loss, and at the end weights and buffers (teacher, queue,
-centre, prototypes), optimizer, schedule, the online probe with its optimizer, and every logged curve.
+Compared are the samples, labels and views of each batch, each loss, and at the end weights and buffers
+(teacher, queue, center, prototypes), optimizer, schedule, the online probe with its optimizer, and every
+logged curve.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from tests.resume import STOP_AT, check, run, three_runs
 #: Every method has a config here: tests/test_contract.py sees to it.
 NO_DOWNLOAD = [config for config in CONFIGS if config.split("/")[1] in EMBEDDED]
 QUICK = "configs/digits/moco.yaml"  # a teacher, a queue, and a schedule
-each = pytest.mark.parametrize("config", [c if c == QUICK else pytest.param(c, marks=pytest.mark.slow) for c in NO_DOWNLOAD])
+each = pytest.mark.parametrize(
+    "config", [c if c == QUICK else pytest.param(c, marks=pytest.mark.slow) for c in NO_DOWNLOAD]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +51,14 @@ def test_exact_with_two_workers(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", NO_DOWNLOAD)
 def test_exact_with_accumulated_gradients(config: str, tmp_path: Path) -> None:
-    """Asked between the two batches of a step, the run makes the step first: gradients are in no checkpoint."""
+    """Asked between the two batches of a step, the run makes the step first: gradients are in no
+    checkpoint.
+    """
     options = ["--trainer.accumulate_grad_batches", "2"]
     if config.endswith("gan.yaml"):
-        assert run(config, tmp_path / "run", options)[0] == 2  # it has two optimizers, and Lightning cannot accumulate then
+        assert (
+            run(config, tmp_path / "run", options)[0] == 2
+        )  # it has two optimizers, and Lightning cannot accumulate then
         return
     check(three_runs(config, tmp_path, options), tmp_path, stopped_after=STOP_AT + 1)
 
@@ -61,7 +69,10 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     items = [i for i in request.session.items if i.name.startswith("test_exact_in_two_processes")]
     asked = list(dict.fromkeys(i.callspec.params["config"] for i in items))  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("pairs")
-    wait(start([[sys.executable, "-m", "tests.resume", str(folder), *asked]] * 2, folder, ROOT), 60 + 60 * len(asked))
+    wait(
+        start([[sys.executable, "-m", "tests.resume", str(folder), *asked]] * 2, folder, ROOT),
+        60 + 60 * len(asked),
+    )
     return folder
 
 
@@ -76,11 +87,13 @@ def test_exact_in_two_processes(config: str, pairs: Path) -> None:
         check(torch.load(file, weights_only=True), place, stopped_after=STOP_AT + 1)
 
 
-# ---- what would not be exact -----------------------------------------------------------------------------------------
+# ---- what would not be exact -------------------------------------------------------------------------------
 
 
 def test_another_batch_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The order of samples would change inside the run. The folder stays as it is, and goes on with what it began with."""
+    """The order of samples would change inside the run. The folder stays as it is, and goes on with what it
+    began with.
+    """
     assert run(QUICK, tmp_path / "run", [], stop=True)[0] == 143
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     for option, expected, value in (
@@ -98,5 +111,7 @@ def test_another_number_of_processes_is_refused() -> None:
     """Also where the configuration does not tell: `devices: auto` on a machine of another size."""
     data = SSLDataModule(batch_size=16)
     data.load_state_dict({"batch_size": 16, "world_size": 1})
-    with pytest.raises(ValueError, match="written with batch_size 16 on 4 processes, now it is 16 on 1: the order of samples"):
+    with pytest.raises(
+        ValueError, match="written with batch_size 16 on 4 processes, now it is 16 on 1: the order of samples"
+    ):
         data.load_state_dict({"batch_size": 16, "world_size": 4})

@@ -40,7 +40,9 @@ def test_torchrun_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert RunFolder.choose("here", "Digits", "SimCLR").path == Path("here")
 
 
-def test_a_process_that_starts_late_may_see_half_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_starts_late_may_see_half_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rank 0 makes the folder before it waits for the others, who start when their node is ready."""
     (tmp_path / "events").mkdir()
     with pytest.raises(UserError, match="no run folder"):
@@ -61,8 +63,12 @@ def test_a_run_that_was_killed_while_it_made_its_folder_starts_again(tmp_path: P
         RunFolder(tmp_path).inspect({}, "SimCLR")
 
 
-def test_a_process_that_is_early_does_not_make_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under torchrun and SLURM all start at once; a folder made by another rank would not be new to rank 0."""
+def test_a_process_that_is_early_does_not_make_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun and SLURM all start at once; a folder made by another rank would not be new to rank
+    0.
+    """
     monkeypatch.setenv("SSL_RUN_DIR", "")  # so that it is undone
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     RunFolder(tmp_path / "run").create({}, resumed=False)

@@ -27,7 +27,13 @@ CODE = [
     for part in ("sslmodules", "datamodules", "evaluation", "runtime", "cluster", "train.py", "eval.py")
     for path in ([ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py")))
 ]
-TEXTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("cluster/*")), *CODE]
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("cluster/*")),
+    *CODE,
+]
 
 
 class Evil:
@@ -40,7 +46,7 @@ class Evil:
         return os.mkdir, (self.mark,)
 
 
-# ---- the code --------------------------------------------------------------------------------------------------------
+# ---- the code ----------------------------------------------------------------------------------------------
 
 
 def unsafe(source: str) -> Iterator[str]:
@@ -51,9 +57,21 @@ def unsafe(source: str) -> Iterator[str]:
         name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
         torch_load = name == "torch.load" and given.get("weights_only") != "True"
         yaml_load = name in ("yaml.load", "yaml.full_load", "yaml.unsafe_load")
-        runs = name in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "torch.hub.load")
-        saves = name.endswith(".save_checkpoint")  # where weights_only leaves the optimizer out, and reads nothing
-        pickles = given.get("allow_pickle") not in (None, "False") or (given.get("weights_only") == "False" and not saves)
+        runs = name in (
+            "eval",
+            "exec",
+            "os.system",
+            "os.popen",
+            "pickle.load",
+            "pickle.loads",
+            "torch.hub.load",
+        )
+        saves = name.endswith(
+            ".save_checkpoint"
+        )  # where weights_only leaves the optimizer out, and reads nothing
+        pickles = given.get("allow_pickle") not in (None, "False") or (
+            given.get("weights_only") == "False" and not saves
+        )
         unpacks = name.endswith((".extractall", ".extract")) and given.get("filter") != "'data'"
         if torch_load or yaml_load or runs or pickles or unpacks or given.get("shell") not in (None, "False"):
             yield f"{ast.unparse(node)[:80]} in line {node.lineno}"
@@ -89,7 +107,7 @@ def test_tensorboard_stays_on_localhost() -> None:
                 assert "--bind_all" not in line or "leave `--bind_all` away" in line, f"{path}: {line}"
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def test_pickles_of_cifar_are_read_only_with_the_publishers_checksum(tmp_path: Path) -> None:
@@ -149,28 +167,36 @@ def test_a_checkpoint_is_a_file_and_no_address(monkeypatch: pytest.MonkeyPatch) 
             load_module(address)
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def test_a_configuration_cannot_say_what_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("trust_config_classes: os\n")
     with pytest.raises(UserError, match="unknown key 'trust_config_classes'"):
-        checked_arguments(["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")])
+        checked_arguments(
+            ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
+        )
     with pytest.raises(UserError, match="expected the name of a package"):
         checked_arguments(["--trust_config_classes", "../os"])
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b", "..", "a b", "a\nb", "a;rm -rf b"])
-def test_no_path_gets_into_the_name_of_a_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_path_gets_into_the_name_of_a_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Names are those of classes, and a class of that name there is not."""
     for key in ("model", "data"):
         (tmp_path / "c.yaml").write_text(f"{key}: {{class_path: {name!r}}}\n")
         with pytest.raises(UserError):
-            checked_arguments(["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")])
+            checked_arguments(
+                ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
+            )
 
 
 def test_the_name_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [v for v in os.environ if v.startswith(("SLURM_", "SSL_", "TORCHELASTIC_", "LOCAL_RANK"))]:
+    for variable in [
+        v for v in os.environ if v.startswith(("SLURM_", "SSL_", "TORCHELASTIC_", "LOCAL_RANK"))
+    ]:
         monkeypatch.delenv(variable)
     chosen = RunFolder.choose(None, "Digits", "SimCLR").path
     assert re.fullmatch(r"runs/digits-simclr/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", chosen.as_posix())

@@ -1,6 +1,7 @@
-"""Signals and log-mel spectrograms, batched on their device: from samples to log-mel, and back by Griffin and Lim's iteration.
+"""Signals and log-mel spectrograms, batched on their device: from samples to log-mel, and back by Griffin and
+Lim's iteration.
 
-Frames of T hops: frame t is centred on the middle of hop t, so that S samples give exactly S / hop frames.
+Frames of T hops: frame t is centered on the middle of hop t, so that S samples give exactly S / hop frames.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ PADDING = -32768
 """Stands in an int16 clip where there is no sound; real samples lie in -32767 to 32767."""
 
 FLOOR = 1e-6
-"""Added to the energies before the logarithm, for samples in [-1, 1]: about that of 16-bit rounding noise, so never log(0)."""
+"""Added to the energies before the logarithm, for samples in [-1, 1]: about that of 16-bit rounding noise, so
+never log(0).
+"""
 
 CPU_SAMPLES = 2**16
-"""A CPU transforms about so many samples at once, whose spectra stay in its cache: twice as fast as 256 clips in one go."""
+"""A CPU transforms about so many samples at once, whose spectra stay in its cache: twice as fast as 256 clips
+in one go.
+"""
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Samples (S,) float at another rate, ceil(S * new_rate / rate) of them: SciPy's polyphase filter, which cuts off what
-    the new rate cannot hold."""
+    """Samples (S,) float at another rate, ceil(S * new_rate / rate) of them: SciPy's polyphase filter, which
+    cuts off what the new rate cannot hold.
+    """
     if rate == new_rate:
         return samples
     ratio = Fraction(new_rate, rate)
@@ -47,9 +53,8 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
         fft_size: samples of the Fourier transform.
         sample_rate: Hz.
 
-    Returns:
-        (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbours sum to 1 between the first
-        and the last peak.
+    Returns: (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbors sum to 1
+        between the first and the last peak.
 
     Raises:
         ValueError: so many bands that one of them holds no frequency.
@@ -62,7 +67,8 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
     matrix = torch.minimum((hz - low) / (peak - low), (high - hz) / (high - peak)).clamp(min=0)
     if not matrix.any(1).all():
         raise ValueError(
-            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window at {sample_rate} "
+            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window "
+            f"at {sample_rate} "
             "Hz: give fewer num_mels or a larger window_ms"
         )
     return matrix.float()
@@ -94,7 +100,8 @@ class MelScale:
         self.window, self.hop = (round(self.sample_rate * ms / 1000) for ms in (self.window_ms, self.hop_ms))
         if not 2 <= 2 * self.hop <= self.window:
             raise ValueError(
-                f"hop_ms must be at most half of window_ms and at least a sample, got hop_ms {self.hop_ms} and window_ms "
+                f"hop_ms must be at most half of window_ms and at least a sample, got hop_ms {self.hop_ms} "
+                "and window_ms "
                 f"{self.window_ms} at {self.sample_rate} Hz"
             )
         self.fft_size = 2 ** math.ceil(math.log2(self.window))
@@ -106,7 +113,9 @@ class MelScale:
         return self._kept[device]
 
     def log_mel(self, samples: Tensor) -> Tensor:
-        """Samples (B, S) in [-1, 1], S a multiple of the hop, to the logarithm of mel energies (B, M, S / hop)."""
+        """Samples (B, S) in [-1, 1], S a multiple of the hop, to the logarithm of mel energies (B, M, S /
+        hop).
+        """
         rows = len(samples)
         if samples.device.type == "cpu":
             rows = CPU_SAMPLES // max(1, samples.shape[1])
@@ -116,12 +125,14 @@ class MelScale:
         window, matrix = self._constants(samples.device)
         left = (self.fft_size - self.hop) // 2
         padded = F.pad(samples, (left, self.fft_size - self.hop - left))
-        spectrum = torch.stft(padded, self.fft_size, self.hop, self.window, window, center=False, return_complex=True)
+        spectrum = torch.stft(
+            padded, self.fft_size, self.hop, self.window, window, center=False, return_complex=True
+        )
         return (matrix @ spectrum.abs().square() + FLOOR).log()
 
     def waveform(self, log_mel: Tensor, iterations: int = 60, seed: int = 0) -> Tensor:
-        """A sound with this log-mel spectrogram: magnitudes by the pseudo-inverse of the mel matrix, phases by the iteration
-        of Griffin and Lim (1984), from random ones.
+        """A sound with this log-mel spectrogram: magnitudes by the pseudo-inverse of the mel matrix, phases
+        by the iteration of Griffin and Lim (1984), from random ones.
 
         Args:
             log_mel: (B, M, T), T >= 2.
@@ -139,16 +150,29 @@ class MelScale:
         spectrum = torch.polar(magnitude, phase)
         frames = magnitude.shape[2]
         for _ in range(iterations):
-            samples = torch.istft(spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop)
-            again = torch.stft(samples, self.fft_size, self.hop, self.window, window, pad_mode="constant", return_complex=True)
+            samples = torch.istft(
+                spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop
+            )
+            again = torch.stft(
+                samples,
+                self.fft_size,
+                self.hop,
+                self.window,
+                window,
+                pad_mode="constant",
+                return_complex=True,
+            )
             spectrum = torch.polar(magnitude, again.angle())
-        samples = torch.istft(spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop)
-        half = self.hop // 2  # a frame is centred on its hop, `istft`'s on the hop's beginning
+        samples = torch.istft(
+            spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop
+        )
+        half = self.hop // 2  # a frame is centered on its hop, `istft`'s on the hop's beginning
         return F.pad(samples, (half, self.hop - half)).clamp(-1, 1)
 
 
 def valid_frames(log_mel: Tensor) -> Tensor:
-    """How many frames of each clip are sound: the others, at the end, are exactly 0 in every band after standardisation.
+    """How many frames of each clip are sound: the others, at the end, are exactly 0 in every band after
+    standardization.
 
     Args:
         log_mel: (B, 1, M, T), a batch's ``input``.

@@ -1,7 +1,9 @@
-"""Sound: clips of one length as int16, log-mel on the device; wav and flac folders, and a small embedded set of tones.
+"""Sound: clips of one length as int16, log-mel on the device; wav and flac folders, and a small embedded set
+of tones.
 
-A sample travels as int16 (S,) with ``PADDING`` behind its end, so that ``decode`` knows what is sound. After standardisation
-padding frames are exactly 0 in every band (``valid_frames`` finds them): neutral to a network, and never a target.
+A sample travels as int16 (S,) with ``PADDING`` behind its end, so that ``decode`` knows what is sound. After
+standardization padding frames are exactly 0 in every band (``valid_frames`` finds them): neutral to a
+network, and never a target.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ STATISTICS_CLIPS = 4096
 
 
 def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
-    """int16 samples as ``size`` of them: the first ones of a longer clip, ``PADDING`` behind a shorter one."""
+    """int16 samples as ``size`` of them: the first ones of a longer clip, ``PADDING`` behind a shorter
+    one.
+    """
     clip = np.full(size, PADDING, np.int16)
     kept = np.maximum(samples[:size], -32767)  # the lowest value is taken
     clip[: len(kept)] = kept
@@ -31,7 +35,9 @@ def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
 
 
 def mean_log_mel(x: Tensor) -> Tensor:
-    """The baseline without an encoder: (B, 1, M, T) standardised log-mel to its mean over valid frames (B, M)."""
+    """The baseline without an encoder: (B, 1, M, T) standardized log-mel to its mean over valid frames (B,
+    M).
+    """
     return x[:, 0].sum(2) / valid_frames(x).clamp(min=1)[:, None]  # padding frames are 0
 
 
@@ -56,17 +62,14 @@ class ClipDataset(Dataset):
 
 
 class AudioDataModule(SSLDataModule):
-    """What every set of clips shares: the log-mel spectrogram on the device and its standardisation per band.
+    """What every set of clips shares: the log-mel spectrogram on the device and its standardization per band.
 
     A subclass sets the attributes and gives ``_load(split)``.
 
-    Args:
-        sample_rate: Hz, to which files are resampled.
-        seconds: of a clip: longer ones keep their beginning, shorter ones are padded.
-        num_mels: M bands of the spectrogram.
-        window_ms: length of the window, milliseconds.
-        hop_ms: between two frames, milliseconds.
-        mean, std: per band, for standardisation; default: computed over the training split, once, and kept in the checkpoint.
+    Args: sample_rate: Hz, to which files are resampled. seconds: of a clip: longer ones keep their beginning,
+        shorter ones are padded. num_mels: M bands of the spectrogram. window_ms: length of the window,
+        milliseconds. hop_ms: between two frames, milliseconds. mean, std: per band, for standardization;
+        default: computed over the training split, once, and kept in the checkpoint.
 
     Raises:
         ValueError: a value is out of its range.
@@ -94,7 +97,9 @@ class AudioDataModule(SSLDataModule):
             raise ValueError("mean and std belong together: give both or neither")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != num_mels:
-                raise ValueError(f"{name} must have one value for each of {num_mels} bands, got {len(values)}")
+                raise ValueError(
+                    f"{name} must have one value for each of {num_mels} bands, got {len(values)}"
+                )
         if std is not None and not min(std) > 0:
             raise ValueError(f"std must be positive, got {min(std)}")
         self.clip_size = self.frames * self.scale.hop
@@ -115,7 +120,9 @@ class AudioDataModule(SSLDataModule):
         raise NotImplementedError
 
     def _synthetic(self) -> dict[str, Dataset]:
-        """512 clips to train on, 256 for val and test: decaying noise, a pitch for each class, lengths at random."""
+        """512 clips to train on, 256 for val and test: decaying noise, a pitch for each class, lengths at
+        random.
+        """
         rng = np.random.default_rng(SPLIT_SEED)
         time = np.arange(self.clip_size) / self.scale.sample_rate
         classes = self.num_classes or 1
@@ -126,7 +133,9 @@ class AudioDataModule(SSLDataModule):
             waves = np.sin(2 * np.pi * pitch[:, None] * time) + 0.5 * rng.standard_normal((n, self.clip_size))
             waves *= 4000 * np.exp(-3 * time)
             sizes = rng.integers(self.clip_size // 2, self.clip_size + 1, n)
-            clips = np.stack([pad_clip(w[:s].astype(np.int16), self.clip_size) for w, s in zip(waves, sizes, strict=True)])
+            clips = np.stack(
+                [pad_clip(w[:s].astype(np.int16), self.clip_size) for w, s in zip(waves, sizes, strict=True)]
+            )
             return ClipDataset(clips, labels if self.num_classes else np.full(n, -1))
 
         train = make(512)
@@ -135,47 +144,58 @@ class AudioDataModule(SSLDataModule):
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {**super().baselines(), "mean_log_mel": mean_log_mel}
 
-    # ---- on the device -----------------------------------------------------------------------------------------------
+    # ---- on the device -------------------------------------------------------------------------------------
 
     def log_mel(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """int16 (B, S) to log-mel (B, M, T) and which frames are sound (B, T): those with no padding in their hop."""
+        """int16 (B, S) to log-mel (B, M, T) and which frames are sound (B, T): those with no padding in their
+        hop.
+        """
         padding = raw == PADDING
         samples = raw.float().masked_fill(padding, 0) / 32768
         valid = ~padding.unflatten(1, (self.frames, self.scale.hop)).any(2)
         return self.scale.log_mel(samples), valid
 
     def decode(self, raw: Tensor) -> Tensor:
-        """int16 (B, S) to log-mel (B, 1, M, T); padding frames hold the mean, so that ``standardise`` makes them 0."""
+        """int16 (B, S) to log-mel (B, 1, M, T); padding frames hold the mean, so that ``standardize`` makes
+        them 0.
+        """
         log_mel, valid = self.log_mel(raw)
         mean, _ = self._mean_std(raw.device)
         return torch.where(valid[:, None], log_mel, mean)[:, None]
 
-    def standardise(self, decoded: Tensor) -> Tensor:
-        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the training split."""
+    def standardize(self, decoded: Tensor) -> Tensor:
+        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the training
+        split.
+        """
         mean, std = self._mean_std(decoded.device)
         return (decoded - mean) / std
 
-    def unstandardise(self, x: Tensor) -> Tensor:
-        """The inverse of ``standardise``: log-mel."""
+    def unstandardize(self, x: Tensor) -> Tensor:
+        """The inverse of ``standardize``: log-mel."""
         mean, std = self._mean_std(x.device)
         return x * std + mean
 
     def spectrogram(self, samples: Tensor) -> Tensor:
-        """int16 sound (B, S) of any length to standardised log-mel (B, 1, M, S // hop), all of its frames valid."""
+        """int16 sound (B, S) of any length to standardized log-mel (B, 1, M, S // hop), all of its frames
+        valid.
+        """
         whole = samples[:, : samples.shape[1] // self.scale.hop * self.scale.hop]
         if whole.shape[1] == 0:
             return torch.zeros(len(samples), 1, self.scale.num_mels, 0, device=samples.device)
-        return self.standardise(self.scale.log_mel(whole.float() / 32768)[:, None])
+        return self.standardize(self.scale.log_mel(whole.float() / 32768)[:, None])
 
     def waveform(self, x: Tensor) -> Tensor:
-        """Standardised log-mel (B, 1, M, T) as sound (B, S) in [-1, 1]: ``MelScale.waveform``."""
-        return self.scale.waveform(self.unstandardise(x.float())[:, 0])
+        """Standardized log-mel (B, 1, M, T) as sound (B, S) in [-1, 1]: ``MelScale.waveform``."""
+        return self.scale.waveform(self.unstandardize(x.float())[:, 0])
 
     def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             if self.mean is None or self.std is None:
                 self.mean, self.std = self._statistics()
-                self.hparams["mean"], self.hparams["std"] = self.mean, self.std  # so every checkpoint holds them
+                self.hparams["mean"], self.hparams["std"] = (
+                    self.mean,
+                    self.std,
+                )  # so every checkpoint holds them
             mean, std = torch.tensor([self.mean, self.std])[:, :, None].to(device)
             self._constants[device] = (mean, std)  # (M, 1) each
         return self._constants[device]
@@ -199,10 +219,12 @@ class AudioDataModule(SSLDataModule):
         mean = total / count
         std = (square / count - mean.square()).clamp(min=0).sqrt()
         if not (count > 0 and std.min() > 1e-4):
-            raise ValueError(f"{type(self).__name__}: the training clips are silent, or all alike: nothing to learn from")
+            raise ValueError(
+                f"{type(self).__name__}: the training clips are silent, or all alike: nothing to learn from"
+            )
         return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
 
-    # ---- resume ------------------------------------------------------------------------------------------------------
+    # ---- resume --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mean": self.mean, "std": self.std}

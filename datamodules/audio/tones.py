@@ -18,18 +18,22 @@ TONES = {
 
 
 class Tones(AudioDataModule):
-    """Melodies made by a formula, no download: one second at 8 kHz, 1,024 clips to train on, 256 for val, 256 for test.
+    """Melodies made by a formula, no download: one second at 8 kHz, 1,024 clips to train on, 256 for val, 256
+    for test.
 
-    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length (0.4 to 0.9 s),
-    beginning and background noise moves in one of eight ways: it stays, rises, falls, rises then falls, falls then rises,
-    trembles in pitch, trembles in loudness, or jumps. Its timbre is one of three: sine, odd harmonics, all harmonics.
+    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length
+    (0.4 to 0.9 s), beginning and background noise moves in one of eight ways: it stays, rises, falls, rises
+    then falls, falls then rises, trembles in pitch, trembles in loudness, or jumps. Its timbre is one of
+    three: sine, odd harmonics, all harmonics.
 
     Args:
         root: ignored, nothing is read; accepted so that ``--data.root`` works with every data set.
         label: "contour" (eight classes) or "timbre" (three).
     """
 
-    def __init__(self, root: str | None = None, label: str = "contour", sample_rate: int = 8_000, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str | None = None, label: str = "contour", sample_rate: int = 8_000, **kwargs: Any
+    ) -> None:
         super().__init__(sample_rate=sample_rate, **kwargs)
         if label not in TONES:
             raise ValueError(f"label must be one of {', '.join(TONES)}, got {label!r}")
@@ -38,11 +42,17 @@ class Tones(AudioDataModule):
         self.num_classes = len(self.class_names)
 
     def _load(self, split: Split) -> dict[str, Dataset]:
-        made = {name: self._make(n, seed) for name, n, seed in (("train", 1024, 1), ("val", 256, 2), ("test", 256, 3))}
+        made = {
+            name: self._make(n, seed)
+            for name, n, seed in (("train", 1024, 1), ("val", 256, 2), ("test", 256, 3))
+        }
         return {**made, "bank": made["train"]}
 
     def _make(self, n: int, seed: int) -> ClipDataset:
-        rng, rate = np.random.RandomState(seed), self.scale.sample_rate  # whose stream NumPy guarantees never to change
+        rng, rate = (
+            np.random.RandomState(seed),
+            self.scale.sample_rate,
+        )  # whose stream NumPy guarantees never to change
         contours, timbres = np.arange(n) % 8, rng.randint(0, 3, n)
         clips = np.empty((n, self.clip_size), np.int16)
         for row, (contour, timbre) in enumerate(zip(contours, timbres, strict=True)):
@@ -52,7 +62,8 @@ class Tones(AudioDataModule):
             u = np.linspace(0, 1, int(length * rate))  # the melody, from begin to end
             tremble = np.sin(2 * np.pi * 8 * length * u)
             octaves = (
-                0 * u, depth * (u - 0.5), depth * (0.5 - u), depth * (0.5 - abs(2 * u - 1)), depth * (abs(2 * u - 1) - 0.5),
+                0 * u, depth * (u - 0.5), depth * (0.5 - u),
+                depth * (0.5 - abs(2 * u - 1)), depth * (abs(2 * u - 1) - 0.5),
                 0.2 * depth * tremble, 0 * u, depth * ((u > 0.5) - 0.5),
             )[contour]  # fmt: skip
             phase = 2 * np.pi * np.cumsum(pitch * 2**octaves) / rate

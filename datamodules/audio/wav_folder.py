@@ -34,20 +34,27 @@ class AudioFileError(OSError):
     """An audio file that cannot be used; the message names it."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last line is ours.
+        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last
+        # line is ours.
         super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 def _wave_samples(path: str) -> tuple[np.ndarray, int]:
     """What the standard library reads: 16-bit PCM wav. Samples (S, channels) int16 and the rate in Hz."""
     if not path.lower().endswith(".wav"):
-        raise ValueError("only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'")
+        raise ValueError(
+            "only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'"
+        )
     with wave.open(path, "rb") as file:
         if file.getsampwidth() != 2:
             bits = 8 * file.getsampwidth()
-            raise ValueError(f"{bits}-bit samples need the library soundfile: pip install 'lightning-ssl[audio]'")
+            raise ValueError(
+                f"{bits}-bit samples need the library soundfile: pip install 'lightning-ssl[audio]'"
+            )
         data = file.readframes(file.getnframes())
-        samples = np.frombuffer(data, "<i2", count=len(data) // (2 * file.getnchannels()) * file.getnchannels())
+        samples = np.frombuffer(
+            data, "<i2", count=len(data) // (2 * file.getnchannels()) * file.getnchannels()
+        )
         return samples.reshape(-1, file.getnchannels()), file.getframerate()
 
 
@@ -58,8 +65,8 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
         path: wav or flac of any rate and width; without the library soundfile, 16-bit PCM wav.
         sample_rate: Hz.
 
-    Raises:
-        AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the file.
+    Raises: AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the
+        file.
     """
     try:
         if soundfile is None:
@@ -79,7 +86,8 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
 
 
 def name_pattern(pattern: str) -> re.Pattern[str]:
-    """``{label}_{speaker}_{index}`` as an expression for a file's name without ending; a field holds one character or more.
+    """``{label}_{speaker}_{index}`` as an expression for a file's name without ending; a field holds one
+    character or more.
 
     Raises:
         ValueError: no field, one that comes twice, or a name that is none.
@@ -87,16 +95,22 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
     fields = parts[1::2]
     if not fields or len(set(fields)) < len(fields) or not all(f.isidentifier() for f in fields):
-        raise ValueError(f"pattern must hold fields such as {{label}}_{{speaker}}_{{index}}, each once, got {pattern!r}")
+        raise ValueError(
+            f"pattern must hold fields such as {{label}}_{{speaker}}_{{index}}, each once, got {pattern!r}"
+        )
     return re.compile("".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>.+?)" for i, p in enumerate(parts)))
 
 
 def audio_files(root: Path) -> list[str]:
-    """Wav and flac files anywhere below a folder, sorted; links are followed, hidden files and folders skipped."""
+    """Wav and flac files anywhere below a folder, sorted; links are followed, hidden files and folders
+    skipped.
+    """
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        found += [
+            os.path.join(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")
+        ]
     return sorted(found)
 
 
@@ -110,15 +124,14 @@ def nothing_in(samples: np.ndarray, hop: int) -> str:
 class FileClips(Dataset):
     """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
 
-    Args:
-        paths: N files.
-        labels: (N,) integers, -1 = unknown.
-        sample_rate: Hz.
-        clip_size: samples of a clip.
-        hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once on stderr.
+    Args: paths: N files. labels: (N,) integers, -1 = unknown. sample_rate: Hz. clip_size: samples of a clip.
+        hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once
+        on stderr.
     """
 
-    def __init__(self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int, hop: int) -> None:
+    def __init__(
+        self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int, hop: int
+    ) -> None:
         self.paths, self.labels = paths, labels.astype(np.int64)
         self.sample_rate, self.clip_size, self.hop = sample_rate, clip_size, hop
         self.without_sound = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
@@ -138,32 +151,35 @@ class FileClips(Dataset):
             if not self.without_sound[i]:
                 self.without_sound[i] = True
                 count = int(self.without_sound.sum())
-                print(f"warning: {self.paths[i]} is {reason}: passed over, {count} so far", file=sys.stderr, flush=True)
+                print(
+                    f"warning: {self.paths[i]} is {reason}: passed over, {count} so far",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return pad_clip(samples, self.clip_size)
 
 
 class WavFolder(AudioDataModule):
-    """Any tree of wav and flac files (with the library soundfile; without it 16-bit PCM wav): speech commands, birds, digits.
+    """Any tree of wav and flac files (with the library soundfile; without it 16-bit PCM wav): speech
+    commands, birds, digits.
 
-    Files lie anywhere below ``root``; hidden ones are skipped. The label is the class folder (the first below ``root``), or a
-    field of the file's name, or there is none (files directly in ``root`` and no pattern).
+    Files lie anywhere below ``root``; hidden ones are skipped. The label is the class folder (the first below
+    ``root``), or a field of the file's name, or there is none (files directly in ``root`` and no pattern).
 
-    Splits: ``test`` is what ``split_field`` and ``test_values`` name, else a share ``test_fraction``; ``val`` is a share
-    ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a given set of files.
+    Splits: ``test`` is what ``split_field`` and ``test_values`` name, else a share ``test_fraction``; ``val``
+    is a share ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a given set of
+    files.
 
-    A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one frame are then left
-    out, counted and logged; in a larger folder each is named when it is first read, and is a clip without a valid frame, which
-    no method learns from.
+    A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one
+    frame are then left out, counted and logged; in a larger folder each is named when it is first read, and
+    is a clip without a valid frame, which no method learns from.
 
-    Args:
-        root: folder of the files; only read.
-        pattern: of the file's name without ending, such as ``{label}_{speaker}_{index}``; each field may be the label.
-        label: the field that is the label; another one for another probe (``--data.label speaker``).
-        labelled: False ignores folders and names: every file is one unlabelled sample.
-        split_field: the field that tells which files are ``test``.
-        test_values: the values of it, such as 0, 1, 2, 3, 4.
-        test_fraction: of all files, where there is no ``split_field``.
-        val_fraction: of the files that are not ``test``.
+    Args: root: folder of the files; only read. pattern: of the file's name without ending, such as
+        ``{label}_{speaker}_{index}``; each field may be the label. label: the field that is the label;
+        another one for another probe (``--data.label speaker``). labeled: False ignores folders and names:
+        every file is one unlabeled sample. split_field: the field that tells which files are ``test``.
+        test_values: the values of it, such as 0, 1, 2, 3, 4. test_fraction: of all files, where there is no
+        ``split_field``. val_fraction: of the files that are not ``test``.
 
     Raises:
         MissingDataError: ``root`` does not exist or holds no audio.
@@ -176,7 +192,7 @@ class WavFolder(AudioDataModule):
         root: str,
         pattern: str | None = None,
         label: str = "label",
-        labelled: bool = True,
+        labeled: bool = True,
         split_field: str | None = None,
         test_values: list[int | str] | None = None,
         test_fraction: float = 0.2,
@@ -187,17 +203,18 @@ class WavFolder(AudioDataModule):
         super().__init__(**kwargs)
         self.names = name_pattern(pattern) if pattern is not None else None
         fields = list(self.names.groupindex) if self.names else []
-        for option, value in (("label", label if fields and labelled else None), ("split_field", split_field)):
+        for option, value in (("label", label if fields and labeled else None), ("split_field", split_field)):
             if value is not None and value not in fields:
                 raise ValueError(
-                    f"{option} {value!r} is no field of pattern {pattern!r}; fields: {', '.join(fields) or 'none'}"
+                    f"{option} {value!r} is no field of pattern {pattern!r}; fields: "
+                    f"{', '.join(fields) or 'none'}"
                 )
         if (split_field is None) != (test_values is None):
             raise ValueError("split_field and test_values belong together: give both or neither")
         for option, fraction in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
             if not 0 < fraction < 1:
                 raise ValueError(f"{option} must be between 0 and 1, got {fraction}")
-        self.root, self.pattern, self.label, self.labelled = root, pattern, label, labelled
+        self.root, self.pattern, self.label, self.labeled = root, pattern, label, labeled
         self.split_field, self.test_values = split_field, set(map(str, test_values or ()))
         self.test_fraction, self.val_fraction = test_fraction, val_fraction
         self._found: dict[str, tuple[list[str], np.ndarray]] = {}
@@ -207,7 +224,7 @@ class WavFolder(AudioDataModule):
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the classes, sorted; the folder is read when this is first asked for."""
         if self.synthetic:
-            return tuple(f"class {i}" for i in range(10)) if self.labelled else ()
+            return tuple(f"class {i}" for i in range(10)) if self.labeled else ()
         self._find()
         return self._class_names
 
@@ -244,15 +261,21 @@ class WavFolder(AudioDataModule):
             cut += len(samples) > self.clip_size
         if reasons:
             counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
-            rank_zero_info(f"{self.root} ({split}): {len(reasons)} of {len(paths)} files are left out: {counts}")
+            rank_zero_info(
+                f"{self.root} ({split}): {len(reasons)} of {len(paths)} files are left out: {counts}"
+            )
         if cut:
             seconds = self.clip_size / self.scale.sample_rate
-            rank_zero_info(f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used")
+            rank_zero_info(
+                f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used"
+            )
         if not kept:
-            raise ValueError(f"WavFolder: every file of split {split} in {self.root} is silent or shorter than a frame")
+            raise ValueError(
+                f"WavFolder: every file of split {split} in {self.root} is silent or shorter than a frame"
+            )
         return KeptClips(clips[: len(kept)], labels[kept], [paths[row] for row in kept])
 
-    # ---- which file is what ------------------------------------------------------------------------------------------
+    # ---- which file is what --------------------------------------------------------------------------------
 
     def _find(self) -> dict[str, tuple[list[str], np.ndarray]]:
         """Paths and labels (N,) of train, val and test, found once."""
@@ -261,7 +284,8 @@ class WavFolder(AudioDataModule):
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise MissingDataError(
-                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. The configs in "
+                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. "
+                "The configs in "
                 "configs/tones/ need no data"
             )
         paths = audio_files(root)
@@ -276,7 +300,8 @@ class WavFolder(AudioDataModule):
             if held_out.all() or not held_out.any():
                 values = ", ".join(sorted({f[self.split_field] for f in fields})[:10])
                 raise ValueError(
-                    f"WavFolder: test_values {sorted(self.test_values)} name {held_out.sum()} of {len(paths)} files in "
+                    f"WavFolder: test_values {sorted(self.test_values)} name {held_out.sum()} of "
+                    f"{len(paths)} files in "
                     f"{self.root}: expected some and not all of the values of {self.split_field}: {values}"
                 )
             rest, test = everything[~held_out], everything[held_out]
@@ -294,11 +319,14 @@ class WavFolder(AudioDataModule):
             return {}
         match = self.names.fullmatch(Path(path).stem)
         if match is None:
-            raise ValueError(f"WavFolder: the name of {path} does not fit --data.pattern {self.pattern}: rename or remove it")
+            raise ValueError(
+                f"WavFolder: the name of {path} does not fit --data.pattern {self.pattern}: rename or "
+                "remove it"
+            )
         return match.groupdict()
 
     def _labels(self, paths: list[str], fields: list[dict[str, str]]) -> np.ndarray:
-        if not self.labelled:
+        if not self.labeled:
             names = [""] * len(paths)
         elif self.names is not None:
             names = [f[self.label] for f in fields]
@@ -307,8 +335,9 @@ class WavFolder(AudioDataModule):
             names = [p[0] if len(p) > 1 else "" for p in parts]
             if "" in names and any(names):
                 raise ValueError(
-                    f"WavFolder: audio files ({Path(paths[names.index('')]).name}) lie beside class folders in {self.root}: "
-                    "move them into one, or give --data.labelled false or a --data.pattern"
+                    f"WavFolder: audio files ({Path(paths[names.index('')]).name}) lie beside class "
+                    f"folders in {self.root}: "
+                    "move them into one, or give --data.labeled false or a --data.pattern"
                 )
         classes, labels = np.unique(names, return_inverse=True)
         if len(classes) < 2:  # one class tells nothing
@@ -316,10 +345,14 @@ class WavFolder(AudioDataModule):
         self._class_names = tuple(map(str, classes))
         return labels
 
-    def _hold_out(self, rows: np.ndarray, labels: np.ndarray, name: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    def _hold_out(
+        self, rows: np.ndarray, labels: np.ndarray, name: str, fraction: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         size = round(fraction * len(rows))
         if not 0 < size < len(rows):
-            raise ValueError(f"WavFolder: {name} {fraction} of {len(rows)} files in {self.root} is {size}: cannot split")
+            raise ValueError(
+                f"WavFolder: {name} {fraction} of {len(rows)} files in {self.root} is {size}: cannot split"
+            )
         kept, held = stratified_holdout(labels[rows], size)
         return rows[kept], rows[held]
 

@@ -17,17 +17,18 @@ from datamodules.errors import MissingDataError
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.splits import Split, stratified_holdout
 
-# ---- data sets kept in memory ----------------------------------------------------------------------------------------
+# ---- data sets kept in memory ------------------------------------------------------------------------------
 
 
 class Digits(ImageDataModule):
-    """Handwritten digits embedded in scikit-learn: 1,797 grey 8x8 images, no download (Alpaydin and Kaynak 1998).
+    """Handwritten digits embedded in scikit-learn: 1,797 gray 8x8 images, no download (Alpaydin and Kaynak
+    1998).
 
-    Pixels 0 to 16 are scaled to 0 to 255. Fixed stratified split: 1,077 train, 360 val, 360 test. Mean and standard
-    deviation were computed over the 1,077. https://archive.ics.uci.edu/dataset/80
+    Pixels 0 to 16 are scaled to 0 to 255. Fixed stratified split: 1,077 train, 360 val, 360 test. Mean and
+    standard deviation were computed over the 1,077. https://archive.ics.uci.edu/dataset/80
 
-    Args:
-        root: ignored, the images come with scikit-learn; accepted so that ``--data.root`` works with every data set.
+    Args: root: ignored, the images come with scikit-learn; accepted so that ``--data.root`` works with every
+        data set.
     """
 
     image_shape = (1, 8, 8)
@@ -50,7 +51,8 @@ class Digits(ImageDataModule):
 
 @contextmanager
 def inside_only() -> Iterator[None]:
-    """Tar archives are unpacked with Python's ``data`` filter: nothing outside of the folder, no link that leads out of it.
+    """Tar archives are unpacked with Python's ``data`` filter: nothing outside of the folder, no link that
+    leads out of it.
 
     torchvision asks for no filter, and before Python 3.14 none is the default.
     """
@@ -63,13 +65,14 @@ def inside_only() -> Iterator[None]:
 
 
 class _TorchvisionImages(ImageDataModule):
-    """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training images.
+    """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training
+    images.
 
-    Args:
-        root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is set.
-        download: fetch missing files into ``root`` (created if its parent exists).
-        train_on_val: pre-train on ``val``, too, hence on the whole official training split, as published results do. Probes
-            still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those of training images.
+    Args: root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is
+        set. download: fetch missing files into ``root`` (created if its parent exists). train_on_val:
+        pre-train on ``val``, too, hence on the whole official training split, as published results do. Probes
+            still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those of
+            training images.
 
     Raises:
         ValueError: ``train_on_val`` where training images are others than those that ``val`` is taken from.
@@ -77,17 +80,24 @@ class _TorchvisionImages(ImageDataModule):
 
     files: tuple[str, ...]  # below root; all must exist
     val_size: int
-    trains_on_unlabelled = False
+    trains_on_unlabeled = False
 
-    def __init__(self, root: str = "data", download: bool = False, train_on_val: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, root: str = "data", download: bool = False, train_on_val: bool = False, **kwargs: Any
+    ) -> None:
         root = str(root)  # a Path would not be kept among the plain hyper-parameters of a checkpoint
         super().__init__(**kwargs)
-        if train_on_val and self.trains_on_unlabelled:
-            raise ValueError(f"train_on_val must be false for {type(self).__name__}: it trains on images without labels only")
+        if train_on_val and self.trains_on_unlabeled:
+            raise ValueError(
+                f"train_on_val must be false for {type(self).__name__}: it trains on images without labels "
+                "only"
+            )
         self.root, self.download, self.train_on_val = root, download, train_on_val
 
     def prepare_data(self) -> None:
-        if self.download and not self.synthetic:  # Lightning calls this in one process per node, before the others read
+        if (
+            self.download and not self.synthetic
+        ):  # Lightning calls this in one process per node, before the others read
             for part in ("train", "test"):
                 self._part(part, download=True)
 
@@ -106,7 +116,9 @@ class _TorchvisionImages(ImageDataModule):
         raise NotImplementedError
 
     def _part(self, part: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; every failure is a ``MissingDataError``."""
+        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; every failure is a
+        ``MissingDataError``.
+        """
         root = Path(self.root).expanduser()
         if download and not root.is_dir():
             if not root.parent.is_dir():
@@ -126,9 +138,17 @@ class _TorchvisionImages(ImageDataModule):
             with inside_only():
                 images, labels = self._read(root, part, download)
             images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
-        except (OSError, RuntimeError, ValueError, AssertionError, EOFError, pickle.UnpicklingError, tarfile.TarError) as error:
-            # torchvision's own: URLError without a network, RuntimeError for mirrors and checksums, and whatever a
-            # damaged file does to the reader
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            EOFError,
+            pickle.UnpicklingError,
+            tarfile.TarError,
+        ) as error:
+            # torchvision's own: URLError without a network, RuntimeError for mirrors and checksums, and
+            # whatever a damaged file does to the reader
             what = "could not be downloaded to" if download else "cannot be read (damaged files?) in"
             raise self._missing(f"{what} --data.root {root}: {' '.join(str(error).split())[:300]}") from error
         if images.ndim == 3:
@@ -142,15 +162,20 @@ class _TorchvisionImages(ImageDataModule):
         return images, labels
 
     def _missing(self, reason: str) -> MissingDataError:
-        folder, names = (Path(self.root) / self.files[0]).parent, ", ".join(Path(name).name for name in self.files)
+        folder, names = (
+            (Path(self.root) / self.files[0]).parent,
+            ", ".join(Path(name).name for name in self.files),
+        )
         return MissingDataError(
-            f"{type(self).__name__}: {reason}. Expected in {folder}: {names}. Get them with --data.download true, or "
+            f"{type(self).__name__}: {reason}. Expected in {folder}: {names}. Get them with "
+            "--data.download true, or "
             "copy them there. The configs in configs/digits/ need no download."
         )
 
 
 class MNIST(_TorchvisionImages):
-    """Handwritten digits, grey 28x28 (LeCun et al. 1998): 55,000 train, 5,000 val (the official 60,000), 10,000 test.
+    """Handwritten digits, gray 28x28 (LeCun et al. 1998): 55,000 train, 5,000 val (the official 60,000),
+    10,000 test.
 
     Mean and standard deviation of the 60,000, as in PyTorch's example. http://yann.lecun.com/exdb/mnist
     """
@@ -159,7 +184,9 @@ class MNIST(_TorchvisionImages):
     mean, std = (0.1307,), (0.3081,)
     num_classes = 10
     class_names = tuple("0123456789")
-    files = tuple(f"MNIST/raw/{s}-{k}" for s in ("train", "t10k") for k in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    files = tuple(
+        f"MNIST/raw/{s}-{k}" for s in ("train", "t10k") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
     val_size = 5_000
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
@@ -168,7 +195,7 @@ class MNIST(_TorchvisionImages):
 
 
 class FashionMNIST(_TorchvisionImages):
-    """Clothes, grey 28x28 (Xiao et al. 2017): 55,000 train and 5,000 val (the official 60,000), 10,000 test.
+    """Clothes, gray 28x28 (Xiao et al. 2017): 55,000 train and 5,000 val (the official 60,000), 10,000 test.
 
     Mean and standard deviation of the 60,000 (the usual constants). https://arxiv.org/abs/1708.07747
     """
@@ -176,7 +203,18 @@ class FashionMNIST(_TorchvisionImages):
     image_shape = (1, 28, 28)
     mean, std = (0.2860,), (0.3530,)
     num_classes = 10
-    class_names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+    class_names = (
+        "T-shirt",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    )
     files = tuple(f"FashionMNIST/raw/{name.rpartition('/')[2]}" for name in MNIST.files)
     val_size = 5_000
 
@@ -188,8 +226,8 @@ class FashionMNIST(_TorchvisionImages):
 class CIFAR10(_TorchvisionImages):
     """Objects, 32x32 (Krizhevsky 2009): 45,000 train, 5,000 val (the official 50,000), 10,000 test.
 
-    Mean and standard deviation over the pixels of the 50,000 (the usual constants; the 0.2023, 0.1994, 0.2010 seen
-    elsewhere are means of per-image deviations). https://www.cs.toronto.edu/~kriz/cifar.html
+    Mean and standard deviation over the pixels of the 50,000 (the usual constants; the 0.2023, 0.1994, 0.2010
+    seen elsewhere are means of per-image deviations). https://www.cs.toronto.edu/~kriz/cifar.html
     """
 
     image_shape = (3, 32, 32)
@@ -209,7 +247,8 @@ class CIFAR10(_TorchvisionImages):
 
 
 class CIFAR100(_TorchvisionImages):
-    """Objects of 100 classes, 32x32 (Krizhevsky 2009): 45,000 train, 5,000 val (the official 50,000), 10,000 test.
+    """Objects of 100 classes, 32x32 (Krizhevsky 2009): 45,000 train, 5,000 val (the official 50,000), 10,000
+    test.
 
     Mean and standard deviation over the pixels of the 50,000 (the usual constants).
     https://www.cs.toronto.edu/~kriz/cifar.html
@@ -237,8 +276,8 @@ class CIFAR100(_TorchvisionImages):
 
 
 class SVHN(_TorchvisionImages):
-    """Street view house numbers, cropped digits, 32x32 (Netzer et al. 2011): 68,257 train, 5,000 val (of the official
-    73,257), 26,032 test; the 531,131 extra images are not used.
+    """Street view house numbers, cropped digits, 32x32 (Netzer et al. 2011): 68,257 train, 5,000 val (of the
+    official 73,257), 26,032 test; the 531,131 extra images are not used.
 
     Mean and standard deviation over the pixels of the 73,257 (the usual constants).
     http://ufldl.stanford.edu/housenumbers
@@ -257,11 +296,12 @@ class SVHN(_TorchvisionImages):
 
 
 class STL10(_TorchvisionImages):
-    """Objects, 96x96 (Coates et al. 2011), made for pre-training without labels: 100,000 unlabelled train, 4,000
-    bank and 1,000 val (the official 5,000 labelled ones), 8,000 test. The ten official folds of 1,000 are not used.
+    """Objects, 96x96 (Coates et al. 2011), made for pre-training without labels: 100,000 unlabeled train,
+    4,000 bank and 1,000 val (the official 5,000 labeled ones), 8,000 test. The ten official folds of 1,000
+    are not used.
 
-    The unlabelled images take 2.8 GB of memory, twice that while they are read. Mean and standard deviation over the
-    pixels of the 5,000 (the usual constants). https://cs.stanford.edu/~acoates/stl10
+    The unlabeled images take 2.8 GB of memory, twice that while they are read. Mean and standard deviation
+    over the pixels of the 5,000 (the usual constants). https://cs.stanford.edu/~acoates/stl10
     """
 
     image_shape = (3, 96, 96)
@@ -270,7 +310,7 @@ class STL10(_TorchvisionImages):
     class_names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
     files = tuple(f"stl10_binary/{f}.bin" for f in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y"))
     val_size = 1_000
-    trains_on_unlabelled = True
+    trains_on_unlabeled = True
 
     def _load(self, split: Split) -> dict[str, Any]:
         if split == "train":

@@ -14,11 +14,13 @@ from datamodules.errors import ImageFileError, MissingDataError
 IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".ppm", b".pgm")
 
 
-# ---- folders of image files ------------------------------------------------------------------------------------------
+# ---- folders of image files --------------------------------------------------------------------------------
 
 
 def _entries(folder: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Sorted paths of the sub-folders and of the image files of a folder, hidden ones left out, links followed."""
+    """Sorted paths of the sub-folders and of the image files of a folder, hidden ones left out, links
+    followed.
+    """
     with os.scandir(folder) as scan:
         entries = sorted((e for e in scan if not e.name.startswith(b".")), key=lambda e: e.name)
     images = [e.path for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()]
@@ -35,7 +37,8 @@ def _images_below(folder: bytes, parents: tuple[bytes, ...] = ()) -> list[bytes]
 
 
 def image_files(path: str | os.PathLike[str]) -> list[bytes]:
-    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are left out.
+    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are left
+    out.
 
     Raises:
         MissingDataError: there is no such file or folder, or the folder holds no images.
@@ -46,12 +49,16 @@ def image_files(path: str | os.PathLike[str]) -> list[bytes]:
     if not os.path.isdir(name):
         raise MissingDataError(f"{_text(name)} does not exist: expected an image or a folder of images")
     if not (images := _entries(name)[1]):
-        raise MissingDataError(f"no images in {_text(name)}: expected files that end in {_text(IMAGE_SUFFIXES, most=99)}")
+        raise MissingDataError(
+            f"no images in {_text(name)}: expected files that end in {_text(IMAGE_SUFFIXES, most=99)}"
+        )
     return images
 
 
 def _text(paths: bytes | Sequence[bytes], most: int = 5) -> str:
-    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences too."""
+    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences
+    too.
+    """
     if isinstance(paths, bytes):
         text = paths.decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -65,8 +72,8 @@ def _names(paths: Sequence[bytes]) -> list[bytes]:
 def to_uint8(image: Image.Image, channels: int) -> Image.Image:
     """An 8-bit picture with 3 channels ("RGB") or 1 ("L") from whatever mode a file has.
 
-    16-bit grey is scaled from 0..65535 to 0..255 (Pillow's own conversion clips it at 255). Transparent pictures are
-    laid on white. Palettes and CMYK are converted by Pillow.
+    16-bit gray is scaled from 0..65535 to 0..255 (Pillow's own conversion clips it at 255). Transparent
+    pictures are laid on white. Palettes and CMYK are converted by Pillow.
 
     Raises:
         ValueError: 32-bit integer or floating-point pixels, whose range the file does not tell.
@@ -77,7 +84,9 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
         wide = np.asarray(image).astype(np.float32)
         image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixel format {image.mode!r} (32 bits) has no known range; convert it to 8 or 16 bits")
+        raise ValueError(
+            f"pixel format {image.mode!r} (32 bits) has no known range; convert it to 8 or 16 bits"
+        )
     if image.mode[-1] in "Aa" or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -87,30 +96,36 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
 def read_image(
     path: bytes, size: int, channels: int, shorter: int, draw: int | None = None, content: bytes | None = None
 ) -> np.ndarray:
-    """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by Pillow).
+    """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by
+    Pillow).
 
-    A picture that is ``size`` x ``size`` already is taken as it is. EXIF orientation is not applied, as in torchvision.
+    A picture that is ``size`` x ``size`` already is taken as it is. EXIF orientation is not applied, as in
+    torchvision.
 
     Args:
         path: of the file.
         size: side of the square, pixels.
         channels: 1 or 3.
         shorter: pixels, at least ``size``.
-        draw: 63 random bits that choose the place of the crop; None crops the centre.
+        draw: 63 random bits that choose the place of the crop; None crops the center.
         content: of the file, where it was read already; ``path`` is then only its name for messages.
 
     Returns:
         (size, size, channels) uint8.
 
-    Raises:
-        ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names the file.
+    Raises: ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names
+        the file.
     """
     try:
         with Image.open(os.fsdecode(path) if content is None else io.BytesIO(content)) as file:
             if draw is not None and file.size != (size, size):
-                file.draft(None, _resized(file.size, shorter))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+                file.draft(
+                    None, _resized(file.size, shorter)
+                )  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
             image = to_uint8(file, channels)
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
+    except (
+        Exception
+    ) as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         if isinstance(error, UnidentifiedImageError):  # its message repeats the path
             length = os.path.getsize(path) if content is None else len(content)
             reason = "it is empty" if length == 0 else "it is not an image"
@@ -124,7 +139,8 @@ def read_image(
             left, top = round((w - size) / 2), round((h - size) / 2)
         else:
             left, top = draw % (w - size + 1), (draw >> 32) % (h - size + 1)
-        # only the part that is kept is resized: the same pixels, and a 1 x 10,000 picture does not fill the memory
+        # only the part that is kept is resized: the same pixels, and a 1 x 10,000 picture does not fill the
+        # memory
         x, y = width / w, height / h
         box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -134,4 +150,8 @@ def read_image(
 def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """(width, height) with the shorter side made ``shorter``, rounded down as in torchvision's Resize."""
     width, height = size
-    return (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+    return (
+        (shorter, int(shorter * height / width))
+        if width <= height
+        else (int(shorter * width / height), shorter)
+    )

@@ -1,9 +1,9 @@
 """Where every sample lies in a folder of tar shards, and reading it from there: from a disk or by HTTP.
 
-A tar file is a row of members, each a header of 512 bytes and its content. With a list of their places any sample is read
-by itself, so that shards can be shuffled, split and resumed exactly as a list of files. The list is two files beside the
-shards: ``shards.json`` (names, sizes, samples and classes, to be read by people) and ``shards.npy`` (one record a sample).
-Nothing is unpacked to disk and nothing is unpickled.
+A tar file is a row of members, each a header of 512 bytes and its content. With a list of their places any
+sample is read by itself, so that shards can be shuffled, split and resumed exactly as a list of files. The
+list is two files beside the shards: ``shards.json`` (names, sizes, samples and classes, to be read by people)
+and ``shards.npy`` (one record a sample). Nothing is unpacked to disk and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -40,14 +40,20 @@ TRIES, FIRST_PAUSE = 4, 0.5
 FORMAT = 1
 
 RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc", "<u4")])
-"""Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's header."""
+"""Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's
+header.
+"""
 
 
 class ShardError(OSError):
-    """A shard that cannot be used; the message names it. Not one of ``ImageFileError``, which may be passed over."""
+    """A shard that cannot be used; the message names it. Not one of ``ImageFileError``, which may be passed
+    over.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.strip().rpartition("ShardError: ")[2])  # a worker's comes with its traceback before it
+        super().__init__(
+            message.strip().rpartition("ShardError: ")[2]
+        )  # a worker's comes with its traceback before it
 
 
 @dataclass
@@ -59,7 +65,7 @@ class ShardIndex:
         sizes: bytes of the shards, (S,).
         first: record of each shard's first sample, (S + 1,).
         records: (N,) of ``RECORD``, in the order of the shards.
-        class_names: one name for each label; empty for unlabelled samples.
+        class_names: one name for each label; empty for unlabeled samples.
     """
 
     names: list[str]
@@ -73,17 +79,19 @@ class ShardIndex:
             {"name": name, "bytes": size, "samples": int(n)}
             for name, size, n in zip(self.names, self.sizes, np.diff(self.first), strict=True)
         ]
-        return json.dumps({"format": FORMAT, "class_names": self.class_names, "shards": shards}, indent=1) + "\n"
+        return (
+            json.dumps({"format": FORMAT, "class_names": self.class_names, "shards": shards}, indent=1) + "\n"
+        )
 
 
-# ---- making the list -------------------------------------------------------------------------------------------------
+# ---- making the list ---------------------------------------------------------------------------------------
 
 
 def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: None) -> ShardIndex:
     """Read the headers of every ``*.tar`` of ``folder``.
 
-    A sample is an image and the members of the same name up to the first dot (WebDataset's rule): ``.cls`` holds a class
-    number or name, ``.json`` may hold it as "label" or "cls". Other members are left out.
+    A sample is an image and the members of the same name up to the first dot (WebDataset's rule): ``.cls``
+    holds a class number or name, ``.json`` may hold it as "label" or "cls". Other members are left out.
 
     Raises:
         MissingDataError: there are no shards, or no images in them.
@@ -92,7 +100,8 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
         raise MissingDataError(
-            f"no shards in {folder}: expected files that end in .tar (python -m datamodules.images.pack makes them)"
+            f"no shards in {folder}: expected files that end in .tar (python -m datamodules.images.pack "
+            "makes them)"
         )
     sizes, first, parts, labels = [], [0], [], []
     for name in names:
@@ -103,7 +112,9 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
         labels += found
         progress(f"{name}: {len(records)} samples")
     if not first[-1]:
-        raise MissingDataError(f"no images in the {len(names)} shards of {folder}: expected members such as 0001.jpg")
+        raise MissingDataError(
+            f"no images in the {len(names)} shards of {folder}: expected members such as 0001.jpg"
+        )
     records = np.concatenate(parts)
     records["label"], class_names = _numbered(labels)
     return ShardIndex(names, sizes, np.array(first), records, class_names)
@@ -124,14 +135,20 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
                 suffix = "." + ending.lower()
                 if suffix.encode() in IMAGE_SUFFIXES and key:
                     if member.size > MAX_MEMBER:
-                        raise ShardError(f"{path}: {member.name} has {member.size} bytes, more than {MAX_MEMBER}")
+                        raise ShardError(
+                            f"{path}: {member.name} has {member.size} bytes, more than {MAX_MEMBER}"
+                        )
                     raw.seek(member.offset_data - 512)
                     sample = (member.offset_data, member.size, -1, zlib.crc32(raw.read(512)))
                     if samples.setdefault(f"{folder}/{key}", sample) is not sample:
-                        raise ShardError(f"{path}: {member.name} is the second image of this name: rename one of them")
+                        raise ShardError(
+                            f"{path}: {member.name} is the second image of this name: rename one of them"
+                        )
                 elif suffix in (".cls", ".json"):
                     if member.size > MAX_LABEL:
-                        raise ShardError(f"{path}: {member.name} has {member.size} bytes, more than {MAX_LABEL}")
+                        raise ShardError(
+                            f"{path}: {member.name} has {member.size} bytes, more than {MAX_LABEL}"
+                        )
                     label = _label(tar.extractfile(member).read(), suffix)  # type: ignore[union-attr]
                     if label is not None:
                         labels[f"{folder}/{key}"] = label
@@ -158,7 +175,9 @@ def _label(content: bytes, suffix: str) -> str | int | None:
 
 
 def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (N,) with -1 = unknown, and the names of the classes: numbers stay, names are numbered in sorted order."""
+    """Labels (N,) with -1 = unknown, and the names of the classes: numbers stay, names are numbered in sorted
+    order.
+    """
     known = {label for label in labels if label is not None and label != -1}
     numbers = [label for label in known if isinstance(label, int)]
     if len(numbers) == len(known):
@@ -180,7 +199,7 @@ def write_index(index: ShardIndex, folder: Path) -> None:
         part.replace(folder / name)
 
 
-# ---- reading it ------------------------------------------------------------------------------------------------------
+# ---- reading it --------------------------------------------------------------------------------------------
 
 
 def is_url(root: str) -> bool:
@@ -188,7 +207,8 @@ def is_url(root: str) -> bool:
 
 
 def load_index(root: str, timeout: float) -> ShardIndex:
-    """The index of a folder or of the folder at a URL; a local one that lacks it is indexed, and the index kept there.
+    """The index of a folder or of the folder at a URL; a local one that lacks it is indexed, and the index
+    kept there.
 
     Raises:
         MissingDataError: no such folder, or no index at the URL.
@@ -204,7 +224,9 @@ def load_index(root: str, timeout: float) -> ShardIndex:
             ) from None
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise MissingDataError(f"--data.root {folder} is not a folder. Expected tar shards, or the URL of a folder of them")
+        raise MissingDataError(
+            f"--data.root {folder} is not a folder. Expected tar shards, or the URL of a folder of them"
+        )
     if not (folder / "shards.json").is_file():
         index = index_folder(folder)
         with contextlib.suppress(OSError):  # a folder that cannot be written is indexed each time
@@ -232,7 +254,9 @@ def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
             raise ValueError(f"shards.npy has {records.dtype} {records.shape}, expected {first[-1]} records")
         bad = [name for name in names if not re.fullmatch(r"[\w+=-][\w.+=-]*\.tar", name)]
         if bad or len(set(names)) < len(names):
-            raise ValueError(f"names of shards must be different plain file names, got {bad[:1] or 'one twice'}")
+            raise ValueError(
+                f"names of shards must be different plain file names, got {bad[:1] or 'one twice'}"
+            )
         ends = records["offset"] + records["size"]
         limit = np.repeat(sizes, np.diff(first))
         if (records["offset"] < 512).any() or (ends > limit).any() or (records["size"] > MAX_MEMBER).any():
@@ -270,32 +294,37 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
 def _changed(shard: str, size: int, now: int, folder: str) -> str:
     what = "is truncated" if now < size else "has changed"
     return (
-        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is there with "
+        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is "
+        "there with "
         f"python -m datamodules.images.pack --index {folder}"
     )
 
 
-# ---- bytes from a place ----------------------------------------------------------------------------------------------
+# ---- bytes from a place ------------------------------------------------------------------------------------
 
 
 def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
     """A file by HTTP, or its bytes from ``span[0]`` up to but without ``span[1]``.
 
-    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried again.
+    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried
+    again.
 
-    Raises:
-        MissingDataError: the server says that there is no such file.
-        ShardError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is missing or has not
+    Raises: MissingDataError: the server says that there is no such file. ShardError: every attempt failed,
+        the server knows no ranges, or the file whose bytes are wanted is missing or has not
             ``total`` bytes.
     """
-    request = urllib.request.Request(url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"})
+    request = urllib.request.Request(
+        url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
+    )
     for attempt in range(1, TRIES + 1):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 if span is None:
                     return answer.read()
                 if answer.status != 206:
-                    raise ShardError(f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)")
+                    raise ShardError(
+                        f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)"
+                    )
                 now = answer.headers.get("Content-Range", "").rpartition("/")[2]
                 if total is not None and now.isdigit() and int(now) != total:
                     raise ShardError(_changed(url, total, int(now), "DIR"))
@@ -308,7 +337,9 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
                 kind = MissingDataError if span is None else ShardError
                 raise kind(f"{url} is missing (HTTP status {error.code})") from None
             if error.code == 416:
-                raise ShardError(f"shard {url} is truncated: it has no bytes {span}. Copy it there again") from None
+                raise ShardError(
+                    f"shard {url} is truncated: it has no bytes {span}. Copy it there again"
+                ) from None
             failure = f"HTTP status {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise ShardError(f"{url} cannot be read: {failure}") from None
@@ -327,7 +358,9 @@ def read_file(path: str, span: tuple[int, int]) -> bytes:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), span[1] - span[0], span[0])
     except FileNotFoundError:
-        raise ShardError(f"shard {path} is missing: it was there when the run began. Copy it there again") from None
+        raise ShardError(
+            f"shard {path} is missing: it was there when the run began. Copy it there again"
+        ) from None
     except OSError as error:
         raise ShardError(f"shard {path} cannot be read: {error.strerror}") from None
     if len(content) != span[1] - span[0]:

@@ -19,7 +19,8 @@ from datamodules.splits import SPLIT_SEED, Split
 
 
 class ArrayDataset(Dataset):
-    """Images in one array, fetched by whole batches (``ndarray.take`` is several times faster than tensor indexing).
+    """Images in one array, fetched by whole batches (``ndarray.take`` is several times faster than tensor
+    indexing).
 
     Args:
         images: (N, H, W, C) uint8, in memory or memory-mapped.
@@ -33,7 +34,9 @@ class ArrayDataset(Dataset):
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 (N, H, W, C), got {images.dtype} {tuple(images.shape)}")
         if labels.shape != (len(images),):
-            raise ValueError(f"{len(images)} images need labels of shape ({len(images)},), got {tuple(labels.shape)}")
+            raise ValueError(
+                f"{len(images)} images need labels of shape ({len(images)},), got {tuple(labels.shape)}"
+            )
         # `take` would silently copy an array of another memory order as a whole for every batch
         self.images = np.ascontiguousarray(images)
         self.labels = labels.astype(np.int64)
@@ -48,18 +51,18 @@ class ArrayDataset(Dataset):
 
 
 class ImageDataModule(SSLDataModule):
-    """What every image data set shares: uint8 to float on the device, standardisation, synthetic images.
+    """What every image data set shares: uint8 to float on the device, standardization, synthetic images.
 
     A subclass sets the attributes and gives ``_load(split)``.
 
-    Args:
-        mean, std: other constants than the data set's for ``standardise``, one value per channel. 0 and 1 leave pixels in
+    Args: mean, std: other constants than the data set's for ``standardize``, one value per channel. 0 and 1
+        leave pixels in
             [0, 1], for methods that model their values; 0.5 and 0.5 put them into [-1, 1].
 
     Attributes:
         image_shape: (C, H, W) of ``input``.
         mean, std: one value per channel, of the training split, for pixels in [0, 1].
-        class_names: one name per class; empty for unlabelled data.
+        class_names: one name per class; empty for unlabeled data.
     """
 
     image_shape: tuple[int, int, int]
@@ -67,13 +70,18 @@ class ImageDataModule(SSLDataModule):
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         for name, values in (("mean", mean), ("std", std)):
             if values is None:
                 continue
             if len(values) != self.image_shape[0]:
-                raise ValueError(f"{name} must have one value for each of {self.image_shape[0]} channels, got {list(values)}")
+                raise ValueError(
+                    f"{name} must have one value for each of {self.image_shape[0]} channels, got "
+                    f"{list(values)}"
+                )
             setattr(self, name, tuple(values))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be positive, got {list(std)}")
@@ -105,7 +113,8 @@ class ImageDataModule(SSLDataModule):
         wrong = np.flatnonzero((dataset.labels < -1) | (dataset.labels >= n))
         if len(wrong):
             raise ValueError(
-                f"{type(self).__name__}: sample {wrong[0]} of split {split} has the label {dataset.labels[wrong[0]]}, "
+                f"{type(self).__name__}: sample {wrong[0]} of split {split} has the label "
+                f"{dataset.labels[wrong[0]]}, "
                 f"expected 0 to {n - 1}, or -1 for unknown"
             )
 
@@ -124,24 +133,26 @@ class ImageDataModule(SSLDataModule):
         train = make(512)
         return {"train": train, "bank": train, "val": make(256), "test": make(256)}
 
-    # ---- on the device -----------------------------------------------------------------------------------------------
+    # ---- on the device -------------------------------------------------------------------------------------
 
     def decode(self, raw: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 in [0, 1], contiguous."""
         return raw.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
-    def standardise(self, decoded: Tensor) -> Tensor:
+    def standardize(self, decoded: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] to zero mean and unit variance per channel over the training split."""
         mean, std = self._mean_std(decoded.device)
         return torch.addcmul(-mean / std, decoded, 1 / std)  # one pass over the pixels
 
-    def unstandardise(self, x: Tensor) -> Tensor:
-        """The inverse of ``standardise``, clamped to [0, 1] for display."""
+    def unstandardize(self, x: Tensor) -> Tensor:
+        """The inverse of ``standardize``, clamped to [0, 1] for display."""
         mean, std = self._mean_std(x.device)
         return (x * std + mean).clamp(0, 1)
 
     def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._constants:  # kept, because a copy to a GPU in every step would make the CPU wait
+        if (
+            device not in self._constants
+        ):  # kept, because a copy to a GPU in every step would make the CPU wait
             mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1).to(device)
             self._constants[device] = (mean, std)
         return self._constants[device]

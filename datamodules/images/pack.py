@@ -1,10 +1,11 @@
 """Packs a folder of images into tar shards (WebDataset's layout) with an index, for ``--data Shards``.
 
-    python -m datamodules.images.pack SRC DST [--per_shard 10000] [--unlabelled]
-    python -m datamodules.images.pack --index DIR          index the shards that lie in DIR, such as those of other programs
+    python -m datamodules.images.pack SRC DST [--per_shard 10000] [--unlabeled]
+    python -m datamodules.images.pack --index DIR          index shards of other programs
 
-SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are copied byte for
-byte, in an order that is shuffled once and always the same. DST must not exist; it appears when everything is written.
+SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are
+copied byte for byte, in an order that is shuffled once and always the same. DST must not exist; it appears
+when everything is written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datamodules.images.index import MAX_MEMBER, ShardError, index_folder, write
 from datamodules.splits import SPLIT_SEED
 
 
-def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = True) -> None:
+def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = True) -> None:
     """Write ``DST/<split>-000000.tar``, ..., and their index.
 
     Raises:
@@ -38,7 +39,7 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = 
         if folder.exists():
             left = " (left by a run that was stopped)" if folder == part else ""
             raise ValueError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
-    found = ImageFolder(str(src), labelled=labelled)._listed()
+    found = ImageFolder(str(src), labeled=labeled)._listed()
     classes = sorted(found["train"])
     part.mkdir(parents=True)
     for split, files in found.items():
@@ -49,10 +50,15 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labelled: bool = 
             with tarfile.open(part / name, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for position in range(start, min(start + per_shard, len(samples))):
                     path, label = samples[order[position]]
-                    _add(tar, f"{position:09d}{os.fsdecode(os.path.splitext(path)[1]).lower()}", _content(path))
+                    _add(
+                        tar, f"{position:09d}{os.fsdecode(os.path.splitext(path)[1]).lower()}", _content(path)
+                    )
                     if len(classes) > 1:
                         _add(tar, f"{position:09d}.cls", str(label).encode())
-            print(f"{name}: {min(start + per_shard, len(samples))} of {len(samples)} images of {split}", flush=True)
+            print(
+                f"{name}: {min(start + per_shard, len(samples))} of {len(samples)} images of {split}",
+                flush=True,
+            )
     index = index_folder(part)
     if len(classes) > 1:
         index.class_names = tuple(name.decode("utf-8", "backslashreplace") for name in classes)
@@ -76,19 +82,23 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.images.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m datamodules.images.pack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("src", type=Path, nargs="?", help="folder of images")
     parser.add_argument("dst", type=Path, nargs="?", help="folder to make")
-    parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default %(default)s)")
-    parser.add_argument("--unlabelled", action="store_true", help="folders are no classes")
+    parser.add_argument(
+        "--per_shard", type=int, default=10_000, help="images in a shard (default %(default)s)"
+    )
+    parser.add_argument("--unlabeled", action="store_true", help="folders are no classes")
     parser.add_argument("--index", type=Path, metavar="DIR", help="index the shards in DIR")
     args = parser.parse_args()
     if (args.index is None) == (args.dst is None):
         parser.error("give SRC and DST, or --index DIR")
     try:
         if args.index is None:
-            make_shards(args.src, args.dst, args.per_shard, not args.unlabelled)
+            make_shards(args.src, args.dst, args.per_shard, not args.unlabeled)
         else:
             write_index(index_folder(args.index, lambda text: print(text, flush=True)), args.index)
     except (ValueError, OSError) as error:

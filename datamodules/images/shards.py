@@ -1,4 +1,6 @@
-"""Images in tar shards (WebDataset's layout), on a disk or behind a URL, for data that no folder of files can hold."""
+"""Images in tar shards (WebDataset's layout), on a disk or behind a URL, for data that no folder of files can
+hold.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,15 @@ CONNECTIONS = 8
 class ShardDataset(FolderDataset):
     """Images in tar shards, read by their places, decoded and cropped to squares.
 
-    Args:
-        root: folder of the shards or its URL.
-        index: of all shards.
-        numbers: (N,) records of ``index`` that are the samples.
-        block: samples that lie next to each other and are read at once; ``EpochSampler`` shuffles such blocks.
-        timeout: of an HTTP request, seconds.
-        options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of ``FolderDataset``.
+    Args: root: folder of the shards or its URL. index: of all shards. numbers: (N,) records of ``index`` that
+        are the samples. block: samples that lie next to each other and are read at once; ``EpochSampler``
+        shuffles such blocks. timeout: of an HTTP request, seconds. options: ``labels``, ``size``,
+        ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of ``FolderDataset``.
     """
 
-    def __init__(self, root: str, index: ShardIndex, numbers: np.ndarray, block: int, timeout: float, **options: Any) -> None:
+    def __init__(
+        self, root: str, index: ShardIndex, numbers: np.ndarray, block: int, timeout: float, **options: Any
+    ) -> None:
         super().__init__(numbers, **options)
         self.root, self.index, self.block, self.timeout = root, index, block, timeout
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -53,10 +54,11 @@ class ShardDataset(FolderDataset):
         """Member and shard of a sample; the member's header is read if it is not given."""
         header = self._contents([index])[0][:512] if header is None else header
         shard = int(np.searchsorted(self.index.first, self.paths[index], side="right")) - 1
-        return f"{header[:100].rstrip(bytes(1)).decode('utf-8', 'replace')} in shard {self.root}/{self.index.names[shard]}"
+        member = header[:100].rstrip(bytes(1)).decode("utf-8", "replace")
+        return f"{member} in shard {self.root}/{self.index.names[shard]}"
 
     def _contents(self, indices: Sequence[int]) -> list[bytes]:
-        """Header and content of each sample; neighbours are read at once, by URL several at a time."""
+        """Header and content of each sample; neighbors are read at once, by URL several at a time."""
         numbers = self.paths.take(indices, 0)
         records = self.index.records[numbers]
         shards = np.searchsorted(self.index.first, numbers, side="right") - 1
@@ -69,7 +71,8 @@ class ShardDataset(FolderDataset):
                 members[i] = content[places[i][1] - begin : places[i][2] - begin]
                 if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
                     raise ShardError(
-                        f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: other contents at byte "
+                        f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: "
+                        "other contents at byte "
                         f"{places[i][1]}. Copy it again, or index what is there with "
                         "python -m datamodules.images.pack --index DIR"
                     )
@@ -90,7 +93,9 @@ class ShardDataset(FolderDataset):
         return self._pool[1].map(function, runs)
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
-        """The same samples decoded once; None if only images of one size were to be kept (shards hold any)."""
+        """The same samples decoded once; None if only images of one size were to be kept (shards hold
+        any).
+        """
         if only_same_size:
             return None
         batches = [self.__getitems__(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256)]
@@ -99,21 +104,24 @@ class ShardDataset(FolderDataset):
 
 
 class Shards(ImageFolder):
-    """Images in tar shards, local or by URL: made by ``python -m datamodules.images.pack SRC DST``, or WebDataset's.
+    """Images in tar shards, local or by URL: made by ``python -m datamodules.images.pack SRC DST``, or
+    WebDataset's.
 
-    Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and workers, and
-    resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer. docs/data/shards.md
+    Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and
+    workers, and resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer.
+    docs/data/shards.md
 
-    Splits are told by the names of the shards: those with ``val``, ``validation`` or ``test`` as a word in their name
-    (``val-000000.tar``) are these, all others are ``train``. What is not there is held out of ``train`` by
-    ``ImageFolder``'s rule: the one given split is reported as ``test``, and ``val`` is a fixed stratified hold-out.
+    Splits are told by the names of the shards: those with ``val``, ``validation`` or ``test`` as a word in
+    their name (``val-000000.tar``) are these, all others are ``train``. What is not there is held out of
+    ``train`` by ``ImageFolder``'s rule: the one given split is reported as ``test``, and ``val`` is a fixed
+    stratified hold-out.
 
-    Args:
-        root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must lie; a local
-            folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or ``.tar`` takes these
-            shards only.
-        block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more makes fewer and
-            longer reads. Default 1 for a folder, 16 for a URL.
+    Args: root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must
+        lie; a local
+            folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or ``.tar``
+            takes these shards only.
+        block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more
+            makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
         timeout: of an HTTP request, seconds; a failed request is tried four times.
         options: those of ``ImageFolder``.
 
@@ -153,13 +161,19 @@ class Shards(ImageFolder):
         index = load_index(self.folder, self.timeout)
         chosen = chosen_shards(index.names, self.pattern, self.folder)
         if not is_url(self.folder):
-            tar_index.check_folder(self.folder, [index.names[i] for i in chosen], [index.sizes[i] for i in chosen])
+            tar_index.check_folder(
+                self.folder, [index.names[i] for i in chosen], [index.sizes[i] for i in chosen]
+            )
         parts: dict[str, list[np.ndarray]] = {}
         for i in chosen:
-            parts.setdefault(split_of(index.names[i]), []).append(np.arange(index.first[i], index.first[i + 1]))
+            parts.setdefault(split_of(index.names[i]), []).append(
+                np.arange(index.first[i], index.first[i + 1])
+            )
         if "train" not in parts:
-            raise MissingDataError(f"Shards: no shards to train on in {self.root}, all are named for {', '.join(parts)}")
-        self._class_names = index.class_names if self.labelled and len(index.class_names) > 1 else ()
+            raise MissingDataError(
+                f"Shards: no shards to train on in {self.root}, all are named for {', '.join(parts)}"
+            )
+        self._class_names = index.class_names if self.labeled and len(index.class_names) > 1 else ()
         found = {}
         for split, numbers in parts.items():
             joined = np.concatenate(numbers)
@@ -203,8 +217,14 @@ def expanded(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    parts = [str(i).zfill(len(ends[1])) for i in range(int(ends[1]), int(ends[2]) + 1)] if ends else match[1].split(",")
-    return [name for part in parts for name in expanded(pattern[: match.start()] + part + pattern[match.end() :])]
+    parts = (
+        [str(i).zfill(len(ends[1])) for i in range(int(ends[1]), int(ends[2]) + 1)]
+        if ends
+        else match[1].split(",")
+    )
+    return [
+        name for part in parts for name in expanded(pattern[: match.start()] + part + pattern[match.end() :])
+    ]
 
 
 def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> list[int]:
@@ -220,8 +240,10 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
         matching = fnmatch.filter(names, one)
         if not matching:
             raise MissingDataError(
-                f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to {names[-1]}. "
-                "Correct --data.root, or index the folder again with python -m datamodules.images.pack --index DIR"
+                f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to "
+                f"{names[-1]}. "
+                "Correct --data.root, or index the folder again with python -m datamodules.images.pack "
+                "--index DIR"
             )
         wanted.update(matching)
     return [i for i, name in enumerate(names) if name in wanted]

@@ -50,7 +50,8 @@ TABLE = _table()
 
 
 def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
-    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and how many stood for more than one base, now N.
+    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and how many stood for more than one
+    base, now N.
 
     Raises:
         SequenceFileError: a letter that is no base, with ``where`` in front.
@@ -59,7 +60,8 @@ def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
     if (codes == 255).any():
         place = int((codes == 255).argmax())
         raise SequenceFileError(
-            f"{where} has {letters[place]!r} at position {place + 1}, which is no letter of DNA (A, C, G, T, U, N or "
+            f"{where} has {letters[place]!r} at position {place + 1}, which is no letter of DNA (A, C, G, "
+            "T, U, N or "
             "another of IUPAC's): is it protein? Expected nucleotides"
         )
     ambiguous = codes == 5
@@ -70,8 +72,8 @@ def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
 def read_fasta(path: Path) -> dict[str, np.ndarray]:
     """Records by name, the first word of the header: (n,) uint8 codes in 0..4.
 
-    Raises:
-        SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first header, or protein.
+    Raises: SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first
+        header, or protein.
     """
     parts: dict[str, list[str]] = {}
     name = None
@@ -88,7 +90,9 @@ def read_fasta(path: Path) -> dict[str, np.ndarray]:
                 )
             parts[name].append(line)
     if not parts:
-        raise SequenceFileError(f"{path} holds no record: expected FASTA, a line that begins with > and then bases")
+        raise SequenceFileError(
+            f"{path} holds no record: expected FASTA, a line that begins with > and then bases"
+        )
     records, ambiguous = {}, 0
     for name, rows in parts.items():
         records[name], count = base_codes("".join(rows), f"{path}, record {name},")
@@ -114,7 +118,9 @@ def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
             continue
         fields = line.split("\t")
         if len(fields) != 9 or not (fields[3].isdigit() and fields[4].isdigit()):
-            raise SequenceFileError(f"{path}, line {number}: expected the nine columns of GFF3, got {line[:40]!r}")
+            raise SequenceFileError(
+                f"{path}, line {number}: expected the nine columns of GFF3, got {line[:40]!r}"
+            )
         if fields[2] == "CDS":
             found.setdefault(fields[0], []).append((int(fields[3]) - 1, int(fields[4])))
     if not found:
@@ -128,8 +134,9 @@ def reverse_complement(codes: np.ndarray) -> np.ndarray:
 
 
 def to_tokens(codes: np.ndarray, k: int) -> np.ndarray:
-    """(..., T * k) codes -> (..., T) int64: with k 1 the bases (N is 4); else k bases that follow each other as one number in
-    base 4, the first one most significant, and 4^k for any with an N."""
+    """(..., T * k) codes -> (..., T) int64: with k 1 the bases (N is 4); else k bases that follow each other
+    as one number in base 4, the first one most significant, and 4^k for any with an N.
+    """
     if k == 1:
         return codes.astype(np.int64)
     words = codes.reshape(*codes.shape[:-1], -1, k).astype(np.int64)

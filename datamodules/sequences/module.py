@@ -1,7 +1,7 @@
 """DNA from FASTA files: windows of bases as tokens, with labels from a GFF file if there is one.
 
-Splits follow the place on the chromosome and never the run's seed: each record is cut into blocks, of every ten of which the
-ninth is val and the tenth test, and no window crosses the border of a block.
+Splits follow the place on the chromosome and never the run's seed: each record is cut into blocks, of every
+ten of which the ninth is val and the tenth test, and no window crosses the border of a block.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ BLOCK_WINDOWS = 10
 """Windows of a block of one split, where they do not overlap."""
 
 CODING = 0.5
-"""A window with at least this share of its bases in coding sequence is coding, one with none is non-coding."""
+"""A window with at least this share of its bases in coding sequence is coding, one with none is
+non-coding.
+"""
 
 
 class SequenceWindows(Dataset):
@@ -62,7 +64,9 @@ class SequenceWindows(Dataset):
         self.records, self.places, self.labels = records, places.reshape(-1, 2), labels
         self.length, self.k, self.both_strands = length, k, both_strands
         self.seed = run_seed()
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self.epoch = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # seen by workers that outlive an epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -76,7 +80,9 @@ class SequenceWindows(Dataset):
         rows = [self.records[record][start : start + span] for record, start in self.places[chosen]]
         codes = np.stack(rows)  # (B, T * k)
         if self.both_strands:
-            coins = np.random.default_rng(mix_seed(self.seed, int(self.epoch))).random(len(self))[chosen] < 0.5
+            coins = (
+                np.random.default_rng(mix_seed(self.seed, int(self.epoch))).random(len(self))[chosen] < 0.5
+            )
             codes[coins] = reverse_complement(codes[coins])
         tokens = to_tokens(codes, self.k)
         return {"input": torch.from_numpy(tokens), "label": torch.from_numpy(self.labels[chosen])}
@@ -85,25 +91,26 @@ class SequenceWindows(Dataset):
 class Fasta(SSLDataModule):
     """DNA from FASTA files, plain or gzipped, as windows of bases or of k-mers.
 
-    Lower case is read as upper case, other IUPAC letters than bases as N; windows that are half N or more are left out.
+    Lower case is read as upper case, other IUPAC letters than bases as N; windows that are half N or more are
+    left out.
 
-    Args:
-        root: a file, or a folder.
-        files: patterns of the files in the folder.
-        gff: a GFF3 file, or a folder with them, for records of the same names. A window is coding if at least half of its
-            bases are in a CDS of either strand, non-coding if none is, and has no label otherwise. None = unlabelled.
+    Args: root: a file, or a folder. files: patterns of the files in the folder. gff: a GFF3 file, or a folder
+        with them, for records of the same names. A window is coding if at least half of its
+            bases are in a CDS of either strand, non-coding if none is, and has no label otherwise. None =
+            unlabeled.
         length: T, tokens of a window.
-        kmer: bases of a token; k-mers follow each other and do not overlap, or the next would be known but for a base.
-        stride: bases from one window to the next; None = as many as a window has, so that they do not overlap.
+        kmer: bases of a token; k-mers follow each other and do not overlap, or the next would be known but
+            for a base.
+        stride: bases from one window to the next; None = as many as a window has, so that they do not
+            overlap.
         both_strands: train on windows of both strands (reverse complement), drawn anew in each epoch.
         **kwargs: ``SSLDataModule``'s.
 
     Attributes:
         vocab_size: 5 bases with N, or 4^k + 1.
 
-    Raises:
-        SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a window.
-        ValueError: a bad argument.
+    Raises: SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a
+        window. ValueError: a bad argument.
     """
 
     pad_id = None
@@ -142,7 +149,7 @@ class Fasta(SSLDataModule):
             self._datasets = self._load()
         return self._datasets[split]
 
-    # ---- tokens and letters ------------------------------------------------------------------------------------------
+    # ---- tokens and letters --------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
         """Token ids of letters, white space left out; what is left of the last k-mer is dropped."""
@@ -150,7 +157,9 @@ class Fasta(SSLDataModule):
         return to_tokens(codes[: len(codes) // self.kmer * self.kmer], self.kmer).tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw, give nothing."""
+        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw, give
+        nothing.
+        """
         return "".join(BASES[i] for i in self._bases(tokens[tokens < self.vocab_size]).flatten().tolist())
 
     def _bases(self, tokens: Tensor) -> Tensor:
@@ -168,7 +177,9 @@ class Fasta(SSLDataModule):
         """Counts of 4-mers, the usual features of DNA without learning: (B, T) -> (B, 256)."""
 
         def kmers(tokens: Tensor) -> Tensor:
-            """How often each of the 256 4-mers occurs in the window, at every place and on the strand that is given."""
+            """How often each of the 256 4-mers occurs in the window, at every place and on the strand that is
+            given.
+            """
             bases = self._bases(tokens).flatten(1)  # (B, T * k)
             words = bases.unfold(1, 4, 1)  # (B, T * k - 3, 4)
             numbers = words @ torch.tensor([64, 16, 4, 1], device=bases.device)
@@ -177,12 +188,15 @@ class Fasta(SSLDataModule):
 
         return {"kmers": kmers}
 
-    # ---- files -------------------------------------------------------------------------------------------------------
+    # ---- files ---------------------------------------------------------------------------------------------
 
     def _records(self) -> dict[str, np.ndarray]:
         if self.synthetic:
             rng = np.random.default_rng(0)
-            return {name: rng.integers(0, 4, 200 * self.length * self.kmer).astype(np.uint8) for name in ("one", "two")}
+            return {
+                name: rng.integers(0, 4, 200 * self.length * self.kmer).astype(np.uint8)
+                for name in ("one", "two")
+            }
         if self.root is None:
             raise SequenceFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         records: dict[str, np.ndarray] = {}
@@ -209,7 +223,9 @@ class Fasta(SSLDataModule):
                         coding[name][start:end] = True
                         known += 1
             if not known:
-                raise SequenceFileError(f"--data.gff {self.gff} has no CDS of the records {', '.join(list(records)[:3])}")
+                raise SequenceFileError(
+                    f"--data.gff {self.gff} has no CDS of the records {', '.join(list(records)[:3])}"
+                )
         return {name: np.concatenate([[0], np.cumsum(mask)]) for name, mask in coding.items()}
 
     def _load(self) -> dict[str, Dataset]:
@@ -228,22 +244,31 @@ class Fasta(SSLDataModule):
                         unread += 1
                         continue
                     places[split].append((number, start))
-                    share = 0.0 if coding is None else (coding[name][start + span] - coding[name][start]) / span
+                    share = (
+                        0.0 if coding is None else (coding[name][start + span] - coding[name][start]) / span
+                    )
                     labels[split].append(-1 if coding is None or 0 < share < CODING else int(share >= CODING))
         if unread:
             rank_zero_info(f"{unread} windows that are half N or more are left out")
         for split, found in places.items():
             if not found:
                 raise SequenceFileError(
-                    f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one tenth of at least "
-                    f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter --data.length"
+                    f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one "
+                    "tenth of at least "
+                    f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter "
+                    "--data.length"
                 )
 
         def made(split: str, both_strands: bool = False) -> SequenceWindows:
             where, what = np.array(places[split]), np.array(labels[split], dtype=np.int64)
             return SequenceWindows(list(records.values()), where, what, self.length, self.kmer, both_strands)
 
-        return {"train": made("train", self.both_strands), "bank": made("train"), "val": made("val"), "test": made("test")}
+        return {
+            "train": made("train", self.both_strands),
+            "bank": made("train"),
+            "val": made("val"),
+            "test": made("test"),
+        }
 
 
 def _paths(root: Path, patterns: Sequence[str], option: str) -> list[Path]:

@@ -21,7 +21,9 @@ class TextFileError(ValueError):
 
 
 class Document(NamedTuple):
-    """One text: ``parts``, a string for each column (plain text has one), and the label's name, None = unknown."""
+    """One text: ``parts``, a string for each column (plain text has one), and the label's name, None =
+    unknown.
+    """
 
     parts: tuple[str, ...]
     label: str | None = None
@@ -59,7 +61,9 @@ def embedded_documents() -> list[Document]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise TextFileError("this Python carries no pydoc_data.topics: give --data.root FILE_OR_FOLDER") from None
+        raise TextFileError(
+            "this Python carries no pydoc_data.topics: give --data.root FILE_OR_FOLDER"
+        ) from None
     return [Document((topics[name],)) for name in sorted(topics)]
 
 
@@ -69,7 +73,7 @@ class Corpus:
     Args:
         files: all plain text (UTF-8), or all tables (.csv, .tsv, .jsonl).
         columns: of tables: names (the first line is a header, or JSON keys) or numbers from 0 (no header).
-        label_column: likewise; None = unlabelled.
+        label_column: likewise; None = unlabeled.
         unit: of plain text: what one document is: a whole file, a paragraph (blank lines between), or a line.
 
     Raises:
@@ -93,9 +97,14 @@ class Corpus:
             other = next(file for file in self.files if file not in tables)
             raise TextFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
         if tables and not columns:
-            raise TextFileError(f"{tables[0]} is a table: say where its text is with --data.columns, such as '[text]' or '[1]'")
+            raise TextFileError(
+                f"{tables[0]} is a table: say where its text is with --data.columns, such as '[text]' or "
+                "'[1]'"
+            )
         if not tables and (columns or label_column is not None):
-            raise TextFileError(f"{self.files[0]} is no table ({', '.join(TABLES)}): leave columns and label_column out")
+            raise TextFileError(
+                f"{self.files[0]} is no table ({', '.join(TABLES)}): leave columns and label_column out"
+            )
         self.are_tables = bool(tables)
 
     def __iter__(self) -> Iterator[Document]:
@@ -174,7 +183,9 @@ class Corpus:
                 except ValueError as error:
                     raise TextFileError(f"{file}, line {number}: no JSON ({error})") from None
                 if not isinstance(row, dict):
-                    raise TextFileError(f"{file}, line {number}: expected an object with keys, got {type(row).__name__}")
+                    raise TextFileError(
+                        f"{file}, line {number}: expected an object with keys, got {type(row).__name__}"
+                    )
                 yield f"{file}, line {number},", row
             return
         csv.field_size_limit(2**31 - 1)  # the default refuses documents of 131,072 characters
@@ -189,7 +200,8 @@ class Corpus:
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a text after ``.``, ``!`` or ``?`` where white space and a capital, a digit or a quote follows, and at blank lines.
+    """Cut a text after ``.``, ``!`` or ``?`` where white space and a capital, a digit or a quote follows, and
+    at blank lines.
 
     A rule, not a model: it also cuts after an abbreviation such as "Mr. Smith".
     """
@@ -203,18 +215,24 @@ def class_list(labels: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else str))
 
 
-def made_up_documents(parts: int, labelled: bool) -> list[Document]:
-    """240 documents of made-up words, the same each time; with labels, four classes that prefer other words each."""
+def made_up_documents(parts: int, labeled: bool) -> list[Document]:
+    """240 documents of made-up words, the same each time; with labels, four classes that prefer other words
+    each.
+    """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(80)]
 
     def sentence(group: int) -> str:
-        chosen = rng.integers(0, 40, rng.integers(4, 10)) if rng.random() < 0.5 else rng.integers(10, 20, 6) + 10 * group
+        chosen = (
+            rng.integers(0, 40, rng.integers(4, 10))
+            if rng.random() < 0.5
+            else rng.integers(10, 20, 6) + 10 * group
+        )
         return " ".join(words[i] for i in chosen).capitalize() + "."
 
     documents = []
     for number in range(240):
         group = number % 4
         text = [" ".join(sentence(group) for _ in range(rng.integers(2, 6))) for _ in range(parts)]
-        documents.append(Document(tuple(text), str(group) if labelled else None))
+        documents.append(Document(tuple(text), str(group) if labeled else None))
     return documents

@@ -1,7 +1,7 @@
 """Text and other sequences of tokens: documents become token ids once, in memory or in memory-mapped files.
 
-Splits are fixed and never depend on the run's seed. Whatever is learnt from the data (the tokenizer, class frequencies) is
-learnt from the training split alone.
+Splits are fixed and never depend on the run's seed. Whatever is learnt from the data (the tokenizer, class
+frequencies) is learnt from the training split alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from datamodules.text.corpus import (
     text_files,
 )
 from datamodules.text.module import TextDataModule
-from datamodules.text.store import DocumentDataset, Tokens, TokenWriter, WindowDataset, cut_pairs, cut_to, frame, open_tokens
+from datamodules.text.store import (
+    DocumentDataset,
+    Tokens,
+    TokenWriter,
+    WindowDataset,
+    cut_pairs,
+    cut_to,
+    frame,
+    open_tokens,
+)
 from datamodules.text.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
 
 Layout = Literal["windows", "documents", "pairs"]
@@ -42,27 +51,30 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class TextFiles(TextDataModule):
-    """Text files, plain or tables; without any, the Python language reference that CPython carries (no download).
+    """Text files, plain or tables; without any, the Python language reference that CPython carries (no
+    download).
 
-    Documents are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn by a fixed
-    seed, with each class in its share. Fewer, such as one long text: the first 90 % of the characters are train and the last
-    10 % val (nanoGPT's rule), and val also serves as test: nothing should be chosen on it then.
+    Documents are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents,
+    drawn by a fixed seed, with each class in its share. Fewer, such as one long text: the first 90 % of the
+    characters are train and the last 10 % val (nanoGPT's rule), and val also serves as test: nothing should
+    be chosen on it then.
 
-    Args:
-        root: a file, or a folder; None = the embedded text.
-        files: pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
-        columns: of tables: the text, by names (of the header line, or JSON keys) or numbers from 0 (there is no header).
-        label_column: of tables: the class, by name or number; rows without one are unlabelled.
-        document: what one document of a plain file is: the whole file, a paragraph (blank lines between), or a line.
-        layout: ``windows``: ``length`` consecutive tokens, for language models; they run over the ends of documents, where
-            there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text [SEP], cut and padded to ``length``.
-            ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two halves of neighbouring sentences of one text, as many
+    Args: root: a file, or a folder; None = the embedded text. files: pattern of the files in the folder;
+        ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables. columns: of tables: the text, by names (of the header
+        line, or JSON keys) or numbers from 0 (there is no header). label_column: of tables: the class, by
+        name or number; rows without one are unlabeled. document: what one document of a plain file is: the
+        whole file, a paragraph (blank lines between), or a line. layout: ``windows``: ``length`` consecutive
+        tokens, for language models; they run over the ends of documents, where
+            there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text [SEP], cut and
+            padded to ``length``.
+            ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two halves of neighboring sentences of
+                one text, as many
             as ``length`` takes; a document gives as many samples as it is long.
-        tokenizer: characters, bytes, bpe or wordpiece, made from the training split. Characters and bytes have special tokens
-            only in the layouts that need them.
+        tokenizer: characters, bytes, bpe or wordpiece, made from the training split. Characters and bytes
+            have special tokens only in the layouts that need them.
         vocab_size: of bpe and wordpiece, at most: a small corpus gives fewer.
-        cache: folder for memory-mapped token files, needed for more than 512 MB of text. A file is written once, and its name
-            is a hash of the text, the tokenizer and the layout.
+        cache: folder for memory-mapped token files, needed for more than 512 MB of text. A file is written
+            once, and its name is a hash of the text, the tokenizer and the layout.
         **kwargs: ``TextDataModule``'s and ``SSLDataModule``'s.
 
     Raises:
@@ -95,17 +107,26 @@ class TextFiles(TextDataModule):
         if layout == "pairs" and columns is not None and len(columns) > 2:
             raise ValueError(f"layout pairs takes one or two columns, got {columns}")
         if layout != "pairs" and getattr(self.views, "next_sentence", False):
-            raise ValueError(f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout pairs")
+            raise ValueError(
+                f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout "
+                "pairs"
+            )
         if layout != "windows" and self.length < 8:
             raise ValueError(f"length must be at least 8 for layout {layout}, got {self.length}")
         self.root, self.files, self.columns, self.label_column = root, files, columns, label_column
-        self.document, self.layout, self.kind, self.most_tokens, self.cache = document, layout, tokenizer, vocab_size, cache
+        self.document, self.layout, self.kind, self.most_tokens, self.cache = (
+            document,
+            layout,
+            tokenizer,
+            vocab_size,
+            cache,
+        )
         self.pad_id = None if layout == "windows" else PAD
         self._corpus: Iterable[Document] | None = None
         self._split_of: np.ndarray | None = None
         self._labels: list[str | None] = []
 
-    # ---- documents ---------------------------------------------------------------------------------------------------
+    # ---- documents -----------------------------------------------------------------------------------------
 
     def _documents(self) -> Iterable[Document]:
         """All documents, in memory if they are few."""
@@ -115,10 +136,13 @@ class TextFiles(TextDataModule):
             elif self.root is None:
                 self._corpus = embedded_documents()
             else:
-                corpus = Corpus(text_files(Path(self.root), self.files), self.columns, self.label_column, self.document)
+                corpus = Corpus(
+                    text_files(Path(self.root), self.files), self.columns, self.label_column, self.document
+                )
                 if corpus.num_bytes() > MEMORY_LIMIT and self.cache is None:
                     raise TextFileError(
-                        f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more than is kept in "
+                        f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more "
+                        "than is kept in "
                         "memory: give --data.cache FOLDER for its token files"
                     )
                 self._corpus = corpus if corpus.num_bytes() > MEMORY_LIMIT else list(corpus)
@@ -127,7 +151,9 @@ class TextFiles(TextDataModule):
         return self._corpus
 
     def _assign(self) -> np.ndarray:
-        """(N,) the split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are split as one text."""
+        """(N,) the split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are split as
+        one text.
+        """
         if self._split_of is None:
             self._labels = [document.label for document in self._documents()]
             n = len(self._labels)
@@ -142,7 +168,8 @@ class TextFiles(TextDataModule):
                 self._split_of[rest[train]], self._split_of[rest[val]], self._split_of[test] = 0, 1, 2
             elif self.layout != "windows":
                 raise TextFileError(
-                    f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 to split: give more "
+                    f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 "
+                    "to split: give more "
                     "files, or --data.document paragraph"
                 )
         return self._split_of
@@ -169,7 +196,7 @@ class TextFiles(TextDataModule):
         cut = int(len(whole) * 0.9)
         yield whole[:cut] if split == 0 else whole[cut:]
 
-    # ---- tokens ------------------------------------------------------------------------------------------------------
+    # ---- tokens --------------------------------------------------------------------------------------------
 
     @property
     def characters_per_token(self) -> float | None:
@@ -187,7 +214,9 @@ class TextFiles(TextDataModule):
     def _read_tokenizer(self, text: str) -> Tokenizer:
         tokenizer = super()._read_tokenizer(text)
         if self.layout != "windows" and not tokenizer.specials:
-            raise ValueError(f"--data.vocabulary has no special tokens, which layout {self.layout} needs: leave it out")
+            raise ValueError(
+                f"--data.vocabulary has no special tokens, which layout {self.layout} needs: leave it out"
+            )
         return tokenizer
 
     def _load(self) -> dict[str, Dataset]:
@@ -224,18 +253,24 @@ class TextFiles(TextDataModule):
         tokens = writer.finish()
         if unknown:
             what = "are [UNK]" if self.tokenizer.specials else "are left out"
-            rank_zero_info(f"{split}: {unknown} of {len(tokens.flat)} tokens are not in the training text and {what}")
+            rank_zero_info(
+                f"{split}: {unknown} of {len(tokens.flat)} tokens are not in the training text and {what}"
+            )
         if without:
             rank_zero_info(f"{split}: {without} texts too short for layout {self.layout} are left out")
         if len(tokens.flat) == 0:
-            raise TextFileError(f"--data.root {self.root}: nothing is left for the split {split} with layout {self.layout}")
+            raise TextFileError(
+                f"--data.root {self.root}: nothing is left for the split {split} with layout {self.layout}"
+            )
         return tokens
 
     def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]]]]:
         """(number of the document, label, (ids, unknown tokens) of each of its segments)."""
         assigned, names = self._assign(), self.class_names
         if assigned[0] < 0:
-            items: Iterable[tuple[int, Document]] = ((i, Document((text,))) for i, text in enumerate(self._texts(split)))
+            items: Iterable[tuple[int, Document]] = (
+                (i, Document((text,))) for i, text in enumerate(self._texts(split))
+            )
         else:
             items = ((i, d) for i, d in enumerate(self._documents()) if assigned[i] == split)
         items = iter(items)
@@ -273,6 +308,8 @@ class TextFiles(TextDataModule):
 
     def _key(self) -> str:
         """Names the token files: the text, the tokenizer, and how samples are cut."""
-        corpus = Corpus(text_files(Path(str(self.root)), self.files), self.columns, self.label_column, self.document)
+        corpus = Corpus(
+            text_files(Path(str(self.root)), self.files), self.columns, self.label_column, self.document
+        )
         how = [corpus.digest(), self.tokenizer.to_json(), self.layout, self.length]
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]

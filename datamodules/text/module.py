@@ -18,20 +18,20 @@ from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_
 
 
 class TextDataModule(SSLDataModule):
-    """What all token data shares: one tokenizer, which the checkpoint keeps, and ``input`` of (B, T) int64 token ids.
+    """What all token data shares: one tokenizer, which the checkpoint keeps, and ``input`` of (B, T) int64
+    token ids.
 
-    A subclass gives ``_make_tokenizer()`` and ``_load()``. Where there is padding it is id 0, [PAD], and a network finds its
-    attention mask as ``tokens != 0``. Layouts without padding have no need of a mask, and id 0 may then be any token:
-    ``pad_id`` says which of the two holds.
+    A subclass gives ``_make_tokenizer()`` and ``_load()``. Where there is padding it is id 0, [PAD], and a
+    network finds its attention mask as ``tokens != 0``. Layouts without padding have no need of a mask, and
+    id 0 may then be any token: ``pad_id`` says which of the two holds.
 
-    Args:
-        length: T, tokens of a sample, special ones included.
-        vocabulary: a tokenizer that exists: the file tokenizer.json of a run, or its content, as a checkpoint keeps it. None =
+    Args: length: T, tokens of a sample, special ones included. vocabulary: a tokenizer that exists: the file
+        tokenizer.json of a run, or its content, as a checkpoint keeps it. None =
             made from the training split.
 
     Attributes:
         pad_id: 0, or None where no sample is ever padded.
-        class_names: one name per class; empty for unlabelled data.
+        class_names: one name per class; empty for unlabeled data.
     """
 
     pad_id: int | None = PAD
@@ -45,7 +45,7 @@ class TextDataModule(SSLDataModule):
         self._tokenizer: Tokenizer | None = None
         self._datasets: dict[str, Dataset] = {}
 
-    # ---- given by a subclass -----------------------------------------------------------------------------------------
+    # ---- given by a subclass -------------------------------------------------------------------------------
 
     def _make_tokenizer(self) -> Tokenizer:
         """A tokenizer made from the training split."""
@@ -55,11 +55,13 @@ class TextDataModule(SSLDataModule):
         """The data sets of train, bank, val and test."""
         raise NotImplementedError
 
-    # ---- tokens ------------------------------------------------------------------------------------------------------
+    # ---- tokens --------------------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Made, or read from ``vocabulary``, when it is first asked for; from then on part of the checkpoint."""
+        """Made, or read from ``vocabulary``, when it is first asked for; from then on part of the
+        checkpoint.
+        """
         if self._tokenizer is None:
             if self.vocabulary is None:
                 self._adopt(self._make_tokenizer())
@@ -73,7 +75,9 @@ class TextDataModule(SSLDataModule):
             try:
                 text = Path(text).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"--data.vocabulary {text} cannot be read ({error}): expected a tokenizer.json") from None
+                raise ValueError(
+                    f"--data.vocabulary {text} cannot be read ({error}): expected a tokenizer.json"
+                ) from None
         return load_tokenizer(text)
 
     def _adopt(self, tokenizer: Tokenizer) -> None:
@@ -93,16 +97,20 @@ class TextDataModule(SSLDataModule):
         return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as text; special tokens give nothing, nor do ids that a network with a larger vocabulary may draw."""
+        """Token ids (T,) as text; special tokens give nothing, nor do ids that a network with a larger
+        vocabulary may draw.
+        """
         return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
-    # ---- data --------------------------------------------------------------------------------------------------------
+    # ---- data ----------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         self.dataset("train")
 
     def setup(self, stage: str) -> None:
-        if self.trainer is not None and self.trainer.world_size > 1:  # one tokenizer for all: that of the first process
+        if (
+            self.trainer is not None and self.trainer.world_size > 1
+        ):  # one tokenizer for all: that of the first process
             vocabulary = self.trainer.strategy.broadcast(self.tokenizer.to_json())
             if vocabulary != self.vocabulary:
                 self._adopt(load_tokenizer(vocabulary))
@@ -129,10 +137,13 @@ class TextDataModule(SSLDataModule):
         return {**batch, **views(tokens, params)}  # type: ignore[typeddict-item]
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Counts of the tokens, and TF-IDF with the document frequencies of the training split: (B, T) -> (B, vocab_size)."""
-        bank = self.dataset("bank")
+        """Counts of the tokens, and TF-IDF with the document frequencies of the training split: (B, T) -> (B,
+        vocab_size).
+        """
+        bank: Any = self.dataset("bank")
+        starts = range(0, len(bank), 1024)
         idf = inverse_document_frequency(
-            (bank.__getitems__(range(i, min(i + 1024, len(bank))))["input"] for i in range(0, len(bank), 1024)),  # type: ignore[attr-defined, arg-type]
+            (bank.__getitems__(range(i, min(i + 1024, len(bank))))["input"] for i in starts),
             self.vocab_size,
             self.pad_id,
         )
@@ -142,12 +153,14 @@ class TextDataModule(SSLDataModule):
             return bag_of_words(tokens, self.vocab_size, self.pad_id)
 
         def weighted(tokens: Tensor) -> Tensor:
-            """Counts of tokens times ln((1 + N) / (1 + n)) + 1 of the training split, each row of length 1."""
+            """Counts of tokens times ln((1 + N) / (1 + n)) + 1 of the training split, each row of length
+            1.
+            """
             return tfidf(tokens, idf.to(tokens.device), self.pad_id)
 
         return {"bag_of_words": counts, "tfidf": weighted}
 
-    # ---- kept with the run -------------------------------------------------------------------------------------------
+    # ---- kept with the run ---------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as ``tokenizer.json`` into the run folder, whole or not at all."""

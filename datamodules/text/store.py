@@ -1,4 +1,6 @@
-"""Token ids as samples: kept in memory or in memory-mapped files, as windows of one stream or as padded documents."""
+"""Token ids as samples: kept in memory or in memory-mapped files, as windows of one stream or as padded
+documents.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from datamodules.text.tokenizer import CLS, PAD, SEP
 
 
 class Tokens(NamedTuple):
-    """Samples of different lengths, one after the other: sample i is ``flat[offsets[i] : offsets[i + 1]]``."""
+    """Samples of different lengths, one after the other: sample i is ``flat[offsets[i] : offsets[i +
+    1]]``.
+    """
 
     flat: np.ndarray  # (total,) uint16 or uint32, in memory or memory-mapped
     offsets: np.ndarray  # (N + 1,) int64
@@ -26,7 +30,8 @@ class Tokens(NamedTuple):
 
 
 class TokenWriter:
-    """Collects samples into ``Tokens``: in memory, or as a file written beside its place and renamed when it is whole.
+    """Collects samples into ``Tokens``: in memory, or as a file written beside its place and renamed when it
+    is whole.
 
     Args:
         vocab_size: decides between two and four bytes a token.
@@ -61,8 +66,12 @@ class TokenWriter:
         self.file.close()
         os.replace(self.temporary, self.path.with_suffix(".bin"))
         with self.temporary.open("wb") as file:
-            np.savez(file, offsets=offsets, labels=labels, documents=documents, dtype=np.dtype(self.dtype).name)
-        os.replace(self.temporary, self.path.with_suffix(".npz"))  # last: its presence says that both are whole
+            np.savez(
+                file, offsets=offsets, labels=labels, documents=documents, dtype=np.dtype(self.dtype).name
+            )
+        os.replace(
+            self.temporary, self.path.with_suffix(".npz")
+        )  # last: its presence says that both are whole
         return open_tokens(self.path)
 
 
@@ -78,13 +87,11 @@ def open_tokens(path: Path) -> Tokens:
 class WindowDataset(Dataset):
     """Windows of ``length`` consecutive tokens of one stream, without padding.
 
-    Neighbours share one token, so that a model that predicts each token of a window but its first predicts every token of the
-    stream once. What is left at the end, less than a window, is not used.
+    Neighbors share one token, so that a model that predicts each token of a window but its first predicts
+    every token of the stream once. What is left at the end, less than a window, is not used.
 
-    Args:
-        flat: (total,) token ids.
-        length: T, tokens of a window.
-        moving: in each epoch the first window starts elsewhere, as a pure function of (the run's seed, epoch).
+    Args: flat: (total,) token ids. length: T, tokens of a window. moving: in each epoch the first window
+        starts elsewhere, as a pure function of (the run's seed, epoch).
 
     Raises:
         ValueError: fewer tokens than one window has.
@@ -92,13 +99,22 @@ class WindowDataset(Dataset):
 
     def __init__(self, flat: np.ndarray, length: int, moving: bool = False) -> None:
         if len(flat) < length:
-            raise ValueError(f"the text has {len(flat)} tokens, fewer than a window: give --data.length {len(flat)} or less")
+            raise ValueError(
+                f"the text has {len(flat)} tokens, fewer than a window: give --data.length {len(flat)} or "
+                "less"
+            )
         self.flat, self.length, self.moving, self.stride = flat, length, moving, length - 1
-        room = len(flat) - length - (self.stride - 1 if moving else 0)  # the same number of windows wherever they start
+        room = (
+            len(flat) - length - (self.stride - 1 if moving else 0)
+        )  # the same number of windows wherever they start
         self.count = max(1, room // self.stride + 1)
-        self.free = min(self.stride, len(flat) - length - (self.count - 1) * self.stride + 1)  # places to start at
+        self.free = min(
+            self.stride, len(flat) - length - (self.count - 1) * self.stride + 1
+        )  # places to start at
         self.seed = run_seed()
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self.epoch = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # seen by workers that outlive an epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -139,11 +155,15 @@ class DocumentDataset(Dataset):
         for row, index in enumerate(chosen):
             start, stop = self.tokens.offsets[index : index + 2]
             padded[row, : stop - start] = self.tokens.flat[start:stop]
-        out = {"input": padded, "label": self.tokens.labels[chosen], "document": self.tokens.documents[chosen]}
+        out = {
+            "input": padded,
+            "label": self.tokens.labels[chosen],
+            "document": self.tokens.documents[chosen],
+        }
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
 
-# ---- samples from sentences ------------------------------------------------------------------------------------------
+# ---- samples from sentences --------------------------------------------------------------------------------
 
 
 def frame(*segments: np.ndarray) -> np.ndarray:
@@ -155,16 +175,18 @@ def frame(*segments: np.ndarray) -> np.ndarray:
 
 
 def cut_to(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments with together at most ``room`` tokens: the longer one loses its end until they are equally long."""
+    """Both segments with together at most ``room`` tokens: the longer one loses its end until they are
+    equally long.
+    """
     most = max(room // 2, room - len(second)), max(room - room // 2, room - len(first))
     return first[: most[0]], second[: most[1]]
 
 
 def cut_pairs(sentences: Sequence[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Two neighbouring pieces A and B of a document, over and over until its end.
+    """Two neighboring pieces A and B of a document, over and over until its end.
 
-    As many whole sentences as ``room`` takes, divided between two of them as near to the middle as can be. A sentence that
-    stands alone is divided inside, so that a short document gives a true pair too.
+    As many whole sentences as ``room`` takes, divided between two of them as near to the middle as can be. A
+    sentence that stands alone is divided inside, so that a short document gives a true pair too.
 
     Args:
         sentences: token ids of each sentence, in order.

@@ -1,6 +1,8 @@
-"""Text to token ids and back: characters, bytes, and BPE and WordPiece trained on the corpus by the ``tokenizers`` library.
+"""Text to token ids and back: characters, bytes, and BPE and WordPiece trained on the corpus by the
+``tokenizers`` library.
 
-A tokenizer is kept as one JSON text: for BPE and WordPiece the library's own format, which other programs read.
+A tokenizer is kept as one JSON text: for BPE and WordPiece the library's own format, which other programs
+read.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class Tokenizer:
     vocab_size: int
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int64 array of ids per text, without special tokens around it. A character that was not in the training text is
-        [UNK] or, without special tokens, left out."""
+        """One int64 array of ids per text, without special tokens around it. A character that was not in the
+        training text is [UNK] or, without special tokens, left out.
+        """
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -76,7 +79,11 @@ class _Symbols(Tokenizer):
         return np.where(known, places + self.first, UNK) if self.specials else places[known]
 
     def count_unknown(self, text: str, ids: np.ndarray) -> int:
-        return super().count_unknown(text, ids) if self.specials or self.kind == "bytes" else len(text) - len(ids)
+        return (
+            super().count_unknown(text, ids)
+            if self.specials or self.kind == "bytes"
+            else len(text) - len(ids)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         symbols = [int(i) - self.first for i in ids if i >= self.first]
@@ -121,7 +128,8 @@ def _library() -> Any:
         import tokenizers
     except ImportError:
         raise ValueError(
-            "the tokenizers bpe and wordpiece need the package tokenizers: pip install 'lightning-ssl[text]', or take "
+            "the tokenizers bpe and wordpiece need the package tokenizers: pip install "
+            "'lightning-ssl[text]', or take "
             "--data.tokenizer characters or bytes"
         ) from None
     # stated, the library's threads neither warn nor stop working when a DataLoader starts its workers
@@ -132,18 +140,18 @@ def _library() -> Any:
 def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials: bool) -> Tokenizer:
     """A tokenizer made from a corpus.
 
-    ``characters``: those of the corpus, in the order of their code points (as nanoGPT). ``bytes``: UTF-8, all 256. ``bpe``:
-    byte-level pairs as GPT-2's (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909); nothing is ever unknown.
-    ``wordpiece``: pieces of lower-case words without accents, as uncased BERT's (https://arxiv.org/abs/1810.04805).
+    ``characters``: those of the corpus, in the order of their code points (as nanoGPT). ``bytes``: UTF-8, all
+    256. ``bpe``: byte-level pairs as GPT-2's (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909);
+    nothing is ever unknown.
+    ``wordpiece``: pieces of lower-case words without accents, as uncased BERT's
+    (https://arxiv.org/abs/1810.04805).
 
-    Args:
-        kind: which.
-        texts: the corpus: training data only.
-        vocab_size: for bpe and wordpiece at most so many ids, special ones included; the others need no number.
-        specials: characters and bytes get the special tokens too; the others always have them.
+    Args: kind: which. texts: the corpus: training data only. vocab_size: for bpe and wordpiece at most so
+        many ids, special ones included; the others need no number. specials: characters and bytes get the
+        special tokens too; the others always have them.
 
-    Raises:
-        ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the single symbols.
+    Raises: ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the
+        single symbols.
     """
     if kind == "bytes":
         return _Symbols(kind, specials)
@@ -165,9 +173,14 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = library.decoders.ByteLevel()
-        trainer = library.trainers.BpeTrainer(initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(), **common)
+        trainer = library.trainers.BpeTrainer(
+            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(), **common
+        )
     else:
-        normalizer, splitter = library.normalizers.BertNormalizer(lowercase=True), library.pre_tokenizers.BertPreTokenizer()
+        normalizer, splitter = (
+            library.normalizers.BertNormalizer(lowercase=True),
+            library.pre_tokenizers.BertPreTokenizer(),
+        )
         words: Counter[str] = Counter()
         for text in texts:
             words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
@@ -184,16 +197,19 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
 def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> dict[str, int]:
     """A WordPiece vocabulary, the same for the same words.
 
-    The library's ``WordPieceTrainer`` numbers the pieces in the order of a hash table that differs between calls, and where two
-    pairs are equally frequent their numbers decide. Its ``BpeTrainer`` sorts. So every letter inside a word gets a code of its
-    own, pairs are learnt as BPE, and what begins with such a code is a piece with ``##``.
+    The library's ``WordPieceTrainer`` numbers the pieces in the order of a hash table that differs between
+    calls, and where two pairs are equally frequent their numbers decide. Its ``BpeTrainer`` sorts. So every
+    letter inside a word gets a code of its own, pairs are learnt as BPE, and what begins with such a code is
+    a piece with ``##``.
     """
     inner = sorted({letter for word in words for letter in word[1:]})
     code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a plane of Unicode for private use
     letter_of = {c: letter for letter, c in code.items()}
     trained = library.Tokenizer(library.models.BPE())
     trained.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
-    coded = (" ".join([word[0] + "".join(code[c] for c in word[1:])] * count) for word, count in words.items())
+    coded = (
+        " ".join([word[0] + "".join(code[c] for c in word[1:])] * count) for word, count in words.items()
+    )
     trained.train_from_iterator(coded, library.trainers.BpeTrainer(**options))
     pieces = {}
     for piece, number in trained.get_vocab().items():

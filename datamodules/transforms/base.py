@@ -1,13 +1,15 @@
-"""What every transform of a batch is: random numbers drawn first, then a deterministic function of images and numbers."""
+"""What every transform of a batch is: random numbers drawn first, then a deterministic function of images and
+numbers.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Transforms: drawing of the parameters, order of the operations
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class BatchTransform(nn.Module):
@@ -26,11 +28,15 @@ class BatchTransform(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Deterministically apply drawn parameters to images (B, C, H, W) in [0, 1]; returns the keys to be added."""
+        """Deterministically apply drawn parameters to images (B, C, H, W) in [0, 1]; returns the keys to be
+        added.
+        """
         raise NotImplementedError
 
     def chunk_size(self, images: Tensor) -> int:
-        """Images to work through at once on CPU, such that a chunk stays in the cache: at most 64, about 1M floats."""
+        """Images to work through at once on CPU, such that a chunk stays in the cache: at most 64, about 1M
+        floats.
+        """
         return max(1, min(64, 1_000_000 // images[0].numel()))
 
 
@@ -52,7 +58,10 @@ def apply_views(
     if images.device.type != "cpu" or len(images) <= chunk:
         return transform(images, params)
     parts = [
-        transform(images[start : start + chunk], {name: value[start : start + chunk] for name, value in params.items()})
+        transform(
+            images[start : start + chunk],
+            {name: value[start : start + chunk] for name, value in params.items()},
+        )
         for start in range(0, len(images), chunk)
     ]
     joined: dict[str, Tensor | list[Tensor]] = {}

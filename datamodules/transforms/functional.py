@@ -1,4 +1,6 @@
-"""Image operations on a whole batch: pure functions of images (B, C, H, W) in [0, 1] and per-sample parameters."""
+"""Image operations on a whole batch: pure functions of images (B, C, H, W) in [0, 1] and per-sample
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,20 @@ from torch import Tensor
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's grayscale weights (ITU-R 601-2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Operations: pure functions of images and per-sample parameters
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
-def crop_resize(images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None) -> Tensor:
-    """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``, ``hflip``).
+def crop_resize(
+    images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None
+) -> Tensor:
+    """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``,
+    ``hflip``).
 
-    Args:
-        images: (B, C, H, W) float.
-        box: (B, 4) int64, pixels: top, left, height, width.
-        size: side of the square output, pixels.
-        interpolation: ``bilinear`` or ``bicubic``.
-        flip: (B,) bool, True = left and right swapped; nearly free here, another pass over the images elsewhere.
+    Args: images: (B, C, H, W) float. box: (B, 4) int64, pixels: top, left, height, width. size: side of the
+        square output, pixels. interpolation: ``bilinear`` or ``bicubic``. flip: (B,) bool, True = left and
+        right swapped; nearly free here, another pass over the images elsewhere.
 
     Returns:
         (B, C, size, size). Bicubic overshoots [0, 1] at edges, as torchvision's does on floats.
@@ -43,13 +45,15 @@ def crop_resize(images: Tensor, box: Tensor, size: int, interpolation: str = "bi
 
 
 def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -> Tensor:
-    """Bilinear crop when no box is larger than the output: then antialiasing is the identity, two taps suffice."""
+    """Bilinear crop when no box is larger than the output: then antialiasing is the identity, two taps
+    suffice.
+    """
     batch, _, height, width = images.shape
     top, left, rows, columns = box.to(images.dtype).unsqueeze(2).unbind(1)  # each (B, 1)
-    centre = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
+    center = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
     # Clamping to the box, not to the image: no pixel outside the box may leak in.
-    y = top + (centre * (rows / size) - 0.5).clamp_(min=0).minimum(rows - 1)  # (B, size)
-    x = left + (centre * (columns / size) - 0.5).clamp_(min=0).minimum(columns - 1)
+    y = top + (center * (rows / size) - 0.5).clamp_(min=0).minimum(rows - 1)  # (B, size)
+    x = left + (center * (columns / size) - 0.5).clamp_(min=0).minimum(columns - 1)
     if flip is not None:
         x = torch.where(flip[:, None], x.flip(1), x)
     grid = images.new_empty(batch, size, size, 2)
@@ -58,7 +62,9 @@ def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _crop_one_by_one(images: Tensor, box: Tensor, size: int, interpolation: str, flip: Tensor | None) -> Tensor:
+def _crop_one_by_one(
+    images: Tensor, box: Tensor, size: int, interpolation: str, flip: Tensor | None
+) -> Tensor:
     """Crop of large images on CPU: a matrix costs H per pixel where torch's own resize costs its few taps."""
     output = images.new_empty(*images.shape[:2], size, size)
     flips = [False] * len(images) if flip is None else flip.tolist()
@@ -70,12 +76,14 @@ def _crop_one_by_one(images: Tensor, box: Tensor, size: int, interpolation: str,
 
 
 def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
-    """Antialiased resize of ``length`` pixels from ``start`` on, as one matrix (B, size, source) for each sample."""
+    """Antialiased resize of ``length`` pixels from ``start`` on, as one matrix (B, size, source) for each
+    sample.
+    """
     scale = length[:, None, None] / size
     widen = scale.clamp(min=1)  # a shrinking filter is stretched over all the pixels that it stands for
-    centre = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
+    center = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
     pixel = torch.arange(source, device=start.device) - start[:, None, None]  # (B, 1, source)
-    distance = ((pixel + 0.5 - centre) / widen).abs()
+    distance = ((pixel + 0.5 - center) / widen).abs()
     if interpolation == "bilinear":
         weight = (1 - distance).clamp_(min=0)
     else:  # Keys' cubic with a = -0.5, Pillow's and torch's antialiased one
@@ -92,7 +100,7 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Rotate about the centre, bilinear, zeros outside (torchvision's ``rotate``).
+    """Rotate about the center, bilinear, zeros outside (torchvision's ``rotate``).
 
     Args:
         images: (B, C, H, W) float.
@@ -123,10 +131,11 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # Selection by weights 0 and 1: on CPU, comparing into bool and torch.where take ten times as long as arithmetic.
+    # Selection by weights 0 and 1: on CPU, comparing into bool and torch.where take ten times as long as
+    # arithmetic.
     is_red = torch.eq(red, high, out=torch.empty_like(high))
     is_green = torch.eq(green, high, out=torch.empty_like(high))
-    # Hue in sixths of a turn. A grey pixel has chroma 0: any finite hue will do, chroma multiplies it below.
+    # Hue in sixths of a turn. A gray pixel has chroma 0: any finite hue will do, chroma multiplies it below.
     hue = torch.lerp(red - green, blue - red, is_green).lerp_(green - blue, is_red)
     hue.div_(chroma.clamp(min=torch.finfo(images.dtype).tiny))
     hue.addcmul_(4 - 2 * is_green, 1 - is_red)
@@ -142,18 +151,19 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     return output
 
 
-def adjust_colour(
+def adjust_color(
     images: Tensor,
     brightness: Tensor | None = None,
     contrast: Tensor | None = None,
     saturation: Tensor | None = None,
     gray: Tensor | None = None,
 ) -> Tensor:
-    """Brightness, then contrast, then saturation, then grayscale, as one linear map for each sample and one clamp.
+    """Brightness, then contrast, then saturation, then grayscale, as one linear map for each sample and one
+    clamp.
 
-    All four are linear in the pixel p, its luma l and the mean luma m of the image, so they fold into a p + b l + c m.
-    Given alone, each one is torchvision's ``adjust_brightness``, ``adjust_contrast``, ``adjust_saturation`` or
-    ``rgb_to_grayscale``.
+    All four are linear in the pixel p, its luma l and the mean luma m of the image, so they fold into a p + b
+    l + c m. Given alone, each one is torchvision's ``adjust_brightness``, ``adjust_contrast``,
+    ``adjust_saturation`` or ``rgb_to_grayscale``.
 
     Args:
         images: (B, 3, H, W) or (B, 1, H, W) in [0, 1]. Saturation and grayscale leave one channel as it is.
@@ -200,24 +210,32 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     """
     batch, channels, height, width = images.shape
     tap = torch.arange(kernel_size, device=images.device, dtype=images.dtype) - kernel_size // 2
-    # At sigma 1e-3 a neighbour weighs exp(-500000) = 0: the identity, without a division by 0.
+    # At sigma 1e-3 a neighbor weighs exp(-500000) = 0: the identity, without a division by 0.
     taps = torch.softmax(-0.5 * (tap / sigma.clamp(min=1e-3)[:, None]).square(), 1)  # (B, taps)
     if images.device.type == "cpu" and max(height, width) > 64:
         radius = kernel_size // 2
-        weight = taps.repeat_interleave(channels, 0)[:, None]  # (B * C, 1, taps): one group for each image and channel
+        weight = taps.repeat_interleave(channels, 0)[
+            :, None
+        ]  # (B * C, 1, taps): one group for each image and channel
         padded = F.pad(images, (radius,) * 4, mode="reflect").flatten(0, 1)[None]
         blurred = F.conv2d(padded, weight[:, :, None, :], groups=batch * channels)
         blurred = F.conv2d(blurred, weight[:, :, :, None], groups=batch * channels)
         return blurred.view_as(images)
     # Small images, or a GPU: two matrix products are faster than a convolution with a group for each channel.
-    rows = (taps @ _shift_basis(height, kernel_size, images.device, images.dtype)).view(batch, 1, height, height)
-    columns = (taps @ _shift_basis(width, kernel_size, images.device, images.dtype)).view(batch, 1, width, width)
+    rows = (taps @ _shift_basis(height, kernel_size, images.device, images.dtype)).view(
+        batch, 1, height, height
+    )
+    columns = (taps @ _shift_basis(width, kernel_size, images.device, images.dtype)).view(
+        batch, 1, width, width
+    )
     return rows @ (images @ columns.transpose(2, 3))
 
 
 @functools.lru_cache(maxsize=16)
 def _shift_basis(length: int, kernel_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(taps, length * length): for each tap the matrix that shifts a row of pixels by it, borders reflected."""
+    """(taps, length * length): for each tap the matrix that shifts a row of pixels by it, borders
+    reflected.
+    """
     radius = kernel_size // 2
     position = torch.arange(length, device=device)
     source = (position + torch.arange(-radius, radius + 1, device=device)[:, None]).abs()  # (taps, length)
@@ -226,11 +244,13 @@ def _shift_basis(length: int, kernel_size: int, device: torch.device, dtype: tor
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert every value at or above ``threshold`` (B,) (torchvision's ``solarize``); inf leaves a sample as it is."""
+    """Invert every value at or above ``threshold`` (B,) (torchvision's ``solarize``); inf leaves a sample as
+    it is.
+    """
     return torch.where(images >= _per_sample(threshold), 1 - images, images)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(images - mean) / std with mean and std of shape (C,), in one pass over images (B, C, H, W)."""
     return torch.addcmul((-mean / std)[:, None, None], images, (1 / std)[:, None, None])
 
@@ -240,8 +260,12 @@ def _per_sample(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _on_subset(images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args) -> Tensor:
-    """``operation(images, values, *args)``; on CPU for the active samples alone (on CUDA, finding them waits)."""
+def _on_subset(
+    images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args
+) -> Tensor:
+    """``operation(images, values, *args)``; on CPU for the active samples alone (on CUDA, finding them
+    waits).
+    """
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)

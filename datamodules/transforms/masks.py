@@ -9,7 +9,7 @@ from datamodules.transforms.base import BatchTransform
 from datamodules.transforms.views import View, Views
 
 
-class CentreHole(BatchTransform):
+class CenterHole(BatchTransform):
     """The same square hole in every image: rows and columns start .. stop - 1 are hidden.
 
     The defaults hide rows and columns 10 to 19 of a 28x28 image.
@@ -38,7 +38,8 @@ class CentreHole(BatchTransform):
         batch, _, height, width = images.shape
         if self.stop > min(height, width):
             raise ValueError(
-                f"the hole from start={self.start} to stop={self.stop} does not fit into an image of {height}x{width}"
+                f"the hole from start={self.start} to stop={self.stop} does not fit into an image of "
+                f"{height}x{width}"
             )
         mask = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=images.device)
         mask[:, :, self.start : self.stop, self.start : self.stop] = True
@@ -48,8 +49,8 @@ class CentreHole(BatchTransform):
 class RandomBlock(BatchTransform):
     """One hidden rectangle in each image, with its own place and size.
 
-    Height and width are drawn independently and uniformly as fractions of the image's height and width; the place is
-    uniform among those where the block fits.
+    Height and width are drawn independently and uniformly as fractions of the image's height and width; the
+    place is uniform among those where the block fits.
 
     Args:
         min_fraction: smallest side of the block as a fraction of the image's side, > 0.
@@ -92,14 +93,15 @@ class RandomBlock(BatchTransform):
 
 
 class RandomPatches(BatchTransform):
-    """Hide a fixed number of patches of a grid, others in each image (He et al. 2022, https://arxiv.org/abs/2111.06377).
+    """Hide a fixed number of patches of a grid, others in each image (He et al. 2022,
+    https://arxiv.org/abs/2111.06377).
 
     Args:
         patch_size: side of a patch, pixels; must divide the image's height and width.
         ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
 
-    Raises:
-        ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a ratio that
+    Raises: ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a
+        ratio that
             hides none or all of its patches.
     """
 
@@ -120,9 +122,13 @@ class RandomPatches(BatchTransform):
         num_patches = (height // self.patch_size) * (width // self.patch_size)
         num_hidden = round(self.ratio * num_patches)
         if not 0 < num_hidden < num_patches:
-            raise ValueError(f"ratio={self.ratio} hides {num_hidden} of the {num_patches} patches of an image")
+            raise ValueError(
+                f"ratio={self.ratio} hides {num_hidden} of the {num_patches} patches of an image"
+            )
         order = torch.rand(batch, num_patches, generator=generator, device=images.device).argsort(1)
-        return {"hidden": order < num_hidden}  # a random permutation has num_hidden places with a value below it
+        return {
+            "hidden": order < num_hidden
+        }  # a random permutation has num_hidden places with a value below it
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
@@ -132,9 +138,11 @@ class RandomPatches(BatchTransform):
 
 
 class MAEViews(Views):
-    """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view and its mask.
+    """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view
+    and its mask.
 
-    Crop (.2, 1) bicubic and flip, nothing else; the same for small images. The mask is that of ``RandomPatches``.
+    Crop (.2, 1) bicubic and flip, nothing else; the same for small images. The mask is that of
+    ``RandomPatches``.
 
     Args:
         size: side of the view, pixels.
@@ -158,11 +166,15 @@ class MAEViews(Views):
         super().__init__(View(size, crop_scale=crop_scale, interpolation="bicubic", flip_p=flip_p))
         self.patches = RandomPatches(patch_size, ratio)
         self.size = size
-        self.patches.draw(torch.empty(0, 1, size, size), None)  # refuses what does not fit, before there is any data
+        self.patches.draw(
+            torch.empty(0, 1, size, size), None
+        )  # refuses what does not fit, before there is any data
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Those of the view, and {"hidden": (B, N) bool}."""
-        like = images[:, :1, :1, :1].expand(-1, -1, self.size, self.size)  # the mask lies over the view, not over the image
+        like = images[:, :1, :1, :1].expand(
+            -1, -1, self.size, self.size
+        )  # the mask lies over the view, not over the image
         return {**super().draw(images, generator), **self.patches.draw(like, generator)}
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:

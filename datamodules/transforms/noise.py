@@ -1,7 +1,9 @@
-"""Damage for a whole batch of images at once on its device: key ``corrupted`` (B, C, H, W), the image with noise.
+"""Damage for a whole batch of images at once on its device: key ``corrupted`` (B, C, H, W), the image with
+noise.
 
-The noise is made in pixels of [0, 1], where black and white are 0 and 1 and a standard deviation has a meaning, and the
-result stays in [0, 1] as a file would store it; ``SSLDataModule`` standardises it like ``input``.
+The noise is made in pixels of [0, 1], where black and white are 0 and 1 and a standard deviation has a
+meaning, and the result stays in [0, 1] as a file would store it; ``SSLDataModule`` standardizes it like
+``input``.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class GaussianNoise(BatchTransform):
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """{"noise": (B, C, H, W) standard normal}."""
-        return {"noise": torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)}
+        return {
+            "noise": torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        }
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Images (B, C, H, W) -> {"corrupted": (B, C, H, W)}."""
@@ -55,7 +59,9 @@ class _Replaced(BatchTransform):
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """{"uniform": (B, C, H, W) in [0, 1)}: a value is replaced where it is below ``ratio``."""
-        return {"uniform": torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)}
+        return {
+            "uniform": torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        }
 
 
 class SaltAndPepper(_Replaced):

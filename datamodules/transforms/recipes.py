@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datamodules.transforms.views import MultiCrop, TwoViews, View
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Recipes of the papers. "small" is the variant for images of 64 pixels or less, chosen by the size unless it is given.
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# Recipes of the papers. "small" is the variant for images of 64 pixels or less, chosen by the size unless it
+# is given.
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _is_small(size: int, small: bool | None) -> bool:
@@ -21,9 +22,9 @@ def _tenth(size: int) -> int:
 class SimCLRViews(TwoViews):
     """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709; google-research/simclr data_util.py).
 
-    Crop (.08, 1), flip, colour jitter (.8, .8, .8, .2) with p .8, grayscale .2, blur p .5 with sigma (.1, 2) and a
-    kernel of a tenth of the side. Small: colour strength halved to (.4, .4, .4, .1) and no blur, as the official README
-    has it for CIFAR-10.
+    Crop (.08, 1), flip, color jitter (.8, .8, .8, .2) with p .8, grayscale .2, blur p .5 with sigma (.1, 2)
+    and a kernel of a tenth of the side. Small: color strength halved to (.4, .4, .4, .1) and no blur, as the
+    official README has it for CIFAR-10.
 
     Args:
         size: side of the views, pixels.
@@ -47,10 +48,11 @@ class SimCLRViews(TwoViews):
 
 
 class MoCoViews(TwoViews):
-    """MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; facebookresearch/moco main_moco.py); also SimSiam's.
+    """MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; facebookresearch/moco main_moco.py); also
+    SimSiam's.
 
-    Crop (.2, 1), colour jitter (.4, .4, .4, .1) with p .8, grayscale .2, blur p .5 with sigma (.1, 2), flip. Small: no
-    blur, as in SimSiam's CIFAR-10 experiments (Chen & He 2021, https://arxiv.org/abs/2011.10566).
+    Crop (.2, 1), color jitter (.4, .4, .4, .1) with p .8, grayscale .2, blur p .5 with sigma (.1, 2), flip.
+    Small: no blur, as in SimSiam's CIFAR-10 experiments (Chen & He 2021, https://arxiv.org/abs/2011.10566).
 
     Args:
         size: side of the views, pixels.
@@ -74,7 +76,7 @@ class MoCoViews(TwoViews):
 class BYOLViews(TwoViews):
     """BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733); also Barlow Twins' and VICReg's.
 
-    Crop (.08, 1) bicubic, flip, colour jitter (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1 and .1,
+    Crop (.08, 1) bicubic, flip, color jitter (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1 and .1,
     solarization with p 0 and .2 in the first and second view. Small: no blur, as solo-learn's CIFAR recipe.
 
     Args:
@@ -103,9 +105,10 @@ class BYOLViews(TwoViews):
 
 
 class SwAVViews(MultiCrop):
-    """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882; facebookresearch/swav src/multicropdataset.py).
+    """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882; facebookresearch/swav
+    src/multicropdataset.py).
 
-    Two crops (.14, 1) and six of 3/7 of the side (96 at 224 pixels) with (.05, .14); flip, colour jitter
+    Two crops (.14, 1) and six of 3/7 of the side (96 at 224 pixels) with (.05, .14); flip, color jitter
     (.8, .8, .8, .2) with p .8, grayscale .2, blur p .5. Small: no local crops and no blur.
 
     Args:
@@ -135,10 +138,10 @@ class SwAVViews(MultiCrop):
 class DINOViews(MultiCrop):
     """DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294; facebookresearch/dino main_dino.py).
 
-    Two crops (.4, 1) and eight of 3/7 of the side (96 at 224 pixels) with (.05, .4), bicubic; flip, colour jitter
-    (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1, .1 and .5 in the first, second and local views,
-    solarization with p .2 in the second. Small: no local crops, global crops (.14, 1) as main_dino.py advises
-    then, no blur.
+    Two crops (.4, 1) and eight of 3/7 of the side (96 at 224 pixels) with (.05, .4), bicubic; flip, color
+    jitter (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1, .1 and .5 in the first, second and local
+    views, solarization with p .2 in the second. Small: no local crops, global crops (.14, 1) as main_dino.py
+    advises then, no blur.
 
     Args:
         size: side of the global views, pixels.

@@ -18,8 +18,12 @@ class TokenTransform(BatchTransform):
     def set_tokenizer(self, tokenizer: Tokenizer) -> None:
         raise NotImplementedError
 
-    def draw(self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None) -> dict[str, Tensor]:
-        """As ``BatchTransform.draw``; ``document`` (B,) tells which samples were cut from the same text, None = all differ."""
+    def draw(
+        self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As ``BatchTransform.draw``; ``document`` (B,) tells which samples were cut from the same text, None
+        = all differ.
+        """
         raise NotImplementedError
 
     def chunk_size(self, images: Tensor) -> int:
@@ -28,7 +32,9 @@ class TokenTransform(BatchTransform):
 
 
 def segments_of(tokens: Tensor) -> Tensor:
-    """(B, T) tokens [CLS] A [SEP] B [SEP] to 0 for the first segment and padding, and 1 for the second: (B, T) int64."""
+    """(B, T) tokens [CLS] A [SEP] B [SEP] to 0 for the first segment and padding, and 1 for the second: (B,
+    T) int64.
+    """
     ends = (tokens == SEP).long()
     return ((ends.cumsum(1) - ends > 0) & (tokens != PAD)).long()
 
@@ -47,7 +53,9 @@ def swap_second_segments(tokens: Tensor, partner: Tensor, swap: Tensor) -> Tenso
     length = tokens.shape[1]
     first = ((tokens == SEP).cumsum(1) == 0).sum(1) + 1  # (B,) tokens up to and with the first [SEP]
     place = torch.arange(length, device=tokens.device)  # (T,)
-    source = place - first[:, None] + first[partner][:, None]  # (B, T) where B's tokens lie in the partner's row
+    source = (
+        place - first[:, None] + first[partner][:, None]
+    )  # (B, T) where B's tokens lie in the partner's row
     second = tokens[partner].gather(1, source.clamp(0, length - 1)).masked_fill(source >= length, PAD)
     swapped = torch.where(place < first[:, None], tokens, second)
     swapped[:, -1].masked_fill_(swapped[:, -1] != PAD, SEP)
@@ -57,18 +65,19 @@ def swap_second_segments(tokens: Tensor, partner: Tensor, swap: Tensor) -> Tenso
 class MaskedTokens(TokenTransform):
     """BERT's two tasks (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), drawn anew at every step.
 
-    Masked words: each token that is not special is selected with probability ``ratio``; of the selected, 80 % become [MASK],
-    10 % a random token that is not special, and 10 % stay. Next sentence: half of the samples keep their second segment, the
-    others get one from another document of the batch, of the nearest length, so that the length does not tell. A sample
-    without any other document in its batch keeps its own and is labelled so.
+    Masked words: each token that is not special is selected with probability ``ratio``; of the selected, 80 %
+    become [MASK], 10 % a random token that is not special, and 10 % stay. Next sentence: half of the samples
+    keep their second segment, the others get one from another document of the batch, of the nearest length,
+    so that the length does not tell. A sample without any other document in its batch keeps its own and is
+    labeled so.
 
     Args:
         ratio: share of the tokens to be predicted, in (0, 1).
         whole_words: select all pieces of a word or none; needs the wordpiece tokenizer.
         next_sentence: also draw the second task; needs samples of two segments (layout ``pairs``).
 
-    Raises:
-        ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens or no words.
+    Raises: ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens
+        or no words.
     """
 
     def __init__(self, ratio: float = 0.15, whole_words: bool = False, next_sentence: bool = True) -> None:
@@ -86,9 +95,12 @@ class MaskedTokens(TokenTransform):
         if self.whole_words:
             self.continues = torch.from_numpy(tokenizer.continuations())
 
-    def draw(self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None) -> dict[str, Tensor]:
-        """{"select", "action": (B, T) in [0, 1), "random": (B, T) token ids} and for the second task {"partner": (B,) int64,
-        "is_next": (B,) bool}."""
+    def draw(
+        self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """{"select", "action": (B, T) in [0, 1), "random": (B, T) token ids} and for the second task
+        {"partner": (B,) int64, "is_next": (B,) bool}.
+        """
         tokens = images
         like: dict[str, Any] = {"generator": generator, "device": tokens.device}
         params = {
@@ -108,14 +120,17 @@ class MaskedTokens(TokenTransform):
         return params
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Tokens (B, T) -> {"corrupted", "target", "segment": (B, T)}, target -100 where there is nothing to predict, and
-        {"is_next": (B,)} int64, 1 = true pair."""
+        """Tokens (B, T) -> {"corrupted", "target", "segment": (B, T)}, target -100 where there is nothing to
+        predict, and {"is_next": (B,)} int64, 1 = true pair.
+        """
         tokens, added = images, {}
         if self.next_sentence:
             tokens = swap_second_segments(tokens, params["partner"], ~params["is_next"])
             added["is_next"] = params["is_next"].long()
         select = params["select"]
-        if self.continues is not None:  # every piece of a word gets the number that was drawn for its first one
+        if (
+            self.continues is not None
+        ):  # every piece of a word gets the number that was drawn for its first one
             self.continues = self.continues.to(tokens.device)
             place = torch.arange(tokens.shape[1], device=tokens.device)
             start = (
@@ -133,7 +148,7 @@ class MaskedTokens(TokenTransform):
         }
 
 
-# ---- cheap features --------------------------------------------------------------------------------------------------
+# ---- cheap features ----------------------------------------------------------------------------------------
 
 
 def bag_of_words(tokens: Tensor, vocab_size: int, pad_id: int | None) -> Tensor:

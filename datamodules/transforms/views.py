@@ -1,14 +1,15 @@
-"""Augmented views, made for a whole batch at once on the device that holds it, with random parameters per sample.
+"""Augmented views, made for a whole batch at once on the device that holds it, with random parameters per
+sample.
 
-A transform works in two steps. ``draw`` draws every random number for the whole batch from one generator; ``forward``
-is a deterministic function of images and drawn parameters. So the views are the same whether a batch is worked through
-in one piece (GPU) or in cache-sized chunks (CPU, where it is up to three times faster), and a test can hand the same
-parameters to torchvision.
+A transform works in two steps. ``draw`` draws every random number for the whole batch from one generator;
+``forward`` is a deterministic function of images and drawn parameters. So the views are the same whether a
+batch is worked through in one piece (GPU) or in cache-sized chunks (CPU, where it is up to three times
+faster), and a test can hand the same parameters to torchvision.
 
-Each operation is a pure function of images (B, C, H, W) in [0, 1] and per-sample parameters, equal to torchvision's
-operation of that name. One thing differs on purpose: torchvision's ``ColorJitter`` shuffles its four operations and
-clamps after each one; here the order is hue, brightness, contrast, saturation, with one clamp at the end. The
-difference is smaller than the one between two of torchvision's own orders.
+Each operation is a pure function of images (B, C, H, W) in [0, 1] and per-sample parameters, equal to
+torchvision's operation of that name. One thing differs on purpose: torchvision's ``ColorJitter`` shuffles its
+four operations and clamps after each one; here the order is hue, brightness, contrast, saturation, with one
+clamp at the end. The difference is smaller than the one between two of torchvision's own orders.
 
 On CUDA nothing here waits for the device: no ``.item()``, no boolean indexing, no copy from the host.
 """
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 from datamodules.transforms.base import BatchTransform, _between, _require
 from datamodules.transforms.functional import (
     _on_subset,
-    adjust_colour,
+    adjust_color,
     adjust_hue,
     crop_resize,
     gaussian_blur,
     horizontal_flip,
-    normalise,
+    normalize,
     rotate,
     solarize,
 )
@@ -55,9 +56,10 @@ NEUTRAL = {
 class View(BatchTransform):
     """One augmented view of each image.
 
-    In this order: crop, flip, rotation, hue, brightness, contrast, saturation, grayscale, blur, solarization, noise. A
-    knob at 0 leaves its operation out. With one channel, hue, saturation and grayscale do nothing. The random
-    parameters follow torchvision's distributions (RandomResizedCrop, ColorJitter under RandomApply, GaussianBlur).
+    In this order: crop, flip, rotation, hue, brightness, contrast, saturation, grayscale, blur, solarization,
+    noise. A knob at 0 leaves its operation out. With one channel, hue, saturation and grayscale do nothing.
+    The random parameters follow torchvision's distributions (RandomResizedCrop, ColorJitter under
+    RandomApply, GaussianBlur).
 
     Args:
         size: side of the square view, pixels.
@@ -107,9 +109,13 @@ class View(BatchTransform):
         super().__init__()
         _require(size >= 1, "size", size, ">= 1")
         if crop_scale is not None:
-            _require(0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", crop_scale, "0 < low <= high <= 1")
+            _require(
+                0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", crop_scale, "0 < low <= high <= 1"
+            )
         _require(0 < crop_ratio[0] <= crop_ratio[1], "crop_ratio", crop_ratio, "0 < low <= high")
-        _require(interpolation in ("bilinear", "bicubic"), "interpolation", interpolation, "bilinear or bicubic")
+        _require(
+            interpolation in ("bilinear", "bicubic"), "interpolation", interpolation, "bilinear or bicubic"
+        )
         for name, probability in (
             ("flip_p", flip_p),
             ("jitter_p", jitter_p),
@@ -158,12 +164,16 @@ class View(BatchTransform):
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Draw the parameters of the whole batch: only those of the operations that this view has."""
         batch, channels, height, width = images.shape
-        if channels not in (1, 3) and (self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p):
-            raise ValueError(f"colour operations need images of 1 or 3 channels, got {channels}")
+        if channels not in (1, 3) and (
+            self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p
+        ):
+            raise ValueError(f"color operations need images of 1 or 3 channels, got {channels}")
         # One call and a fixed layout: a change of one knob leaves the numbers of all the others as they are.
         uniform = torch.rand(batch, 2 * CROP_TRIES + 13, generator=generator, device=images.device)
         area, aspect, rest = uniform.split((CROP_TRIES, CROP_TRIES, 13), 1)
-        (y, x, flip, angle, jitter, bright, contrast, saturate, hue, gray, blur, sigma, solar) = rest.unbind(1)
+        (y, x, flip, angle, jitter, bright, contrast, saturate, hue, gray, blur, sigma, solar) = rest.unbind(
+            1
+        )
 
         params: dict[str, Tensor] = {}
         if self.crop_scale is not None:
@@ -179,7 +189,9 @@ class View(BatchTransform):
             ("saturation", saturate, self.saturation),
         ):
             if strength:
-                params[name] = torch.where(jittered, _between(number, max(0.0, 1 - strength), 1 + strength), 1.0)
+                params[name] = torch.where(
+                    jittered, _between(number, max(0.0, 1 - strength), 1 + strength), 1.0
+                )
         if self.hue:
             params["hue"] = torch.where(jittered, _between(hue, -self.hue, self.hue), 0.0)
         if self.grayscale_p:
@@ -194,9 +206,17 @@ class View(BatchTransform):
         return params
 
     def _draw_box(
-        self, scale: tuple[float, float], area: Tensor, aspect: Tensor, y: Tensor, x: Tensor, height: int, width: int
+        self,
+        scale: tuple[float, float],
+        area: Tensor,
+        aspect: Tensor,
+        y: Tensor,
+        x: Tensor,
+        height: int,
+        width: int,
     ) -> Tensor:
-        """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the largest central crop.
+        """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the largest
+        central crop.
 
         Args:
             scale: range of the crop's share of the image area.
@@ -221,7 +241,9 @@ class View(BatchTransform):
             central_rows = round(width / low)
         elif width / height > high:
             central_columns = round(height * high)
-        top = (y * (height - rows + 1)).long().minimum(height - rows)  # the minimum guards against rounding up
+        top = (
+            (y * (height - rows + 1)).long().minimum(height - rows)
+        )  # the minimum guards against rounding up
         left = (x * (width - columns + 1)).long().minimum(width - columns)
         return torch.stack(
             (
@@ -238,7 +260,9 @@ class View(BatchTransform):
         return {"views": [self.render(images, params)]}
 
     def render(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size) in [0, 1]."""
+        """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size) in [0,
+        1].
+        """
         view = images
         flip = params.get("flip")
         if "box" in params:
@@ -254,9 +278,11 @@ class View(BatchTransform):
             view = rotate(view, params["angle"])
         if "hue" in params and view.shape[1] == 3:
             view = adjust_hue(view, params["hue"])
-        linear = {name: params[name] for name in ("brightness", "contrast", "saturation", "gray") if name in params}
+        linear = {
+            name: params[name] for name in ("brightness", "contrast", "saturation", "gray") if name in params
+        }
         if linear:
-            view = adjust_colour(view, **linear)
+            view = adjust_color(view, **linear)
         if "sigma" in params:
             sigma = params["sigma"]
             view = _on_subset(view, sigma > 0, gaussian_blur, sigma, self.blur_kernel)
@@ -300,7 +326,9 @@ class Views(BatchTransform):
         return {"views": self._render_together(images, split)}
 
     def _render_together(self, images: Tensor, params: list[dict[str, Tensor]]) -> list[Tensor]:
-        """One call for all views of the same size: a GPU is bound by the number of its calls, not by their width."""
+        """One call for all views of the same size: a GPU is bound by the number of its calls, not by their
+        width.
+        """
         groups: dict[tuple, list[int]] = {}
         for index, view in enumerate(self.views):
             key = (view.size, view.interpolation, view.blur_kernel, view.crop_scale is None)
@@ -336,7 +364,8 @@ class TwoViews(Views):
 
 
 class MultiCrop(Views):
-    """Two global views and a number of smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
+    """Two global views and a number of smaller local ones (Caron et al. 2020,
+    https://arxiv.org/abs/2006.09882).
 
     Args:
         global_view1, global_view2: the large crops; first in the list.
@@ -349,8 +378,8 @@ class MultiCrop(Views):
         super().__init__(global_view1, global_view2, *[local_view] * num_local)
 
 
-class Normalise(nn.Module):
-    """Standardise images (B, C, H, W) by mean and standard deviation of each channel.
+class Normalize(nn.Module):
+    """Standardize images (B, C, H, W) by mean and standard deviation of each channel.
 
     Args:
         mean: C values, in the units of the images.
@@ -371,5 +400,5 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> standardised (B, C, H, W)."""
-        return normalise(images, self.mean, self.std)
+        """(B, C, H, W) -> standardized (B, C, H, W)."""
+        return normalize(images, self.mean, self.std)

@@ -1,4 +1,6 @@
-"""A trained text network as a folder that the ``transformers`` library loads: ``python eval.py RUN --export DIR``."""
+"""A trained text network as a folder that the ``transformers`` library loads: ``python eval.py RUN --export
+DIR``.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,8 @@ from sslmodules import SSLModule
 def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str]:
     """Write network and tokenizer, whole or not at all.
 
-    Args:
-        module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's.
-        data: the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one as
+    Args: module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's. data:
+        the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one as
             ``vocabulary.json`` in this project's form.
         folder: new, or empty.
 
@@ -31,7 +32,8 @@ def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str
     build = getattr(module, "to_transformers", getattr(module.encoder, "to_transformers", None))
     if build is None:
         raise ValueError(
-            f"--export writes text networks (BertEncoder, GPTEncoder), and this run's is {type(module.encoder).__name__}"
+            "--export writes text networks (BertEncoder, GPTEncoder), and this run's is "
+            f"{type(module.encoder).__name__}"
         )
     if not folder.absolute().parent.is_dir():
         raise ValueError(f"--export {folder}: the folder {folder.parent} does not exist")

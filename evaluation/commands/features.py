@@ -19,24 +19,22 @@ from sslmodules import SSLModule
 SPLITS: tuple[tuple[Split, str], ...] = (("bank", "train"), ("val", "val"), ("test", "test"))
 
 
-# ---- features ----------------------------------------------------------------------------------------------------------
+# ---- features ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def export_features(
     module: SSLModule, data: SSLDataModule, output: Path, checkpoint: str, device: torch.device
 ) -> Iterator[str]:
-    """Write the frozen features of all labelled training, validation and test samples of a data set.
+    """Write the frozen features of all labeled training, validation and test samples of a data set.
 
-    Arrays, a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown), ``split`` (N,) "train", "val"
-    or "test", ``index`` (N,) int64 within the split and, for ``ImageFolder``, ``files`` (N,) the paths. Also ``class_names``.
+    Arrays, a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown), ``split``
+    (N,) "train", "val" or "test", ``index`` (N,) int64 within the split and, for ``ImageFolder``, ``files``
+    (N,) the paths. Also ``class_names``.
 
-    Args:
-        module: in eval mode.
-        data: any data set that fits the encoder; "train" is its bank, the labelled training data as probes see it.
-        output: an npz file.
-        checkpoint: where the weights come from, noted in the file.
-        device: where to compute.
+    Args: module: in eval mode. data: any data set that fits the encoder; "train" is its bank, the labeled
+        training data as probes see it. output: an npz file. checkpoint: where the weights come from, noted in
+        the file. device: where to compute.
 
     Yields:
         Lines for the terminal.

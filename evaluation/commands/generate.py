@@ -1,4 +1,5 @@
-"""New data points from a trained method, one function for each kind of data. ``eval.py --generate`` calls ``generate``.
+"""New data points from a trained method, one function for each kind of data. ``eval.py --generate`` calls
+``generate``.
 
 As for every output: all is checked before anything is computed, and files are written whole or not at all.
 """
@@ -97,13 +98,18 @@ def generate(
     yield from draw(module, data, Request(number, output, checkpoint, prompt, temperature, device))
 
 
-# ---- images ------------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------
 
 
 def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterator[str]:
-    """A picture of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H, W, C) uint8 and
-    ``labels`` (N,) of -1."""
-    check_able(module, "sample" if asked.prompt is None else "complete", "--generate" if asked.prompt is None else "--prompt")
+    """A picture of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H,
+    W, C) uint8 and ``labels`` (N,) of -1.
+    """
+    check_able(
+        module,
+        "sample" if asked.prompt is None else "complete",
+        "--generate" if asked.prompt is None else "--prompt",
+    )
     arrays = asked.output.with_suffix(".npz")
     check_target(asked.output, ".png")
     check_target(arrays, ".npz")
@@ -123,7 +129,9 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
         if start == 0:
             first = samples
         elif asked.temperature != 0 and torch.equal(samples, first[: len(samples)]):
-            raise ValueError(f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones")
+            raise ValueError(
+                f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones"
+            )
         parts.append(pixels_of(shown_images(data, samples, module)))
     pixels = np.concatenate(parts)  # (N, H, W, C)
     tiles = torch.from_numpy(pixels[:GRID_LIMIT]).permute(0, 3, 1, 2)  # (n, C, H, W)
@@ -132,27 +140,38 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
     part = "" if asked.number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
     yield write_picture(asked.output, grid.permute(1, 2, 0).numpy()) + part
-    told = write_arrays(arrays, asked.checkpoint, {"images": pixels, "labels": np.full(asked.number, -1, np.int64)})
+    told = write_arrays(
+        arrays, asked.checkpoint, {"images": pixels, "labels": np.full(asked.number, -1, np.int64)}
+    )
     yield f"{told}  images {pixels.shape} uint8"
 
 
 def _picture(prompt: str, data: ImageDataModule) -> Tensor:
-    """The largest centre square of a picture file at the size of the data's images, (1, C, H, W) standardised."""
+    """The largest center square of a picture file at the size of the data's images, (1, C, H, W)
+    standardized.
+    """
     channels, height, width = data.image_shape
     if not Path(prompt).is_file():
-        raise ValueError(f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept")
+        raise ValueError(
+            f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept"
+        )
     if height != width:
-        raise ValueError(f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}")
-    pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(0, 3, 1, 2)
-    return data.standardise(data.decode(pixels))
+        raise ValueError(
+            f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}"
+        )
+    pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(
+        0, 3, 1, 2
+    )
+    return data.standardize(data.decode(pixels))
 
 
-# ---- text --------------------------------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------------------
 
 
 def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> Iterator[str]:
-    """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new line, or with a
-    random token where the data has no line breaks."""
+    """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new
+    line, or with a random token where the data has no line breaks.
+    """
     check_able(module, "extend", "--generate")
     check_target(asked.output, ".txt")
     prompt = "\n" if asked.prompt is None else _words(asked.prompt)
@@ -160,13 +179,17 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
     if asked.prompt is not None:
         if not ids:
             raise ValueError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
-        if isinstance(data, TextDataModule) and (lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))):
-            yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the vocabulary of the run's data"
+        if isinstance(data, TextDataModule) and (
+            lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))
+        ):
+            yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the run's vocabulary"
     tokens = torch.tensor([ids], device=asked.device) if ids else module.sample(1, 1)  # type: ignore[operator]
     temperature = 1.0 if asked.temperature is None else asked.temperature
     text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())  # type: ignore[operator]
     yield text
-    yield write_text(asked.output, text, f"{asked.number} tokens, temperature {temperature:g}, {asked.checkpoint}")
+    yield write_text(
+        asked.output, text, f"{asked.number} tokens, temperature {temperature:g}, {asked.checkpoint}"
+    )
 
 
 def _words(prompt: str) -> str:
@@ -179,7 +202,9 @@ def _words(prompt: str) -> str:
         return prompt
     path = Path(prompt)
     if path.stat().st_size > PROMPT_LIMIT:
-        raise ValueError(f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway")
+        raise ValueError(
+            f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -190,13 +215,15 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
 
 
-# ---- sound -------------------------------------------------------------------------------------------------------------
+# ---- sound -------------------------------------------------------------------------------------------------
 
 
 def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator[str]:
-    """A clip and the frames that follow it, as a wav file: all of it from its log-mel spectrogram, by Griffin and Lim.
+    """A clip and the frames that follow it, as a wav file: all of it from its log-mel spectrogram, by Griffin
+    and Lim.
 
-    What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose files are read.
+    What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose
+    files are read.
     """
     check_able(module, "continue_clip", "--generate")
     if asked.temperature is not None:
@@ -209,19 +236,24 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
     elif Path(asked.prompt).is_file():
         samples = read_clip(asked.prompt, data.scale.sample_rate)
     else:
-        raise ValueError(f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file")
+        raise ValueError(
+            f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file"
+        )
     x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
     if x.shape[3] == 0:
         raise ValueError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
     whole = module.continue_clip(x, asked.number)  # type: ignore[operator]
     if not whole.isfinite().all():
-        raise ValueError(f"{type(module).__name__} gave values that are not finite: the checkpoint is no good")
+        raise ValueError(
+            f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
+        )
     sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
     seconds = [n * data.scale.hop / data.scale.sample_rate for n in (x.shape[3], asked.number)]
-    yield f"{write_sound(asked.output, sound, data.scale.sample_rate)}  {seconds[0]:g} s given, {seconds[1]:g} s predicted"
+    written = write_sound(asked.output, sound, data.scale.sample_rate)
+    yield f"{written}  {seconds[0]:g} s given, {seconds[1]:g} s predicted"
 
 
-# ---- kinds of data -----------------------------------------------------------------------------------------------------
+# ---- kinds of data -----------------------------------------------------------------------------------------
 
 KINDS: dict[type[SSLDataModule], tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
     ImageDataModule: (".png", _images),

@@ -1,8 +1,8 @@
-"""Files made with a trained method: restored pictures and features, and what every such file needs. ``eval.py`` calls these;
-generated samples are in sampling.py.
+"""Files made with a trained method: restored pictures and features, and what every such file needs.
+``eval.py`` calls these; generated samples are in sampling.py.
 
-Every function checks what it was given before it computes, writes each file whole or not at all, and replaces a file only if
-it is an earlier result. What cannot work is a ``ValueError`` or an ``OSError`` of one line.
+Every function checks what it was given before it computes, writes each file whole or not at all, and replaces
+a file only if it is an earlier result. What cannot work is a ``ValueError`` or an ``OSError`` of one line.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ from datamodules.images.module import ImageDataModule
 from sslmodules import SSLModule, methods
 
 MADE_BY = "lightning-ssl eval.py"
-"""Stands in every picture, array and text file, so that a later call knows it as a result that it may replace."""
+"""Stands in every picture, array and text file, so that a later call knows it as a result that it may
+replace.
+"""
 
 BATCH = 64
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 _SOFTWARE = MADE_BY.encode() + b"\0" * (2 - len(MADE_BY) % 2)
-_WAV_NOTE = struct.pack("<4sI4s4sI", b"LIST", 12 + len(_SOFTWARE), b"INFO", b"ISFT", len(_SOFTWARE)) + _SOFTWARE
+_WAV_NOTE = (
+    struct.pack("<4sI4s4sI", b"LIST", 12 + len(_SOFTWARE), b"INFO", b"ISFT", len(_SOFTWARE)) + _SOFTWARE
+)
 
 
 def is_result(path: Path) -> bool:
@@ -59,7 +63,9 @@ def is_result(path: Path) -> bool:
 
 
 def check_target(path: Path, suffix: str | None = None, option: str = "--output") -> None:
-    """ValueError unless a result may be written to ``path``: right ending, a folder that exists, nothing there but a result."""
+    """ValueError unless a result may be written to ``path``: right ending, a folder that exists, nothing
+    there but a result.
+    """
     if suffix is not None and path.suffix != suffix:
         raise ValueError(f"{option} {path}: expected a name that ends in {suffix}")
     if not path.parent.is_dir():
@@ -67,7 +73,10 @@ def check_target(path: Path, suffix: str | None = None, option: str = "--output"
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: expected a file")
     if path.exists() and not is_result(path):
-        raise ValueError(f"{option} {path} exists and is no result of eval.py, so it is not overwritten: choose another name")
+        raise ValueError(
+            f"{option} {path} exists and is no result of eval.py, so it is not overwritten: choose another "
+            "name"
+        )
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:
@@ -116,7 +125,7 @@ def write_arrays(path: Path, checkpoint: str, arrays: dict[str, Any]) -> str:
     return _write(path, lambda file: np.savez(file, **arrays, checkpoint=checkpoint, made_by=MADE_BY))
 
 
-# ---- what a method and its data must be able to do -----------------------------------------------------------------
+# ---- what a method and its data must be able to do ---------------------------------------------------------
 
 
 def check_able(module: SSLModule, function: str, option: str) -> None:
@@ -124,7 +133,8 @@ def check_able(module: SSLModule, function: str, option: str) -> None:
     if not hasattr(module, function):
         able = [name for name, cls in methods().items() if hasattr(cls, function)]
         raise ValueError(
-            f"{option}: {type(module).__name__} has no {function}(); methods that have it: {', '.join(able) or 'none'}"
+            f"{option}: {type(module).__name__} has no {function}(); methods that have it: "
+            f"{', '.join(able) or 'none'}"
         )
 
 
@@ -140,11 +150,14 @@ def pixels_of(images: Tensor) -> np.ndarray:
 
 
 def shown_images(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
-    """A network's output in standardised units as images in [0, 1]; never a picture of NaN."""
+    """A network's output in standardized units as images in [0, 1]; never a picture of NaN."""
     if not x.isfinite().all():
-        raise ValueError(f"{type(module).__name__} gave values that are not finite: the checkpoint is no good")
+        raise ValueError(
+            f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
+        )
     if x.ndim != 4 or x.shape[1] != data.image_shape[0]:
         raise ValueError(
-            f"{type(module).__name__} gave {tuple(x.shape)}, and images of {type(data).__name__} have shape {data.image_shape}"
+            f"{type(module).__name__} gave {tuple(x.shape)}, and images of {type(data).__name__} have "
+            f"shape {data.image_shape}"
         )
-    return data.unstandardise(x.float())
+    return data.unstandardize(x.float())

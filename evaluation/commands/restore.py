@@ -15,15 +15,25 @@ from datamodules.base import Batch, SSLDataModule
 from datamodules.images.decode import image_files, read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
-from evaluation.commands.outputs import BATCH, _images_of, check_able, check_target, pixels_of, shown_images, write_picture
+from evaluation.commands.outputs import (
+    BATCH,
+    _images_of,
+    check_able,
+    check_target,
+    pixels_of,
+    shown_images,
+    write_picture,
+)
 from evaluation.measures.reconstruction import psnr
 from sslmodules import SSLModule
 
 HIDDEN_FROM = 26
-"""A pixel of a mask picture hides from this value on (of 255), a tenth: where it is made smaller, no damage is left in."""
+"""A pixel of a mask picture hides from this value on (of 255), a tenth: where it is made smaller, no damage
+is left in.
+"""
 
 
-# ---- restore -----------------------------------------------------------------------------------------------------------
+# ---- restore -----------------------------------------------------------------------------------------------
 
 
 def _by_stem(source: Path, option: str) -> dict[str, bytes]:
@@ -33,27 +43,32 @@ def _by_stem(source: Path, option: str) -> dict[str, bytes]:
         stem = Path(os.fsdecode(file)).stem
         if stem in found:
             one, two = (os.path.basename(os.fsdecode(f)) for f in (found[stem], file))
-            raise ValueError(f"{option} {source}: {one} and {two} have the same name but for the ending: rename one")
+            raise ValueError(
+                f"{option} {source}: {one} and {two} have the same name but for the ending: rename one"
+            )
         found[stem] = file
     return found
 
 
 def _read(files: list[bytes], data: ImageDataModule, channels: int | None = None) -> Tensor:
-    """(B, C, H, W) uint8: the largest centre square of each file at the run's size."""
+    """(B, C, H, W) uint8: the largest center square of each file at the run's size."""
     depth, height, width = data.image_shape
     if height != width:
-        raise ValueError(f"--restore reads square pictures, and images of {type(data).__name__} are {height}x{width}")
+        raise ValueError(
+            f"--restore reads square pictures, and images of {type(data).__name__} are {height}x{width}"
+        )
     pixels = np.stack([read_image(file, height, channels or depth, height) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _check_same_frame(option: str, other: bytes, file: bytes) -> None:
-    """ValueError unless both pictures have the same shape: the centre squares would show different places."""
+    """ValueError unless both pictures have the same shape: the center squares would show different places."""
     with Image.open(os.fsdecode(other)) as one, Image.open(os.fsdecode(file)) as two:
         (width, height), (w, h) = one.size, two.size
     if width * h != w * height:
         raise ValueError(
-            f"{option} {os.fsdecode(other)} is {width}x{height} and {os.fsdecode(file)} is {w}x{h}: expected the same shape"
+            f"{option} {os.fsdecode(other)} is {width}x{height} and {os.fsdecode(file)} is {w}x{h}: "
+            "expected the same shape"
         )
 
 
@@ -68,15 +83,16 @@ def restore(
     truth: Path | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Fill in what is hidden of pictures and save them as ``<name>-restored.png``, at the size of the run's images.
+    """Fill in what is hidden of pictures and save them as ``<name>-restored.png``, at the size of the run's
+    images.
 
-    What is hidden: the white part of ``mask``; else, for a method that learnt from masks, what the run's own mask hides (the
-    truth is then the picture itself); else the whole picture counts as damaged. The method sees hidden pixels as the data's
-    mean colour, and visible ones are kept as they are.
+    What is hidden: the white part of ``mask``; else, for a method that learnt from masks, what the run's own
+    mask hides (the truth is then the picture itself); else the whole picture counts as damaged. The method
+    sees hidden pixels as the data's mean color, and visible ones are kept as they are.
 
     Args:
-        module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)`` in standardised units.
-        data: the run's image data set, for size, standardisation and masks; its files are not read.
+        module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)`` in standardized units.
+        data: the run's image data set, for size, standardization and masks; its files are not read.
         source: a picture, or a folder of which the pictures directly in it are taken.
         output: the folder of the results; made if its parent exists.
         device: where to compute.
@@ -96,23 +112,34 @@ def restore(
         if len(files) == len(truths) == 1:  # two files given by name belong together
             truths = dict(zip(files, truths.values(), strict=True))
         if absent := [stem for stem in files if stem not in truths]:
-            raise ValueError(f"--truth {truth} has no picture named {absent[0]} for {os.fsdecode(files[absent[0]])}")
+            raise ValueError(
+                f"--truth {truth} has no picture named {absent[0]} for {os.fsdecode(files[absent[0]])}"
+            )
     own_mask = mask is None and "mask" in module.batch_keys
     if own_mask and data.views is None:
-        raise ValueError(f"--restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = hidden)")
+        raise ValueError(
+            f"--restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = "
+            "hidden)"
+        )
     if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
         raise ValueError(f"--output {output}: expected a folder, new or not, in a folder that exists")
     folder_of_source = source if source.is_dir() else source.parent
     if output.resolve() == folder_of_source.resolve():
-        raise ValueError(f"--output {output} is the folder of the pictures: choose another, so that they stay apart")
+        raise ValueError(
+            f"--output {output} is the folder of the pictures: choose another, so that they stay apart"
+        )
     for stem in files:
         if output.is_dir():
             check_target(output / f"{stem}-restored.png")
     given_mask = None
     if mask is not None:
-        given_mask = (_read([os.fsencode(mask)], images, channels=1) >= HIDDEN_FROM).to(device)  # (1, 1, H, W)
+        given_mask = (_read([os.fsencode(mask)], images, channels=1) >= HIDDEN_FROM).to(
+            device
+        )  # (1, 1, H, W)
         if not given_mask.any():
-            raise ValueError(f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size")
+            raise ValueError(
+                f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size"
+            )
         for file in files.values():
             _check_same_frame("--mask", os.fsencode(mask), file)
     for stem, file in truths.items():
@@ -136,7 +163,9 @@ def restore(
             hidden = given_mask.expand(len(raw), -1, -1, -1)
         if own_mask or given_mask is not None:
             batch["mask"] = hidden
-            batch["input"] = batch["input"].masked_fill(hidden, 0.0)  # whatever is there, the method must not see it
+            batch["input"] = batch["input"].masked_fill(
+                hidden, 0.0
+            )  # whatever is there, the method must not see it
         batch["corrupted"] = batch["input"]  # what a denoising method starts from
         prediction = shown_images(images, module.reconstruct(batch), module)  # type: ignore[operator]
         restored = torch.where(hidden, prediction, picture)  # (B, C, H, W)
@@ -147,7 +176,11 @@ def restore(
         output.mkdir(exist_ok=True)
         region = hidden.expand_as(picture)
         counts = region.flatten(1).sum(1).tolist()
-        errors = [] if known is None else ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
+        errors = (
+            []
+            if known is None
+            else ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
+        )
         for row, (stem, pixels) in enumerate(zip(chosen, pixels_of(restored), strict=True)):
             told = write_picture(output / f"{stem}-restored.png", pixels)
             if known is not None:

@@ -1,7 +1,7 @@
 """How near generated samples are to real ones: pure functions of features, whoever's network they come from.
 
-A Fréchet distance means nothing without the network that made the features: name it beside the number, and give the
-distance between two sets of real samples (the floor) with it.
+A Fréchet distance means nothing without the network that made the features: name it beside the number, and
+give the distance between two sets of real samples (the floor) with it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    With features of an Inception network it is called FID (Heusel et al. 2017, https://arxiv.org/abs/1706.08500). In float64,
-    by eigenvalues of symmetric matrices: no square root of a matrix that rounding has made complex. Covariances are
-    unbiased, as in the official code; with few samples the distance itself is still biased upwards, so that only numbers of
-    equal sample sizes compare.
+    With features of an Inception network it is called FID (Heusel et al. 2017,
+    https://arxiv.org/abs/1706.08500). In float64, by eigenvalues of symmetric matrices: no square root of a
+    matrix that rounding has made complex. Covariances are unbiased, as in the official code; with few samples
+    the distance itself is still biased upwards, so that only numbers of equal sample sizes compare.
 
     Args:
         features_a: (N, D) with N >= 2; D should be well below N.
@@ -53,8 +53,8 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D)."""
     x = features.double()
     mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    centered = x - mean
+    return mean, centered.T @ centered / (len(x) - 1)
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -63,12 +63,13 @@ def _root(matrix: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def mode_counts(samples: Tensor, centres: Tensor, radius: float) -> Tensor:
-    """How many samples lie within ``radius`` of each centre, each counted at its nearest: modes that a generator covers.
+def mode_counts(samples: Tensor, centers: Tensor, radius: float) -> Tensor:
+    """How many samples lie within ``radius`` of each center, each counted at its nearest: modes that a
+    generator covers.
 
     Args:
         samples: (N, D).
-        centres: (K, D).
+        centers: (K, D).
         radius: positive; for Gaussians 3 or 4 standard deviations.
 
     Returns:
@@ -79,5 +80,5 @@ def mode_counts(samples: Tensor, centres: Tensor, radius: float) -> Tensor:
     """
     if radius <= 0:
         raise ValueError(f"radius must be positive, got {radius}")
-    distance, nearest = torch.cdist(samples, centres).min(1)  # (N,) each
-    return torch.bincount(nearest[distance <= radius], minlength=len(centres))
+    distance, nearest = torch.cdist(samples, centers).min(1)  # (N,) each
+    return torch.bincount(nearest[distance <= radius], minlength=len(centers))

@@ -1,8 +1,8 @@
 """Health of a representation without labels: is it finite, does it vary, how many directions does it use?
 
-All functions take features of a FIXED set of samples, embedded in evaluation mode; on augmented or changing samples
-they would follow the augmentation. They compute in float32 also inside autocast, and return plain floats. N samples,
-D features.
+All functions take features of a FIXED set of samples, embedded in evaluation mode; on augmented or changing
+samples they would follow the augmentation. They compute in float32 also inside autocast, and return plain
+floats. N samples, D features.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ MIN_RANKME = 1.5
 def rankme(features: Tensor) -> float:
     """RankMe, a smooth count of the directions that the features use (Garrido et al. 2023, Eq. 1).
 
-    exp(-sum_k p_k log p_k), p_k = sigma_k / ||sigma||_1 + 1e-7, with sigma the singular values of the features as they
-    are: neither centred nor normalised. It is at most min(N, D), so the values of two sets compare only for equal N
-    (the paper uses 25,600 samples), and one strong common offset lowers it. https://arxiv.org/abs/2210.02885
+    exp(-sum_k p_k log p_k), p_k = sigma_k / ||sigma||_1 + 1e-7, with sigma the singular values of the
+    features as they are: neither centered nor normalized. It is at most min(N, D), so the values of two sets
+    compare only for equal N (the paper uses 25,600 samples), and one strong common offset lowers it.
+    https://arxiv.org/abs/2210.02885
 
     Args:
         features: (N, D) floating point.
@@ -47,16 +48,16 @@ def rankme(features: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Spread of the unit-length features relative to a uniform spread over the sphere (SimSiam, Chen & He 2021, 4.1).
+    """Spread of the unit-length features relative to a uniform spread over the sphere (SimSiam, Chen & He
+    2021, 4.1).
 
     Mean over dimensions of the standard deviation over samples of h / ||h||, divided by 1 / sqrt(D).
 
     Args:
         features: (N, D) floating point.
 
-    Returns:
-        About 1 for directions spread evenly over the sphere, 0 when all samples have one direction; NaN where a
-        feature is not finite.
+    Returns: About 1 for directions spread evenly over the sphere, 0 when all samples have one direction; NaN
+        where a feature is not finite.
 
     Raises:
         ValueError: not a non-empty (N, D) tensor.
@@ -68,10 +69,11 @@ def feature_std(features: Tensor) -> float:
 
 
 def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
-    """Mean distance between the two views of a sample, E ||h1 - h2||^alpha, on the unit sphere; lower is closer.
+    """Mean distance between the two views of a sample, E ||h1 - h2||^alpha, on the unit sphere; lower is
+    closer.
 
-    Wang & Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", https://arxiv.org/abs/2005.10242
+    Wang & Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on
+    the Hypersphere", https://arxiv.org/abs/2005.10242
 
     Args:
         h1: (N, D) features of one view; brought to unit length here.
@@ -86,7 +88,9 @@ def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
     """
     _check_matrix(h1)
     if h1.shape != h2.shape:
-        raise ValueError(f"alignment needs two views of the same shape, got {tuple(h1.shape)} and {tuple(h2.shape)}")
+        raise ValueError(
+            f"alignment needs two views of the same shape, got {tuple(h1.shape)} and {tuple(h2.shape)}"
+        )
     if not alpha > 0:
         raise ValueError(f"alpha must be > 0, got {alpha}")
     with torch.no_grad(), torch.autocast(h1.device.type, enabled=False):
@@ -97,8 +101,8 @@ def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
 def uniformity(h: Tensor, t: float = 2.0) -> float:
     """Log of the mean Gaussian potential of all distinct pairs on the unit sphere; lower is more uniform.
 
-    log E exp(-t ||h_i - h_j||^2), i < j (Wang & Isola 2020, see `alignment`). Holds N (N - 1) / 2 distances: use a few
-    thousand samples.
+    log E exp(-t ||h_i - h_j||^2), i < j (Wang & Isola 2020, see `alignment`). Holds N (N - 1) / 2 distances:
+    use a few thousand samples.
 
     Args:
         h: (N, D) features, N >= 2; brought to unit length here.
@@ -121,20 +125,22 @@ def uniformity(h: Tensor, t: float = 2.0) -> float:
 
 
 def is_collapsed(features: Tensor) -> str | None:
-    """Why the features are useless whatever the task, or None when they are not. The first of these rules that holds:
+    """Why the features are useless whatever the task, or None when they are not. The first of these rules
+    that holds:
 
     1. a feature is NaN or infinite;
     2. all features are zero;
     3. `feature_std` < 0.01: all samples point in one direction (complete collapse);
-    4. `rankme` < 1.5: the samples differ, but along little more than one line (the last stage of dimensional collapse).
+    4. `rankme` < 1.5: the samples differ, but along little more than one line (the last stage of dimensional
+       collapse).
 
-    The thresholds lie well below randomly initialised networks (ResNet-18, ResNet-50 and ViT-Ti on digits: feature std
-    0.07 to 0.19, RankMe 4 to 48), so that a start from scratch is not called a collapse. They detect ruin, not
-    mediocrity: features of rank 5 pass. An encoder that ends in batch normalisation can keep spread features while
-    the loss sees only collapsed projections; check the projections as well.
+    The thresholds lie well below randomly initialized networks (ResNet-18, ResNet-50 and ViT-Ti on digits:
+    feature std 0.07 to 0.19, RankMe 4 to 48), so that a start from scratch is not called a collapse. They
+    detect ruin, not mediocrity: features of rank 5 pass. An encoder that ends in batch normalization can keep
+    spread features while the loss sees only collapsed projections; check the projections as well.
 
-    Args:
-        features: (N, D) features or projections, floating point, N >= 2 different samples. Costs one singular value
+    Args: features: (N, D) features or projections, floating point, N >= 2 different samples. Costs one
+        singular value
             decomposition.
 
     Returns:

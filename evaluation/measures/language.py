@@ -21,7 +21,8 @@ COUNTED = 5_000_000
 
 
 def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Cross entropy in nats of ``test`` under the frequencies of ``train``, each count one higher so that none is 0.
+    """Cross entropy in nats of ``test`` under the frequencies of ``train``, each count one higher so that
+    none is 0.
 
     Args:
         train: (n,) token ids.
@@ -33,13 +34,14 @@ def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> flo
 
 
 def bigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Cross entropy in nats of the second token of each pair of ``test``, given the first, under the pairs of ``train``.
+    """Cross entropy in nats of the second token of each pair of ``test``, given the first, under the pairs of
+    ``train``.
 
-    Smoothed with the unigram table after Witten and Bell: P(b | a) = (n(ab) + t(a) P(b)) / (n(a) + t(a)), t(a) = number of
-    different tokens seen after a; after a token that was never seen, P(b).
+    Smoothed with the unigram table after Witten and Bell: P(b | a) = (n(ab) + t(a) P(b)) / (n(a) + t(a)),
+    t(a) = number of different tokens seen after a; after a token that was never seen, P(b).
 
     Args:
-        train: (n, 2) pairs of neighbouring token ids.
+        train: (n, 2) pairs of neighboring token ids.
         test: (m, 2), m >= 1.
         vocab_size: V.
     """
@@ -57,7 +59,9 @@ def bigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> floa
     return float(-np.log(smoothed).mean())
 
 
-def _batches(data: SSLDataModule, split: Split, limit: int, pixels: PixelTokens | None) -> Iterator[np.ndarray]:
+def _batches(
+    data: SSLDataModule, split: Split, limit: int, pixels: PixelTokens | None
+) -> Iterator[np.ndarray]:
     """(B, T) tokens of a split, of images their values, until there are ``limit``."""
     for raw in data.eval_dataloader(data.dataset(split)):
         x = data.transform({"input": raw["input"]}, None)["input"]
@@ -68,10 +72,14 @@ def _batches(data: SSLDataModule, split: Split, limit: int, pixels: PixelTokens 
             return
 
 
-def frequency_entropies(data: SSLDataModule, split: Split = "test", pixels: PixelTokens | None = None) -> dict[str, float]:
-    """``unigram`` and ``bigram`` cross entropy of a split in nats per token, of tables counted on the training split.
+def frequency_entropies(
+    data: SSLDataModule, split: Split = "test", pixels: PixelTokens | None = None
+) -> dict[str, float]:
+    """``unigram`` and ``bigram`` cross entropy of a split in nats per token, of tables counted on the
+    training split.
 
-    Special tokens are not counted where the data has padding (``pad_id`` 0). ``pixels`` makes tokens of images.
+    Special tokens are not counted where the data has padding (``pad_id`` 0). ``pixels`` makes tokens of
+    images.
     """
     first = len(SPECIALS) if getattr(data, "pad_id", None) is not None else 0
     tokens, pairs = {}, {}
@@ -79,8 +87,8 @@ def frequency_entropies(data: SSLDataModule, split: Split = "test", pixels: Pixe
     for part in parts:
         rows = list(_batches(data, part, COUNTED, pixels))
         tokens[part] = np.concatenate([row[row >= first] for row in rows])
-        neighbours = np.concatenate([np.stack([row[:, :-1], row[:, 1:]], -1).reshape(-1, 2) for row in rows])
-        pairs[part] = neighbours[(neighbours >= first).all(1)]
+        neighbors = np.concatenate([np.stack([row[:, :-1], row[:, 1:]], -1).reshape(-1, 2) for row in rows])
+        pairs[part] = neighbors[(neighbors >= first).all(1)]
     vocab_size: int = data.vocab_size if pixels is None else pixels.levels  # type: ignore[attr-defined]
     return {
         "unigram": unigram_entropy(tokens["bank"], tokens[split], vocab_size),
@@ -89,7 +97,9 @@ def frequency_entropies(data: SSLDataModule, split: Split = "test", pixels: Pixe
 
 
 @torch.no_grad()
-def held_out_terms(module: SSLModule, data: SSLDataModule, device: torch.device, split: Split = "test") -> dict[str, float]:
+def held_out_terms(
+    module: SSLModule, data: SSLDataModule, device: torch.device, split: Split = "test"
+) -> dict[str, float]:
     """What ``losses`` gives on a split, a mean over its samples, with masks drawn from a fixed seed.
 
     ``perplexity`` is the exponential of the mean loss in nats per predicted token.
@@ -110,19 +120,21 @@ def held_out_terms(module: SSLModule, data: SSLDataModule, device: torch.device,
 def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
     """The ``language`` part of a report: held-out losses, and the two tables of frequencies beside them.
 
-    Args:
-        module: in eval mode, on ``device``; a method whose loss is in nats per token.
-        data: with ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes tokens.
+    Args: module: in eval mode, on ``device``; a method whose loss is in nats per token. data: with
+        ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes tokens.
         device: where to compute.
 
-    Returns:
-        ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``; ``bits_per_character`` of a method
-        that predicts every token, where the data knows how many characters a token has.
+    Returns: ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``;
+        ``bits_per_character`` of a method that predicts every token, where the data knows how many characters
+        a token has.
     """
     terms = held_out_terms(module, data, device)
     model = terms.get("masked_word_loss", terms["loss"])
     pixels = getattr(module, "pixels", None)
-    report: dict[str, Any] = {"test": terms, "nats_per_token": {"model": model, **frequency_entropies(data, pixels=pixels)}}
+    report: dict[str, Any] = {
+        "test": terms,
+        "nats_per_token": {"model": model, **frequency_entropies(data, pixels=pixels)},
+    }
     characters = getattr(data, "characters_per_token", None)
     if characters and "masked_word_loss" not in terms:
         report["bits_per_character"] = model / math.log(2) / characters

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def psnr(squared_error: Tensor | float, peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error, for values in [0, ``peak``]: 10 log10(peak^2 / mse)."""
+    """Peak signal-to-noise ratio in dB of a mean squared error, for values in [0, ``peak``]: 10 log10(peak^2
+    / mse).
+    """
     mse = torch.as_tensor(squared_error, dtype=torch.float64)
     return float(10 * torch.log10(peak**2 / mse))
 
@@ -30,10 +32,9 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
         data: set up, with ``views`` that add a ``mask``; masks are drawn from a fixed seed.
         device: where ``module`` is.
 
-    Returns:
-        ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's prediction, clamped to
-        [0, 1]; the mean training image (bank split); and the constant colour with the least error ON THE TEST PIXELS
-        THEMSELVES, which is more than any method without a network could know.
+    Returns: ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's
+        prediction, clamped to [0, 1]; the mean training image (bank split); and the constant color with the
+        least error ON THE TEST PIXELS THEMSELVES, which is more than any method without a network could know.
     """
     mean_image, count = torch.zeros((), device=device, dtype=torch.float64), 0
     for raw in data.eval_dataloader(data.dataset("bank")):
@@ -41,13 +42,15 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
         mean_image, count = mean_image + decoded.sum(0), count + len(decoded)
     mean_image = mean_image / count  # (C, H, W)
 
-    model_error = image_error = total = square = hidden_count = torch.zeros((), device=device, dtype=torch.float64)
+    model_error = image_error = total = square = hidden_count = torch.zeros(
+        (), device=device, dtype=torch.float64
+    )
     for index, raw in enumerate(data.eval_dataloader(data.dataset("test"))):
         generator = torch.Generator(device).manual_seed(mix_seed(0, index))
         batch = data.transform({"input": raw["input"].to(device)}, generator)
         x = data.decode(raw["input"].to(device)).double()
         hidden = batch["mask"].expand_as(x)
-        prediction = data.unstandardise(module.reconstruct(batch)).double()  # type: ignore[operator]
+        prediction = data.unstandardize(module.reconstruct(batch)).double()  # type: ignore[operator]
         model_error = model_error + ((prediction - x).square() * hidden).sum()
         image_error = image_error + ((mean_image - x).square() * hidden).sum()
         per_channel = (0, 2, 3)
@@ -67,7 +70,8 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
 
 
 def median_filter(images: Tensor, size: int = 3) -> Tensor:
-    """Each value becomes the median of the size x size values around it, in its channel; borders are mirrored.
+    """Each value becomes the median of the size x size values around it, in its channel; borders are
+    mirrored.
 
     Args:
         images: (B, C, H, W).
@@ -95,9 +99,8 @@ def denoising_psnr(module: LightningModule, data: SSLDataModule, device: torch.d
         data: set up, with ``views`` that add ``corrupted``; the noise is drawn from a fixed seed.
         device: where ``module`` is.
 
-    Returns:
-        ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's output, clamped to
-        [0, 1]; of the noisy image itself; and of its 3x3 median filter.
+    Returns: ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's
+        output, clamped to [0, 1]; of the noisy image itself; and of its 3x3 median filter.
     """
     errors: dict[str, Tensor] = {}
     count = 0
@@ -105,9 +108,9 @@ def denoising_psnr(module: LightningModule, data: SSLDataModule, device: torch.d
         x = raw["input"].to(device)
         batch = data.transform({"input": x}, torch.Generator(device).manual_seed(mix_seed(0, index)))
         clean = data.decode(x).double()
-        noisy = data.unstandardise(batch["corrupted"])
+        noisy = data.unstandardize(batch["corrupted"])
         outputs = {
-            "model": data.unstandardise(module.reconstruct(batch)),  # type: ignore[operator]
+            "model": data.unstandardize(module.reconstruct(batch)),  # type: ignore[operator]
             "noisy": noisy,
             "median_filter": median_filter(noisy),
         }

@@ -1,8 +1,8 @@
-"""Weighted k-nearest-neighbour classification of frozen features: a probe without any fitting.
+"""Weighted k-nearest-neighbor classification of frozen features: a probe without any fitting.
 
-Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4, with the
-temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). A figure means
-little without its k and T.
+Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4, with
+the temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). A figure
+means little without its k and T.
 
 Shapes: Q queries, N bank samples, D features, K classes.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.probes.linear import check_features, check_labelled_features
+from evaluation.probes.linear import check_features, check_labeled_features
 
 
 def knn_predict(
@@ -25,30 +25,28 @@ def knn_predict(
     temperature: float = 0.07,
     chunk_size: int = 1024,
 ) -> Tensor:
-    """Classify each query by its k most similar bank samples, which vote with weight exp(s / T), s = cosine similarity.
+    """Classify each query by its k most similar bank samples, which vote with weight exp(s / T), s = cosine
+    similarity.
 
-    The query must not be in the bank: it would be its own nearest neighbour. Features are brought to unit length, not
-    centred. Works in float32 whatever the input's type and inside autocast. Uses memory for one float32 copy of query
-    and bank, and ``chunk_size * N`` similarities.
+    The query must not be in the bank: it would be its own nearest neighbor. Features are brought to unit
+    length, not centered. Works in float32 whatever the input's type and inside autocast. Uses memory for one
+    float32 copy of query and bank, and ``chunk_size * N`` similarities.
 
-    Args:
-        query: (Q, D) features to classify, any floating-point type, CPU or GPU.
-        bank: (N, D) labelled features, on the same device.
-        bank_labels: (N,) integers in [0, num_classes).
-        num_classes: K.
-        k: neighbours that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
-        temperature: T > 0, default 0.07; small values let the nearest neighbour decide, large ones count heads.
-        chunk_size: queries compared at once, default 1024; changes memory, not the result.
+    Args: query: (Q, D) features to classify, any floating-point type, CPU or GPU. bank: (N, D) labeled
+        features, on the same device. bank_labels: (N,) integers in [0, num_classes). num_classes: K. k:
+        neighbors that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
+        temperature: T > 0, default 0.07; small values let the nearest neighbor decide, large ones count
+        heads. chunk_size: queries compared at once, default 1024; changes memory, not the result.
 
     Returns:
         (Q,) int64 predicted classes.
 
-    Raises:
-        ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k outside
+    Raises: ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k
+        outside
             [1, N], temperature <= 0, chunk_size < 1.
     """
     check_features(query, "query features")
-    check_labelled_features(bank, bank_labels, num_classes, "bank features")
+    check_labeled_features(bank, bank_labels, num_classes, "bank features")
     if query.shape[1] != bank.shape[1]:
         raise ValueError(f"query features are {query.shape[1]} wide, bank features {bank.shape[1]}")
     if not 1 <= k <= len(bank):
@@ -64,7 +62,8 @@ def knn_predict(
         labels = bank_labels.long()
         for chunk in F.normalize(query.float(), dim=1).split(chunk_size):
             similarity, index = (chunk @ bank_t).topk(k, dim=1)  # (chunk, k), most similar first
-            # Measured from the nearest neighbour, which scales a query's votes alike and cannot overflow for small T.
+            # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
+            # small T.
             weights = ((similarity - similarity[:, :1]) / temperature).exp()
             votes = weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[index], weights)
             predictions.append(votes.argmax(dim=1))

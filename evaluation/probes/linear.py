@@ -1,15 +1,16 @@
-"""Linear probe: multinomial logistic regression on frozen features, fitted to convergence instead of by a schedule.
+"""Linear probe: multinomial logistic regression on frozen features, fitted to convergence instead of by a
+schedule.
 
-A full-batch L-BFGS fit has no learning rate, no batch size and no random numbers, so two encoders are compared by
-their features and not by the luck of a probe's schedule (Kornblith et al. 2019, "Do Better ImageNet Models Transfer
-Better?", fit their linear probes this way).
+A full-batch L-BFGS fit has no learning rate, no batch size and no random numbers, so two encoders are
+compared by their features and not by the luck of a probe's schedule (Kornblith et al. 2019, "Do Better
+ImageNet Models Transfer Better?", fit their linear probes this way).
 
 Objective, for N features x_i of D dimensions and labels y_i of K classes:
 
-    (1 / N) * sum_i cross_entropy(W x_i + b, y_i)  +  (l2 / 2) * ||W||^2          b is not regularised
+    (1 / N) * sum_i cross_entropy(W x_i + b, y_i)  +  (l2 / 2) * ||W||^2          b is not regularized
 
-For K > 2 it is scikit-learn's ``LogisticRegression(C=1 / (l2 * N))``. (For K = 2 scikit-learn fits one weight vector
-where this fits two, hence ``C=2 / (l2 * N)``.)
+For K > 2 it is scikit-learn's ``LogisticRegression(C=1 / (l2 * N))``. (For K = 2 scikit-learn fits one weight
+vector where this fits two, hence ``C=2 / (l2 * N)``.)
 
 Shapes: N samples, D features, K classes.
 """
@@ -24,7 +25,9 @@ from torch import Tensor
 
 
 class LinearProbe(NamedTuple):
-    """A fitted probe. ``weight`` (K, D) and ``bias`` (K,) act on features standardised by ``mean`` and ``std`` (D,)."""
+    """A fitted probe. ``weight`` (K, D) and ``bias`` (K,) act on features standardized by ``mean`` and
+    ``std`` (D,).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -32,7 +35,7 @@ class LinearProbe(NamedTuple):
     std: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Class scores (N, K), float32, of raw (not yet standardised) features (N, D)."""
+        """Class scores (N, K), float32, of raw (not yet standardized) features (N, D)."""
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             return torch.addmm(self.bias, (features.float() - self.mean) / self.std, self.weight.T)
 
@@ -59,7 +62,9 @@ def top1(predictions: Tensor, labels: Tensor) -> float:
     return (predictions == labels).sum().item() / labels.numel()
 
 
-def check_labelled_features(features: Tensor, labels: Tensor, num_classes: int, name: str = "features") -> None:
+def check_labeled_features(
+    features: Tensor, labels: Tensor, num_classes: int, name: str = "features"
+) -> None:
     """Raise a ValueError unless ``features`` (N, D) are finite and ``labels`` (N,) lie in [0, num_classes).
 
     Unknown labels (-1) are refused, not skipped: the caller knows whether dropping them is right.
@@ -78,7 +83,9 @@ def check_labelled_features(features: Tensor, labels: Tensor, num_classes: int, 
     low, high = labels.min().item(), labels.max().item()
     if low < 0:
         unknown = (labels < 0).sum().item()
-        raise ValueError(f"{name}: {unknown} of {len(labels)} labels are negative (-1 = unknown): drop those samples first")
+        raise ValueError(
+            f"{name}: {unknown} of {len(labels)} labels are negative (-1 = unknown): drop those samples first"
+        )
     if high >= num_classes:
         raise ValueError(f"{name}: found label {high}, but num_classes is {num_classes} (labels start at 0)")
 
@@ -89,16 +96,20 @@ def check_features(features: Tensor, name: str = "features") -> None:
         raise ValueError(f"{name}: expected a non-empty (N, D) tensor, got shape {tuple(features.shape)}")
     if not features.is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {features.dtype}")
-    # NaN and infinity survive a sum: a cheap test. Only where it fails (also by overflow) are the elements looked at.
+    # NaN and infinity survive a sum: a cheap test. Only where it fails (also by overflow) are the elements
+    # looked at.
     if features.sum(dim=1).isfinite().all():
         return
     bad = (~features.isfinite().all(dim=1)).sum().item()
     if bad:
-        raise ValueError(f"{name}: {bad} of {len(features)} rows hold NaN or infinity: the encoder has diverged")
+        raise ValueError(
+            f"{name}: {bad} of {len(features)} rows hold NaN or infinity: the encoder has diverged"
+        )
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,), float32, of each feature; the deviation of a constant feature is given as 1.
+    """Mean and standard deviation (D,), float32, of each feature; the deviation of a constant feature is
+    given as 1.
 
     Args:
         features: (N, D), finite.
@@ -112,9 +123,11 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         variance += (rows.float() - mean).square_().sum(dim=0)
     std = (variance / len(features)).sqrt()
     if not std.isfinite().all():
-        raise ValueError(f"features: values up to {features.abs().max().item():.1e} are too large to standardise")
-    # Rounding gives a constant float32 column a deviation of about 1e-7 of its value. Dividing by that would blow
-    # the rounding up to a feature of unit variance.
+        raise ValueError(
+            f"features: values up to {features.abs().max().item():.1e} are too large to standardize"
+        )
+    # Rounding gives a constant float32 column a deviation of about 1e-7 of its value. Dividing by that would
+    # blow the rounding up to a feature of unit variance.
     return mean, torch.where(std <= 1e-6 * mean.abs(), torch.ones_like(std), std)
 
 
@@ -123,35 +136,35 @@ def fit_linear_probe(
     labels: Tensor,
     num_classes: int,
     l2: float = 1e-5,
-    standardise: bool = True,
+    standardize: bool = True,
     max_iterations: int = 100,
 ) -> LinearProbe:
-    """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights: deterministic, in float32.
+    """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights: deterministic, in
+    float32.
 
-    Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Needs memory for
-    one more float32 copy of the features.
+    Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Needs
+    memory for one more float32 copy of the features.
 
-    Args:
-        features: (N, D) frozen features, any floating-point type, CPU or GPU.
-        labels: (N,) integers in [0, num_classes), on the features' device.
-        num_classes: K. A class without examples is allowed.
-        l2: weight of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5.
-        standardise: give each feature zero mean and unit variance over ``features`` first, default True. It makes the
+    Args: features: (N, D) frozen features, any floating-point type, CPU or GPU. labels: (N,) integers in [0,
+        num_classes), on the features' device. num_classes: K. A class without examples is allowed. l2: weight
+        of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5. standardize:
+        give each feature zero mean and unit variance over ``features`` first, default True. It makes the
             fit independent of each feature's scale and offset, and several times faster.
-        max_iterations: L-BFGS iterations, default 100. The fit ends earlier when no component of the gradient exceeds
-            1e-6 or an iteration lowers the loss by less than 3e-8. (With l2 = 1e-5 on scikit-learn's digits, that
-            library's default of 1e-4 for the gradient stops up to 0.9 points away from the optimum's accuracy.)
+        max_iterations: L-BFGS iterations, default 100. The fit ends earlier when no component of the gradient
+            exceeds 1e-6 or an iteration lowers the loss by less than 3e-8. (With l2 = 1e-5 on scikit-learn's
+            digits, that library's default of 1e-4 for the gradient stops up to 0.9 points away from the
+            optimum's accuracy.)
 
     Returns:
         The probe, on the features' device; it takes raw features.
 
-    Raises:
-        ValueError: empty or non-finite features, a label outside [0, num_classes), negative l2, max_iterations < 1.
+    Raises: ValueError: empty or non-finite features, a label outside [0, num_classes), negative l2,
+        max_iterations < 1.
     """
-    check_labelled_features(features, labels, num_classes)
+    check_labeled_features(features, labels, num_classes)
     _check_fit_options((l2,), max_iterations)
-    mean, std = _statistics_or_identity(features, standardise)
-    weight, bias = _minimise(
+    mean, std = _statistics_or_identity(features, standardize)
+    weight, bias = _minimize(
         (features.detach().float() - mean).div_(std),
         labels.long(),
         l2,
@@ -168,44 +181,47 @@ def select_linear_probe(
     val_labels: Tensor,
     num_classes: int,
     l2_grid: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
-    standardise: bool = True,
+    standardize: bool = True,
     max_iterations: int = 100,
 ) -> tuple[LinearProbe, float]:
-    """Fit one probe per l2 on the training split and keep the one with the best top-1 on the validation split.
+    """Fit one probe per l2 on the training split and keep the one with the best top-1 on the validation
+    split.
 
-    Equal accuracies go to the stronger l2. There is no test split among the arguments, so it cannot be selected on;
-    the validation split must be a piece of the training data that the probe was not fitted on.
+    Equal accuracies go to the stronger l2. There is no test split among the arguments, so it cannot be
+    selected on; the validation split must be a piece of the training data that the probe was not fitted on.
 
     Args:
         train_features: (N, D). ``train_labels``: (N,).
         val_features: (M, D). ``val_labels``: (M,).
         num_classes: K.
         l2_grid: values to try, default 1e-6 ... 1e-2 in decades.
-        standardise: by the statistics of ``train_features``, default True.
+        standardize: by the statistics of ``train_features``, default True.
         max_iterations: L-BFGS iterations per value, default 100.
 
-    Returns:
-        The chosen probe (fitted on the training split only) and its l2. Fits run from strong to weak l2, each from
-        the last one's weights, so that where ``max_iterations`` ends a fit early it differs a little from
-        ``fit_linear_probe`` at that l2.
+    Returns: The chosen probe (fitted on the training split only) and its l2. Fits run from strong to weak l2,
+        each from the last one's weights, so that where ``max_iterations`` ends a fit early it differs a
+        little from ``fit_linear_probe`` at that l2.
 
     Raises:
         ValueError: as ``fit_linear_probe``; an empty grid; train and val of different widths.
     """
-    check_labelled_features(train_features, train_labels, num_classes, "train features")
-    check_labelled_features(val_features, val_labels, num_classes, "val features")
+    check_labeled_features(train_features, train_labels, num_classes, "train features")
+    check_labeled_features(val_features, val_labels, num_classes, "val features")
     if train_features.shape[1] != val_features.shape[1]:
-        raise ValueError(f"train features are {train_features.shape[1]} wide, val features {val_features.shape[1]}")
+        raise ValueError(
+            f"train features are {train_features.shape[1]} wide, val features {val_features.shape[1]}"
+        )
     _check_fit_options(l2_grid, max_iterations)
-    mean, std = _statistics_or_identity(train_features, standardise)
+    mean, std = _statistics_or_identity(train_features, standardize)
     inputs, targets = (train_features.detach().float() - mean).div_(std), train_labels.long()
 
     best: tuple[LinearProbe, float] | None = None
     best_accuracy = -1.0
-    # Neighbouring optima are close: on digits, starting at the last one takes a third less time than from zero.
+    # Neighboring optima are close: on digits, starting at the last one takes a third less time than from
+    # zero.
     weight, bias = _zero_init(train_features, num_classes)
     for l2 in sorted(l2_grid, reverse=True):
-        weight, bias = _minimise(inputs, targets, l2, max_iterations, weight, bias)
+        weight, bias = _minimize(inputs, targets, l2, max_iterations, weight, bias)
         probe = LinearProbe(weight, bias, mean, std)
         accuracy = top1(probe.predict(val_features), val_labels)
         if accuracy > best_accuracy:  # strictly better: a tie keeps the stronger l2, which came first
@@ -217,7 +233,8 @@ def select_linear_probe(
 def _block_size(features: Tensor) -> int:
     """Rows to work on at once, so that temporaries stay small for millions of rows and thousands of classes.
 
-    On the CPU a block stays in cache between the two matrix products that need it; a GPU wants few, large blocks.
+    On the CPU a block stays in cache between the two matrix products that need it; a GPU wants few, large
+    blocks.
     """
     return 1024 if features.device.type == "cpu" else 65536
 
@@ -232,8 +249,8 @@ def _check_fit_options(l2_grid: Sequence[float], max_iterations: int) -> None:
         raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
 
 
-def _statistics_or_identity(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
-    if standardise:
+def _statistics_or_identity(features: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
+    if standardize:
         return feature_statistics(features.detach())
     width, device = features.shape[1], features.device
     return torch.zeros(width, device=device), torch.ones(width, device=device)
@@ -244,17 +261,18 @@ def _zero_init(features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(num_classes, width, device=device), torch.zeros(num_classes, device=device)
 
 
-def _minimise(
+def _minimize(
     inputs: Tensor, targets: Tensor, l2: float, max_iterations: int, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Minimise the objective from (``weight``, ``bias``), which stay as they are; returns the new pair.
+    """Minimize the objective from (``weight``, ``bias``), which stay as they are; returns the new pair.
 
-    The gradient is written out rather than taken by autograd: autograd is unavailable in inference mode, where
-    validation runs, and would keep all N rows of logits.
+    The gradient is written out rather than taken by autograd: autograd is unavailable in inference mode,
+    where validation runs, and would keep all N rows of logits.
     """
     rows = _block_size(inputs)
     count = len(inputs)
-    # The line search compares losses that differ by less than float32 can tell, and would try many steps in vain.
+    # The line search compares losses that differ by less than float32 can tell, and would try many steps in
+    # vain.
     loss_dtype = torch.float32 if inputs.device.type == "mps" else torch.float64  # MPS has no float64
 
     with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
@@ -267,7 +285,8 @@ def _minimise(
             bias_grad.zero_()
             total = torch.zeros((), dtype=loss_dtype, device=inputs.device)
             for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-                # Classes first: with few classes, a softmax over the last dimension is several times slower on CPU.
+                # Classes first: with few classes, a softmax over the last dimension is several times slower
+                # on CPU.
                 log_p = torch.addmm(bias.unsqueeze(1), weight, x.T).log_softmax(dim=0)  # (K, rows)
                 index = y.unsqueeze(0)  # (1, rows)
                 total -= log_p.gather(0, index).sum(dtype=loss_dtype)

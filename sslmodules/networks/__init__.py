@@ -1,7 +1,8 @@
 """Encoders, decoders and heads. An encoder tells the width of its features as ``num_features``.
 
-Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` is an encoder; timm's models (with
-``num_classes=0``) are. One that also has ``forward_features(x) -> (B, num_features, h, w)`` can feed a convolutional decoder.
+Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` is an encoder; timm's models
+(with ``num_classes=0``) are. One that also has ``forward_features(x) -> (B, num_features, h, w)`` can feed a
+convolutional decoder.
 """
 
 from sslmodules.networks.bert_encoder import BertEncoder

@@ -19,12 +19,15 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError("text networks need the package transformers: pip install 'lightning-ssl[text]'") from None
+        raise ValueError(
+            "text networks need the package transformers: pip install 'lightning-ssl[text]'"
+        ) from None
     return transformers
 
 
 class BertEncoder(nn.Module):
-    """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805); defaults are BERT-base.
+    """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805);
+    defaults are BERT-base.
 
     Padding, token id 0, is hidden from the attention.
 
@@ -52,7 +55,12 @@ class BertEncoder(nn.Module):
         pooling: Literal["mean", "class"] = "mean",
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("depth", depth), ("heads", heads), ("max_length", max_length)):
+        for name, value in (
+            ("vocab_size", vocab_size),
+            ("depth", depth),
+            ("heads", heads),
+            ("max_length", max_length),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if width < 1 or width % heads:
@@ -74,7 +82,12 @@ class BertEncoder(nn.Module):
             pad_token_id=PAD,
         )
         self.net = library.BertModel(config, add_pooling_layer=False)
-        self.vocab_size, self.num_features, self.max_length, self.pooling = vocab_size, width, max_length, pooling
+        self.vocab_size, self.num_features, self.max_length, self.pooling = (
+            vocab_size,
+            width,
+            max_length,
+            pooling,
+        )
 
     @property
     def token_embedding(self) -> Tensor:
@@ -84,7 +97,9 @@ class BertEncoder(nn.Module):
     def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
         """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""
         if tokens.shape[1] > self.max_length:
-            raise ValueError(f"samples of {tokens.shape[1]} tokens are longer than max_length={self.max_length}")
+            raise ValueError(
+                f"samples of {tokens.shape[1]} tokens are longer than max_length={self.max_length}"
+            )
         mask = (tokens != PAD).long()
         return self.net(input_ids=tokens, attention_mask=mask, token_type_ids=segment).last_hidden_state
 

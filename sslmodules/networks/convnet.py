@@ -15,19 +15,21 @@ def check_channels(name: str, value: int) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """3x3 convolution, batch norm and ReLU per entry of ``channels``; every layer but the first halves the size.
+    """3x3 convolution, batch norm and ReLU per entry of ``channels``; every layer but the first halves the
+    size.
 
     Weights and activations are in channels-last order: the same numbers in half the time on a CPU.
 
     With the default it has 94,000 parameters and 128 features: the encoder of the quick runs on small images.
 
-    Args:
-        in_channels: channels of the image; one more where the method also shows the encoder a mask.
-        channels: width of each layer; the last one is ``num_features``.
-        stem_stride: of the first layer; 1 for images of 8 pixels, 2 costs a quarter and suits 32 pixels and more.
+    Args: in_channels: channels of the image; one more where the method also shows the encoder a mask.
+        channels: width of each layer; the last one is ``num_features``. stem_stride: of the first layer; 1
+        for images of 8 pixels, 2 costs a quarter and suits 32 pixels and more.
     """
 
-    def __init__(self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128), stem_stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128), stem_stride: int = 1
+    ) -> None:
         super().__init__()
         check_channels("in_channels", in_channels)
         check_channels("stem_stride", stem_stride)
@@ -55,18 +57,17 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Feature map to image: a 3x3 convolution at the map's size, then doubling with 3x3 convolutions, then a 3x3 to pixels.
+    """Feature map to image: a 3x3 convolution at the map's size, then doubling with 3x3 convolutions, then a
+    3x3 to pixels.
 
-    Before the first convolution a linear map over positions, shared by all channels, lets every place see the whole
-    map (the cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may be wider than what
-    convolutions alone reach across.
+    Before the first convolution a linear map over positions, shared by all channels, lets every place see the
+    whole map (the cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may be
+    wider than what convolutions alone reach across.
 
-    Args:
-        in_channels: width of the feature map (the encoder's ``num_features``).
-        map_size: height and width of the feature map, in positions.
-        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling overshoots.
-        channels: width of each doubling stage.
-        out_channels: channels of the output.
+    Args: in_channels: width of the feature map (the encoder's ``num_features``). map_size: height and width
+        of the feature map, in positions. image_size: height and width of the output, in pixels; reached by
+        bilinear resizing if doubling overshoots. channels: width of each doubling stage. out_channels:
+        channels of the output.
     """
 
     def __init__(
@@ -78,7 +79,11 @@ class ConvDecoder(nn.Module):
         out_channels: int = 3,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("map_size", map_size), ("out_channels", out_channels)):
+        for name, value in (
+            ("in_channels", in_channels),
+            ("map_size", map_size),
+            ("out_channels", out_channels),
+        ):
             check_channels(name, value)
         if image_size < map_size:
             raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
@@ -105,9 +110,13 @@ class ConvDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, H, W), unbounded."""
         if features.shape[2:] != (self.map_size, self.map_size):
-            raise ValueError(f"map_size is {self.map_size}, but the encoder gives a map of {tuple(features.shape[2:])}")
+            raise ValueError(
+                f"map_size is {self.map_size}, but the encoder gives a map of {tuple(features.shape[2:])}"
+            )
         features = features + self.mix(features.flatten(2)).view_as(features)
         x = self.stages(self.start(features))
         if x.shape[-1] != self.image_size:
-            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+            x = F.interpolate(
+                x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False
+            )
         return self.to_pixels(x)

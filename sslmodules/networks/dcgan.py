@@ -1,4 +1,6 @@
-"""Generator and discriminator of DCGAN (Radford et al. 2015, https://arxiv.org/abs/1511.06434) for small square images."""
+"""Generator and discriminator of DCGAN (Radford et al. 2015, https://arxiv.org/abs/1511.06434) for small
+square images.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from sslmodules.networks.convnet import check_channels
 WEIGHT_STD = 0.02
 
 
-def initialise(net: nn.Module) -> None:
+def initialize(net: nn.Module) -> None:
     """The paper's start: weights from N(0, 0.02), scales of norms from N(1, 0.02), no offsets."""
     for layer in net.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -35,22 +37,24 @@ def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
         check_channels(f"channels[{i}]", width)
     smallest = image_size >> len(channels)
     if smallest < 1:
-        raise ValueError(f"image_size must be at least {2 ** len(channels)} for {len(channels)} channels, got {image_size}")
+        raise ValueError(
+            f"image_size must be at least {2 ** len(channels)} for {len(channels)} channels, got {image_size}"
+        )
     return smallest
 
 
 class DCGANGenerator(nn.Module):
-    """Noise to image: a linear layer to a small map, then transposed 4x4 convolutions that double it up to the image.
+    """Noise to image: a linear layer to a small map, then transposed 4x4 convolutions that double it up to
+    the image.
 
-    Batch norm and ReLU after every layer but the last; tanh at the end, so that a pixel can be exactly black or white. The
-    output is in standardised units: tanh's -1 and 1 are the values that pixels of 0 and 1 have after standardisation.
+    Batch norm and ReLU after every layer but the last; tanh at the end, so that a pixel can be exactly black
+    or white. The output is in standardized units: tanh's -1 and 1 are the values that pixels of 0 and 1 have
+    after standardization.
 
-    Args:
-        latent_dim: width of the noise z.
-        image_size: height and width in pixels, a multiple of 2 to the number of ``channels``: 8, 28 (two), 32, 64 ...
-        channels: width of the first map and of each doubled one; the last doubling gives the image.
-        out_channels: channels of the image.
-        mean, std: of the data's standardisation, one value per channel or one for all; with 0.5 the output is tanh itself.
+    Args: latent_dim: width of the noise z. image_size: height and width in pixels, a multiple of 2 to the
+        number of ``channels``: 8, 28 (two), 32, 64 ... channels: width of the first map and of each doubled
+        one; the last doubling gives the image. out_channels: channels of the image. mean, std: of the data's
+        standardization, one value per channel or one for all; with 0.5 the output is tanh itself.
 
     Raises:
         ValueError: a bad argument.
@@ -74,24 +78,34 @@ class DCGANGenerator(nn.Module):
         smallest = _smallest_map(image_size, channels)
         if smallest << len(channels) != image_size:
             raise ValueError(
-                f"image_size must be a multiple of {2 ** len(channels)}, because {len(channels)} channels double a map so "
+                f"image_size must be a multiple of {2 ** len(channels)}, because {len(channels)} channels "
+                "double a map so "
                 f"often, got {image_size}"
             )
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, out_channels):
-                raise ValueError(f"{name} must have one value or one for each of {out_channels} channels, got {list(values)}")
+                raise ValueError(
+                    f"{name} must have one value or one for each of {out_channels} channels, got "
+                    f"{list(values)}"
+                )
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {list(std)}")
         self.latent_dim, self.map_shape = latent_dim, (channels[0], smallest, smallest)
         self.start = nn.Linear(latent_dim, channels[0] * smallest**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
         for width, after in pairwise(channels):
-            layers += [nn.ConvTranspose2d(width, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [
+                nn.ConvTranspose2d(width, after, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
         layers += [nn.ConvTranspose2d(channels[-1], out_channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
-        initialise(self)
+        initialize(self)
         self.to(memory_format=torch.channels_last)
-        means, stds = (torch.tensor(v, dtype=torch.float32).expand(out_channels).view(-1, 1, 1) for v in (mean, std))
+        means, stds = (
+            torch.tensor(v, dtype=torch.float32).expand(out_channels).view(-1, 1, 1) for v in (mean, std)
+        )
         self.register_buffer("low", (0 - means) / stds, persistent=False)  # (C, 1, 1), a black pixel
         self.register_buffer("high", (1 - means) / stds, persistent=False)
 
@@ -104,13 +118,12 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened.
 
-    The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last convolution.
+    The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last
+    convolution.
 
-    Args:
-        in_channels: channels of the image.
-        image_size: height and width in pixels.
-        channels: width of each layer; ``num_features`` is the last one times the positions of the last map.
-        norm: ``batch`` as in the paper, or ``layer`` = over channels and positions of each image alone, which WGAN-GP needs.
+    Args: in_channels: channels of the image. image_size: height and width in pixels. channels: width of each
+        layer; ``num_features`` is the last one times the positions of the last map. norm: ``batch`` as in the
+        paper, or ``layer`` = over channels and positions of each image alone, which WGAN-GP needs.
 
     Raises:
         ValueError: a bad argument.
@@ -137,7 +150,7 @@ class DCGANDiscriminator(nn.Module):
             in_channels = width
         self.layers = nn.Sequential(*layers)
         self.image_size, self.num_features = image_size, in_channels * smallest**2
-        initialise(self)
+        initialize(self)
         self.to(memory_format=torch.channels_last)
 
     def forward_features(self, x: Tensor) -> Tensor:

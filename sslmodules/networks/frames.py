@@ -15,7 +15,8 @@ def _check(**least: int) -> None:
 
 
 class GRUFrames(nn.Module):
-    """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option of their code).
+    """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option
+    of their code).
 
     Args:
         in_features: D of a frame: the number of mel bands.
@@ -30,7 +31,9 @@ class GRUFrames(nn.Module):
         super().__init__()
         _check(in_features=in_features, width=width, depth=depth)
         self.in_features, self.num_features = in_features, width
-        self.layers = nn.ModuleList(nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth))
+        self.layers = nn.ModuleList(
+            nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> states of the last layer (B, T, width)."""
@@ -61,7 +64,9 @@ class TransformerFrames(nn.Module):
         self.in_features, self.num_features = in_features, width
         self.project = nn.Linear(in_features, width)
         layers = [
-            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
             for _ in range(depth)
         ]
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)

@@ -1,4 +1,6 @@
-"""A causal Transformer over tokens, and a recurrent network in its place: hidden states that know only what came before."""
+"""A causal Transformer over tokens, and a recurrent network in its place: hidden states that know only what
+came before.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def _check(network: str, dropout: float, **sizes: int) -> None:
 
 
 class _Attention(nn.Module):
-    """Causal self-attention; keys and values of earlier tokens may be handed in, so that a token costs one step."""
+    """Causal self-attention; keys and values of earlier tokens may be handed in, so that a token costs one
+    step.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
@@ -28,7 +32,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
+        q, k, v = (
+            self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, T, d)
         if past is not None:  # t is 1: the new token looks at everything
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         dropout = self.dropout if self.training else 0.0
@@ -37,7 +43,9 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Layer norm before attention and before the perceptron, each added to the stream (pre-norm, as GPT-2)."""
+    """Layer norm before attention and before the perceptron, each added to the stream (pre-norm, as
+    GPT-2).
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
@@ -53,10 +61,12 @@ class _Block(nn.Module):
 
 
 class GPTEncoder(nn.Module):
-    """The Transformer of GPT-2 (Radford et al. 2019): token and position embeddings, pre-norm blocks, a last layer norm.
+    """The Transformer of GPT-2 (Radford et al. 2019): token and position embeddings, pre-norm blocks, a last
+    layer norm.
 
-    Initialised as GPT-2: normal weights of standard deviation 0.02, those that write into the residual stream divided by
-    sqrt(2 depth), biases 0. As in nanoGPT the position embeddings have 0.02, too (GPT-2's code has 0.01) and GELU is exact.
+    Initialized as GPT-2: normal weights of standard deviation 0.02, those that write into the residual stream
+    divided by sqrt(2 depth), biases 0. As in nanoGPT the position embeddings have 0.02, too (GPT-2's code has
+    0.01) and GELU is exact.
 
     Args:
         vocab_size: number V of tokens.
@@ -82,7 +92,13 @@ class GPTEncoder(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"vocab_size": vocab_size, "block_size": block_size, "width": width, "depth": depth, "heads": heads}
+        sizes = {
+            "vocab_size": vocab_size,
+            "block_size": block_size,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+        }
         _check("GPTEncoder", dropout, **sizes)
         if width % heads:
             raise ValueError(f"GPTEncoder: heads must divide width ({width}), got {heads}")
@@ -147,7 +163,11 @@ class GPTEncoder(nn.Module):
                 eos_token_id=None,
             )
         )
-        ours: dict[str, Any] = {"wte": self.token_embedding, "wpe": self.position_embedding, "ln_f": self.norm}
+        ours: dict[str, Any] = {
+            "wte": self.token_embedding,
+            "wpe": self.position_embedding,
+            "ln_f": self.norm,
+        }
         for i, block in enumerate(self.blocks):
             assert isinstance(block, _Block)
             parts: dict[str, Any] = {
@@ -162,15 +182,18 @@ class GPTEncoder(nn.Module):
             # its linear layers hold the transposed matrix, and always a bias
             state[f"{name}.weight"] = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight
             if not isinstance(layer, nn.Embedding):
-                state[f"{name}.bias"] = model.state_dict()[f"{name}.bias"] * 0 if layer.bias is None else layer.bias
+                state[f"{name}.bias"] = (
+                    model.state_dict()[f"{name}.bias"] * 0 if layer.bias is None else layer.bias
+                )
         model.load_state_dict({key: value.detach().clone().contiguous() for key, value in state.items()})
         return model.eval()
 
 
 class RecurrentEncoder(nn.Module):
-    """A GRU or LSTM over tokens: the recurrent baseline of language modelling, without a longest context.
+    """A GRU or LSTM over tokens: the recurrent baseline of language modeling, without a longest context.
 
-    Embeddings have standard deviation 0.02 as GPT's, because the output layer shares them, and are brought to 1 at the input.
+    Embeddings have standard deviation 0.02 as GPT's, because the output layer shares them, and are brought to
+    1 at the input.
 
     Args:
         vocab_size: number V of tokens.
@@ -186,7 +209,12 @@ class RecurrentEncoder(nn.Module):
     block_size: int | None = None
 
     def __init__(
-        self, vocab_size: int, width: int = 256, depth: int = 2, cell: Literal["gru", "lstm"] = "gru", dropout: float = 0.0
+        self,
+        vocab_size: int,
+        width: int = 256,
+        depth: int = 2,
+        cell: Literal["gru", "lstm"] = "gru",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check("RecurrentEncoder", dropout, vocab_size=vocab_size, width=width, depth=depth)
@@ -204,6 +232,8 @@ class RecurrentEncoder(nn.Module):
         return self.resume(tokens)[0]
 
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """As ``forward``, going on where ``state`` ends (None: a new start); also the state after the last token."""
+        """As ``forward``, going on where ``state`` ends (None: a new start); also the state after the last
+        token.
+        """
         h, state = self.layers(self.dropout(50 * self.token_embedding(tokens)), state)
         return self.dropout(h), state

@@ -14,7 +14,8 @@ def mlp(
     last_bias: bool = True,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers with batch norm and an activation between them: the shape of most projectors and predictors.
+    """Linear layers with batch norm and an activation between them: the shape of most projectors and
+    predictors.
 
     A layer followed by a batch norm has no bias of its own.
 

@@ -13,8 +13,8 @@ from torch import nn
 class MomentumCopy(nn.Module):
     """A copy of ``source`` that follows it: no gradient, not in the optimizer, in the checkpoint.
 
-    Batch-norm buffers are the copy's own (it is run in training mode on its own inputs, as in the official MoCo and BYOL);
-    only parameters are averaged.
+    Batch-norm buffers are the copy's own (it is run in training mode on its own inputs, as in the official
+    MoCo and BYOL); only parameters are averaged.
 
     Args:
         source: copied with its values.
@@ -43,13 +43,14 @@ class MomentumCopy(nn.Module):
 
 
 def cosine_momentum(progress: float, base: float) -> float:
-    """Momentum that rises from ``base`` to 1 (BYOL, Grill et al. 2020, https://arxiv.org/abs/2006.07733, section 3.3).
+    """Momentum that rises from ``base`` to 1 (BYOL, Grill et al. 2020, https://arxiv.org/abs/2006.07733,
+    section 3.3).
 
     Args:
         progress: share of the run that is done, in [0, 1].
         base: value at the start.
 
-    Returns:
-        1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no memory to lose.
+    Returns: 1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no
+        memory to lose.
     """
     return 1 - (1 - base) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

@@ -1,4 +1,4 @@
-"""Images as sequences of quantised pixels, for methods that predict the next token."""
+"""Images as sequences of quantized pixels, for methods that predict the next token."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 
 class PixelTokens(nn.Module):
-    """Grey or colour values as tokens, row by row, channels of a pixel one after the other; token ``levels`` begins an image.
+    """Gray or color values as tokens, row by row, channels of a pixel one after the other; token ``levels``
+    begins an image.
 
-    A value in [0, 1] becomes the level ``floor(value * levels)``, the top one for 1, and comes back as the middle of those that
-    share its level: with 256 levels every 8-bit value has its own. An image of S values is S + 1 tokens, so that each value,
-    the first too, is predicted from those before it.
+    A value in [0, 1] becomes the level ``floor(value * levels)``, the top one for 1, and comes back as the
+    middle of those that share its level: with 256 levels every 8-bit value has its own. An image of S values
+    is S + 1 tokens, so that each value, the first too, is predicted from those before it.
 
     Args:
         image_shape: (C, H, W).
@@ -25,7 +26,9 @@ class PixelTokens(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], levels: int = 256) -> None:
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"PixelTokens: image_shape must be three sizes (C, H, W), got {tuple(image_shape)}")
+            raise ValueError(
+                f"PixelTokens: image_shape must be three sizes (C, H, W), got {tuple(image_shape)}"
+            )
         if not 2 <= levels <= 256 or 256 % levels:
             raise ValueError(f"PixelTokens: levels must be a power of two from 2 to 256, got {levels}")
         self.image_shape, self.levels, self.begin = tuple(image_shape), levels, levels
@@ -38,7 +41,9 @@ class PixelTokens(nn.Module):
             ValueError: another shape.
         """
         if tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f"PixelTokens: image_shape is {self.image_shape}, got images of {tuple(images.shape[1:])}")
+            raise ValueError(
+                f"PixelTokens: image_shape is {self.image_shape}, got images of {tuple(images.shape[1:])}"
+            )
         # 8-bit values come as k / 255: halfway between two of them nothing is lost to rounding
         level = ((images.float() * 255 + 0.5) * (self.levels / 256)).long().clamp(0, self.levels - 1)
         values = level.permute(0, 2, 3, 1).flatten(1)  # (B, S)

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 
 class ResNetEncoder(nn.Module):
-    """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x faster on CPU).
+    """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x
+    faster on CPU).
 
-    Args:
-        name: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ... any of torchvision's ResNets.
-        stem: ``imagenet`` = 7x7 stride 2 and max-pooling; ``cifar`` = 3x3 stride 1 without pooling (SimCLR, appendix on
+    Args: name: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ... any of torchvision's
+        ResNets. stem: ``imagenet`` = 7x7 stride 2 and max-pooling; ``cifar`` = 3x3 stride 1 without pooling
+        (SimCLR, appendix on
             CIFAR-10), for images of 32 to 64 pixels.
         in_channels: channels of the image.
-        zero_init_residual: each block starts as the identity (Goyal et al. 2017; SimSiam's and Barlow Twins' setting).
+        zero_init_residual: each block starts as the identity (Goyal et al. 2017; SimSiam's and Barlow Twins'
+            setting).
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         known = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
         if name not in known:
-            raise ValueError(f"name must be one of torchvision's ResNets ({', '.join(sorted(known))}), got {name!r}")
+            raise ValueError(
+                f"name must be one of torchvision's ResNets ({', '.join(sorted(known))}), got {name!r}"
+            )
         if stem not in ("imagenet", "cifar"):
             raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
         if in_channels < 1:

@@ -13,17 +13,16 @@ class TimmEncoder(nn.Module):
     """A timm model by name, without its classifier. On the command line the bare name is enough:
     ``--model.encoder vit_tiny_patch16_224``.
 
-    Args:
-        name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``, ``resnet50.a1_in1k``).
-        image_size: height and width in pixels, for models with a fixed input size (ViTs); None = the model's own.
-        patch_size: of a ViT, in pixels; None = the model's own.
-        in_channels: channels of the image.
-        any_size: a ViT also takes images of other sizes, its position embedding resized to each: for views of several sizes
+    Args: name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``,
+        ``resnet50.a1_in1k``). image_size: height and width in pixels, for models with a fixed input size
+        (ViTs); None = the model's own. patch_size: of a ViT, in pixels; None = the model's own. in_channels:
+        channels of the image. any_size: a ViT also takes images of other sizes, its position embedding
+        resized to each: for views of several sizes
             (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
         pretrained: start from timm's published weights (downloads them).
 
-    Raises:
-        ValueError: timm has no such model (the three nearest names are given), or the model has no setting for what was
+    Raises: ValueError: timm has no such model (the three nearest names are given), or the model has no
+        setting for what was
             given.
     """
 
@@ -39,20 +38,27 @@ class TimmEncoder(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), n=3)
-            raise ValueError(f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+            raise ValueError(
+                f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else "")
+            )
         if image_size and patch_size and image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size ({image_size}), got {patch_size}")
         asked = {"image_size": ("img_size", image_size), "patch_size": ("patch_size", patch_size)}
         asked["any_size"] = ("dynamic_img_size", True if any_size else None)
         sizes: dict[str, Any] = {theirs: value for theirs, value in asked.values() if value is not None}
         try:
-            self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes)
+            self.net = timm.create_model(
+                name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes
+            )
         except TypeError as error:
             refused = [ours for ours, (theirs, _) in asked.items() if f"'{theirs}'" in str(error)]
             if not refused:
                 raise
-            raise ValueError(f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config") from None
-        # what comes out of some models is wider than their last feature map: a hidden layer before the classifier
+            raise ValueError(
+                f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
+            ) from None
+        # what comes out of some models is wider than their last feature map: a hidden layer before the
+        # classifier
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -64,7 +70,9 @@ class TimmEncoder(nn.Module):
             ValueError: timm gives no feature maps of this model.
         """
         if not hasattr(self.net, "forward_intermediates"):
-            raise ValueError(f"timm gives no feature map of {type(self.net).__name__}: use another encoder under a decoder")
+            raise ValueError(
+                f"timm gives no feature map of {type(self.net).__name__}: use another encoder under a decoder"
+            )
         return self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Networks between an image and a vector without a feature map: fully connected ones, and a decoder that grows a map."""
+"""Networks between an image and a vector without a feature map: fully connected ones, and a decoder that
+grows a map.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,18 @@ class MLPDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_features: int = 20, hidden: Sequence[int] = (400,), image_size: int = 28, out_channels: int = 1
+        self,
+        in_features: int = 20,
+        hidden: Sequence[int] = (400,),
+        image_size: int = 28,
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("image_size", image_size), ("out_channels", out_channels)):
+        for name, value in (
+            ("in_features", in_features),
+            ("image_size", image_size),
+            ("out_channels", out_channels),
+        ):
             check_channels(name, value)
         self.in_features, self.shape = in_features, (out_channels, image_size, image_size)
         layers: list[nn.Module] = []
@@ -68,14 +78,13 @@ class MLPDecoder(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to pixels.
+    """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to
+    pixels.
 
-    Args:
-        in_features: width of the vector.
-        map_size: height and width of the first map, in positions.
-        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling overshoots.
-        channels: width of the first map, then of each doubling stage.
-        out_channels: channels of the output.
+    Args: in_features: width of the vector. map_size: height and width of the first map, in positions.
+        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling
+        overshoots. channels: width of the first map, then of each doubling stage. out_channels: channels of
+        the output.
     """
 
     def __init__(
@@ -87,7 +96,11 @@ class VectorDecoder(nn.Module):
         out_channels: int = 3,
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("map_size", map_size), ("out_channels", out_channels)):
+        for name, value in (
+            ("in_features", in_features),
+            ("map_size", map_size),
+            ("out_channels", out_channels),
+        ):
             check_channels(name, value)
         if image_size < map_size:
             raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
@@ -114,8 +127,12 @@ class VectorDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """(B, D) -> (B, C, H, W), unbounded."""
         side = self.map_size
-        first = self.to_map(z).view(len(z), side, side, -1).permute(0, 3, 1, 2)  # (B, C, h, w), channels last as it is
+        first = (
+            self.to_map(z).view(len(z), side, side, -1).permute(0, 3, 1, 2)
+        )  # (B, C, h, w), channels last as it is
         x = self.stages(first)
         if x.shape[-1] != self.image_size:
-            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+            x = F.interpolate(
+                x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False
+            )
         return self.to_pixels(x)

@@ -11,31 +11,35 @@ from torch import Tensor, nn
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) -> patches (B, N, p * p * C), row by row; within a patch pixels row by row, channels last."""
+    """Images (B, C, H, W) -> patches (B, N, p * p * C), row by row; within a patch pixels row by row,
+    channels last.
+    """
     b, c, height, width = images.shape
     h, w, p = height // patch_size, width // patch_size, patch_size
     return images.reshape(b, c, h, p, w, p).permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, p * p * c)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of ``patchify``: patches (B, h * w, p * p * C) of a grid of h rows and w columns -> (B, C, h * p, w * p)."""
+    """The inverse of ``patchify``: patches (B, h * w, p * p * C) of a grid of h rows and w columns -> (B, C,
+    h * p, w * p).
+    """
     b, (h, w), p = len(patches), grid, patch_size
     return patches.reshape(b, h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * p, w * p)
 
 
 def sincos_positions(
-    grid: tuple[int, int], width: int, reference: tuple[int, int] | None = None, device: torch.device | None = None
+    grid: tuple[int, int],
+    width: int,
+    reference: tuple[int, int] | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Fixed sine-cosine embedding of the places of a grid, as in the official MAE and MoCo v3 code.
 
-    The first half of the dimensions encodes the column, the second half the row; within a half sines come before cosines,
-    at ``width / 4`` frequencies from 1 down to nearly 1 / 10,000 per patch.
+    The first half of the dimensions encodes the column, the second half the row; within a half sines come
+    before cosines, at ``width / 4`` frequencies from 1 down to nearly 1 / 10,000 per patch.
 
-    Args:
-        grid: (rows h, columns w).
-        width: D, divisible by 4.
-        reference: grid over which this one is stretched (small crops in a network for large images); None = itself.
-        device: of the result.
+    Args: grid: (rows h, columns w). width: D, divisible by 4. reference: grid over which this one is
+        stretched (small crops in a network for large images); None = itself. device: of the result.
 
     Returns:
         (h * w, D) float32, row by row.
@@ -43,7 +47,9 @@ def sincos_positions(
     frequency = 10_000.0 ** -(torch.arange(width // 4, device=device) / (width // 4))  # (D / 4,)
 
     def encode(count: int, span: int) -> Tensor:
-        place = (torch.arange(count, device=device) + 0.5) * (span / count) - 0.5  # 0, 1, 2, ... where span is count
+        place = (torch.arange(count, device=device) + 0.5) * (
+            span / count
+        ) - 0.5  # 0, 1, 2, ... where span is count
         angle = place[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1)  # (count, D / 2)
 
@@ -58,7 +64,9 @@ def _check_blocks(prefix: str, width: int, depth: int, heads: int) -> None:
         if value < 1:
             raise ValueError(f"{prefix}{name} must be at least 1, got {value}")
     if width % 4:
-        raise ValueError(f"{prefix}width must be divisible by 4 (sine and cosine of row and column), got {width}")
+        raise ValueError(
+            f"{prefix}width must be divisible by 4 (sine and cosine of row and column), got {width}"
+        )
     if width % heads:
         raise ValueError(f"{prefix}heads must divide {prefix}width ({width}), got {heads}")
 
@@ -68,8 +76,10 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
     return nn.Sequential(*[Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
 
 
-def _initialise(module: nn.Module) -> None:
-    """MAE's: uniform Glorot weights and no bias in every linear layer, the projection of the patches included."""
+def _initialize(module: nn.Module) -> None:
+    """MAE's: uniform Glorot weights and no bias in every linear layer, the projection of the patches
+    included.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -78,9 +88,11 @@ def _initialise(module: nn.Module) -> None:
 
 
 class ViTEncoder(nn.Module):
-    """A vision transformer of timm's blocks with a class token and fixed sine-cosine positions; the default is ViT-B/16.
+    """A vision transformer of timm's blocks with a class token and fixed sine-cosine positions; the default
+    is ViT-B/16.
 
-    Images of another size than ``image_size`` work too, if patches tile them: positions are stretched over the grid.
+    Images of another size than ``image_size`` work too, if patches tile them: positions are stretched over
+    the grid.
 
     Args:
         image_size: height and width in pixels; one number for squares.
@@ -126,7 +138,7 @@ class ViTEncoder(nn.Module):
         self.register_buffer("positions", sincos_positions(self.grid, width), persistent=False)
         self.blocks = _blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        _initialise(self)
+        _initialize(self)
         nn.init.normal_(self.class_token, std=0.02)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
@@ -136,7 +148,8 @@ class ViTEncoder(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Class token and patch tokens, of the patches that are named only: no other pixel enters the computation.
+        """Class token and patch tokens, of the patches that are named only: no other pixel enters the
+        computation.
 
         Args:
             x: (B, C, H, W).
@@ -151,7 +164,9 @@ class ViTEncoder(nn.Module):
             positions = sincos_positions(grid, self.num_features, self.grid, x.device).to(positions.dtype)
         patches = patchify(x, self.patch_size)  # (B, N, p * p * C)
         if visible is not None:
-            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))  # (B, K, p * p * C)
+            patches = patches.gather(
+                1, visible[:, :, None].expand(-1, -1, patches.shape[2])
+            )  # (B, K, p * p * C)
             positions = positions[visible]  # (B, K, D): each patch keeps the place that it has in the image
         tokens = self.patch_embed(patches) + positions
         class_token = self.class_token.expand(len(x), -1, -1).to(tokens.dtype)  # its position is all zeros
@@ -167,7 +182,8 @@ class ViTEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """From the tokens of some patches to a vector for every patch: a learned mask token stands where none was encoded.
+    """From the tokens of some patches to a vector for every patch: a learned mask token stands where none was
+    encoded.
 
     Args:
         grid: rows and columns of patches.
@@ -183,7 +199,9 @@ class PatchDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, grid: tuple[int, int], in_width: int, out_features: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, grid: tuple[int, int], in_width: int, out_features: int, width: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
         _check_blocks("decoder_", width, depth, heads)
         self.embed = nn.Linear(in_width, width)
@@ -192,35 +210,44 @@ class PatchDecoder(nn.Module):
         self.blocks = _blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, out_features)
-        _initialise(self)
+        _initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Tokens (B, 1 + K, in_width), class token first, of the patches ``visible`` (B, K) -> (B, N, out_features)."""
+        """Tokens (B, 1 + K, in_width), class token first, of the patches ``visible`` (B, K) -> (B, N,
+        out_features).
+        """
         x = self.embed(tokens)
         b, width = len(x), x.shape[2]
         places = self.mask_token.to(x.dtype).expand(b, len(self.positions), -1)  # (B, N, width)
-        places = places.scatter(1, visible[:, :, None].expand(-1, -1, width), x[:, 1:])  # each token goes where its patch is
+        places = places.scatter(
+            1, visible[:, :, None].expand(-1, -1, width), x[:, 1:]
+        )  # each token goes where its patch is
         x = torch.cat([x[:, :1].to(self.positions.dtype), places + self.positions], dim=1)
         return self.predict(self.norm(self.blocks(x))[:, 1:])
 
 
 @torch.no_grad()
 def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
-    """Where the class token looks in the last block, as Caron et al. 2021 (https://arxiv.org/abs/2104.14294) show it.
+    """Where the class token looks in the last block, as Caron et al. 2021 (https://arxiv.org/abs/2104.14294)
+    show it.
 
     Args:
         encoder: a ``ViTEncoder``, or a ``TimmEncoder`` of a plain ViT; in eval mode.
         x: (B, C, H, W).
 
-    Returns:
-        (B, heads, h, w): share of the attention that each patch gets; shares of other tokens are left out, so a map sums
-        to at most 1. None for an encoder without a class token, or one whose images have other channels.
+    Returns: (B, heads, h, w): share of the attention that each patch gets; shares of other tokens are left
+        out, so a map sums to at most 1. None for an encoder without a class token, or one whose images have
+        other channels.
     """
     vit: Any = getattr(encoder, "net", encoder)
     if isinstance(vit, ViTEncoder):
         channels, patch, prefix = vit.in_channels, (vit.patch_size, vit.patch_size), 1
-    elif isinstance(vit, VisionTransformer) and vit.has_class_token and isinstance(vit.blocks[-1].attn, Attention):
+    elif (
+        isinstance(vit, VisionTransformer)
+        and vit.has_class_token
+        and isinstance(vit.blocks[-1].attn, Attention)
+    ):
         channels, patch = vit.patch_embed.proj.in_channels, vit.patch_embed.patch_size
         prefix = vit.num_prefix_tokens
     else:
@@ -235,7 +262,9 @@ def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
     finally:
         handle.remove()
     b, t, _ = seen[0].shape
-    q, k, _ = attention.qkv(seen[0]).reshape(b, t, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+    q, k, _ = (
+        attention.qkv(seen[0]).reshape(b, t, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    )  # (B, heads, T, d)
     q, k = attention.q_norm(q[:, :, :1]).float(), attention.k_norm(k).float()
     shares = (q @ k.transpose(2, 3) * attention.scale).softmax(-1)[:, :, 0, prefix:]  # (B, heads, N)
     return shares.unflatten(2, (x.shape[2] // patch[0], x.shape[3] // patch[1]))

@@ -1,4 +1,6 @@
-"""A SLURM cluster of two virtual nodes on this host: real daemons in one temporary folder, as root or as a user."""
+"""A SLURM cluster of two virtual nodes on this host: real daemons in one temporary folder, as root or as a
+user.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +86,14 @@ def wait_for(what: str, reached: Callable[[], Any], seconds: float, details: Cal
 class Slurm:
     """The cluster, as a context manager: started on entry, and nothing of it runs after exit.
 
-    The daemons are children in the foreground, which the kernel ends when this process dies by whatever means.
+    The daemons are children in the foreground, which the kernel ends when this process dies by whatever
+    means.
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: a socket's path has 107 characters
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
+        )  # short: a socket's path has 107 characters
         foreign = ("SLURM_", "SBATCH_", "PL_", "SSL_", "MASTER_")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)} | {
             "PATH": search_path(),
@@ -117,10 +122,23 @@ class Slurm:
         text = CONFIG.format(host=host, user=getpass.getuser(), folder=folder, ports=free_ports(3))
         (folder / "slurm.conf").write_text(text)
         major = int(self.run("sinfo", "--version").stdout.split()[1].partition(".")[0])
-        if major >= 23:  # needs no rights to the machine's control groups; earlier versions do not know the word
+        if (
+            major >= 23
+        ):  # needs no rights to the machine's control groups; earlier versions do not know the word
             (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-        paths = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        self._daemon("munged", "--foreground", "--force", *(f"--{option}={munge / file}" for option, file in paths.items()))
+        paths = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        self._daemon(
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={munge / file}" for option, file in paths.items()),
+        )
         wait_for("munged", (munge / "socket").exists, 20, self.log)
         self._daemon("slurmctld", "-D", "-i")
         for node in ("n0", "n1"):
@@ -136,7 +154,9 @@ class Slurm:
         log = (self.folder / f"{len(self.daemons)}-{command[0]}.log").open("wb")
         with log:
             full = ["setpriv", "--pdeathsig", "TERM", *command]
-            self.daemons.append(subprocess.Popen(full, env=self.environment, stdout=log, stderr=log, start_new_session=True))
+            self.daemons.append(
+                subprocess.Popen(full, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            )
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -161,7 +181,9 @@ class Slurm:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[int]:
-        """Every process whose environment or command names the cluster's folder: daemons, job steps and tasks."""
+        """Every process whose environment or command names the cluster's folder: daemons, job steps and
+        tasks.
+        """
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -179,21 +201,29 @@ class Slurm:
     def log(self) -> str:
         """The last lines of every daemon's log."""
         files = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"--- {f.name}\n" + "\n".join(f.read_text(errors="replace").splitlines()[-15:]) for f in files)
+        return "\n".join(
+            f"--- {f.name}\n" + "\n".join(f.read_text(errors="replace").splitlines()[-15:]) for f in files
+        )
 
-    # ---- what a user does --------------------------------------------------------------------------------------------
+    # ---- what a user does ----------------------------------------------------------------------------------
 
     def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, **options)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, **options
+        )
         if check and done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}{self.log()}")
+            raise RuntimeError(
+                f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}{self.log()}"
+            )
         return done
 
     def ask(self, *command: str) -> str:
         return self.run(*command, check=False).stdout.strip()
 
     def submit(self, folder: Path, *command: str, **environment: str) -> str:
-        """``sbatch`` in ``folder``; returns the job's number. n0 and n1 have no name in the DNS, hence MASTER_ADDR."""
+        """``sbatch`` in ``folder``; returns the job's number. n0 and n1 have no name in the DNS, hence
+        MASTER_ADDR.
+        """
         exported = ",".join(["ALL", "MASTER_ADDR=127.0.0.1", *(f"{k}={v}" for k, v in environment.items())])
         return self.run("sbatch", "--parsable", f"--export={exported}", *command, cwd=folder).stdout.strip()
 
@@ -201,7 +231,9 @@ class Slurm:
         """``scontrol show job`` as a dict; ``1_0`` names a task of an array."""
         return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "--oneliner", "show", "job", job)))
 
-    def wait(self, job: str, *states: str, seconds: float = 120, details: Callable[[], str] = str) -> dict[str, str]:
+    def wait(
+        self, job: str, *states: str, seconds: float = 120, details: Callable[[], str] = str
+    ) -> dict[str, str]:
         """The job once it is in one of ``states``, or ``TimeoutError`` with what it is doing."""
         last: dict[str, str] = {}
 
@@ -213,8 +245,10 @@ class Slurm:
         return last
 
     def start_again(self, job: str, restarts: int = 1, details: Callable[[], str] = str) -> None:
-        """Spare a requeued job its two minutes of waiting, but for what is left of its last start: SLURM would take the end of
-        that for the end of this one, and a node refuses credentials of the second in which it revoked the job's."""
+        """Spare a requeued job its two minutes of waiting, but for what is left of its last start: SLURM
+        would take the end of that for the end of this one, and a node refuses credentials of the second in
+        which it revoked the job's.
+        """
         number = self.job(job)["JobId"]
         wait_for(f"the end of job {job}'s first start", lambda: not self._steps(number), 60)
         time.sleep(2)
@@ -224,4 +258,6 @@ class Slurm:
             now = self.job(job)
             return now.get("Restarts") == str(restarts) and now["JobState"] in ("RUNNING", "COMPLETED")
 
-        wait_for(f"job {job} started again", running, 60, lambda: f"{self.job(job)}\n{details()}\n{self.log()}")
+        wait_for(
+            f"job {job} started again", running, 60, lambda: f"{self.job(job)}\n{details()}\n{self.log()}"
+        )

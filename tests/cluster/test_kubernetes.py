@@ -1,4 +1,6 @@
-"""kubernetes.yaml: every path, option and variable in it exists, and what has to agree does. No Kubernetes is started."""
+"""kubernetes.yaml: every path, option and variable in it exists, and what has to agree does. No Kubernetes is
+started.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from runtime.messages import ROOT
 FILE = ROOT / "cluster" / "kubernetes.yaml"
 JOB, SEVERAL_NODES = yaml.safe_load_all(FILE.read_text(encoding="utf-8"))
 REPLICAS = SEVERAL_NODES["spec"]["pytorchReplicaSpecs"]
-PODS = {"Job": JOB["spec"]["template"]["spec"]} | {name: part["template"]["spec"] for name, part in REPLICAS.items()}
+PODS = {"Job": JOB["spec"]["template"]["spec"]} | {
+    name: part["template"]["spec"] for name, part in REPLICAS.items()
+}
 
 
 @pytest.fixture(params=PODS)

@@ -1,4 +1,6 @@
-"""Jobs on a real SLURM of two nodes, through the project's own cluster/slurm.sbatch: run with ``pytest -m slurm``."""
+"""Jobs on a real SLURM of two nodes, through the project's own cluster/slurm.sbatch: run with ``pytest -m
+slurm``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from tests.cluster.slurm import Slurm, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 ONE_TASK = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--output=%j.log"]
-DIGITS = ["--config=configs/digits/simclr.yaml", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+DIGITS = [
+    "--config=configs/digits/simclr.yaml",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+]
 EPOCHS, STEPS_PER_EPOCH = 30, 16  # 1,077 samples in batches of 64
 STEPS = EPOCHS * STEPS_PER_EPOCH
 TRAIN = [*DIGITS, f"--trainer.max_epochs={EPOCHS}", "--evaluate=false", "--trainer.log_every_n_steps=1"]
@@ -39,14 +45,22 @@ class Project:
         options = [word for word in command if word.startswith(SBATCH)]
         rest = [word for word in command if not word.startswith(SBATCH)]
         return self.cluster.submit(
-            self.folder, *ONE_TASK, *options, "cluster/slurm.sbatch", *rest, PYTHON=sys.executable, PYTHONPATH=str(ROOT)
+            self.folder,
+            *ONE_TASK,
+            *options,
+            "cluster/slurm.sbatch",
+            *rest,
+            PYTHON=sys.executable,
+            PYTHONPATH=str(ROOT),
         )
 
     def run(self, job: str) -> Path:
         return self.folder / "runs" / "digits-simclr" / f"slurm-{job}"
 
     def log(self, job: str) -> str:
-        """What the job has written, in all its starts; an array's task is written to a job number of its own."""
+        """What the job has written, in all its starts; an array's task is written to a job number of its
+        own.
+        """
         file = self.folder / f"{self.cluster.job(job).get('JobId', job)}.log"
         return file.read_text() if file.is_file() else ""
 
@@ -60,11 +74,15 @@ class Project:
         """Until the first epoch has been saved: the run is between its imports and its end."""
         self.end(job, "RUNNING")
         last = self.run(job) / "checkpoints" / "last.ckpt"
-        wait_for("the first epoch", lambda: last.is_file() or self.cluster.job(job)["JobState"] != "RUNNING", 300)
+        wait_for(
+            "the first epoch", lambda: last.is_file() or self.cluster.job(job)["JobState"] != "RUNNING", 300
+        )
         self.end(job, "RUNNING", seconds=0)
 
     def preempt(self, job: str, signal: str = "USR1") -> None:
-        """Signal the tasks, wait until the job is in the queue again, and start it without the two minutes of waiting."""
+        """Signal the tasks, wait until the job is in the queue again, and start it without the two minutes of
+        waiting.
+        """
         self.cluster.run("scancel", f"--signal={signal}", job)
         self.end(job, "PENDING")
         self.cluster.start_again(job, details=self.told(job))
@@ -80,7 +98,9 @@ def project(slurm_cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def preempted(project: Project) -> str:
-    """A run over two nodes that is told to stop, requeued, and comes to its end; its workers get the signal, too."""
+    """A run over two nodes that is told to stop, requeued, and comes to its end; its workers get the signal,
+    too.
+    """
     job = project.submit("--nodes=2", *TRAIN, NO_VALIDATION, "--data.batch_size=32", "--data.num_workers=1")
     project.until_trained(job)
     project.preempt(job)
@@ -90,7 +110,9 @@ def preempted(project: Project) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project, preempted: str) -> str:
-    """The same run once more in the same folder, after the preempted one: there are checkpoints of a stranger about."""
+    """The same run once more in the same folder, after the preempted one: there are checkpoints of a stranger
+    about.
+    """
     job = project.submit("--nodes=2", *TRAIN, NO_VALIDATION, "--data.batch_size=32")
     project.end(job, "COMPLETED", "FAILED")
     return job
@@ -135,8 +157,12 @@ def test_its_curve_is_that_of_an_undisturbed_run(project: Project, preempted: st
     assert curve(project.run(preempted)) == curve(project.run(undisturbed))
 
 
-def test_a_job_does_not_take_a_strangers_checkpoint(project: Project, preempted: str, undisturbed: str) -> None:
-    """The second job was given the same folder to work in, and the same configuration, after the first was requeued."""
+def test_a_job_does_not_take_a_strangers_checkpoint(
+    project: Project, preempted: str, undisturbed: str
+) -> None:
+    """The second job was given the same folder to work in, and the same configuration, after the first was
+    requeued.
+    """
     assert "resuming" not in project.log(undisturbed)
     assert curve(project.run(undisturbed))[0][0] == curve(project.run(preempted))[0][0]
     strays = [p for p in project.folder.rglob("*.ckpt") if p.parent.name != "checkpoints"]
@@ -161,7 +187,9 @@ def test_an_array_is_one_run_per_seed_and_a_preempted_task_stays_itself(project:
 
 
 def test_the_time_limit_requeues_even_before_training_has_begun(project: Project) -> None:
-    """SLURM's signal before the time limit reaches the tasks while they still import; by then one minute is all they have."""
+    """SLURM's signal before the time limit reaches the tasks while they still import; by then one minute is
+    all they have.
+    """
     job = project.submit("--time=1", "--signal=USR1@60", *TRAIN, NO_VALIDATION, "--data.batch_size=64")
     project.end(job, "RUNNING")
     project.end(job, "PENDING", "FAILED", "TIMEOUT")
@@ -182,7 +210,10 @@ def test_two_workers_share_a_sweep(project: Project) -> None:
     ends = [project.end(task, "COMPLETED", "FAILED") for task in tasks]
     logs = [project.log(task) for task in tasks]
     assert [end["JobState"] for end in ends] == ["COMPLETED"] * 2, logs
-    done = [re.findall(r"^trial-\d+  val/linear_top1 0\.\d+  model\.temperature=([\d.]+)$", log, flags=re.M) for log in logs]
+    done = [
+        re.findall(r"^trial-\d+  val/linear_top1 0\.\d+  model\.temperature=([\d.]+)$", log, flags=re.M)
+        for log in logs
+    ]
     assert all(done), "one worker did everything"
     assert sorted(done[0] + done[1]) == ["0.1", "0.2", "0.5", "1.0"]
     assert "best so far: study/trial-" in logs[0] + logs[1]
@@ -191,7 +222,9 @@ def test_two_workers_share_a_sweep(project: Project) -> None:
 
 def test_several_tasks_without_srun_end_with_one_line(project: Project) -> None:
     script = f"{sys.executable} train.py {' '.join(TRAIN)}"
-    job = project.cluster.submit(project.folder, *ONE_TASK, "--nodes=2", f"--wrap={script}", PYTHONPATH=str(ROOT))
+    job = project.cluster.submit(
+        project.folder, *ONE_TASK, "--nodes=2", f"--wrap={script}", PYTHONPATH=str(ROOT)
+    )
     end = project.end(job, "COMPLETED", "FAILED")
     assert end["JobState"] == "FAILED" and end["ExitCode"] == "2:0"
     assert re.fullmatch(r"error: .*srun.*\n", project.log(job)), project.log(job)

@@ -1,6 +1,7 @@
 """The sweep: what it tries, what it compares, and that a worker that is stopped or killed loses nothing.
 
-The runs are those of a stand-in for ``train.py`` that writes a curve; with ``-m slow`` two workers share real runs.
+The runs are those of a stand-in for ``train.py`` that writes a curve; with ``-m slow`` two workers share real
+runs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Child:
     fate: ClassVar[Any] = staticmethod(lambda child: 0)
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        self.options = dict(word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word)
+        self.options = dict(
+            word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word
+        )
         self.run, self.signals = Path(self.options["run_dir"]), []
         Child.started.append(command)
 
@@ -73,7 +76,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 def call(folder: Path, space: dict[str, Any] = GRID, *options: str, sampler: str = "grid") -> int:
     (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-    return sweep.main([str(folder / "space.yaml"), "--study", str(folder / "study"), "--sampler", sampler, *CONFIG, *options])
+    return sweep.main(
+        [
+            str(folder / "space.yaml"),
+            "--study",
+            str(folder / "study"),
+            "--sampler",
+            sampler,
+            *CONFIG,
+            *options,
+        ]
+    )
 
 
 def trials(folder: Path, *states: TrialState) -> list[Any]:
@@ -82,7 +95,7 @@ def trials(folder: Path, *states: TrialState) -> list[Any]:
     return study.get_trials(states=states or None)
 
 
-# ---- what is tried ---------------------------------------------------------------------------------------------------
+# ---- what is tried -----------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_every_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +106,12 @@ def test_a_grid_is_every_combination_once(tmp_path: Path, capsys: pytest.Capture
     assert Child.started[0][4:6] == ["--model.temperature=0.1", "--model.projector_out=32"]
     assert Child.started[0][-1] == "--evaluate=false"  # the test split stays untouched
     out = capsys.readouterr().out
-    assert re.search(r"^best so far: .*trial-000[45]  val/linear_top1 1\.0000 ", out, flags=re.M)  # the LAST value, at step 2
-    assert call(tmp_path) == 0 and len(Child.started) == 6  # a second worker finds nothing left, and says the same
+    assert re.search(
+        r"^best so far: .*trial-000[45]  val/linear_top1 1\.0000 ", out, flags=re.M
+    )  # the LAST value, at step 2
+    assert (
+        call(tmp_path) == 0 and len(Child.started) == 6
+    )  # a second worker finds nothing left, and says the same
     assert "best so far" in capsys.readouterr().out
 
 
@@ -103,13 +120,17 @@ def test_samplers_stay_in_their_ranges_and_end_at_the_number(tmp_path: Path, sam
     assert call(tmp_path, RANGES, "--trials", "5", sampler=sampler) == 0
     found = [t.params for t in trials(tmp_path, TrialState.COMPLETE)]
     assert len(found) == 5 == len({p["model.temperature"] for p in found})
-    assert all(0.1 <= p["model.temperature"] <= 1 and 1e-4 <= p["model.optimizer.init_args.lr"] <= 0.1 for p in found)
-    assert all(isinstance(p["model.projector_out"], int) and 16 <= p["model.projector_out"] <= 64 for p in found)
+    assert all(
+        0.1 <= p["model.temperature"] <= 1 and 1e-4 <= p["model.optimizer.init_args.lr"] <= 0.1 for p in found
+    )
+    assert all(
+        isinstance(p["model.projector_out"], int) and 16 <= p["model.projector_out"] <= 64 for p in found
+    )
     assert call(tmp_path, RANGES, "--trials", "7", sampler=sampler) == 0  # more are asked for later
     assert len(trials(tmp_path)) == 7
 
 
-def test_minimise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_minimize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path, {"model.temperature": [0.5, 0.1, 0.2]}, "--direction", "minimize") == 0
     assert "best so far: " in (out := capsys.readouterr().out) and '{"model.temperature": 0.1}' in out
 
@@ -119,11 +140,15 @@ def test_values_reach_the_command_line_as_yaml_has_them() -> None:
     assert sweep.as_options(values) == ["--a=null", "--b=true", "--c=[1, 2]", "--d=cosine", "--e=1e-05"]
 
 
-def test_a_run_that_fails_is_no_result_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_no_result_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Child.fate = staticmethod(lambda child: 2 if child.options["model.temperature"] == "0.1" else 0)
     assert call(tmp_path, {"model.temperature": [0.1, 0.2]}) == 0
     out = capsys.readouterr().out
-    assert re.search(r"trial-0000  failed \(exit status 2, see .*trial-0000\.log\)  model\.temperature=0\.1", out)
+    assert re.search(
+        r"trial-0000  failed \(exit status 2, see .*trial-0000\.log\)  model\.temperature=0\.1", out
+    )
     assert [t.state for t in trials(tmp_path)] == [TrialState.FAIL, TrialState.COMPLETE]
     Child.fate = staticmethod(lambda child: -9)
     assert call(tmp_path, {"model.temperature": [0.3]}, "--study", str(tmp_path / "other")) == 1
@@ -135,11 +160,13 @@ def test_a_run_without_the_metric_is_no_result(tmp_path: Path, capsys: pytest.Ca
     assert "no val/knn_top1 was logged" in capsys.readouterr().out
 
 
-# ---- stopped, killed, several workers --------------------------------------------------------------------------------
+# ---- stopped, killed, several workers ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_worker_told_to_stop_leaves_its_run_to_the_next(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_told_to_stop_leaves_its_run_to_the_next(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if number == signal.SIGUSR1:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
     seen: list[list[int]] = []
@@ -209,7 +236,9 @@ def test_a_killed_worker_takes_up_its_own_run_and_nobody_elses(tmp_path: Path) -
     Child.fate = staticmethod(lambda child: 0)
     assert call(tmp_path, GRID, "--worker", "a") == 0
     folders = [command[-2] for command in Child.started]
-    assert folders.count(folders[0]) == 2 and folders.count(folders[1]) == 1  # b may still be at work on its own
+    assert (
+        folders.count(folders[0]) == 2 and folders.count(folders[1]) == 1
+    )  # b may still be at work on its own
     assert len(trials(tmp_path, TrialState.COMPLETE)) == 5
     assert call(tmp_path, GRID, "--worker", "b") == 0
     assert len(trials(tmp_path, TrialState.COMPLETE)) == 6
@@ -224,7 +253,7 @@ def test_names_of_workers_survive_a_restart(monkeypatch: pytest.MonkeyPatch) -> 
     assert sweep.worker_name() == "10_2"
 
 
-# ---- one line for what cannot work -----------------------------------------------------------------------------------
+# ---- one line for what cannot work -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +267,9 @@ def test_names_of_workers_survive_a_restart(monkeypatch: pytest.MonkeyPatch) -> 
         ("model.temperature: {low: 0.1, high: 1}", "a grid takes a list of values"),
     ],
 )
-def test_a_space_that_cannot_be_read(tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_space_that_cannot_be_read(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "space.yaml").write_text(text)
     command = [str(tmp_path / "space.yaml"), "--study", str(tmp_path / "study"), "--sampler", "grid", *CONFIG]
     assert sweep.main(command) == 2
@@ -261,7 +292,9 @@ def test_a_range_that_is_none(tmp_path: Path, values: str, said: str) -> None:
         sweep.read_space(tmp_path / "space.yaml", "tpe")
 
 
-def test_what_train_would_refuse_is_refused_before_there_is_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_train_would_refuse_is_refused_before_there_is_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(tmp_path, {"model.temprature": [0.1]}) == 2
     assert "did you mean 'temperature'?" in capsys.readouterr().err
     assert call(tmp_path, GRID, "--trainer.max_epoch", "3") == 2
@@ -298,23 +331,29 @@ def test_the_shown_space_is_one() -> None:
     checked_arguments([*CONFIG, *sweep.as_options(first)])
 
 
-# ---- for real --------------------------------------------------------------------------------------------------------
+# ---- for real ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_two_workers_share_real_runs_and_one_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_share_real_runs_and_one_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     (tmp_path / "space.yaml").write_text("model.temperature: [0.1, 0.2, 0.5]\n")
     (tmp_path / "quick.yaml").write_text(
         "trainer: {accelerator: cpu, max_epochs: 6, check_val_every_n_epoch: 6, enable_progress_bar: false}\n"
     )
     options = ["--study", "study", "--sampler", "grid", *CONFIG, "--config", "quick.yaml"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SSL_", "PL_"))} | {"PYTHONPATH": str(ROOT)}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SSL_", "PL_"))} | {
+        "PYTHONPATH": str(ROOT)
+    }
     env["OMP_NUM_THREADS"] = "1"
 
     def worker() -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "cluster" / "sweep.py"), "space.yaml", *options]
-        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     one = worker()
     from tests.cluster.slurm import wait_for

@@ -29,9 +29,20 @@ OPTIONS = [
 def launch(*options: str) -> subprocess.Popen[str]:
     foreign = ("SLURM_", "PL_", "SSL_", "MASTER_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    env |= {"DEVICES": "2", "MASTER_PORT": str(free_ports(1)[0]), "PYTHON": sys.executable, "SAVE_SECONDS": "60"}
+    env |= {
+        "DEVICES": "2",
+        "MASTER_PORT": str(free_ports(1)[0]),
+        "PYTHON": sys.executable,
+        "SAVE_SECONDS": "60",
+    }
     return subprocess.Popen(
-        ["env", "--default-signal=INT", ROOT / "cluster" / "torchrun.sh", *OPTIONS, *options],  # ignored in a job with `&`
+        [
+            "env",
+            "--default-signal=INT",
+            ROOT / "cluster" / "torchrun.sh",
+            *OPTIONS,
+            *options,
+        ],  # ignored in a job with `&`
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -77,4 +88,7 @@ def test_a_stopped_run_ends_with_the_signals_status_and_goes_on(
 
 def test_a_run_folder_is_needed() -> None:
     status, text = run()
-    assert status == 1 and "error: under torchrun the processes cannot agree on a date: give --run_dir DIR" in text, text
+    assert (
+        status == 1
+        and "error: under torchrun the processes cannot agree on a date: give --run_dir DIR" in text
+    ), text

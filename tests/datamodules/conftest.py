@@ -1,4 +1,6 @@
-"""Shards for tests: sixty small pictures as a folder, as shards, and behind an HTTP server that can be made to fail."""
+"""Shards for tests: sixty small pictures as a folder, as shards, and behind an HTTP server that can be made
+to fail.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips on the device: padding, standardisation on the training split alone, and what a checkpoint keeps."""
+"""Clips on the device: padding, standardization on the training split alone, and what a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_padding_is_zero_and_sound_is_not() -> None:
     assert x.isfinite().all()
 
 
-def test_standardised_over_the_training_split_only() -> None:
+def test_standardized_over_the_training_split_only() -> None:
     data = Tones()
     x = data.transform({"input": clips_of(data, "train")}, None)["input"]
     valid = torch.arange(x.shape[3]) < valid_frames(x)[:, None]
@@ -46,20 +46,22 @@ def test_standardised_over_the_training_split_only() -> None:
     assert (other.mean, other.std) == (data.mean, data.std)
 
 
-def test_unstandardise_is_the_inverse() -> None:
+def test_unstandardize_is_the_inverse() -> None:
     data = Tones(synthetic=True)
     decoded = data.decode(clips_of(data, "val")[:4])
-    torch.testing.assert_close(data.unstandardise(data.standardise(decoded)), decoded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(data.unstandardize(data.standardize(decoded)), decoded, rtol=1e-5, atol=1e-5)
 
 
 def test_constants_are_kept_with_the_run() -> None:
-    """In the hyper-parameters, from which eval.py rebuilds the data, and in the state, from which a run resumes."""
+    """In the hyper-parameters, from which eval.py rebuilds the data, and in the state, from which a run
+    resumes.
+    """
     data = Tones(synthetic=True)
     data.decode(clips_of(data, "train")[:2])
     rebuilt = Tones(synthetic=True, mean=data.hparams["mean"], std=data.hparams["std"])
     rebuilt._statistics = lambda: pytest.fail("computed again")  # type: ignore[method-assign]
     raw = clips_of(data, "val")[:4]
-    assert torch.equal(rebuilt.standardise(rebuilt.decode(raw)), data.standardise(data.decode(raw)))
+    assert torch.equal(rebuilt.standardize(rebuilt.decode(raw)), data.standardize(data.decode(raw)))
     resumed = Tones(synthetic=True)
     resumed.load_state_dict(data.state_dict())
     resumed._statistics = lambda: pytest.fail("computed again")  # type: ignore[method-assign]
@@ -96,7 +98,7 @@ def test_tones_are_fixed_and_have_two_labels() -> None:
         ({"mean": [0.0] * 40}, "both or neither"),
         ({"mean": [0.0] * 3, "std": [1.0] * 3}, "40 bands"),
         ({"mean": [0.0] * 40, "std": [0.0] * 40}, "positive"),
-        ({"label": "colour"}, "contour, timbre"),
+        ({"label": "color"}, "contour, timbre"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], word: str) -> None:

@@ -75,7 +75,7 @@ def order(n=100, batch_size=8, seed=0, rank=0, world_size=1, epoch=0, done=0) ->
     return list(sampler)
 
 
-# ---- samplers --------------------------------------------------------------------------------------------------------
+# ---- samplers ----------------------------------------------------------------------------------------------
 
 
 def test_epoch_order_is_a_function_of_seed_and_epoch():
@@ -140,7 +140,7 @@ def test_making_loaders_and_drawing_batches_leaves_the_global_random_state_alone
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---- seeds and hyper-parameters --------------------------------------------------------------------------------------
+# ---- seeds and hyper-parameters ----------------------------------------------------------------------------
 
 
 def test_mix_seed():
@@ -148,7 +148,9 @@ def test_mix_seed():
     assert len(seeds) == 512 and all(0 <= seed < 2**63 for seed in seeds)
     assert mix_seed(1, 2) == mix_seed(1, 2) != mix_seed(2, 1)
     bits = np.array([[seed >> i & 1 for i in range(63)] for seed in seeds])
-    assert abs(bits.mean(0) - 0.5).max() < 0.12  # every bit is as good as a coin: 5 standard deviations of 512 throws
+    assert (
+        abs(bits.mean(0) - 0.5).max() < 0.12
+    )  # every bit is as good as a coin: 5 standard deviations of 512 throws
 
 
 def test_run_seed(monkeypatch):
@@ -184,7 +186,7 @@ def test_a_checkpoint_of_another_batch_size_is_refused():
         started(Data(batch_size=8)).load_state_dict(state)
 
 
-# ---- views -----------------------------------------------------------------------------------------------------------
+# ---- views -------------------------------------------------------------------------------------------------
 
 
 def views_of(datamodule: SSLDataModule, loader: int = 0) -> dict:
@@ -200,8 +202,8 @@ def test_views_are_added_and_the_input_stays_clean():
     assert set(out) == {"input", "label", "views", "mask"} and set(batch) == {"input", "label"}
     assert torch.equal(batch["input"], raw)
     assert torch.equal(out["input"], plain.transform(batch, None)["input"])
-    assert torch.equal(out["views"][1], out["input"])  # views are standardised like the input
-    torch.testing.assert_close(data.unstandardise(out["input"]), raw / 255)
+    assert torch.equal(out["views"][1], out["input"])  # views are standardized like the input
+    torch.testing.assert_close(data.unstandardize(out["input"]), raw / 255)
     assert out["mask"].dtype == torch.bool  # and a mask is not
     assert set(data.transform(batch, None)) == {"input", "label"}
 

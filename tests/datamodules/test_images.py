@@ -1,4 +1,6 @@
-"""Image data sets: fixed splits, exact pixels, clear errors. No network; every file is made in ``tmp_path``."""
+"""Image data sets: fixed splits, exact pixels, clear errors. No network; every file is made in
+``tmp_path``.
+"""
 
 import gc
 import os
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import cifar, mnist, stl10, svhn
 from torchvision.transforms import v2
 
-from datamodules.base import as_is
+from datamodules.base import keep_batch
 from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.images import folder
 from datamodules.images.arrays import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST
@@ -27,7 +29,7 @@ from datamodules.splits import stratified_holdout
 DOWNLOADED = [MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, STL10]
 
 
-# ---- splits and arrays -----------------------------------------------------------------------------------------------
+# ---- splits and arrays -------------------------------------------------------------------------------------
 
 
 def test_holdout_is_stratified_and_never_changes():
@@ -40,7 +42,7 @@ def test_holdout_is_stratified_and_never_changes():
     assert held.tolist() == [2, 8, 12, 20, 23, 25, 35, 36, 38, 43, 46, 50]
 
 
-def test_holdout_rounds_by_largest_remainder_and_takes_unlabelled_data():
+def test_holdout_rounds_by_largest_remainder_and_takes_unlabeled_data():
     _, held = stratified_holdout(np.repeat([0, 1, 2], [5, 3, 2]), 4)  # shares 2, 1.2, 0.8
     assert len(held) == 4 and np.bincount(np.repeat([0, 1, 2], [5, 3, 2])[held]).tolist() == [2, 1, 1]
     assert len(stratified_holdout(np.full(9, -1), 3)[1]) == 3
@@ -98,31 +100,35 @@ def test_unknown_split():
 
 def test_labels_outside_of_the_classes_are_refused(monkeypatch):
     labels = np.array([0, 10, 2])
-    monkeypatch.setattr(Digits, "_load", lambda *_: {"val": ArrayDataset(np.zeros((3, 8, 8, 1), np.uint8), labels)})
+    monkeypatch.setattr(
+        Digits, "_load", lambda *_: {"val": ArrayDataset(np.zeros((3, 8, 8, 1), np.uint8), labels)}
+    )
     with pytest.raises(ValueError, match="sample 1 of split val has the label 10, expected 0 to 9"):
         Digits().dataset("val")
 
 
-# ---- from uint8 to what a network sees -------------------------------------------------------------------------------
+# ---- from uint8 to what a network sees ---------------------------------------------------------------------
 
 
-def test_decode_standardise_and_back():
+def test_decode_standardize_and_back():
     data = CIFAR10(synthetic=True)
     raw = data.dataset("val").__getitems__(range(8))["input"]
     decoded = data.decode(raw)
-    assert decoded.dtype == torch.float32 and decoded.is_contiguous() and torch.equal(decoded * 255, raw.float())
-    x = data.standardise(decoded)
+    assert (
+        decoded.dtype == torch.float32 and decoded.is_contiguous() and torch.equal(decoded * 255, raw.float())
+    )
+    x = data.standardize(decoded)
     expected = v2.functional.normalize(decoded, list(data.mean), list(data.std))
     torch.testing.assert_close(x, expected)
-    torch.testing.assert_close(data.unstandardise(x), decoded)
-    assert data.unstandardise(torch.full((1, 3, 2, 2), 99.0)).max() == 1
+    torch.testing.assert_close(data.unstandardize(x), decoded)
+    assert data.unstandardize(torch.full((1, 3, 2, 2), 99.0)).max() == 1
 
 
-def test_other_constants_for_standardising():
+def test_other_constants_for_standardizing():
     raw = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     data = Digits(mean=(0.0,), std=(1.0,))
     pixels = data.transform({"input": raw}, None)["input"]
-    assert torch.equal(pixels, data.decode(raw)) and torch.equal(data.unstandardise(pixels), pixels)
+    assert torch.equal(pixels, data.decode(raw)) and torch.equal(data.unstandardize(pixels), pixels)
     assert Digits().mean == Digits.mean == (0.3064,)
     for knob, value in (("mean", (0.0, 0.0)), ("std", (0.0,))):
         with pytest.raises(ValueError, match=rf"{knob} must .*got \[0"):
@@ -150,7 +156,7 @@ def test_constructor_arguments_are_plain_values_of_a_checkpoint(tmp_path):
     assert ImageFolder(root=tmp_path, mean=[0.5] * 3).hparams["mean"] == (0.5, 0.5, 0.5)
 
 
-# ---- data sets that torchvision reads --------------------------------------------------------------------------------
+# ---- data sets that torchvision reads ----------------------------------------------------------------------
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -183,7 +189,9 @@ def make_files(cls, root: Path, rng: np.random.Generator) -> dict[str, tuple[np.
                 strict=True,
             ):
                 (base / name).write_bytes(pickle.dumps({"data": rows[piece], key: labels[piece].tolist()}))
-            meta, names_key = ("batches.meta", "label_names") if cls is CIFAR10 else ("meta", "fine_label_names")
+            meta, names_key = (
+                ("batches.meta", "label_names") if cls is CIFAR10 else ("meta", "fine_label_names")
+            )
             (base / meta).write_bytes(pickle.dumps({names_key: list(cls.class_names)}))
         elif cls is SVHN and part != "unlabeled":
             y = np.where(labels == 0, 10, labels)[:, None]  # the files call the digit 0 "10"
@@ -221,7 +229,10 @@ def test_torchvision_data_sets(cls, tmp_path, monkeypatch, no_checksums):
         assert train is bank
         whole = cls(root=str(tmp_path), train_on_val=True)
         assert np.array_equal(whole.dataset("train").images, images)
-        for split, same in (("bank", bank), ("val", val)):  # probes learn and choose from the same samples as ever
+        for split, same in (
+            ("bank", bank),
+            ("val", val),
+        ):  # probes learn and choose from the same samples as ever
             assert np.array_equal(whole.dataset(split).images, same.images)
     channels, height, width = cls.image_shape
     assert test.images.shape == (20, height, width, channels)
@@ -288,18 +299,20 @@ def test_a_complete_folder_is_not_downloaded_again(tmp_path, monkeypatch):
     assert len(data.dataset("test")) == 20
 
 
-# ---- folders: layouts ------------------------------------------------------------------------------------------------
+# ---- folders: layouts --------------------------------------------------------------------------------------
 
 
-def write_images(folder: Path, n: int, size: tuple[int, int] = (16, 16), start: int = 0, suffix: str = "png") -> None:
-    """``n`` pictures of one grey value each: ``start``, ``start`` + 1, ..."""
+def write_images(
+    folder: Path, n: int, size: tuple[int, int] = (16, 16), start: int = 0, suffix: str = "png"
+) -> None:
+    """``n`` pictures of one gray value each: ``start``, ``start`` + 1, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         Image.new("L", size, start + i).save(folder / f"{i:03d}.{suffix}")
 
 
-def grey(dataset, n: int | None = None) -> list[int]:
-    """The grey value of every picture."""
+def gray(dataset, n: int | None = None) -> list[int]:
+    """The gray value of every picture."""
     batch = dataset.__getitems__(range(n or len(dataset)))["input"]
     return batch[:, 0, 0, 0].tolist()
 
@@ -313,11 +326,11 @@ def test_folder_without_splits(tmp_path):
     for split, n in (("train", 29), ("val", 3), ("test", 8)):
         dataset = data.dataset(split)
         assert sorted(np.bincount(dataset.labels)) == [n // 2, n - n // 2]
-        assert [value >= 100 for value in grey(dataset)] == [label == 1 for label in dataset.labels]
-        seen += grey(dataset)
+        assert [value >= 100 for value in gray(dataset)] == [label == 1 for label in dataset.labels]
+        seen += gray(dataset)
     assert len(set(seen)) == 40
     again = ImageFolder(str(tmp_path), image_size=16, in_memory=False)
-    assert grey(again.dataset("test")) == grey(data.dataset("test"))
+    assert gray(again.dataset("test")) == gray(data.dataset("test"))
 
 
 @pytest.mark.parametrize("given", ["val", "test"])
@@ -326,9 +339,9 @@ def test_train_and_one_more_folder(tmp_path, given):
         write_images(tmp_path / "train" / name, 10, start=label * 50)
         write_images(tmp_path / given / name, 3, start=200 + label)
     data = ImageFolder(str(tmp_path), image_size=16)
-    assert min(grey(data.dataset("test"))) >= 200
+    assert min(gray(data.dataset("test"))) >= 200
     assert len(data.dataset("val")) == 2 and len(data.dataset("train")) == 18
-    assert max(grey(data.dataset("val")) + grey(data.dataset("bank"))) < 200
+    assert max(gray(data.dataset("val")) + gray(data.dataset("bank"))) < 200
 
 
 def test_train_val_and_test_folders(tmp_path):
@@ -337,21 +350,21 @@ def test_train_val_and_test_folders(tmp_path):
             write_images(tmp_path / split / name, 4, start=start + 10 * label)
     data = ImageFolder(str(tmp_path), image_size=16)
     for low, split in ((0, "train"), (100, "val"), (200, "test")):
-        values = grey(data.dataset(split))
+        values = gray(data.dataset(split))
         assert len(values) == 8 and low <= min(values) and max(values) < low + 100
 
 
 @pytest.mark.parametrize("layout", ["flat", "one folder", "asked for"])
-def test_unlabelled(tmp_path, layout):
+def test_unlabeled(tmp_path, layout):
     if layout == "asked for":
         write_images(tmp_path / "a", 10)
         write_images(tmp_path / "b", 10, start=100)
     else:
         write_images(tmp_path / ("x" if layout == "one folder" else ""), 20)
-    data = ImageFolder(str(tmp_path), image_size=16, labelled=layout != "asked for")
+    data = ImageFolder(str(tmp_path), image_size=16, labeled=layout != "asked for")
     assert data.num_classes is None and data.class_names == ()
     assert len(data.dataset("train")) == 18 and len(data.dataset("val")) == 2
-    assert grey(data.dataset("test")) == grey(data.dataset("val"))  # nothing is measured on it
+    assert gray(data.dataset("test")) == gray(data.dataset("val"))  # nothing is measured on it
     batch = data.dataset("train").__getitems__([0, 1])
     assert batch["label"].tolist() == [-1, -1] and batch["input"].shape == (2, 3, 16, 16)
 
@@ -431,7 +444,7 @@ def test_bad_knobs_are_named_with_their_value(name, value):
         ImageFolder("unused", **{name: value})
 
 
-# ---- folders: pixels -------------------------------------------------------------------------------------------------
+# ---- folders: pixels ---------------------------------------------------------------------------------------
 
 
 def test_evaluation_pixels_equal_torchvisions(tmp_path):
@@ -474,7 +487,7 @@ def test_pixel_formats(tmp_path, channels):
     np.testing.assert_allclose(read(filled("1", 1)), 255)
     np.testing.assert_allclose(read(filled("RGB", (77, 77, 77)).quantize(4)), 77, **near)
     np.testing.assert_allclose(read(filled("CMYK", (0, 0, 0, 155)), "x.jpg"), 100, **near)
-    # transparent: white shines through, whatever colour is hidden below
+    # transparent: white shines through, whatever color is hidden below
     np.testing.assert_allclose(read(filled("RGBA", (9, 9, 9, 0))), 255)
     np.testing.assert_allclose(read(filled("RGBA", (100, 100, 100, 255))), 100)
     np.testing.assert_allclose(read(filled("LA", (0, 128))), 127, **near)
@@ -495,7 +508,9 @@ def test_pixel_formats(tmp_path, channels):
 
 def test_random_crops_are_a_function_of_seed_epoch_and_index(tmp_path, monkeypatch):
     ramp = np.arange(64 * 100, dtype=np.uint32).reshape(64, 100)
-    pixels = np.stack([ramp % 100 * 2, ramp // 100 * 3, 0 * ramp], -1).astype(np.uint8)  # colour tells the place
+    pixels = np.stack([ramp % 100 * 2, ramp // 100 * 3, 0 * ramp], -1).astype(
+        np.uint8
+    )  # color tells the place
     (tmp_path / "a").mkdir()
     for i in range(8):
         Image.fromarray(pixels).save(tmp_path / "a" / f"{i}.png")
@@ -513,11 +528,11 @@ def test_random_crops_are_a_function_of_seed_epoch_and_index(tmp_path, monkeypat
     assert len(first.flatten(1).unique(dim=0)) > 3
     data = ImageFolder(str(tmp_path), image_size=16, decode_size=20)
     bank = data.dataset("bank").__getitems__([0, 1, 2])["input"]
-    assert len(bank.flatten(1).unique(dim=0)) == 1  # the centre
+    assert len(bank.flatten(1).unique(dim=0)) == 1  # the center
 
 
 def loader(dataset, workers: int) -> DataLoader:
-    return DataLoader(dataset, 4, collate_fn=as_is, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(dataset, 4, collate_fn=keep_batch, num_workers=workers, persistent_workers=workers > 0)
 
 
 def test_workers_that_outlive_an_epoch_see_the_new_one(tmp_path):
@@ -537,9 +552,13 @@ def test_workers_that_outlive_an_epoch_see_the_new_one(tmp_path):
     assert not torch.equal(inputs[0], inputs[1])
 
 
-@pytest.mark.parametrize(("damage", "workers"), [("truncated", 0), ("empty", 0), ("text", 0), ("gone", 0), ("truncated", 1)])
+@pytest.mark.parametrize(
+    ("damage", "workers"), [("truncated", 0), ("empty", 0), ("text", 0), ("gone", 0), ("truncated", 1)]
+)
 def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, damage, workers):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # not five seconds to end a worker
+    monkeypatch.setattr(
+        torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1
+    )  # not five seconds to end a worker
     path = tmp_path / "bad.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     if damage == "truncated":
@@ -554,11 +573,13 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, damage, workers)
     said = str(error.value)
     del error
     gc.collect()  # ends the worker while waiting for it is short
-    reason = {"truncated": "truncated", "empty": "empty", "text": "not an image", "gone": "No such file"}[damage]
+    reason = {"truncated": "truncated", "empty": "empty", "text": "not an image", "gone": "No such file"}[
+        damage
+    ]
     assert said.startswith(f"cannot read image {path}: ") and reason in said and "\n" not in said
 
 
-# ---- folders: memory -------------------------------------------------------------------------------------------------
+# ---- folders: memory ---------------------------------------------------------------------------------------
 
 
 def test_small_folders_are_kept_in_memory(tmp_path, monkeypatch):
@@ -592,7 +613,7 @@ def test_small_folders_are_kept_in_memory(tmp_path, monkeypatch):
         [data.dataset(split) for split in ("train", "val", "test")]
 
 
-# ---- real data -------------------------------------------------------------------------------------------------------
+# ---- real data ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from datamodules.transforms.base import BatchTransform, apply_views
-from datamodules.transforms.masks import CentreHole, RandomBlock, RandomPatches
+from datamodules.transforms.masks import CenterHole, RandomBlock, RandomPatches
 
-TRANSFORMS = [CentreHole(10, 20), RandomBlock(0.25, 0.5), RandomPatches(4, 0.75)]
+TRANSFORMS = [CenterHole(10, 20), RandomBlock(0.25, 0.5), RandomPatches(4, 0.75)]
 
 
 def make_mask(transform: BatchTransform, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -37,7 +37,9 @@ def test_chunks_and_devices(transform: BatchTransform) -> None:
     chunked = make_mask(transform, shape)
     params = transform.draw(torch.zeros(shape), torch.Generator().manual_seed(0))
     assert torch.equal(chunked, transform(torch.zeros(shape), params)["mask"])
-    on_meta = torch.empty(shape, device="meta")  # has no values: an operation that waits for a GPU raises here
+    on_meta = torch.empty(
+        shape, device="meta"
+    )  # has no values: an operation that waits for a GPU raises here
     assert transform(on_meta, transform.draw(on_meta, None))["mask"].shape == chunked.shape
 
 
@@ -49,15 +51,15 @@ def test_masks_follow_the_seed_and_differ_within_a_batch(transform: BatchTransfo
     assert len(first.flatten(1).unique(dim=0)) > 55
 
 
-def test_centre_hole_hides_rows_and_columns_10_to_19() -> None:
-    mask = make_mask(CentreHole(), (3, 1, 28, 28))
+def test_center_hole_hides_rows_and_columns_10_to_19() -> None:
+    mask = make_mask(CenterHole(), (3, 1, 28, 28))
     assert boxes(mask).tolist() == [[10, 10, 10, 10]] * 3
 
 
-def test_centre_hole_reaches_the_border_but_not_further() -> None:
-    assert boxes(make_mask(CentreHole(0, 8), (1, 1, 8, 9))).tolist() == [[0, 0, 8, 8]]
+def test_center_hole_reaches_the_border_but_not_further() -> None:
+    assert boxes(make_mask(CenterHole(0, 8), (1, 1, 8, 9))).tolist() == [[0, 0, 8, 8]]
     with pytest.raises(ValueError, match=r"start=10 to stop=20 .* 28x19"):
-        make_mask(CentreHole(), (1, 1, 28, 19))
+        make_mask(CenterHole(), (1, 1, 28, 19))
 
 
 def test_random_block_has_its_own_place_and_size() -> None:
@@ -67,7 +69,10 @@ def test_random_block_has_its_own_place_and_size() -> None:
     assert set(width.tolist()) == set(range(5, 11))
     fixed = boxes(make_mask(RandomBlock(0.5, 0.5), (4000, 1, 8, 6)))
     assert fixed[:, 2:].unique(dim=0).tolist() == [[4, 3]]
-    for start, last in ((fixed[:, 0], 4), (fixed[:, 1], 3)):  # every place, from one border to the other, alike
+    for start, last in (
+        (fixed[:, 0], 4),
+        (fixed[:, 1], 3),
+    ):  # every place, from one border to the other, alike
         share = torch.bincount(start, minlength=last + 1) / len(start)
         assert len(share) == last + 1
         assert (share - 1 / (last + 1)).abs().max() < 0.03
@@ -97,15 +102,18 @@ def test_random_patches_on_a_rectangle() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CentreHole(5, 5), "start=5, stop=5"),
-        (lambda: CentreHole(-1, 5), "start=-1"),
+        (lambda: CenterHole(5, 5), "start=5, stop=5"),
+        (lambda: CenterHole(-1, 5), "start=-1"),
         (lambda: RandomBlock(0.0, 0.5), "min_fraction=0.0"),
         (lambda: RandomBlock(0.6, 0.5), "min_fraction=0.6, max_fraction=0.5"),
         (lambda: RandomBlock(0.5, 1.0), "max_fraction=1.0"),
         (lambda: RandomPatches(0, 0.5), "patch_size must be >= 1, got 0"),
         (lambda: RandomPatches(4, 1.0), r"ratio must be in \(0, 1\), got 1.0"),
         (lambda: RandomPatches(4, float("nan")), "got nan"),
-        (lambda: make_mask(RandomPatches(5, 0.5), (2, 1, 28, 28)), "patch_size=5 does not divide an image of 28x28"),
+        (
+            lambda: make_mask(RandomPatches(5, 0.5), (2, 1, 28, 28)),
+            "patch_size=5 does not divide an image of 28x28",
+        ),
         (lambda: make_mask(RandomPatches(14, 0.1), (2, 1, 28, 28)), "ratio=0.1 hides 0 of the 4 patches"),
     ],
 )

@@ -56,7 +56,9 @@ def test_mel_matrix_is_that_of_transformers(mels: int, size: int, rate: int) -> 
     reference = pytest.importorskip("transformers.audio_utils").mel_filter_bank(
         size // 2 + 1, mels, 0.0, rate / 2, rate, norm=None, mel_scale="htk"
     )
-    torch.testing.assert_close(mel_matrix(mels, size, rate), torch.from_numpy(reference.T).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        mel_matrix(mels, size, rate), torch.from_numpy(reference.T).float(), rtol=0, atol=1e-5
+    )
 
 
 def test_log_mel_against_a_slow_reference() -> None:
@@ -74,7 +76,7 @@ def test_a_sine_is_loudest_in_its_band() -> None:
 
 
 def test_a_click_is_in_the_frame_of_its_time() -> None:
-    """Frame t is centred on hop t, neither half a window earlier nor later."""
+    """Frame t is centered on hop t, neither half a window earlier nor later."""
     samples = torch.zeros(1, 8000)
     samples[0, 40 * 80 + 40] = 1.0
     assert int(SCALE.log_mel(samples)[0].sum(0).argmax()) == 40
@@ -106,7 +108,9 @@ def test_waveform_has_the_spectrogram_it_was_made_of() -> None:
 
     assert error(again) < 0.65  # nats; a silent band beside the tone is hard to match
     assert error(again) < 0.6 * error(SCALE.waveform(log_mel, iterations=0))
-    assert all(error(again) < error(again.roll(shift, 1)) for shift in (-80, -40, 40, 80))  # at the right time, too
+    assert all(
+        error(again) < error(again.roll(shift, 1)) for shift in (-80, -40, 40, 80)
+    )  # at the right time, too
 
 
 def test_resample_keeps_a_tone_and_drops_what_does_not_fit() -> None:
@@ -115,7 +119,9 @@ def test_resample_keeps_a_tone_and_drops_what_does_not_fit() -> None:
     got = resample(low + high, 16000, 8000)
     assert len(got) == 8000
     expected = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
-    assert np.abs(got - expected)[100:-100].max() < 0.01  # picking every second sample would leave 6 kHz as 2 kHz
+    assert (
+        np.abs(got - expected)[100:-100].max() < 0.01
+    )  # picking every second sample would leave 6 kHz as 2 kHz
     assert len(resample(low, 16000, 11025)) == 11025
     assert resample(low, 16000, 16000) is low
 

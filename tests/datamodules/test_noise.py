@@ -1,4 +1,6 @@
-"""Noise has the strength it is asked for, differs between samples, and reaches the batch in the units of ``input``."""
+"""Noise has the strength it is asked for, differs between samples, and reaches the batch in the units of
+``input``.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ def corrupt(transform: BatchTransform, images: torch.Tensor, seed: int = 0) -> t
 def test_samples_differ_images_stay_and_chunks_do_not_matter(transform: BatchTransform) -> None:
     images = torch.full((150, 3, 20, 24), 0.5)
     noisy = corrupt(transform, images)
-    assert torch.equal(noisy, corrupt(transform, images)) and not torch.equal(noisy, corrupt(transform, images, seed=1))
+    assert torch.equal(noisy, corrupt(transform, images)) and not torch.equal(
+        noisy, corrupt(transform, images, seed=1)
+    )
     assert (images == 0.5).all() and noisy.shape == images.shape and noisy.min() >= 0 and noisy.max() <= 1
     assert not torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[:, 0], noisy[:, 1])
     whole = transform(images, transform.draw(images, torch.Generator().manual_seed(0)))["corrupted"]
     assert torch.equal(noisy, whole)  # type: ignore[arg-type]
-    on_meta = torch.empty(4, 3, 8, 8, device="meta")  # has no values: an operation that waits for a GPU raises here
+    on_meta = torch.empty(
+        4, 3, 8, 8, device="meta"
+    )  # has no values: an operation that waits for a GPU raises here
     transform(on_meta, {k: torch.empty(4, 3, 8, 8, device="meta") for k in transform.draw(images, None)})
 
 
@@ -51,13 +57,13 @@ def test_replaced_shares() -> None:
         assert ((noisy == 0) | (noisy == 1) | (noisy == 0.5)).all()
 
 
-def test_the_batch_holds_it_standardised_and_input_clean() -> None:
+def test_the_batch_holds_it_standardized_and_input_clean() -> None:
     data = Digits(views=SaltAndPepper())
     raw = data.dataset("train").__getitems__([0, 1, 2])  # type: ignore[attr-defined]
     batch = data.transform(raw, torch.Generator().manual_seed(0))
-    assert torch.equal(batch["input"], data.standardise(data.decode(raw["input"])))
+    assert torch.equal(batch["input"], data.standardize(data.decode(raw["input"])))
     expected = corrupt(SaltAndPepper(), data.decode(raw["input"]))
-    assert torch.equal(batch["corrupted"], data.standardise(expected))
+    assert torch.equal(batch["corrupted"], data.standardize(expected))
     assert "corrupted" not in data.transform(raw, None)
 
 

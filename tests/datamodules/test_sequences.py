@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sequences.fasta import SequenceFileError, base_codes, read_coding, read_fasta, reverse_complement, to_tokens
+from datamodules.sequences.fasta import (
+    SequenceFileError,
+    base_codes,
+    read_coding,
+    read_fasta,
+    reverse_complement,
+    to_tokens,
+)
 from datamodules.sequences.module import Fasta
 
 SPAN = 20  # bases of a window; a block has ten windows, and a record 20 blocks
@@ -49,7 +56,7 @@ def everything(dataset: Any) -> dict[str, torch.Tensor]:
     return dataset.__getitems__(list(range(len(dataset))))
 
 
-# ---- letters -----------------------------------------------------------------------------------------------------------
+# ---- letters -----------------------------------------------------------------------------------------------
 
 
 def test_letters_become_bases() -> None:
@@ -93,7 +100,7 @@ def test_four_mers_are_counted(fasta: Path) -> None:
         assert torch.equal(module.baselines()["kmers"](tokens)[0], expected)
 
 
-# ---- windows -----------------------------------------------------------------------------------------------------------
+# ---- windows -----------------------------------------------------------------------------------------------
 
 
 def test_windows_are_the_text_of_the_records(fasta: Path) -> None:
@@ -119,14 +126,22 @@ def test_splits_share_no_base(fasta: Path, stride: int) -> None:
         starts = [start for record, start in places if record == 0]
         assert np.diff(starts).min() >= min(stride, SPAN) or stride < SPAN
         assert min(np.diff(starts)) == stride or stride > SPAN
-    assert not used["train"] & used["val"] and not used["train"] & used["test"] and not used["val"] & used["test"]
+    assert (
+        not used["train"] & used["val"]
+        and not used["train"] & used["test"]
+        and not used["val"] & used["test"]
+    )
 
 
 def test_both_strands_in_training_only(fasta: Path) -> None:
-    """Half of the windows, others in the next epoch, the same when asked again; labels and other splits stay."""
+    """Half of the windows, others in the next epoch, the same when asked again; labels and other splits
+    stay.
+    """
     plain, module = data(fasta), data(fasta, both_strands=True)
     for split in ("bank", "val", "test"):
-        assert torch.equal(everything(plain.dataset(split))["input"], everything(module.dataset(split))["input"])  # type: ignore[arg-type]
+        assert torch.equal(
+            everything(plain.dataset(split))["input"], everything(module.dataset(split))["input"]
+        )  # type: ignore[arg-type]
     forward = everything(plain.dataset("train"))["input"].numpy()
     train: Any = module.dataset("train")
     turned = []
@@ -170,7 +185,8 @@ def test_gzip_and_folders(fasta: Path, tmp_path: Path) -> None:
     both = data(folder)
     assert len(both.dataset("train")) == 400  # type: ignore[arg-type]
     assert torch.equal(
-        everything(data(folder, files=("a*",)).dataset("val"))["input"], everything(data(fasta).dataset("val"))["input"]
+        everything(data(folder, files=("a*",)).dataset("val"))["input"],
+        everything(data(fasta).dataset("val"))["input"],
     )
 
 
@@ -181,12 +197,16 @@ def test_synthetic_data_has_every_split() -> None:
         assert len(labels) and labels.min() >= 0
 
 
-# ---- labels ------------------------------------------------------------------------------------------------------------
+# ---- labels ------------------------------------------------------------------------------------------------
 
 
 def test_labels_follow_the_share_in_coding_sequence(fasta: Path, tmp_path: Path) -> None:
-    """Half of the first window is coding, 9 of 20 bases of the second, all of the third, and none of the next two."""
-    genes = gff(tmp_path, ("chr1", 1, 10), ("chr1", 21, 29), ("chr1", 41, 60), ("chr2", 1, 4000), ("chr9", 1, 99))
+    """Half of the first window is coding, 9 of 20 bases of the second, all of the third, and none of the next
+    two.
+    """
+    genes = gff(
+        tmp_path, ("chr1", 1, 10), ("chr1", 21, 29), ("chr1", 41, 60), ("chr2", 1, 4000), ("chr9", 1, 99)
+    )
     module = data(fasta, gff=genes)
     assert module.num_classes == 2 and module.class_names == ("non-coding", "coding")
     labels = everything(module.dataset("bank"))["label"].tolist()
@@ -194,13 +214,15 @@ def test_labels_follow_the_share_in_coding_sequence(fasta: Path, tmp_path: Path)
 
 
 def test_overlapping_coding_pieces_count_once(fasta: Path, tmp_path: Path) -> None:
-    """Two transcripts share an exon of 6 of 20 bases: under half, so no label, and other features do not count."""
+    """Two transcripts share an exon of 6 of 20 bases: under half, so no label, and other features do not
+    count.
+    """
     genes = Path(gff(tmp_path, ("chr1", 1, 6), ("chr1", 1, 6), strand="-"))
     genes.write_text(genes.read_text() + "chr1\tx\tgene\t1\t4000\t.\t+\t.\tID=2\n")
     assert everything(data(fasta, gff=str(genes)).dataset("bank"))["label"][:2].tolist() == [-1, 0]
 
 
-# ---- files that cannot be used ------------------------------------------------------------------------------------------
+# ---- files that cannot be used -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Shards: the same samples as a folder of the same files, exact resume, and every way in which a shard can be wrong."""
+"""Shards: the same samples as a folder of the same files, exact resume, and every way in which a shard can be
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.base import as_is
+from datamodules.base import keep_batch
 from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.images import index as tar_index
 from datamodules.images.folder import ImageFolder
@@ -34,7 +36,7 @@ def as_set(batch: Any) -> list[tuple[bytes, int]]:
     return sorted((x.numpy().tobytes(), int(y)) for x, y in zip(batch["input"], batch["label"], strict=True))
 
 
-# ---- the same as a folder --------------------------------------------------------------------------------------------
+# ---- the same as a folder ----------------------------------------------------------------------------------
 
 
 def test_every_image_of_the_folder_is_there_once_with_its_label(source: Path, made: Path):
@@ -42,13 +44,23 @@ def test_every_image_of_the_folder_is_there_once_with_its_label(source: Path, ma
     assert data.class_names == files.class_names == CLASSES and data.num_classes == 3
     assert sorted(p.name for p in made.glob("*.tar")) == [f"train-00000{i}.tar" for i in range(4)]
     sizes = {split: len(data.dataset(split)) for split in ("train", "bank", "val", "test")}
-    assert sizes == {split: len(files.dataset(split)) for split in sizes} == {"train": 43, "bank": 43, "val": 5, "test": 12}
-    # centre crops of all files, however they are split
-    every = [as_set(d.dataset(s).__getitems__(range(sizes[s]))) for d in (data, files) for s in ("bank", "val", "test")]
+    assert (
+        sizes
+        == {split: len(files.dataset(split)) for split in sizes}
+        == {"train": 43, "bank": 43, "val": 5, "test": 12}
+    )
+    # center crops of all files, however they are split
+    every = [
+        as_set(d.dataset(s).__getitems__(range(sizes[s])))
+        for d in (data, files)
+        for s in ("bank", "val", "test")
+    ]
     assert sorted(itertools.chain(*every[:3])) == sorted(itertools.chain(*every[3:]))
     batch = data.dataset("train").__getitems__([3, 1, 40])
     assert (
-        batch["input"].shape == (3, 3, 16, 16) and batch["input"].dtype == torch.uint8 and batch["label"].dtype == torch.int64
+        batch["input"].shape == (3, 3, 16, 16)
+        and batch["input"].dtype == torch.uint8
+        and batch["label"].dtype == torch.int64
     )
 
 
@@ -73,10 +85,10 @@ def test_split_folders_become_splits(source: Path, tmp_path: Path):
     assert [len(shards(tmp_path / "two").dataset(s)) for s in ("train", "val", "test")] == [54, 6, 60]
 
 
-def test_unlabelled(source: Path, made: Path, tmp_path: Path):
-    data = shards(made, labelled=False)
+def test_unlabeled(source: Path, made: Path, tmp_path: Path):
+    data = shards(made, labeled=False)
     assert data.num_classes is None and set(data.dataset("bank").labels) == {-1}
-    make_shards(source, tmp_path / "dst", labelled=False)
+    make_shards(source, tmp_path / "dst", labeled=False)
     assert shards(tmp_path / "dst").num_classes is None
     with tarfile.open(tmp_path / "dst" / "train-000000.tar") as tar:
         assert not [name for name in tar.getnames() if name.endswith(".cls")]
@@ -84,7 +96,10 @@ def test_unlabelled(source: Path, made: Path, tmp_path: Path):
 
 def test_patterns(made: Path):
     assert expanded("a-{08..10}.{x,y}") == ["a-08.x", "a-08.y", "a-09.x", "a-09.y", "a-10.x", "a-10.y"]
-    assert split_pattern("d/e/") == ("d/e", None) and split_pattern("http://h/a-{0..3}.tar") == ("http://h", "a-{0..3}.tar")
+    assert split_pattern("d/e/") == ("d/e", None) and split_pattern("http://h/a-{0..3}.tar") == (
+        "http://h",
+        "a-{0..3}.tar",
+    )
     assert [split_of(n) for n in ("imagenet-val-01.tar", "test.tar", "interval-0.tar", "x.tar")] == [
         "val",
         "test",
@@ -99,7 +114,9 @@ def test_patterns(made: Path):
 
 
 def test_shards_of_other_programs_are_indexed_at_first_use(tmp_path: Path):
-    """Names with folders, class names or numbers in .json, members that are no images, more than one ending."""
+    """Names with folders, class names or numbers in .json, members that are no images, more than one
+    ending.
+    """
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for i in range(12):
             buffer = io.BytesIO()
@@ -122,7 +139,7 @@ def test_shards_of_other_programs_are_indexed_at_first_use(tmp_path: Path):
     assert as_set(bank.__getitems__(indices)) == as_set(again.__getitems__(indices))
 
 
-# ---- order, resume, ranks --------------------------------------------------------------------------------------------
+# ---- order, resume, ranks ----------------------------------------------------------------------------------
 
 
 class Done:
@@ -133,7 +150,9 @@ class Done:
         return self.done
 
 
-def order(dataset: Any, block: int, rank: int = 0, world: int = 1, done: int = 0, epoch: int = 0) -> list[int]:
+def order(
+    dataset: Any, block: int, rank: int = 0, world: int = 1, done: int = 0, epoch: int = 0
+) -> list[int]:
     dataset.block = block
     sampler = EpochSampler(dataset, 8, 0, rank, world, Done(done))  # type: ignore[arg-type]
     sampler.set_epoch(epoch)
@@ -142,7 +161,9 @@ def order(dataset: Any, block: int, rank: int = 0, world: int = 1, done: int = 0
 
 @pytest.mark.parametrize("block", [1, 4, 7, 100])
 def test_order_by_blocks(made: Path, block: int):
-    """Every sample once, neighbours together, other neighbours in another epoch, ranks disjoint, the tail on resume."""
+    """Every sample once, neighbors together, other neighbors in another epoch, ranks disjoint, the tail on
+    resume.
+    """
     dataset: Any = shards(made).dataset("train")
     n = len(dataset)
     first, second = order(dataset, block), order(dataset, block, epoch=1)
@@ -155,7 +176,9 @@ def test_order_by_blocks(made: Path, block: int):
     assert order(dataset, block, done=2) == first[16:]
     for world in (2, 3):
         ranks = [order(dataset, block, rank, world) for rank in range(world)]
-        assert {len(r) for r in ranks} == {n // world} and len({i for r in ranks for i in r}) == n // world * world
+        assert {len(r) for r in ranks} == {n // world} and len(
+            {i for r in ranks for i in r}
+        ) == n // world * world
         if 8 % block == 0:  # a step's batches are together the single process's batch
             assert set(ranks[0][:8]) | set(ranks[1][:8]) | set(ranks[-1][:8]) == set(first[: 8 * world])
 
@@ -163,7 +186,18 @@ def test_order_by_blocks(made: Path, block: int):
 def test_the_order_of_data_without_blocks_is_what_it_was():
     """Written down once: another order would break the resume of older runs."""
     dataset = torch.utils.data.TensorDataset(torch.zeros(10))
-    assert order(dataset, 1, rank=0, world=2) + order(dataset, 1, rank=1, world=2) == [4, 6, 7, 0, 1, 2, 8, 5, 3, 9]
+    assert order(dataset, 1, rank=0, world=2) + order(dataset, 1, rank=1, world=2) == [
+        4,
+        6,
+        7,
+        0,
+        1,
+        2,
+        8,
+        5,
+        3,
+        9,
+    ]
 
 
 @pytest.mark.parametrize("where", ["folder", "url"])
@@ -172,19 +206,31 @@ def test_workers_give_what_one_process_gives(folder: Path, server: Any, where: s
     dataset: Any = data.dataset("train")
     dataset.set_epoch(3)
     sampler = EpochSampler(dataset, 8, 0, 0, 1, Done())  # type: ignore[arg-type]
-    batches = [list(DataLoader(dataset, 8, sampler=sampler, num_workers=w, collate_fn=as_is)) for w in (0, 2)]
+    batches = [
+        list(DataLoader(dataset, 8, sampler=sampler, num_workers=w, collate_fn=keep_batch)) for w in (0, 2)
+    ]
     for one, two in zip(*batches, strict=True):
         assert torch.equal(one["input"], two["input"]) and torch.equal(one["label"], two["label"])
     assert len(batches[0]) == 6
 
 
-def test_neighbours_are_read_at_once():
-    places = [(0, 100, 200), (1, 0, 50), (0, 0, 100), (0, 200 + MAX_GAP, 210 + MAX_GAP), (0, 10**9, 10**9 + 1)]
-    assert list(merged(places)) == [(0, 0, 210 + MAX_GAP, [2, 0, 3]), (0, 10**9, 10**9 + 1, [4]), (1, 0, 50, [1])]
+def test_neighbors_are_read_at_once():
+    places = [
+        (0, 100, 200),
+        (1, 0, 50),
+        (0, 0, 100),
+        (0, 200 + MAX_GAP, 210 + MAX_GAP),
+        (0, 10**9, 10**9 + 1),
+    ]
+    assert list(merged(places)) == [
+        (0, 0, 210 + MAX_GAP, [2, 0, 3]),
+        (0, 10**9, 10**9 + 1, [4]),
+        (1, 0, 50, [1]),
+    ]
     assert list(merged([])) == []
 
 
-# ---- by URL ----------------------------------------------------------------------------------------------------------
+# ---- by URL ------------------------------------------------------------------------------------------------
 
 
 def test_url_gives_the_same_samples(made: Path, server: Any):
@@ -196,7 +242,7 @@ def test_url_gives_the_same_samples(made: Path, server: Any):
         assert torch.equal(one["input"], two["input"]) and torch.equal(one["label"], two["label"])
     server.asked.clear()
     remote.dataset("train").__getitems__(range(8))
-    assert len(server.asked) <= 2, "neighbours are read at once"
+    assert len(server.asked) <= 2, "neighbors are read at once"
 
 
 @pytest.mark.parametrize("fault", [503, 429, "cut", "hang"])
@@ -242,14 +288,16 @@ def test_url_without_shards_index_or_server(server: Any, folder: Path):
         shards("http://127.0.0.1:9").dataset("train")
 
 
-# ---- what is wrong on the disk ---------------------------------------------------------------------------------------
+# ---- what is wrong on the disk -----------------------------------------------------------------------------
 
 
 def test_missing_truncated_and_changed_shards(folder: Path):
     shard = folder / "train-000001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ShardError, match=r"train-000001.tar is truncated: \d+ bytes, \d+ when it was indexed"):
+    with pytest.raises(
+        ShardError, match=r"train-000001.tar is truncated: \d+ bytes, \d+ when it was indexed"
+    ):
         shards(folder).dataset("train")
     shard.write_bytes(content + bytes(512))
     with pytest.raises(ShardError, match=r"train-000001.tar has changed"):
@@ -338,15 +386,19 @@ def test_a_broken_image_is_named(folder: Path):
     data = shards(folder)
     broken = int(data._find()["train"][0][7])
     (name,) = damage(folder, broken)
-    with pytest.raises(ImageFileError, match=rf"cannot read image {name} in shard .*train-00000{broken // 16}.tar: it is not"):
+    with pytest.raises(
+        ImageFileError, match=rf"cannot read image {name} in shard .*train-00000{broken // 16}.tar: it is not"
+    ):
         data.dataset("train").__getitems__([7])
     sampler = EpochSampler(data.dataset("train"), 8, 0, 0, 1, Done())  # type: ignore[arg-type]
-    loader = DataLoader(data.dataset("train"), 8, sampler=sampler, num_workers=2, collate_fn=as_is)
+    loader = DataLoader(data.dataset("train"), 8, sampler=sampler, num_workers=2, collate_fn=keep_batch)
     with pytest.raises(ImageFileError, match=f"^cannot read image {name}"):
         list(loader)
 
 
-def test_broken_images_are_passed_over_and_counted_when_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_broken_images_are_passed_over_and_counted_when_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
     numbers = shards(folder)._find()["train"][0]
     names = damage(folder, *numbers[[7, 8, 20]].tolist())
     data = shards(folder, max_unreadable=2)
@@ -356,15 +408,22 @@ def test_broken_images_are_passed_over_and_counted_when_asked_for(folder: Path, 
     assert len(said) == 2 and all(f"passed over, {i} of at most 2" in said[i - 1] for i in (1, 2))
     assert batch["label"].tolist() == [dataset.labels[6], -1, -1]
     dataset.random_crop = False
-    plain, after = dataset.__getitems__([7]), dataset.__getitems__([9])  # known already: not said and not counted again
+    plain, after = (
+        dataset.__getitems__([7]),
+        dataset.__getitems__([9]),
+    )  # known already: not said and not counted again
     assert torch.equal(plain["input"], after["input"])
     assert [file.split()[0] for file in data.unreadable_files()] == sorted(names[:2])
-    with pytest.raises(ImageFileError, match=rf"{names[2]} .*file number 3 that cannot be read, max_unreadable is 2"):
+    with pytest.raises(
+        ImageFileError, match=rf"{names[2]} .*file number 3 that cannot be read, max_unreadable is 2"
+    ):
         dataset.__getitems__([20])
 
 
 def test_a_changed_shard_is_not_passed_over(folder: Path):
-    """Only a picture may be: what is wrong with a whole shard ends the run, also while a replacement is looked for."""
+    """Only a picture may be: what is wrong with a whole shard ends the run, also while a replacement is
+    looked for.
+    """
     data = shards(folder, max_unreadable=100)
     numbers = data._find()["train"][0]
     damage(folder, int(numbers[7]))

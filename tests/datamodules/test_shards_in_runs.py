@@ -23,7 +23,12 @@ pytestmark = pytest.mark.slow
 
 BATCHES = 5  # of 8 samples in an epoch
 OPTIONS = [
-    *("--config", str(ROOT / "configs" / "digits" / "simclr.yaml"), "--config", str(ROOT / "tests" / "quick.yaml")),
+    *(
+        "--config",
+        str(ROOT / "configs" / "digits" / "simclr.yaml"),
+        "--config",
+        str(ROOT / "tests" / "quick.yaml"),
+    ),
     *("--data", "Shards", "--data.image_size", "16", "--data.batch_size", "8", "--data.in_memory", "false"),
     *("--model.encoder.in_channels", "3", "--run_dir", "run"),
 ]
@@ -45,23 +50,34 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def seen(root: Any, folder: Path, workers: int, steps: int, save_at: int | None = None, resume: bool = False) -> list[Tensor]:
-    """The batches of a run up to ``steps`` optimizer steps; after ``save_at`` of them it saves ``last.ckpt``."""
+def seen(
+    root: Any, folder: Path, workers: int, steps: int, save_at: int | None = None, resume: bool = False
+) -> list[Tensor]:
+    """The batches of a run up to ``steps`` optimizer steps; after ``save_at`` of them it saves
+    ``last.ckpt``.
+    """
     data = Shards(str(root), image_size=16, batch_size=8, in_memory=False, num_workers=workers)
     options = {"max_epochs": 2, "max_steps": steps, "limit_val_batches": 0, "enable_checkpointing": True}
     last = folder / "last.ckpt"
-    module, trainer = Recorder(), trainer_for(folder, callbacks=[Preemption(last, every_n_steps=save_at)], **options)
+    module, trainer = (
+        Recorder(),
+        trainer_for(folder, callbacks=[Preemption(last, every_n_steps=save_at)], **options),
+    )
     trainer.fit(module, data, ckpt_path=last if resume else None)
     return module.seen
 
 
 @pytest.mark.parametrize(("where", "workers"), [("folder", 0), ("folder", 2), ("url", 2)])
-def test_a_run_resumed_inside_an_epoch_sees_the_rest(made: Path, server: Any, tmp_path: Path, where: str, workers: int) -> None:
+def test_a_run_resumed_inside_an_epoch_sees_the_rest(
+    made: Path, server: Any, tmp_path: Path, where: str, workers: int
+) -> None:
     root = made if where == "folder" else server.url
     whole = seen(root, tmp_path, workers, 2 * BATCHES)
     assert len(whole) == 2 * BATCHES
     for stop in (4, BATCHES + 1):
-        begun = seen(root, tmp_path, workers, stop + 1, save_at=stop)[:stop]  # it is killed in the step after the save
+        begun = seen(root, tmp_path, workers, stop + 1, save_at=stop)[
+            :stop
+        ]  # it is killed in the step after the save
         rest = seen(root, tmp_path, workers, 2 * BATCHES, resume=True)
         assert len(rest) == 2 * BATCHES - stop
         assert all(torch.equal(one, two) for one, two in zip(whole, begun + rest, strict=True))
@@ -87,12 +103,16 @@ def test_a_shard_that_goes_missing_ends_the_run_with_its_name(
 ) -> None:
     def remove(self: Started, trainer: Any, *args: Any) -> None:
         self.begun = True
-        if trainer.global_step == BATCHES:  # at the end of the first epoch, which has been saved when this is noticed
+        if (
+            trainer.global_step == BATCHES
+        ):  # at the end of the first epoch, which has been saved when this is noticed
             for shard in folder.glob("*.tar"):
                 shard.unlink(missing_ok=True)
 
     monkeypatch.setattr(Started, "on_train_batch_end", remove)
-    status = run(tmp_path, monkeypatch, folder if where == "folder" else server.url, "--data.num_workers", workers)
+    status = run(
+        tmp_path, monkeypatch, folder if where == "folder" else server.url, "--data.num_workers", workers
+    )
     error = capfd.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert status == 2 and "Traceback" not in error

@@ -28,16 +28,21 @@ def write_rows(path: Path, rows: int = 40) -> Path:
     return path
 
 
-# ---- windows ---------------------------------------------------------------------------------------------------------
+# ---- windows -----------------------------------------------------------------------------------------------
 
 
 def test_one_text_is_split_as_nanogpt_does(tmp_path: Path) -> None:
-    """The first 90 % of the characters are train, the last 10 % val; each token of val but its first is predicted once."""
+    """The first 90 % of the characters are train, the last 10 % val; each token of val but its first is
+    predicted once.
+    """
     text = "".join(chr(97 + i % 26) for i in range(1000))
     (tmp_path / "a.txt").write_text(text)
     data = TextFiles(root=str(tmp_path), length=12, batch_size=4)
     assert data.vocab_size == 26 and data.pad_id is None and data.characters_per_token == 1
-    bank, val = "".join(t[:-1] for t in texts_of(data, "bank")), "".join(t[:-1] for t in texts_of(data, "val"))
+    bank, val = (
+        "".join(t[:-1] for t in texts_of(data, "bank")),
+        "".join(t[:-1] for t in texts_of(data, "val")),
+    )
     assert bank == text[: len(bank)] and 900 - 12 < len(bank) < 900
     assert val == text[900 : 900 + len(val)] and 100 - 12 < len(val) < 100
     assert texts_of(data, "test") == texts_of(data, "val")
@@ -50,7 +55,7 @@ def test_training_windows_move_with_the_epoch_and_never_leave_the_text() -> None
         dataset.set_epoch(epoch)
         rows = dataset.__getitems__(range(len(dataset)))["input"]
         assert torch.equal(rows, dataset.__getitems__(range(len(dataset)))["input"])
-        assert rows.max() < 100 and torch.equal(rows[1:, 0], rows[:-1, -1])  # neighbours share one token
+        assert rows.max() < 100 and torch.equal(rows[1:, 0], rows[:-1, -1])  # neighbors share one token
         starts.add(int(rows[0, 0]))
     assert starts == set(range(9))
     assert len(WindowDataset(np.arange(10), 10, moving=True)) == 1
@@ -71,12 +76,18 @@ def test_documents_of_a_stream_are_kept_apart(tmp_path: Path) -> None:
     assert (pieces.dataset("train").flat == SEP).sum() == 16  # type: ignore[attr-defined]
 
 
-# ---- documents and pairs ---------------------------------------------------------------------------------------------
+# ---- documents and pairs -----------------------------------------------------------------------------------
 
 
 def test_columns_as_pairs(tmp_path: Path) -> None:
     write_rows(tmp_path / "t.csv")
-    options: dict[str, Any] = {"layout": "pairs", "columns": [1, 2], "label_column": 0, "files": "*.csv", "length": 40}
+    options: dict[str, Any] = {
+        "layout": "pairs",
+        "columns": [1, 2],
+        "label_column": 0,
+        "files": "*.csv",
+        "length": 40,
+    }
     data = TextFiles(root=str(tmp_path), **options)
     assert data.class_names == ("1", "2", "3", "4") and data.num_classes == 4
     seen = set()
@@ -90,7 +101,9 @@ def test_columns_as_pairs(tmp_path: Path) -> None:
             assert ids[0] == CLS and len(ends) == 2 and (ids[ends[1] + 1 :] == PAD).all()
             assert data.to_text(ids[: ends[0]]) == f"title {number}"
             assert f"body number {number}, with a comma".startswith(data.to_text(ids[ends[0] :]))
-        assert sorted(batch["label"].tolist()) == sorted(list(range(4)) * (n // 4)), "a class is missing in the split"
+        assert sorted(batch["label"].tolist()) == sorted(list(range(4)) * (n // 4)), (
+            "a class is missing in the split"
+        )
     assert seen == set(range(40))
 
 
@@ -100,7 +113,14 @@ def test_json_lines_and_headers_give_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("kind\tbody\n" + "\n".join(f"{r['kind']}\t{r['body']}" for r in rows))
     made = []
     for files in ("*.jsonl", "*.tsv"):
-        data = TextFiles(root=str(tmp_path), files=files, columns=["body"], label_column="kind", layout="documents", length=16)
+        data = TextFiles(
+            root=str(tmp_path),
+            files=files,
+            columns=["body"],
+            label_column="kind",
+            layout="documents",
+            length=16,
+        )
         made.append((texts_of(data, "train"), data.dataset("train").labels.tolist(), data.class_names))  # type: ignore[attr-defined]
     assert made[0] == made[1] and made[0][2] == ("even", "odd") and len(made[0][0]) == 16
 
@@ -108,18 +128,33 @@ def test_json_lines_and_headers_give_the_same(tmp_path: Path) -> None:
 def test_a_class_only_where_there_is_one(tmp_path: Path) -> None:
     rows = [f"{'x' if i % 2 else ''},text {i}" for i in range(20)]
     (tmp_path / "a.csv").write_text("label,text\n" + "\n".join(rows))
-    data = TextFiles(root=str(tmp_path), files="*.csv", columns=["text"], label_column="label", layout="documents", length=16)
+    data = TextFiles(
+        root=str(tmp_path),
+        files="*.csv",
+        columns=["text"],
+        label_column="label",
+        layout="documents",
+        length=16,
+    )
     assert data.class_names == ("x",) and set(data.dataset("train").labels.tolist()) == {-1, 0}  # type: ignore[attr-defined]
 
 
 def test_sentences() -> None:
     text = 'It works. Does it?  Yes!\nStill the same 3.5 line e.g. this one\n\nA "new" paragraph.'
-    expected = ["It works.", "Does it?", "Yes!", "Still the same 3.5 line e.g. this one", 'A "new" paragraph.']
+    expected = [
+        "It works.",
+        "Does it?",
+        "Yes!",
+        "Still the same 3.5 line e.g. this one",
+        'A "new" paragraph.',
+    ]
     assert sentences(text) == expected
 
 
-def test_pairs_of_a_document_are_neighbours_and_lose_nothing() -> None:
-    """A and B one after the other give the text back; both are there; each at most as long as there is room."""
+def test_pairs_of_a_document_are_neighbors_and_lose_nothing() -> None:
+    """A and B one after the other give the text back; both are there; each at most as long as there is
+    room.
+    """
     rng = np.random.default_rng(0)
     for _ in range(50):
         parts = np.split(np.arange(200), np.sort(rng.choice(np.arange(1, 200), 15, replace=False)))
@@ -128,7 +163,9 @@ def test_pairs_of_a_document_are_neighbours_and_lose_nothing() -> None:
         assert np.isin(ids, np.arange(200)).all() and (np.diff(ids) >= 1).all()
         assert len(ids) >= 195  # only what is a single token is lost
         for first, second in pairs:
-            assert len(first) and len(second) and len(first) + len(second) <= 25 and first[-1] + 1 == second[0]
+            assert (
+                len(first) and len(second) and len(first) + len(second) <= 25 and first[-1] + 1 == second[0]
+            )
     [(first, second)] = cut_pairs([np.arange(7)], room=25)  # a short document gives a true pair, too
     assert first.tolist() == [0, 1, 2] and second.tolist() == [3, 4, 5, 6]
     assert cut_pairs([np.arange(1)], room=25) == [] and cut_pairs([], room=25) == []
@@ -154,7 +191,7 @@ def test_the_embedded_text_makes_pairs() -> None:
     assert not train & val
 
 
-# ---- kept: in the checkpoint, in the run folder, in the cache ---------------------------------------------------------
+# ---- kept: in the checkpoint, in the run folder, in the cache ----------------------------------------------
 
 
 def test_the_tokenizer_is_learnt_from_train_alone(tmp_path: Path) -> None:
@@ -166,7 +203,9 @@ def test_the_tokenizer_is_learnt_from_train_alone(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_goes_with_the_checkpoint(tmp_path: Path) -> None:
-    """Rebuilt from the hyper-parameters, or resumed, on another text: the ids stay those that the weights know."""
+    """Rebuilt from the hyper-parameters, or resumed, on another text: the ids stay those that the weights
+    know.
+    """
     (tmp_path / "a.txt").write_text("abcde" * 100)
     (tmp_path / "b.txt").write_text("Aabcdey" * 100)
     first = TextFiles(root=str(tmp_path / "a.txt"), length=10, batch_size=4)
@@ -184,9 +223,17 @@ def test_the_tokenizer_goes_with_the_checkpoint(tmp_path: Path) -> None:
     assert given.encode("cab") == [2, 0, 1]
 
 
-def test_token_files_are_used_again_and_change_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_files_are_used_again_and_change_with_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_rows(tmp_path / "t.csv")
-    options: dict[str, Any] = {"layout": "pairs", "columns": [1, 2], "label_column": 0, "files": "*.csv", "length": 40}
+    options: dict[str, Any] = {
+        "layout": "pairs",
+        "columns": [1, 2],
+        "label_column": 0,
+        "files": "*.csv",
+        "length": 40,
+    }
     plain = TextFiles(root=str(tmp_path), **options)
     cached = TextFiles(root=str(tmp_path), cache=str(tmp_path / "cache"), **options)
     assert texts_of(cached, "val") == texts_of(plain, "val")
@@ -217,7 +264,9 @@ def test_a_token_file_is_whole_or_absent(tmp_path: Path) -> None:
 def test_two_ranks_take_the_tokenizer_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcde" * 100)
     (tmp_path / "b.txt").write_text("Aabcdey" * 100)
-    first, second = (TextFiles(root=str(tmp_path / name), length=10, batch_size=4) for name in ("a.txt", "b.txt"))
+    first, second = (
+        TextFiles(root=str(tmp_path / name), length=10, batch_size=4) for name in ("a.txt", "b.txt")
+    )
     told = first.tokenizer.to_json()
 
     class Two:
@@ -233,7 +282,7 @@ def test_two_ranks_take_the_tokenizer_of_the_first(tmp_path: Path) -> None:
     assert second.encode("cab") == first.encode("cab")
 
 
-# ---- what cannot be --------------------------------------------------------------------------------------------------
+# ---- what cannot be ----------------------------------------------------------------------------------------
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

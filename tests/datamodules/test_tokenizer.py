@@ -45,7 +45,9 @@ def test_unknown_characters_are_counted() -> None:
 
 
 def test_word_pieces() -> None:
-    tokenizer = train_tokenizer("wordpiece", ["walk walks walked walking talk talks talked"] * 9, 100, specials=True)
+    tokenizer = train_tokenizer(
+        "wordpiece", ["walk walks walked walking talk talks talked"] * 9, 100, specials=True
+    )
     [ids] = tokenizer.encode(["Walks TALKING [SEP]"])
     assert tokenizer.decode(ids[:2]).replace(" ", "").startswith("walk") and ids.min() >= 1
     assert 3 not in ids.tolist()  # "[SEP]" written out is text
@@ -59,17 +61,22 @@ def test_word_pieces() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_text_gives_the_same_vocabulary(kind: Kind) -> None:
     """The library's own WordPieceTrainer does not: it numbers pieces in the order of a hash table."""
-    texts = [document.text for document in made_up_documents(1, labelled=False)]
+    texts = [document.text for document in made_up_documents(1, labeled=False)]
     first = train_tokenizer(kind, iter(texts), 600, specials=True).to_json()
     assert all(train_tokenizer(kind, iter(texts), 600, specials=True).to_json() == first for _ in range(4))
 
 
 def test_word_pieces_are_those_of_the_library() -> None:
-    """The second way to the vocabulary: nearly the same pieces (ties are broken otherwise), and as short sequences."""
+    """The second way to the vocabulary: nearly the same pieces (ties are broken otherwise), and as short
+    sequences.
+    """
     texts = [document.text for document in embedded_documents()][:20]
     ours = train_tokenizer("wordpiece", iter(texts), 1000, specials=True)
     theirs = LibraryTokenizer(models.WordPiece(unk_token="[UNK]"))
-    theirs.normalizer, theirs.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    theirs.normalizer, theirs.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     theirs.train_from_iterator(
         texts, trainers.WordPieceTrainer(vocab_size=1000, special_tokens=list(SPECIALS), show_progress=False)
     )
@@ -87,6 +94,9 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="not a tokenizer"):
         load_tokenizer('{"kind": 3')
     moved = json.loads(train_tokenizer("bpe", ["a"], 300, True).to_json())
-    moved["added_tokens"], moved["model"]["vocab"] = [], {t: i for t, i in moved["model"]["vocab"].items() if i > 4}
+    moved["added_tokens"], moved["model"]["vocab"] = (
+        [],
+        {t: i for t, i in moved["model"]["vocab"].items() if i > 4},
+    )
     with pytest.raises(ValueError, match=r"expected 0 to 4|not a tokenizer"):
         load_tokenizer(json.dumps(moved))

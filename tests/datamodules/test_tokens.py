@@ -40,7 +40,9 @@ def many(rows: int = 2000, length: int = 32) -> Tensor:
     return torch.tensor(made)
 
 
-def masked(tokens: Tensor, document: Tensor | None = None, seed: int = 0, **options: object) -> dict[str, Tensor]:
+def masked(
+    tokens: Tensor, document: Tensor | None = None, seed: int = 0, **options: object
+) -> dict[str, Tensor]:
     transform = MaskedTokens(**options)  # type: ignore[arg-type]
     transform.vocab_size = V
     generator = torch.Generator().manual_seed(seed)
@@ -48,7 +50,9 @@ def masked(tokens: Tensor, document: Tensor | None = None, seed: int = 0, **opti
 
 
 def test_shares_of_the_masking() -> None:
-    """15 % of the tokens that are not special; of those 80 % [MASK], 10 % random, 10 % unchanged; by five deviations."""
+    """15 % of the tokens that are not special; of those 80 % [MASK], 10 % random, 10 % unchanged; by five
+    deviations.
+    """
     tokens = many()
     out = masked(tokens, next_sentence=False)
     words = tokens >= 5
@@ -84,10 +88,13 @@ def test_segments_by_hand() -> None:
 
 
 def test_swapping_against_python() -> None:
-    """The second segment of another row behind the own first one; cut at the end, where a [SEP] still closes it."""
+    """The second segment of another row behind the own first one; cut at the end, where a [SEP] still closes
+    it.
+    """
     rng = np.random.default_rng(1)
     parts = [
-        (rng.integers(5, V, rng.integers(1, 6)).tolist(), rng.integers(5, V, rng.integers(1, 5)).tolist()) for _ in range(40)
+        (rng.integers(5, V, rng.integers(1, 6)).tolist(), rng.integers(5, V, rng.integers(1, 5)).tolist())
+        for _ in range(40)
     ]
     tokens = torch.tensor([row(a, b) for a, b in parts])
     partner, swap = torch.from_numpy(rng.integers(0, 40, 40)), torch.from_numpy(rng.random(40) < 0.7)
@@ -124,7 +131,9 @@ def test_one_document_gives_true_pairs_only() -> None:
 def test_the_length_does_not_tell_the_pair() -> None:
     """Samples packed to a full length would be told from pairs of chance by their size alone."""
     rng = np.random.default_rng(2)
-    tokens = torch.tensor([row([6] * (a := int(rng.integers(4, 25))), [7] * (28 - a), 32) for _ in range(1000)])
+    tokens = torch.tensor(
+        [row([6] * (a := int(rng.integers(4, 25))), [7] * (28 - a), 32) for _ in range(1000)]
+    )
     parts = [masked(batch, ratio=1e-6) for batch in tokens.split(100)]
     length = torch.cat([part["corrupted"].ne(PAD).sum(1) for part in parts])
     truth = torch.cat([part["is_next"] for part in parts])
@@ -152,7 +161,9 @@ def test_whole_words() -> None:
 
 def test_whole_words_need_word_pieces() -> None:
     with pytest.raises(ValueError, match="only wordpiece marks the pieces"):
-        TextFiles(layout="pairs", tokenizer="bpe", vocab_size=300, views=MaskedTokens(whole_words=True)).prepare_data()
+        TextFiles(
+            layout="pairs", tokenizer="bpe", vocab_size=300, views=MaskedTokens(whole_words=True)
+        ).prepare_data()
     with pytest.raises(ValueError, match="no second segment"):
         TextFiles(layout="documents", views=MaskedTokens())
     with pytest.raises(ValueError, match=r"ratio must be in \(0, 1\), got 0"):

@@ -1,4 +1,6 @@
-"""The views against torchvision's own operations, its distributions, and the promises of the batch contract."""
+"""The views against torchvision's own operations, its distributions, and the promises of the batch
+contract.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from datamodules.transforms.base import apply_views
 from datamodules.transforms.functional import (
-    adjust_colour,
+    adjust_color,
     adjust_hue,
     crop_resize,
     gaussian_blur,
@@ -25,7 +27,7 @@ from datamodules.transforms.functional import (
 )
 from datamodules.transforms.masks import MAEViews
 from datamodules.transforms.recipes import BYOLViews, DINOViews, MoCoViews, SimCLRViews, SwAVViews
-from datamodules.transforms.views import NEUTRAL, MultiCrop, Normalise, TwoViews, View, Views
+from datamodules.transforms.views import NEUTRAL, MultiCrop, Normalize, TwoViews, View, Views
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
@@ -39,7 +41,9 @@ def photos(count: int, height: int, width: int) -> Tensor:
     generator = make_generator(7)
     pieces = []
     for index in range(count):
-        photo = torch.from_numpy(load_sample_image(("china.jpg", "flower.jpg")[index % 2]).copy())[::4, ::4]  # 107x160
+        photo = torch.from_numpy(load_sample_image(("china.jpg", "flower.jpg")[index % 2]).copy())[
+            ::4, ::4
+        ]  # 107x160
         top = int(torch.randint(photo.shape[0] - height + 1, (), generator=generator))
         left = int(torch.randint(photo.shape[1] - width + 1, (), generator=generator))
         pieces.append(photo[top : top + height, left : left + width].permute(2, 0, 1) / 255)
@@ -58,7 +62,9 @@ def assert_close(actual: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
 def ks_distance(first: Tensor, second: Tensor) -> float:
     """Largest difference of the two empirical distribution functions."""
     points = torch.cat([first, second]).double().sort().values
-    cdfs = [torch.searchsorted(s.double().sort().values, points, right=True) / len(s) for s in (first, second)]
+    cdfs = [
+        torch.searchsorted(s.double().sort().values, points, right=True) / len(s) for s in (first, second)
+    ]
     return (cdfs[0] - cdfs[1]).abs().max().item()
 
 
@@ -118,7 +124,9 @@ def test_rotation_equals_torchvision() -> None:
 
 def test_hue_equals_torchvision() -> None:
     images = photos(20, 32, 32)
-    corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.3, 1.0])] * 3).T  # greys, primaries and every kind of tie
+    corners = torch.cartesian_prod(
+        *[torch.tensor([0.0, 0.3, 1.0])] * 3
+    ).T  # grays, primaries and every kind of tie
     images[:, :, 0, :27] = corners
     factor = torch.linspace(-0.5, 0.5, 20)
     assert_close(adjust_hue(images, factor), each(tv.adjust_hue, images, factor))
@@ -126,28 +134,30 @@ def test_hue_equals_torchvision() -> None:
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_linear_colour_operation_equals_torchvision(name: str, channels: int) -> None:
+def test_each_linear_color_operation_equals_torchvision(name: str, channels: int) -> None:
     images, factor = photos(20, 32, 32)[:, :channels], torch.linspace(0.0, 2.0, 20)
     expected = each(getattr(tv, f"adjust_{name}"), images, factor)
-    assert_close(adjust_colour(images, **{name: factor}), expected, atol=1e-6)
+    assert_close(adjust_color(images, **{name: factor}), expected, atol=1e-6)
 
 
 def test_grayscale_equals_torchvision() -> None:
     images, gray = photos(4, 32, 32), torch.tensor([True, False, True, False])
     expected = each(lambda image, g: tv.rgb_to_grayscale(image, 3) if g else image, images, gray)
-    assert_close(adjust_colour(images, gray=gray), expected, atol=1e-6)
+    assert_close(adjust_color(images, gray=gray), expected, atol=1e-6)
 
 
-def test_folded_colour_equals_torchvisions_sequence_where_nothing_is_clamped() -> None:
+def test_folded_color_equals_torchvisions_sequence_where_nothing_is_clamped() -> None:
     images = photos(32, 32, 32)
-    brightness, contrast, saturation = (torch.rand(32, generator=make_generator(s)) for s in (1, 2, 3))  # <= 1: no clamp
+    brightness, contrast, saturation = (
+        torch.rand(32, generator=make_generator(s)) for s in (1, 2, 3)
+    )  # <= 1: no clamp
     gray = torch.arange(32) % 4 == 0
 
     def reference(image: Tensor, b: float, c: float, s: float, g: bool) -> Tensor:
         image = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, b), c), s)
         return tv.rgb_to_grayscale(image, 3) if g else image
 
-    actual = adjust_colour(images, brightness, contrast, saturation, gray)
+    actual = adjust_color(images, brightness, contrast, saturation, gray)
     assert_close(actual, each(reference, images, brightness, contrast, saturation, gray), atol=1e-6)
 
 
@@ -191,7 +201,9 @@ def test_simclr_pipeline_is_within_torchvisions_own_spread(strength: float) -> N
     first, second = (torch.stack([reference(index) for index in range(count)]) for _ in range(2))
     spread = (first - second).abs().mean().item()
     assert (actual - first).abs().mean().item() <= spread
-    assert (actual - images.mean()).abs().mean().item() > 10 * spread  # the bound is far below what an image is made of
+    assert (
+        actual - images.mean()
+    ).abs().mean().item() > 10 * spread  # the bound is far below what an image is made of
 
 
 # -------------------- torchvision's laws of the parameters
@@ -233,27 +245,41 @@ def test_crop_boxes_follow_torchvisions_law(height: int, width: int, scale: tupl
 
 @pytest.mark.parametrize(("height", "width"), [(100, 17), (17, 100)])
 def test_crop_falls_back_to_torchvisions_central_crop(height: int, width: int) -> None:
-    """No try can fit when the crop must be as large as the image and of a shape that the image does not have."""
+    """No try can fit when the crop must be as large as the image and of a shape that the image does not
+    have.
+    """
     ratio, scale = (3 / 4, 4 / 3), (0.9999, 1.0)
-    expected = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), list(scale), list(ratio))
+    expected = transforms.RandomResizedCrop.get_params(
+        torch.empty(3, height, width), list(scale), list(ratio)
+    )
     view = View(8, crop_scale=scale, crop_ratio=ratio)
     boxes = view.draw(torch.empty(50, 3, height, width), make_generator())["box"]
     assert boxes.tolist() == [list(expected)] * 50
 
 
-def test_colour_jitter_follows_torchvisions_law() -> None:
+def test_color_jitter_follows_torchvisions_law() -> None:
     torch.manual_seed(0)
-    knobs = {"brightness": 0.8, "contrast": 1.3, "saturation": 0.4, "hue": 0.2}  # 1.3: the range ends at 0, not at -0.3
+    knobs = {
+        "brightness": 0.8,
+        "contrast": 1.3,
+        "saturation": 0.4,
+        "hue": 0.2,
+    }  # 1.3: the range ends at 0, not at -0.3
     jitter = transforms.ColorJitter(**knobs)
     expected = torch.tensor(
-        [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)[1:] for _ in range(2000)]
+        [
+            jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)[1:]
+            for _ in range(2000)
+        ]
     )
     params = View(32, **knobs, jitter_p=0.8).draw(torch.empty(20000, 3, 8, 8), make_generator())
     jittered = params["hue"] != 0
     assert jittered.float().mean().item() == pytest.approx(0.8, abs=0.012)
     for column, name in enumerate(knobs):
         actual = params[name]
-        assert (actual[~jittered] == NEUTRAL[name]).all(), f"{name} must change with the other three or not at all"
+        assert (actual[~jittered] == NEUTRAL[name]).all(), (
+            f"{name} must change with the other three or not at all"
+        )
         distance = ks_distance(actual[jittered], expected[:, column])
         assert distance < ks_limit(actual[jittered], expected), f"{name}: {distance}"
 
@@ -262,7 +288,9 @@ def test_other_parameters_have_their_probabilities_and_ranges() -> None:
     torch.manual_seed(0)
     blur = transforms.GaussianBlur(3, (0.1, 2.0))
     expected = torch.tensor([blur.get_params(0.1, 2.0) for _ in range(2000)])
-    view = View(8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05)
+    view = View(
+        8, flip_p=0.3, rotation=15, grayscale_p=0.2, blur_p=0.4, blur_kernel=3, solarize_p=0.1, noise_std=0.05
+    )
     params = view.draw(torch.empty(20000, 3, 8, 8), make_generator())
     for name, active, probability in (
         ("flip", params["flip"], 0.3),
@@ -284,7 +312,9 @@ def test_draws_are_independent_of_each_other() -> None:
     params = view.draw(torch.empty(20000, 3, 32, 32), make_generator())
     box = params.pop("box").float()
     columns = [value.float() for value in params.values()] + [box[:, 2] * box[:, 3], box[:, 2] / box[:, 3]]
-    columns += [box[:, axis] - (32 - box[:, 2 + axis]) / 2 for axis in (0, 1)]  # place, from the middle of what is free
+    columns += [
+        box[:, axis] - (32 - box[:, 2 + axis]) / 2 for axis in (0, 1)
+    ]  # place, from the middle of what is free
     correlation = torch.corrcoef(torch.stack(columns)) - torch.eye(len(columns))
     assert correlation.abs().max().item() < 4.5 / math.sqrt(20000)
 
@@ -292,7 +322,9 @@ def test_draws_are_independent_of_each_other() -> None:
 def test_a_changed_knob_leaves_the_other_draws_alone() -> None:
     images = torch.empty(50, 3, 32, 32)
     plain = View(16, **JITTER).draw(images, make_generator())
-    richer = View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(images, make_generator())
+    richer = View(16, **JITTER, rotation=5, grayscale_p=0.2, blur_p=0.5, solarize_p=0.2).draw(
+        images, make_generator()
+    )
     assert set(plain) < set(richer)
     for name, value in plain.items():
         assert torch.equal(value, richer[name]), name
@@ -311,12 +343,16 @@ def rich_views() -> MultiCrop:
 
 def test_views_are_a_function_of_the_seed() -> None:
     images = photos(8, 40, 40)
-    first, again, other = (apply_views(rich_views(), images, make_generator(seed))["views"] for seed in (3, 3, 4))
+    first, again, other = (
+        apply_views(rich_views(), images, make_generator(seed))["views"] for seed in (3, 3, 4)
+    )
     assert [tuple(view.shape) for view in first] == [(8, 3, 32, 32)] * 2 + [(8, 3, 16, 16)] * 2
     for view, same, different in zip(first, again, other, strict=True):
         assert torch.equal(view, same)
         assert (view - different).abs().flatten(1).mean(1).min() > 1e-3
-    assert (first[2] - first[3]).abs().flatten(1).mean(1).min() > 1e-3  # two local views have draws of their own
+    assert (first[2] - first[3]).abs().flatten(1).mean(
+        1
+    ).min() > 1e-3  # two local views have draws of their own
 
 
 def test_samples_of_a_batch_are_drawn_differently() -> None:
@@ -332,7 +368,9 @@ def test_one_sample_does_not_depend_on_the_others() -> None:
     params = transform.draw(images, make_generator())
     together = transform(images, params)["views"]
     for index in range(12):
-        alone = transform(images[index : index + 1], {k: v[index : index + 1] for k, v in params.items()})["views"]
+        alone = transform(images[index : index + 1], {k: v[index : index + 1] for k, v in params.items()})[
+            "views"
+        ]
         for view, one in zip(together, alone, strict=True):
             assert_close(view[index : index + 1], one, atol=1e-6)
 
@@ -365,9 +403,18 @@ def test_chunk_size_is_that_of_the_cache() -> None:
 
 
 def test_views_joined_into_one_call_equal_separate_ones() -> None:
-    """The path of a GPU: BYOL's views have different operations, the missing ones are filled in with neutral values."""
+    """The path of a GPU: BYOL's views have different operations, the missing ones are filled in with neutral
+    values.
+    """
     images = photos(12, 40, 40)
-    everything = {**JITTER, "rotation": 10, "grayscale_p": 0.5, "blur_p": 0.5, "solarize_p": 0.5, "noise_std": 0.1}
+    everything = {
+        **JITTER,
+        "rotation": 10,
+        "grayscale_p": 0.5,
+        "blur_p": 0.5,
+        "solarize_p": 0.5,
+        "noise_std": 0.1,
+    }
     full, plain, narrow = View(32, **everything), View(32, flip_p=0.0), View(32, **everything, blur_kernel=3)
     for transform in (BYOLViews(32, small=False), DINOViews(70), rich_views(), Views(full, plain, narrow)):
         params = transform.draw(images, make_generator())
@@ -383,7 +430,9 @@ def test_views_joined_into_one_call_equal_separate_ones() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [32, 100])
 def test_accelerator_path_reads_no_values(channels: int, side: int) -> None:
-    """The meta device has no values: whatever would make a GPU wait (item, nonzero, boolean indexing) raises there."""
+    """The meta device has no values: whatever would make a GPU wait (item, nonzero, boolean indexing) raises
+    there.
+    """
     images = torch.empty(6, channels, side, side, device="meta")
     transform = rich_views()
     params = transform.draw(images, None)
@@ -396,7 +445,14 @@ def test_draw_reads_only_the_shape_and_images_stay_as_they_are() -> None:
     images = photos(8, 32, 32)
     kept = images.clone()
     whole = {"crop_scale": None, "flip_p": 0.0}  # the view starts as the image itself
-    each_first = [{**JITTER}, {"hue": 0.1}, {"rotation": 9}, {"blur_p": 1.0}, {"solarize_p": 1.0}, {"noise_std": 0.1}]
+    each_first = [
+        {**JITTER},
+        {"hue": 0.1},
+        {"rotation": 9},
+        {"blur_p": 1.0},
+        {"solarize_p": 1.0},
+        {"noise_std": 0.1},
+    ]
     for transform in (rich_views(), *(View(32, **whole, **knobs) for knobs in each_first)):
         from_images = transform.draw(images, make_generator())
         from_shape = transform.draw(torch.full_like(images, math.nan), make_generator())
@@ -407,7 +463,9 @@ def test_draw_reads_only_the_shape_and_images_stay_as_they_are() -> None:
 
 
 def test_views_stay_in_range() -> None:
-    images = (photos(30, 40, 40) > 0.5).float()  # edges from 0 to 1: bicubic overshoots, jitter and noise clip
+    images = (
+        photos(30, 40, 40) > 0.5
+    ).float()  # edges from 0 to 1: bicubic overshoots, jitter and noise clip
     strong = View(32, None, interpolation="bicubic", flip_p=0.0)
     noisy = View(32, **{**JITTER, "brightness": 0.8}, noise_std=0.3)
     for view in (strong, noisy):
@@ -433,18 +491,18 @@ def test_one_channel_ignores_what_needs_three() -> None:
         "noise_std": 0.05,
     }
     plain = apply_views(View(8, **knobs), digits, make_generator())["views"][0]
-    coloured = View(8, **knobs, saturation=0.5, hue=0.3, grayscale_p=1.0)
+    colored = View(8, **knobs, saturation=0.5, hue=0.3, grayscale_p=1.0)
     assert plain.shape == (10, 1, 8, 8)
-    assert torch.equal(plain, apply_views(coloured, digits, make_generator())["views"][0])
+    assert torch.equal(plain, apply_views(colored, digits, make_generator())["views"][0])
 
 
 @pytest.mark.parametrize("knob", ["brightness", "contrast", "saturation", "hue", "grayscale_p"])
-def test_colour_refuses_other_channel_counts(knob: str) -> None:
+def test_color_refuses_other_channel_counts(knob: str) -> None:
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
         View(8, **{knob: 0.4}).draw(torch.empty(2, 4, 8, 8), None)
 
 
-def test_four_channels_work_without_colour() -> None:
+def test_four_channels_work_without_color() -> None:
     view = View(8, rotation=5, blur_p=0.5, blur_kernel=3, solarize_p=0.5)
     assert apply_views(view, torch.rand(5, 4, 12, 12), make_generator())["views"][0].shape == (5, 4, 8, 8)
 
@@ -495,14 +553,16 @@ def test_bad_number_of_local_views_is_refused() -> None:
 
 
 def knobs_of(view: View) -> dict[str, object]:
-    return {name: value for name, value in vars(view).items() if not name.startswith("_") and name != "training"}
+    return {
+        name: value for name, value in vars(view).items() if not name.startswith("_") and name != "training"
+    }
 
 
 def test_large_recipes_are_those_of_the_papers() -> None:
     simclr, moco, byol = SimCLRViews(224).views, MoCoViews(224).views, BYOLViews(224).views
     swav, dino, mae = SwAVViews(224).views, DINOViews(224).views, MAEViews(224).views
     assert [len(views) for views in (simclr, moco, byol, swav, dino, mae)] == [2, 2, 2, 8, 10, 1]
-    colour = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grayscale_p")
+    color = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grayscale_p")
     expected = {
         "simclr": (simclr, (0.8, 0.8, 0.8, 0.2, 0.8, 0.2), "bilinear", (0.08, 1.0)),
         "moco": (moco, (0.4, 0.4, 0.4, 0.1, 0.8, 0.2), "bilinear", (0.2, 1.0)),
@@ -513,8 +573,10 @@ def test_large_recipes_are_those_of_the_papers() -> None:
     }
     for name, (views, values, interpolation, scale) in expected.items():
         for view in views:
-            assert tuple(knobs_of(view)[key] for key in colour) == values, name
-            assert (view.interpolation, view.flip_p, view.blur_sigma) == (interpolation, 0.5, (0.1, 2.0)), name
+            assert tuple(knobs_of(view)[key] for key in color) == values, name
+            assert (view.interpolation, view.flip_p, view.blur_sigma) == (interpolation, 0.5, (0.1, 2.0)), (
+                name
+            )
         assert views[0].crop_scale == scale, name
     assert [view.blur_p for view in (*simclr, *moco, *byol, *mae)] == [0.5, 0.5, 0.5, 0.5, 1.0, 0.1, 0.0]
     assert [view.solarize_p for view in (*simclr, *byol, *dino[:3])] == [0.0, 0.0, 0.0, 0.2, 0.0, 0.2, 0.0]
@@ -555,15 +617,15 @@ def test_two_views_keep_their_order() -> None:
     assert torch.equal(second, images.flip(3))
 
 
-# -------------------- standardisation
+# -------------------- standardization
 
 
-def test_normalise_equals_torchvision() -> None:
+def test_normalize_equals_torchvision() -> None:
     images, mean, std = photos(5, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    assert_close(Normalise(mean, std)(images), tv.normalize(images, list(mean), list(std)), atol=2e-6)
+    assert_close(Normalize(mean, std)(images), tv.normalize(images, list(mean), list(std)), atol=2e-6)
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2, 0.2)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
-def test_normalise_refuses_bad_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def test_normalize_refuses_bad_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"std.*got"):
-        Normalise(mean, std)
+        Normalize(mean, std)

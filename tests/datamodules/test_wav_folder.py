@@ -128,7 +128,7 @@ def test_labels_from_folders_or_none(tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
     assert sum(len(data.dataset(s)) for s in ("train", "val", "test")) == 20
     assert WavFolder(str(tmp_path / "b")).num_classes is None
-    assert WavFolder(str(tmp_path / "a"), labelled=False).num_classes is None
+    assert WavFolder(str(tmp_path / "a"), labeled=False).num_classes is None
     write(tmp_path / "a" / "stray.wav", noise())
     with pytest.raises(ValueError, match=r"stray\.wav"):
         WavFolder(str(tmp_path / "a")).dataset("train")
@@ -141,7 +141,9 @@ def test_silent_and_empty_clips_are_counted(digits: Path, monkeypatch: pytest.Mo
     write(digits / "0_ann_6.wav", np.zeros(4000, np.int16))
     write(digits / "0_ann_7.wav", noise(9000))
     data = WavFolder(str(digits), **FSDD)
-    splits = [s for s in ("train", "val") if any(Path(f).stem in ("0_ann_5", "0_ann_6") for f in data._find()[s][0])]
+    splits = [
+        s for s in ("train", "val") if any(Path(f).stem in ("0_ann_5", "0_ann_6") for f in data._find()[s][0])
+    ]
     assert len(data.dataset("train")) + len(data.dataset("val")) == 58
     assert splits and sum("left out" in line for line in said) == len(splits)
     assert all(any(f"1 {reason}" in line for line in said) for reason in ("shorter than a frame", "silent"))
@@ -178,8 +180,8 @@ def test_pattern() -> None:
 
 
 def test_bad_options_and_folders(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"colour.*label, speaker, index"):
-        WavFolder(str(digits), label="colour", **FSDD)
+    with pytest.raises(ValueError, match=r"color.*label, speaker, index"):
+        WavFolder(str(digits), label="color", **FSDD)
     with pytest.raises(ValueError, match="both or neither"):
         WavFolder(str(digits), pattern="{label}_{x}", split_field="x")
     with pytest.raises(ValueError, match=r"name 0 of 72 files.*values of index: 0, 1, 10"):

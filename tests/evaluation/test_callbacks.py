@@ -13,7 +13,7 @@ from torch import nn
 
 from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images.module import ArrayDataset
-from evaluation.callbacks import FeatureProbe, OnlineLinearProbe, RepresentationHealth
+from evaluation.callbacks import CollapseMetrics, FeatureProbe, OnlineLinearProbe
 from evaluation.media import ImageGrid
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe, top1
@@ -39,7 +39,10 @@ def features(module: Any, data: Digits, split: Any) -> tuple[torch.Tensor, torch
 
 
 def test_probe_equals_the_pure_functions_on_the_frozen_encoder(tmp_path: Path) -> None:
-    module, data = simclr(), Digits(views=views(), batch_size=100)  # 360 and 1,077 samples: uneven last batches
+    module, data = (
+        simclr(),
+        Digits(views=views(), batch_size=100),
+    )  # 360 and 1,077 samples: uneven last batches
     trainer = trainer_for(tmp_path, max_epochs=1, callbacks=[FeatureProbe(l2=1e-3, knn_k=7)])
     trainer.fit(module, data)
     (val, val_labels), (bank, bank_labels) = features(module, data, "val"), features(module, data, "bank")
@@ -73,7 +76,9 @@ def test_unknown_labels_are_left_out(tmp_path: Path) -> None:
         return h, labels
 
     probe._collect = counting  # type: ignore[method-assign]
-    trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[probe]).fit(simclr(), SomeLabels(views=views()))
+    trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[probe]).fit(
+        simclr(), SomeLabels(views=views())
+    )
     assert seen == [180, 538]
 
 
@@ -85,7 +90,7 @@ class NoLabels(Digits):
 
 
 def test_without_labels_there_is_no_probe_and_no_crash(tmp_path: Path) -> None:
-    callbacks = [FeatureProbe(), OnlineLinearProbe(), RepresentationHealth()]
+    callbacks = [FeatureProbe(), OnlineLinearProbe(), CollapseMetrics()]
     trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, callbacks=callbacks)
     trainer.fit(simclr(), NoLabels(views=views()))
     assert "val/linear_top1" not in trainer.callback_metrics and "val/rankme" in trainer.callback_metrics
@@ -101,9 +106,10 @@ def trained_with(folder: Path, callbacks: list[Any], **options: Any) -> dict[str
 
 @pytest.mark.parametrize("clip", [None, 0.1], ids=["free", "clipped"])
 def test_callbacks_leave_the_training_as_it_is(clip: float | None, tmp_path: Path) -> None:
-    """Weights and batch statistics after six steps are the same bits with all callbacks and with none; under clipping too,
-    where a probe inside the clipped norm would shrink the backbone's gradient."""
-    everything = [FeatureProbe(), OnlineLinearProbe(), RepresentationHealth(), ImageGrid(), Throughput()]
+    """Weights and batch statistics after six steps are the same bits with all callbacks and with none; under
+    clipping too, where a probe inside the clipped norm would shrink the backbone's gradient.
+    """
+    everything = [FeatureProbe(), OnlineLinearProbe(), CollapseMetrics(), ImageGrid(), Throughput()]
     logger = TensorBoardLogger(str(tmp_path), name="log")
     alone = trained_with(tmp_path, [], gradient_clip_val=clip)
     watched = trained_with(tmp_path, everything, gradient_clip_val=clip, logger=logger)
@@ -121,10 +127,13 @@ def test_online_probe_learns_and_is_restored(tmp_path: Path) -> None:
     assert trainer.callback_metrics["train/online_top1"] > 0.7
     short, _ = fit(2)
     short.save_checkpoint(tmp_path / "two.ckpt")
-    # the schedule's length differs between the runs, but not the probe's state at the start of the third epoch
+    # the schedule's length differs between the runs, but not the probe's state at the start of the third
+    # epoch
     _, resumed = fit(3, str(tmp_path / "two.ckpt"))
     assert resumed.restored is not None
-    assert resumed.optimizer.state_dict()["state"][0]["step"] == whole.optimizer.state_dict()["state"][0]["step"]
+    assert (
+        resumed.optimizer.state_dict()["state"][0]["step"] == whole.optimizer.state_dict()["state"][0]["step"]
+    )
 
 
 class Collapsed(nn.Module):
@@ -142,9 +151,12 @@ def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = SimCLR(Collapsed(), optimizer=lambda p: torch.optim.SGD(p, lr=1e-9))
     logger = TensorBoardLogger(str(tmp_path), name="log")
-    trainer = trainer_for(tmp_path, max_epochs=2, limit_train_batches=1, callbacks=[RepresentationHealth()], logger=logger)
+    trainer = trainer_for(
+        tmp_path, max_epochs=2, limit_train_batches=1, callbacks=[CollapseMetrics()], logger=logger
+    )
     with pytest.warns(
-        UserWarning, match="the representation has collapsed at step 1: all samples have nearly the same direction"
+        UserWarning,
+        match="the representation has collapsed at step 1: all samples have nearly the same direction",
     ) as seen:
         trainer.fit(module, Digits(views=views()))
     assert len([w for w in seen if "collapsed" in str(w.message)]) == 1
@@ -155,8 +167,10 @@ def test_a_collapse_is_announced_once(tmp_path: Path) -> None:
     assert any("warning" in tag for tag in events.Tags()["tensors"])
 
 
-def test_a_healthy_representation_is_not_called_collapsed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, callbacks=[RepresentationHealth()])
+def test_a_healthy_representation_is_not_called_collapsed(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=2, callbacks=[CollapseMetrics()])
     trainer.fit(simclr(), Digits(views=views()))
     assert trainer.callback_metrics["val/collapsed"] == 0
     assert not [w for w in recwarn if "collapsed" in str(w.message)]
@@ -164,23 +178,40 @@ def test_a_healthy_representation_is_not_called_collapsed(tmp_path: Path, recwar
     assert trainer.callback_metrics["val/alignment"] > 0 > trainer.callback_metrics["val/uniformity"]
 
 
-def pictures(folder: Path, module: Any, data: Any, epochs: int = 1) -> dict[str, list[tuple[int, int, bytes]]]:
+def pictures(
+    folder: Path, module: Any, data: Any, epochs: int = 1
+) -> dict[str, list[tuple[int, int, bytes]]]:
     """What a run writes to TensorBoard: by tag, (width, height, PNG) at every validation."""
     logger = TensorBoardLogger(str(folder), name="log")
     callbacks = [ImageGrid(num_samples=5)]
-    trainer = trainer_for(folder, max_epochs=epochs, limit_train_batches=1, callbacks=callbacks, logger=logger)
+    trainer = trainer_for(
+        folder, max_epochs=epochs, limit_train_batches=1, callbacks=callbacks, logger=logger
+    )
     trainer.fit(module, data)
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
-    return {tag: [(i.width, i.height, i.encoded_image_string) for i in events.Images(tag)] for tag in events.Tags()["images"]}
+    return {
+        tag: [(i.width, i.height, i.encoded_image_string) for i in events.Images(tag)]
+        for tag in events.Tags()["images"]
+    }
 
 
 def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
     for module, data, tag, columns in (
         (simclr(), Digits(views=views(), batch_size=64), "views", 3),
-        (build("configs/digits/inpainting.yaml")[0], Digits(views=RandomBlock(), batch_size=64), "reconstruction", 4),
-        (build("configs/digits/autoencoder.yaml")[0], Digits(views=GaussianNoise(), batch_size=64), "reconstruction", 3),
+        (
+            build("configs/digits/inpainting.yaml")[0],
+            Digits(views=RandomBlock(), batch_size=64),
+            "reconstruction",
+            4,
+        ),
+        (
+            build("configs/digits/autoencoder.yaml")[0],
+            Digits(views=GaussianNoise(), batch_size=64),
+            "reconstruction",
+            3,
+        ),
         (build("configs/digits/autoencoder.yaml")[0], Digits(batch_size=64), "reconstruction", 2),
     ):
         shown = pictures(tmp_path / f"{tag}-{columns}", module, data)
@@ -213,15 +244,18 @@ def test_the_attention_that_is_shown_is_of_the_network_that_gives_the_features(t
     """DINO evaluates its teacher: with the student's patches set to zero, its pictures are as they were."""
     shown = []
     for harm in (None, "encoder", "teacher"):
-        options = (
-            "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 2 --model.encoder.width 24"
+        options = "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 2"
+        options += " --model.encoder.width 24"
+        options += (
+            " --model.encoder.depth 1 --model.encoder.heads 2 --model.momentum 1 --model.optimizer.lr 0"
         )
-        options += " --model.encoder.depth 1 --model.encoder.heads 2 --model.momentum 1 --model.optimizer.lr 0"
         module, _ = build("configs/digits/dino.yaml", *options.split())
         if harm:
             encoder = module.encoder if harm == "encoder" else module.teacher.net[0]
             torch.nn.init.zeros_(encoder.blocks[0].attn.qkv.weight)
-        shown.append(pictures(tmp_path / str(harm), module, Digits(views=views(), batch_size=64))["attention"])
+        shown.append(
+            pictures(tmp_path / str(harm), module, Digits(views=views(), batch_size=64))["attention"]
+        )
     assert shown[0] == shown[1] != shown[2]
 
 
@@ -232,7 +266,7 @@ def test_the_attention_that_is_shown_is_of_the_network_that_gives_the_features(t
         (lambda: FeatureProbe(l2=0.0), "l2 must be positive, got 0"),
         (lambda: FeatureProbe(knn_temperature=-1.0), "knn_temperature must be positive, got -1"),
         (lambda: OnlineLinearProbe(lr=0), "lr must be positive, got 0"),
-        (lambda: RepresentationHealth(max_samples=1), "max_samples must be at least 2, got 1"),
+        (lambda: CollapseMetrics(max_samples=1), "max_samples must be at least 2, got 1"),
         (lambda: ImageGrid(num_samples=0), "num_samples must be at least 1, got 0"),
     ],
 )

@@ -53,7 +53,9 @@ def test_temperature_and_top_k_reach_the_draw(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "extend", extend)
     callbacks: list[Any] = [Continuations(length=7, temperature=0.5, top_k=3)]
-    trainer_for(tmp_path, callbacks=callbacks, max_epochs=1, limit_train_batches=1, limit_val_batches=2).fit(module, data)
+    trainer_for(tmp_path, callbacks=callbacks, max_epochs=1, limit_train_batches=1, limit_val_batches=2).fit(
+        module, data
+    )
     assert asked == [(7, 0.5, 3)]
 
 
@@ -66,6 +68,10 @@ def test_pictures_of_images_and_nothing_of_other_methods(tmp_path: Path) -> None
 
 def test_marks_of_markdown_are_letters() -> None:
     assert _quoted("*a*\n<b>_") == r"\*a\*<br>\<b\>\_"
-    for bad, word in (({"length": 0}, "length"), ({"temperature": -1.0}, "temperature"), ({"top_k": 0}, "top_k")):
+    for bad, word in (
+        ({"length": 0}, "length"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+    ):
         with pytest.raises(ValueError, match=word):
             Continuations(**bad)

@@ -39,7 +39,9 @@ def test_the_run_holds_its_tokenizer_and_language_numbers(run: Path) -> None:
     assert data.tokenizer.to_json() == stored  # type: ignore[attr-defined]
 
 
-def test_export_loads_with_transformers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_loads_with_transformers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The features of AutoModel are the run's, token by token, and AutoTokenizer makes the run's samples."""
     target = tmp_path / "bert"
     assert script.main([str(run), "--export", str(target)]) == 0
@@ -50,14 +52,22 @@ def test_export_loads_with_transformers(run: Path, tmp_path: Path, capsys: pytes
     model, tokenizer = AutoModel.from_pretrained(target), AutoTokenizer.from_pretrained(target)
     tokens = data.dataset("val").__getitems__(range(4))["input"]  # type: ignore[attr-defined]
     with torch.no_grad():
-        theirs = model(input_ids=tokens, attention_mask=(tokens != 0).long(), token_type_ids=segments_of(tokens))
+        theirs = model(
+            input_ids=tokens, attention_mask=(tokens != 0).long(), token_type_ids=segments_of(tokens)
+        )
         ours = module.encoder.forward_tokens(tokens, segments_of(tokens))  # type: ignore[operator]
         torch.testing.assert_close(theirs.last_hidden_state, ours)
         pooled = torch.tanh(module.pooler(ours[:, 0]))  # type: ignore[operator]
         torch.testing.assert_close(theirs.pooler_output, pooled)
-        heads = AutoModelForPreTraining.from_pretrained(target)(tokens, (tokens != 0).long(), segments_of(tokens))
+        heads = AutoModelForPreTraining.from_pretrained(target)(
+            tokens, (tokens != 0).long(), segments_of(tokens)
+        )
         torch.testing.assert_close(heads.prediction_logits, module.predict_words(ours))  # type: ignore[operator]
-    texts = [data.to_text(row[(segments_of(tokens[i : i + 1])[0] == s)]) for i, row in enumerate(tokens[:1]) for s in (0, 1)]  # type: ignore[attr-defined]
+    texts = [
+        data.to_text(row[(segments_of(tokens[i : i + 1])[0] == s)])
+        for i, row in enumerate(tokens[:1])
+        for s in (0, 1)
+    ]  # type: ignore[attr-defined]
     encoded = tokenizer(*texts, return_tensors="pt")
     n = encoded["input_ids"].shape[1]
     assert torch.equal(encoded["input_ids"], tokens[:1, :n]) and (tokens[0, n:] == 0).all()
@@ -79,17 +89,32 @@ def test_export_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "kept.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_vocabulary_that_does_not_fit_names_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--data.synthetic", "true", "--model.encoder.vocab_size", "50", "--run_dir", str(tmp_path / "run")]
+def test_a_vocabulary_that_does_not_fit_names_the_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--data.synthetic",
+        "true",
+        "--model.encoder.vocab_size",
+        "50",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
     assert train.main(["--config", str(ROOT / "configs/text/bert.yaml"), *options]) == 2
     error = capsys.readouterr().err
-    assert "the encoder knows 50 tokens" in error and "give --model.encoder.vocab_size 2" in error and error.count("\n") == 1
+    assert (
+        "the encoder knows 50 tokens" in error
+        and "give --model.encoder.vocab_size 2" in error
+        and error.count("\n") == 1
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_the_library_is_imported_only_where_it_is_used() -> None:
     """Other packages may import it by themselves: no file of ours does so when it is imported."""
-    files = [f for p in ("sslmodules", "datamodules", "evaluation", "runtime") for f in (ROOT / p).rglob("*.py")]
+    files = [
+        f for p in ("sslmodules", "datamodules", "evaluation", "runtime") for f in (ROOT / p).rglob("*.py")
+    ]
     assert len(files) > 50
     for file in files:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -99,6 +124,7 @@ def test_the_library_is_imported_only_where_it_is_used() -> None:
 
 
 def test_without_the_library_one_line_says_what_to_install() -> None:
-    code = "import sys; from sslmodules.networks import BertEncoder; sys.modules['transformers'] = None; BertEncoder(9)"
+    code = "import sys; from sslmodules.networks import BertEncoder; "
+    code += "sys.modules['transformers'] = None; BertEncoder(9)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "pip install 'lightning-ssl[text]'" in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The few-shot probe: known answers, the draws, and which statistics standardise."""
+"""The few-shot probe: known answers, the draws, and which statistics standardize."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_raw_digits_pixels_give_the_known_five_shot_accuracy():
     means = []
     for seed in range(3):
         rest_x, test_x, rest_y, test_y = train_test_split(x, y, test_size=360, stratify=y, random_state=seed)
-        train_x, _, train_y, _ = train_test_split(rest_x, rest_y, test_size=360, stratify=rest_y, random_state=seed)
+        train_x, _, train_y, _ = train_test_split(
+            rest_x, rest_y, test_size=360, stratify=rest_y, random_state=seed
+        )
         arrays = [torch.tensor(a) for a in (train_x, train_y, test_x, test_y)]
         accuracies = few_shot_accuracy(*arrays, num_classes=10)
         means.append(sum(accuracies) / len(accuracies))
@@ -69,7 +71,7 @@ def test_every_draw_holds_the_shots_of_every_class(fits):
     assert len(set(drawn)) == 4
 
 
-def test_all_training_features_standardise(fits):
+def test_all_training_features_standardize(fits):
     """Not the shots, and not the test features, which have another scale and offset here."""
     x, y = two_blobs(100, 1.0, 0)
     mean, std = feature_statistics(x)
@@ -114,6 +116,12 @@ def test_exactly_as_many_examples_as_shots_suffice():
 )
 def test_bad_input_is_refused(change, message):
     x, y = two_blobs(10, 5.0, 0)
-    arguments = {"train_features": x, "train_labels": y, "test_features": x, "test_labels": y, "num_classes": 2}
+    arguments = {
+        "train_features": x,
+        "train_labels": y,
+        "test_features": x,
+        "test_labels": y,
+        "num_classes": 2,
+    }
     with pytest.raises(ValueError, match=message):
         few_shot_accuracy(**(arguments | change))

@@ -33,12 +33,16 @@ def test_closed_form_of_diagonal_covariances() -> None:
     """Independent features: the sum over them of (deviation_a - deviation_b)^2. Sets of different sizes."""
     deviations = torch.tensor([[1.0, 2.0, 0.5], [3.0, 2.0, 1.0]], dtype=torch.float64)
     zero = torch.zeros(3).double()
-    a, b = (with_moments(zero, torch.diag(d.square()), n, n) for d, n in zip(deviations, (50, 90), strict=True))
+    a, b = (
+        with_moments(zero, torch.diag(d.square()), n, n) for d, n in zip(deviations, (50, 90), strict=True)
+    )
     assert frechet_distance(a, b) == pytest.approx(4.25, abs=1e-9)
 
 
 def test_equals_the_reference_by_the_eigenvalues_of_the_product() -> None:
-    """tr (S_a S_b)^(1/2) as the definition has it: roots of the eigenvalues of the product, which is not symmetric."""
+    """tr (S_a S_b)^(1/2) as the definition has it: roots of the eigenvalues of the product, which is not
+    symmetric.
+    """
     mean_a, mean_b = torch.arange(4).double(), torch.ones(4).double()
     cov_a, cov_b = covariance(4, 3), covariance(4, 4)
     expected = (mean_a - mean_b).square().sum() + (cov_a + cov_b).trace()
@@ -50,7 +54,9 @@ def test_equals_the_reference_by_the_eigenvalues_of_the_product() -> None:
 
 def test_is_zero_for_the_same_set_and_ignores_order_and_dead_features() -> None:
     x = with_moments(torch.zeros(3).double(), covariance(3, 6))
-    dead = torch.cat([x, torch.full((len(x), 2), 7.0, dtype=torch.float64)], 1)  # singular covariance, as ReLU features have
+    dead = torch.cat(
+        [x, torch.full((len(x), 2), 7.0, dtype=torch.float64)], 1
+    )  # singular covariance, as ReLU features have
     assert frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(dead, dead.flip(0)) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(x.float(), x.float() + 1) == pytest.approx(3, rel=1e-5)
@@ -70,8 +76,8 @@ def test_refuses_what_has_no_distance(a: Tensor, b: Tensor, match: str) -> None:
 
 
 def test_mode_counts() -> None:
-    centres = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]])
+    centers = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]])
     samples = torch.tensor([[0.1, 0.0], [0.0, -0.2], [1.9, 0.1], [1.0, 0.0], [5.0, 5.0]])
-    assert mode_counts(samples, centres, 0.5).tolist() == [2, 1, 0]  # half way and far away count nowhere
+    assert mode_counts(samples, centers, 0.5).tolist() == [2, 1, 0]  # half way and far away count nowhere
     with pytest.raises(ValueError, match="radius must be positive, got 0"):
-        mode_counts(samples, centres, 0)
+        mode_counts(samples, centers, 0)

@@ -28,7 +28,9 @@ def test_rankme_of_the_identity_is_its_width(dim):
 def test_rankme_of_one_line_is_one():
     line = gaussian(100, 1) * gaussian(1, 16, seed=1)
     assert rankme(line) == pytest.approx(1.0, abs=1e-3)
-    assert rankme(torch.ones(100, 16)) == pytest.approx(1.0, abs=1e-3)  # uncentred: one offset is one direction
+    assert rankme(torch.ones(100, 16)) == pytest.approx(
+        1.0, abs=1e-3
+    )  # uncentered: one offset is one direction
 
 
 def test_rankme_uses_singular_values_not_their_squares():
@@ -80,7 +82,9 @@ def test_alignment_extremes():
 @pytest.mark.parametrize("t", [0.5, 2.0])
 def test_uniformity_equals_the_loop(t):
     h = 7 * gaussian(15, 6)
-    pairs = [math.exp(-t * (unit(h)[i] - unit(h)[j]).square().sum().item()) for i in range(15) for j in range(i)]
+    pairs = [
+        math.exp(-t * (unit(h)[i] - unit(h)[j]).square().sum().item()) for i in range(15) for j in range(i)
+    ]
     assert len(pairs) == 105
     assert uniformity(h, t) == pytest.approx(math.log(sum(pairs) / 105), rel=1e-5)
 
@@ -88,7 +92,9 @@ def test_uniformity_equals_the_loop(t):
 def test_uniformity_extremes():
     assert uniformity(torch.ones(10, 4)) == pytest.approx(0.0, abs=1e-5)
     assert uniformity(torch.tensor([[2.0, 0.0], [-1.0, 0.0]])) == pytest.approx(-8.0)
-    assert uniformity(torch.tensor([[2.0, 0.0], [-1.0, 0.0]]), t=100.0) == pytest.approx(-400.0)  # exp underflows
+    assert uniformity(torch.tensor([[2.0, 0.0], [-1.0, 0.0]]), t=100.0) == pytest.approx(
+        -400.0
+    )  # exp underflows
     assert uniformity(gaussian(500, 32)) < uniformity(gaussian(500, 32) + 2)
 
 
@@ -106,7 +112,7 @@ def test_healthy_features_are_not_called_collapsed():
     assert is_collapsed(1e-6 * gaussian(200, 64)) is None  # small is not collapsed
 
 
-def test_randomly_initialised_network_is_not_called_collapsed():
+def test_randomly_initialized_network_is_not_called_collapsed():
     for seed in range(5):
         torch.manual_seed(seed)
         layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU())]

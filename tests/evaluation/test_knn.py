@@ -13,7 +13,7 @@ from evaluation.probes.linear import top1
 
 
 def loop_knn(query, bank, labels, num_classes, k, temperature):
-    """The definition, one query and one neighbour at a time, in float64."""
+    """The definition, one query and one neighbor at a time, in float64."""
     predictions = []
     for q in query.double():
         similarity = [(q @ b / (q.norm() * b.norm())).item() for b in bank.double()]
@@ -32,7 +32,9 @@ def random_problem(seed=0, queries=60, samples=150, dim=6, classes=5):
 
 def at_cosine(*cosines):
     """Points (n, 2) at the given cosine similarity to (1, 0), of different lengths."""
-    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines]) * torch.arange(1, len(cosines) + 1).unsqueeze(1)
+    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines]) * torch.arange(
+        1, len(cosines) + 1
+    ).unsqueeze(1)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (150, 0.5)])
@@ -43,7 +45,7 @@ def test_equals_the_definition(k, temperature):
     assert predictions.dtype == torch.int64 and torch.equal(predictions, expected)
 
 
-def test_temperature_decides_between_one_near_and_two_far_neighbours():
+def test_temperature_decides_between_one_near_and_two_far_neighbors():
     """exp(0.9 / T) against 2 exp(0.5 / T): equal at T = 0.4 / ln 2 = 0.577."""
     query, bank, labels = torch.tensor([[1.0, 0.0]]), at_cosine(0.5, 0.9, 0.5), torch.tensor([0, 1, 0])
     assert knn_predict(query, bank, labels, 2, k=3, temperature=0.55).item() == 1
@@ -51,7 +53,11 @@ def test_temperature_decides_between_one_near_and_two_far_neighbours():
 
 
 def test_only_the_k_nearest_vote():
-    query, bank, labels = torch.tensor([[1.0, 0.0]]), at_cosine(0.9, 0.8, 0.7, 0.6, 0.5), torch.tensor([1, 0, 0, 2, 2])
+    query, bank, labels = (
+        torch.tensor([[1.0, 0.0]]),
+        at_cosine(0.9, 0.8, 0.7, 0.6, 0.5),
+        torch.tensor([1, 0, 0, 2, 2]),
+    )
     votes_by_heads = [knn_predict(query, bank, labels, 3, k=k, temperature=100.0).item() for k in (1, 3)]
     assert votes_by_heads == [1, 0]
 
@@ -59,12 +65,14 @@ def test_only_the_k_nearest_vote():
 def test_temperature_extremes():
     query, bank, labels = random_problem()
     nearest = knn_predict(query, bank, labels, 5, k=1)
-    assert torch.equal(knn_predict(query, bank, labels, 5, k=20, temperature=1e-6), nearest)  # exp(1 / T) overflows
+    assert torch.equal(
+        knn_predict(query, bank, labels, 5, k=20, temperature=1e-6), nearest
+    )  # exp(1 / T) overflows
     majority = knn_predict(query, bank, labels, 5, k=150, temperature=1e6)
     assert set(majority.tolist()) == {labels.bincount().argmax().item()}
 
 
-def test_nearest_neighbour_of_a_bank_sample_is_itself():
+def test_nearest_neighbor_of_a_bank_sample_is_itself():
     _, bank, labels = random_problem()
     assert torch.equal(knn_predict(bank, bank, labels, 5, k=1), labels)
 
@@ -89,7 +97,9 @@ def test_known_accuracies():
     x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
     assert top1(knn_predict(x[1200:], x[:1200], y[:1200], 10), y[1200:]) > 0.94
     noise = torch.randint(10, y.shape, generator=torch.Generator().manual_seed(0))
-    assert top1(knn_predict(x[1200:], x[:1200], noise[:1200], 10), noise[1200:]) == pytest.approx(0.1, abs=0.06)
+    assert top1(knn_predict(x[1200:], x[:1200], noise[:1200], 10), noise[1200:]) == pytest.approx(
+        0.1, abs=0.06
+    )
 
 
 def test_float32_inside_autocast_and_inference_mode():

@@ -48,9 +48,15 @@ def test_a_chain_is_known_to_the_pairs_only(tmp_path: Path) -> None:
 
 def test_padding_and_special_tokens_are_not_counted() -> None:
     """Short texts in long samples: with the padding counted nearly everything would be certain."""
-    short = TextFiles(synthetic=True, layout="documents", tokenizer="wordpiece", vocab_size=300, length=64, batch_size=16)
-    long = TextFiles(synthetic=True, layout="documents", tokenizer="wordpiece", vocab_size=300, length=256, batch_size=16)
-    assert frequency_entropies(long)["unigram"] == pytest.approx(frequency_entropies(short)["unigram"], rel=0.02)
+    short = TextFiles(
+        synthetic=True, layout="documents", tokenizer="wordpiece", vocab_size=300, length=64, batch_size=16
+    )
+    long = TextFiles(
+        synthetic=True, layout="documents", tokenizer="wordpiece", vocab_size=300, length=256, batch_size=16
+    )
+    assert frequency_entropies(long)["unigram"] == pytest.approx(
+        frequency_entropies(short)["unigram"], rel=0.02
+    )
 
 
 def test_held_out_terms_are_the_mean_over_samples_and_repeat() -> None:

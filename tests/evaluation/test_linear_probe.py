@@ -57,12 +57,14 @@ def test_no_features_to_use_gives_the_class_frequencies():
 @pytest.mark.parametrize("n", [300, 1024, 2500])  # below, equal to and above one block of rows
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
 def test_gradient_of_the_stated_objective_vanishes_at_the_solution(n, l2):
-    """Mean cross-entropy + l2/2 ||W||^2, bias free, written with autograd in float64: the second implementation."""
+    """Mean cross-entropy + l2/2 ||W||^2, bias free, written with autograd in float64: the second
+    implementation.
+    """
     x, y = gaussian_classes(n)
     probe = fit_linear_probe(x, y, 4, l2=l2)
-    standardised = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
+    standardized = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
     weight, bias = (t.double().requires_grad_() for t in (probe.weight, probe.bias))
-    loss = F.cross_entropy(standardised @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+    loss = F.cross_entropy(standardized @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
     loss.backward()
     assert weight.grad.abs().max() < 1e-4 and bias.grad.abs().max() < 1e-4
     assert weight.abs().max() > 0.05
@@ -75,7 +77,8 @@ def test_weights_and_accuracy_equal_scikit_learn(loader, l2):
     classes = int(y.max()) + 1
     probe = fit_linear_probe(x, y, classes, l2=l2)
     mean, std = feature_statistics(x)
-    # scikit-learn minimises C * summed loss + ||W||^2 / 2; for two classes W is one vector, the difference of ours.
+    # scikit-learn minimizes C * summed loss + ||W||^2 / 2; for two classes W is one vector, the difference of
+    # ours.
     c = (2 if classes == 2 else 1) / (l2 * len(x))
     theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(((x - mean) / std).numpy(), y.numpy())
     weight = probe.weight if classes > 2 else probe.weight[1:] - probe.weight[:1]
@@ -93,19 +96,25 @@ def test_accuracy_equals_scikit_learn_on_digits_with_weak_l2(l2):
     x, y, test_x, test_y = sklearn_split(load_digits)
     mean, std = feature_statistics(x)
     # Its default tolerance stops far from the optimum when l2 is weak.
-    theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-7, max_iter=2000).fit(((x - mean) / std).numpy(), y.numpy())
+    theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-7, max_iter=2000).fit(
+        ((x - mean) / std).numpy(), y.numpy()
+    )
     accuracy = theirs.score(((test_x - mean) / std).numpy(), test_y.numpy())
-    assert top1(fit_linear_probe(x, y, 10, l2=l2).predict(test_x), test_y) == pytest.approx(accuracy, abs=0.003)
+    assert top1(fit_linear_probe(x, y, 10, l2=l2).predict(test_x), test_y) == pytest.approx(
+        accuracy, abs=0.003
+    )
 
 
-def test_scale_and_offset_of_each_feature_do_not_matter_when_standardised():
+def test_scale_and_offset_of_each_feature_do_not_matter_when_standardized():
     x, y = gaussian_classes(600)
     g = torch.Generator().manual_seed(2)
     scale, shift = 10 ** (6 * torch.rand(16, generator=g) - 3), 5 * torch.randn(16, generator=g)
     moved = (x + shift) * scale
     logits = fit_linear_probe(x, y, 4, l2=1e-2).logits(x)
-    torch.testing.assert_close(fit_linear_probe(moved, y, 4, l2=1e-2).logits(moved), logits, atol=5e-3, rtol=1e-2)
-    raw = fit_linear_probe(moved, y, 4, l2=1e-2, standardise=False).logits(moved)
+    torch.testing.assert_close(
+        fit_linear_probe(moved, y, 4, l2=1e-2).logits(moved), logits, atol=5e-3, rtol=1e-2
+    )
+    raw = fit_linear_probe(moved, y, 4, l2=1e-2, standardize=False).logits(moved)
     assert (raw - logits).abs().max() > 0.1
 
 
@@ -132,7 +141,9 @@ def test_class_without_training_examples_is_never_predicted():
 
 
 def test_same_result_in_validation_contexts():
-    """Lightning validates in inference mode and autocast; neither may change the probe, nor the probe the features."""
+    """Lightning validates in inference mode and autocast; neither may change the probe, nor the probe the
+    features.
+    """
     x, y = gaussian_classes(300)
     expected = fit_linear_probe(x, y, 4)
     expected_logits = expected.logits(x)
@@ -149,7 +160,9 @@ def test_same_result_in_validation_contexts():
     probe = fit_linear_probe(leaf, y, 4)
     assert torch.equal(probe.weight, expected.weight)
     assert leaf.grad is None and torch.equal(leaf, x)
-    assert not probe.weight.requires_grad and probe.weight.grad is None and not probe.logits(leaf).requires_grad
+    assert (
+        not probe.weight.requires_grad and probe.weight.grad is None and not probe.logits(leaf).requires_grad
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -179,13 +192,17 @@ def test_selection_gives_ties_to_the_stronger_l2():
     x, y = gaussian_classes(400, distance=10)
     probe, l2 = select_linear_probe(x, y, x, y, 4, (1e-4, 1e-2, 1e-3))
     assert l2 == 1e-2
-    assert torch.equal(probe.weight, fit_linear_probe(x, y, 4, l2=1e-2).weight)  # the strongest starts from zero
+    assert torch.equal(
+        probe.weight, fit_linear_probe(x, y, 4, l2=1e-2).weight
+    )  # the strongest starts from zero
 
 
-def test_selection_standardises_by_the_training_split():
+def test_selection_standardizes_by_the_training_split():
     x, y = gaussian_classes(400)
     probe, _ = select_linear_probe(x, y, 5 * x[:50] + 3, y[:50], 4)
-    assert torch.equal(probe.mean, feature_statistics(x)[0]) and torch.equal(probe.std, feature_statistics(x)[1])
+    assert torch.equal(probe.mean, feature_statistics(x)[0]) and torch.equal(
+        probe.std, feature_statistics(x)[1]
+    )
 
 
 def test_selection_cannot_see_a_test_split():
@@ -209,12 +226,15 @@ def test_top1_by_hand():
         (lambda a: a["labels"].__setitem__(0, 4), "found label 4, but num_classes is 4"),
         (lambda a: a["features"].__setitem__((0, 1), math.nan), "1 of 8 rows hold NaN"),
         (lambda a: a["features"].__setitem__((2, 1), math.inf), "1 of 8 rows hold NaN or infinity"),
-        (lambda a: a.update(features=torch.empty(0, 3), labels=torch.empty(0, dtype=torch.long)), "non-empty"),
+        (
+            lambda a: a.update(features=torch.empty(0, 3), labels=torch.empty(0, dtype=torch.long)),
+            "non-empty",
+        ),
         (lambda a: a.update(features=torch.zeros(8)), "non-empty"),
         (lambda a: a.update(features=torch.zeros(8, 3, dtype=torch.long)), "floating-point"),
         (lambda a: a.update(labels=torch.zeros(7, dtype=torch.long)), r"expected 8 labels, got shape \(7,\)"),
         (lambda a: a.update(labels=torch.zeros(8)), "must be integers"),
-        (lambda a: a.update(features=1e25 * torch.randn(8, 3)), "too large to standardise"),
+        (lambda a: a.update(features=1e25 * torch.randn(8, 3)), "too large to standardize"),
         (lambda a: a.update(l2=-1.0), "l2 must be a finite number >= 0, got -1.0"),
         (lambda a: a.update(l2=math.nan), "l2 must be a finite number"),
         (lambda a: a.update(max_iterations=0), "max_iterations must be >= 1, got 0"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import CentreHole, Digits, GaussianNoise, MaskingNoise
+from datamodules import CenterHole, Digits, GaussianNoise, MaskingNoise
 from datamodules.base import raw_input
 from evaluation.features import extract_features
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
@@ -18,7 +18,7 @@ from evaluation.report import evaluate, probe_features
 from tests.conftest import build
 
 
-def test_every_labelled_sample_once_and_in_order() -> None:
+def test_every_labeled_sample_once_and_in_order() -> None:
     data = Digits(batch_size=100)
     rows = extract_features({"raw": raw_input, "twice": lambda x: 2 * x}, data, "bank", torch.device("cpu"))
     features, labels = rows["raw"]
@@ -74,18 +74,20 @@ class Perfect(torch.nn.Module):
         self.data = data
 
     def reconstruct(self, batch: Any) -> torch.Tensor:
-        return self.data.standardise(self.data.unstandardise(batch["input"]) / 2)
+        return self.data.standardize(self.data.unstandardize(batch["input"]) / 2)
 
 
 def test_psnr_of_the_hidden_region_counts_hidden_pixels_only() -> None:
-    data = Digits(views=CentreHole(2, 6), batch_size=100)
+    data = Digits(views=CenterHole(2, 6), batch_size=100)
     result = reconstruction_psnr(Perfect(data), data, torch.device("cpu"))  # type: ignore[arg-type]
     test, bank = (data.dataset(s).images[..., 0].astype(np.float64) / 255 for s in ("test", "bank"))  # type: ignore[attr-defined, arg-type]
     hole = test[:, 2:6, 2:6]
     values = result["psnr_hidden"]
     assert result["hidden_pixels"] == 360 * 16
     assert values["model"] == pytest.approx(-10 * math.log10(((hole / 2) ** 2).mean()), abs=1e-4)
-    assert values["mean_image"] == pytest.approx(-10 * math.log10(((hole - bank.mean(0)[2:6, 2:6]) ** 2).mean()), abs=1e-6)
+    assert values["mean_image"] == pytest.approx(
+        -10 * math.log10(((hole - bank.mean(0)[2:6, 2:6]) ** 2).mean()), abs=1e-6
+    )
     assert values["best_constant"] == pytest.approx(-10 * math.log10(hole.var()), abs=1e-6)
     assert values["model"] > values["mean_image"] > values["best_constant"]
 

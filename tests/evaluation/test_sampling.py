@@ -21,8 +21,24 @@ from tests.conftest import build
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "gpt"
-    options = ["--run_dir", str(folder), "--data.synthetic", "true", "--trainer.max_steps", "3", "--evaluate", "false"]
-    options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1"]
+    options = [
+        "--run_dir",
+        str(folder),
+        "--data.synthetic",
+        "true",
+        "--trainer.max_steps",
+        "3",
+        "--evaluate",
+        "false",
+    ]
+    options += [
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.limit_val_batches",
+        "1",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SSL_RUN_DIR", raising=False)
         assert train.main(["--config", str(ROOT / "configs/text/gpt.yaml"), *options]) == 0
@@ -54,12 +70,19 @@ def test_temperature_0_is_the_likeliest_text(run: Path, tmp_path: Path) -> None:
     module = load_module(run / "checkpoints" / "last.ckpt").eval()
     _, data = build("configs/text/gpt.yaml")
     target = tmp_path / "out.txt"
-    assert script.main([str(run), "--generate", "9", "--prompt", "he", "--temperature", "0", "--output", str(target)]) == 0
+    assert (
+        script.main(
+            [str(run), "--generate", "9", "--prompt", "he", "--temperature", "0", "--output", str(target)]
+        )
+        == 0
+    )
     expected = module.extend(torch.tensor([data.encode("he")]), 9, temperature=0)[0]  # type: ignore[operator, attr-defined]
     assert written(target) == data.to_text(expected)  # type: ignore[attr-defined]
 
 
-def test_what_of_a_prompt_is_unknown_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_of_a_prompt_is_unknown_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert script.main([str(run), "--generate", "3", "--prompt", "a\u00e9\u4e2db"]) == 0
     assert "2 of its characters are not in the vocabulary" in capsys.readouterr().out
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")

@@ -38,7 +38,7 @@ def test_padding_and_hidden_patches_are_black_and_set_no_range() -> None:
     first, second = as_shown([x, x.masked_fill(hidden, float("-inf"))], data)
     assert first[1, :, :, 60:].eq(float("-inf")).all() and second[1, :, :, 60:].eq(float("-inf")).all()
     assert first[0].isfinite().all() and torch.equal(second[0].isfinite(), ~hidden[0])
-    torch.testing.assert_close(first[1, :, :, :60], data.unstandardise(x)[1, :, :, :60])
+    torch.testing.assert_close(first[1, :, :, :60], data.unstandardize(x)[1, :, :, :60])
     image = picture([first, second], height=40)
     assert image[0, 43:83, 61:101].eq(0).all() and image[0, 1:41, 1:101].mean() > 0.2
     assert image[0, 1 + 40 - 16 : 1 + 40 - 8, 103:203].eq(0).all()

@@ -24,7 +24,9 @@ def module_of(network: str = "gru", ahead: int = 2) -> APC:
 
 
 def clips(lengths: tuple[int, ...] = (12, 7, 2, 0), total: int = 12) -> Tensor:
-    x = torch.randn(len(lengths), 1, 5, total, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        len(lengths), 1, 5, total, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     for row, length in enumerate(lengths):
         x[row, :, :, length:] = 0
     return x
@@ -98,7 +100,9 @@ def test_embed_is_the_mean_over_valid_frames(network: str) -> None:
 
 
 def test_residual_connections_begin_at_the_second_layer() -> None:
-    encoder = GRUFrames(in_features=16, width=16, depth=2)  # of equal widths, where a sum would be possible below, too
+    encoder = GRUFrames(
+        in_features=16, width=16, depth=2
+    )  # of equal widths, where a sum would be possible below, too
     for name, p in encoder.named_parameters():
         if name.startswith("layers.1."):
             nn.init.zeros_(p)
@@ -114,7 +118,9 @@ def test_copy_loss_is_that_of_a_frame_that_stays() -> None:
 
 
 class Slope(nn.Module):
-    """Says at each t by how much the frames grow: a state from which the linear layer can predict a ramp exactly."""
+    """Says at each t by how much the frames grow: a state from which the linear layer can predict a ramp
+    exactly.
+    """
 
     in_features, num_features = 1, 1
 

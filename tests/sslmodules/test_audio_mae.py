@@ -17,11 +17,16 @@ from sslmodules.networks.vit import patchify
 BANDS, FRAMES, P = 8, 20, 4  # 2 rows and 5 columns of patches
 
 
-def module_of(normalise_target: bool = False) -> AudioMAE:
+def module_of(normalize_target: bool = False) -> AudioMAE:
     torch.manual_seed(0)
     encoder = ViTEncoder(image_size=(BANDS, FRAMES), patch_size=P, in_channels=1, width=16, depth=2, heads=2)
-    options: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "optimizer": torch.optim.Adam}
-    return AudioMAE(encoder, normalise_target=normalise_target, **options)
+    options: dict[str, Any] = {
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "optimizer": torch.optim.Adam,
+    }
+    return AudioMAE(encoder, normalize_target=normalize_target, **options)
 
 
 def batch_of(lengths: tuple[int, ...] = (20, 9, 3, 0)) -> dict[str, Any]:
@@ -56,14 +61,18 @@ def test_loss_against_loops() -> None:
     counted[2] = False
     clips = []
     for b in range(3):
-        errors = [(prediction[b, n] - target[b, n]).square().mean().item() for n in range(10) if counted[b, n]]
+        errors = [
+            (prediction[b, n] - target[b, n]).square().mean().item() for n in range(10) if counted[b, n]
+        ]
         clips.append(sum(errors) / len(errors) if errors else 0.0)
     assert target_patch_mse(prediction, target, counted).item() == pytest.approx(sum(clips) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("normalise_target", [False, True])
-def test_padding_and_visible_patches_are_no_targets(normalise_target: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, batch = module_of(normalise_target), batch_of()
+@pytest.mark.parametrize("normalize_target", [False, True])
+def test_padding_and_visible_patches_are_no_targets(
+    normalize_target: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = module_of(normalize_target), batch_of()
     prediction = torch.randn(4, 10, P * P, requires_grad=True)
     monkeypatch.setattr(module, "predict", lambda x, hidden: prediction)
     module.losses(batch)["loss"].backward()
@@ -75,10 +84,10 @@ def test_padding_and_visible_patches_are_no_targets(normalise_target: bool, monk
     assert 0 < expected[1].sum() < 8
 
 
-@pytest.mark.parametrize("normalise_target", [False, True])
-def test_hidden_values_are_not_seen(normalise_target: bool) -> None:
+@pytest.mark.parametrize("normalize_target", [False, True])
+def test_hidden_values_are_not_seen(normalize_target: bool) -> None:
     """By the prediction, nor by what is filled in."""
-    module, batch = module_of(normalise_target).eval(), batch_of((20, 9))
+    module, batch = module_of(normalize_target).eval(), batch_of((20, 9))
     x, mask = batch["input"], batch["mask"]
     frame = torch.arange(FRAMES) < torch.tensor([20, 9])[:, None, None, None]
     other = torch.where(mask & frame, x * 3 + 1, x)
@@ -112,6 +121,10 @@ def test_bad_knobs_and_shapes() -> None:
     with pytest.raises(ValueError, match="ViTEncoder"):
         AudioMAE(nn.Identity(), optimizer=torch.optim.Adam)
     with pytest.raises(ValueError, match="in_channels 1"):
-        AudioMAE(ViTEncoder(image_size=8, patch_size=4, width=16, depth=1, heads=2), optimizer=torch.optim.Adam)
+        AudioMAE(
+            ViTEncoder(image_size=8, patch_size=4, width=16, depth=1, heads=2), optimizer=torch.optim.Adam
+        )
     with pytest.raises(ValueError, match=r"num_mels, frames"):
-        module_of().losses({"input": torch.zeros(2, 1, FRAMES, BANDS), "mask": torch.ones(2, 1, FRAMES, BANDS).bool()})
+        module_of().losses(
+            {"input": torch.zeros(2, 1, FRAMES, BANDS), "mask": torch.ones(2, 1, FRAMES, BANDS).bool()}
+        )

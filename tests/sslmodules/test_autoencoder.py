@@ -47,7 +47,9 @@ def test_equals_the_slow_reference() -> None:
 
 
 def test_the_target_is_the_clean_image() -> None:
-    """A network that copies what it sees is left with the power of the noise; with a noisy target it would be perfect."""
+    """A network that copies what it sees is left with the power of the noise; with a noisy target it would be
+    perfect.
+    """
     example = batch()
     copier = Autoencoder(Flat(), Flat(), optimizer=sgd)
     noise = (example["corrupted"] - example["input"]).square().mean()
@@ -70,7 +72,9 @@ def test_features_are_of_the_clean_image() -> None:
 
 
 def test_validation_draws_the_same_noise_every_time_and_bank_and_features_have_none(tmp_path: Any) -> None:
-    """Noise at validation belongs to the loss alone; noise that changes with each validation would move its curve."""
+    """Noise at validation belongs to the loss alone; noise that changes with each validation would move its
+    curve.
+    """
     seen: list[dict[str, Tensor]] = []
 
     class Watched(Autoencoder):
@@ -92,7 +96,10 @@ def test_validation_draws_the_same_noise_every_time_and_bank_and_features_have_n
 
 
 def test_half_precision_errors_are_summed_in_float32() -> None:
-    a, b = torch.full((4, 3, 64, 64), 300.0, dtype=torch.float16), torch.zeros(4, 3, 64, 64, dtype=torch.float16)
+    a, b = (
+        torch.full((4, 3, 64, 64), 300.0, dtype=torch.float16),
+        torch.zeros(4, 3, 64, 64, dtype=torch.float16),
+    )
     loss = reconstruction_error(a, b)  # 300^2 is more than float16 holds
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(90_000)
 
@@ -118,7 +125,9 @@ def test_it_removes_noise_from_digits() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"decoder.in_features must be the encoder's num_features \(12\), got 13"):
+    with pytest.raises(
+        ValueError, match=r"decoder.in_features must be the encoder's num_features \(12\), got 13"
+    ):
         Autoencoder(MLPEncoder(64, (12,)), MLPDecoder(13, (16,), 8), optimizer=sgd)
     net = Autoencoder(MLPEncoder(64, (12,)), MLPDecoder(12, (16,), 1), optimizer=sgd)
     with pytest.raises(ValueError, match=r"the decoder gives \(1, 1, 1\) for images of \(1, 8, 8\)"):
@@ -126,13 +135,19 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_any_encoder_of_vectors_will_do() -> None:
-    net = Autoencoder(TimmEncoder("vit_tiny_patch16_224", 32, 16), VectorDecoder(192, 4, 32, (16, 8)), optimizer=sgd)
+    net = Autoencoder(
+        TimmEncoder("vit_tiny_patch16_224", 32, 16), VectorDecoder(192, 4, 32, (16, 8)), optimizer=sgd
+    )
     x = torch.randn(2, 3, 32, 32)
     assert net.reconstruct({"input": x}).shape == x.shape
 
 
-@pytest.mark.parametrize(("map_size", "image_size", "channels"), [(7, 28, (8, 8, 4)), (4, 30, (8, 8, 8, 4)), (8, 8, (4,))])
-def test_vector_decoder_gives_the_size_it_is_asked_for(map_size: int, image_size: int, channels: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("map_size", "image_size", "channels"), [(7, 28, (8, 8, 4)), (4, 30, (8, 8, 8, 4)), (8, 8, (4,))]
+)
+def test_vector_decoder_gives_the_size_it_is_asked_for(
+    map_size: int, image_size: int, channels: tuple[int, ...]
+) -> None:
     net = VectorDecoder(5, map_size, image_size, channels, 2)
     assert net(torch.randn(3, 5)).shape == (3, 2, image_size, image_size)
 
@@ -154,7 +169,10 @@ def test_every_latent_reaches_every_pixel_of_the_vector_decoder() -> None:
         (lambda: MLPDecoder(2, (-1,)), r"hidden\[0\] must be at least 1, got -1"),
         (lambda: MLPDecoder(image_size=0), "image_size must be at least 1, got 0"),
         (lambda: VectorDecoder(out_channels=0), "out_channels must be at least 1, got 0"),
-        (lambda: VectorDecoder(map_size=9, image_size=8), r"image_size must be at least map_size \(9\), got 8"),
+        (
+            lambda: VectorDecoder(map_size=9, image_size=8),
+            r"image_size must be at least map_size \(9\), got 8",
+        ),
         (lambda: VectorDecoder(channels=()), "channels must name at least one layer"),
         (lambda: VectorDecoder(channels=(4, 0)), r"channels\[1\] must be at least 1, got 0"),
     ],

@@ -1,4 +1,6 @@
-"""The cross-correlation and its loss against a slow reference, closed forms, and the known mistakes of re-implementations."""
+"""The cross-correlation and its loss against a slow reference, closed forms, and the known mistakes of
+re-implementations.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_off_diagonal_by_hand() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.0051, 1.0])
 def test_equals_the_slow_reference(weight: float) -> None:
     z1, z2 = pair()
-    torch.testing.assert_close(barlow_twins_loss(z1, z2, weight)[0], slow_loss(z1, z2, weight), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        barlow_twins_loss(z1, z2, weight)[0], slow_loss(z1, z2, weight), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_gradient_equals_the_slow_reference() -> None:
@@ -58,8 +62,10 @@ def test_gradient_equals_the_slow_reference() -> None:
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
 
 
-def test_normalises_as_batch_norm_does() -> None:
-    """The official code has a batch norm without scale and shift here: biased variance, eps inside the root."""
+def test_normalizes_as_batch_norm_does() -> None:
+    """The official code has a batch norm without scale and shift here: biased variance, eps inside the
+    root.
+    """
     z1, z2 = pair()
     norm = nn.BatchNorm1d(5, affine=False, dtype=torch.float64)
     torch.testing.assert_close(cross_correlation(z1, z2), norm(z1).T @ norm(z2) / 6, rtol=1e-12, atol=1e-14)
@@ -70,9 +76,12 @@ def test_closed_form_of_equal_views() -> None:
     z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
     loss, invariance, redundancy = barlow_twins_loss(z, z)
     assert invariance.item() == pytest.approx(2 * (1 - 1 / (1 + 1e-5)) ** 2, rel=1e-5, abs=0)
-    assert redundancy.item() < 1e-30  # a product's order of summation is the machine's own: not always exactly 0
+    assert (
+        redundancy.item() < 1e-30
+    )  # a product's order of summation is the machine's own: not always exactly 0
     assert loss.item() == pytest.approx(invariance.item())
-    # opposite views: C = -I, each diagonal entry costs 4. With the unbiased variance it would cost (1 + 3/4)^2
+    # opposite views: C = -I, each diagonal entry costs 4. With the unbiased variance it would cost (1 +
+    # 3/4)^2
     assert barlow_twins_loss(z, -z)[1].item() == pytest.approx(8, rel=1e-4)
 
 
@@ -90,7 +99,9 @@ def test_constant_projections_are_finite_and_cost_one_per_dimension() -> None:
 
 
 def test_symmetries() -> None:
-    """Swapping the views, the order of samples, scale and shift of a dimension do not matter; which samples are paired does."""
+    """Swapping the views, the order of samples, scale and shift of a dimension do not matter; which samples
+    are paired does.
+    """
     z1, z2 = pair(32)
     loss = barlow_twins_loss(z1, z2)[0]
     torch.testing.assert_close(barlow_twins_loss(z2, z1)[0], loss)
@@ -101,7 +112,9 @@ def test_symmetries() -> None:
 
 
 def test_shares_of_two_ranks_are_not_the_whole() -> None:
-    """Why projections are gathered before they are normalised: the mean over ranks' own losses is another function."""
+    """Why projections are gathered before they are normalized: the mean over ranks' own losses is another
+    function.
+    """
     z1, z2 = pair(8)
     shares = sum(barlow_twins_loss(z1[i : i + 4], z2[i : i + 4])[0] for i in (0, 4)) / 2
     assert (shares - barlow_twins_loss(z1, z2)[0]).abs() > 0.05
@@ -129,7 +142,9 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = barlow_twins_loss(z1, z2)[0]
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    assert (
+        loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    )
     torch.testing.assert_close(loss.double(), slow_loss(z1, z2, 0.0051), rtol=1e-4, atol=0)
 
 
@@ -187,7 +202,9 @@ def test_biases_have_a_rate_of_their_own_and_the_schedule_keeps_the_ratio(tmp_pa
     assert {p.ndim for p in biases["params"]} == {1} and min(p.ndim for p in weights["params"]) == 2
     factor = warmup_cosine(total=6, warmup=2)
     for step, (of_weights, of_biases) in enumerate(rates):
-        assert of_weights == pytest.approx(1.6 * factor(step)) and of_biases == pytest.approx(0.0024 * factor(step))
+        assert of_weights == pytest.approx(1.6 * factor(step)) and of_biases == pytest.approx(
+            0.0024 * factor(step)
+        )
     assert len(rates) == 6
 
 

@@ -16,7 +16,7 @@ from datamodules import Digits
 from runtime.checkpoints import CheckpointError, build_module, load_module, read_checkpoint
 from sslmodules import SimCLR, SSLModule, methods
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
-from sslmodules.optim import LARS, decay_groups, note_matrices, warmup_cosine
+from sslmodules.optim import LARS, decay_groups, record_matrices, warmup_cosine
 from sslmodules.sharding import prepare_sharding
 from tests.conftest import build, trainer_for
 
@@ -41,9 +41,11 @@ def test_biases_and_norms_are_not_decayed() -> None:
 
 
 def test_shards_keep_the_groups_of_the_whole_weights() -> None:
-    """FSDP turns every parameter into a shard of one dimension before the optimizer is made: nothing would decay."""
+    """FSDP turns every parameter into a shard of one dimension before the optimizer is made: nothing would
+    decay.
+    """
     net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    note_matrices(net)
+    record_matrices(net)
     net[0].weight = nn.Parameter(net[0].weight.detach().flatten()[:4])
     decayed, plain = decay_groups(net)
     assert decayed["params"] == [net[0].weight] and len(plain["params"]) == 3
@@ -52,7 +54,12 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "strategy", "message"),
     [
-        ("byol", (), {"use_orig_params": True}, "BYOL has a momentum copy, which cannot follow weights that FSDP divides"),
+        (
+            "byol",
+            (),
+            {"use_orig_params": True},
+            "BYOL has a momentum copy, which cannot follow weights that FSDP divides",
+        ),
         (
             "mae",
             ("--model.optimizer", "LARS", "--model.optimizer.lr", "0.1"),
@@ -63,7 +70,9 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
         ("mae", (), {"use_orig_params": True}, None),
     ],
 )
-def test_what_cannot_be_sharded(config: str, options: tuple[str, ...], strategy: dict[str, bool], message: str | None) -> None:
+def test_what_cannot_be_sharded(
+    config: str, options: tuple[str, ...], strategy: dict[str, bool], message: str | None
+) -> None:
     module, _ = build(f"configs/digits/{config}.yaml", *options)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         prepare_sharding(module, FSDPStrategy(**strategy))
@@ -74,7 +83,12 @@ def test_lars_against_the_formula() -> None:
     matrix, bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4))
     expected = [matrix.detach().clone(), bias.detach().clone()]
     momenta = [torch.zeros(3, 4), torch.zeros(4)]
-    optimizer = LARS([{"params": [matrix]}, {"params": [bias], "weight_decay": 0.0}], lr=0.5, momentum=0.9, weight_decay=0.1)
+    optimizer = LARS(
+        [{"params": [matrix]}, {"params": [bias], "weight_decay": 0.0}],
+        lr=0.5,
+        momentum=0.9,
+        weight_decay=0.1,
+    )
     for _ in range(3):
         gradients = [torch.randn(3, 4), torch.randn(4)]
         matrix.grad, bias.grad = (g.clone() for g in gradients)
@@ -121,7 +135,9 @@ class Counting(SSLModule):
 
 def test_teacher_moves_once_per_optimizer_step_and_warmup_counts_steps(tmp_path: Path) -> None:
     module = Counting()
-    trainer = trainer_for(tmp_path, max_epochs=2, limit_train_batches=6, limit_val_batches=0, accumulate_grad_batches=3)
+    trainer = trainer_for(
+        tmp_path, max_epochs=2, limit_train_batches=6, limit_val_batches=0, accumulate_grad_batches=3
+    )
     trainer.fit(module, Digits(batch_size=16))
     assert trainer.global_step == 4 == module.teacher_calls
     # warm-up of one epoch = 2 optimizer steps, not 6 batches
@@ -137,7 +153,9 @@ def test_noise_differs_between_steps_and_repeats_between_runs(tmp_path: Path) ->
     for _ in range(2):
         module = Counting()
         torch.rand(7)  # whatever happened before must not matter
-        trainer_for(tmp_path, max_epochs=2, limit_train_batches=3, limit_val_batches=0).fit(module, Digits(batch_size=16))
+        trainer_for(tmp_path, max_epochs=2, limit_train_batches=3, limit_val_batches=0).fit(
+            module, Digits(batch_size=16)
+        )
         runs.append(module.noise)
     assert runs[0] == runs[1] and len(set(runs[0])) == 6
 
@@ -149,26 +167,39 @@ def test_accumulation_warns_where_the_loss_couples_the_batch(tmp_path: Path) -> 
 
 
 def test_which_losses_compare_the_samples_of_a_batch() -> None:
-    """Those that are warned about. MoCo has its negatives in the queue, DINO a running centre."""
+    """Those that are warned about. MoCo has its negatives in the queue, DINO a running center."""
     coupled = {name for name, cls in methods().items() if cls.couples_batch}
-    contrastive, statistics = {"SimCLR", "MoCoV3", "Triplet"}, {"BarlowTwins", "VICReg", "LeJEPA", "SwAV", "BYOL", "SimSiam"}
+    contrastive, statistics = (
+        {"SimCLR", "MoCoV3", "Triplet"},
+        {"BarlowTwins", "VICReg", "LeJEPA", "SwAV", "BYOL", "SimSiam"},
+    )
     assert coupled == contrastive | statistics
 
 
 def test_batch_of_one_is_refused(tmp_path: Path) -> None:
     module, data = build("configs/digits/simclr.yaml", "--data.batch_size", "1")
-    with pytest.raises(ValueError, match="SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match="SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1"
+    ):
         trainer_for(tmp_path, max_steps=1).fit(module, data)
 
 
 def test_a_module_built_in_python_saves_a_safe_checkpoint(tmp_path: Path) -> None:
-    """Encoder and optimizer are objects: they must not land among the hyper-parameters, or nothing could load the file."""
+    """Encoder and optimizer are objects: they must not land among the hyper-parameters, or nothing could load
+    the file.
+    """
     module = SimCLR(ConvEncoder(1), temperature=0.3, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    assert dict(module.hparams)["temperature"] == 0.3 and "encoder" not in module.hparams and "optimizer" not in module.hparams
+    assert (
+        dict(module.hparams)["temperature"] == 0.3
+        and "encoder" not in module.hparams
+        and "optimizer" not in module.hparams
+    )
     trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
     from datamodules import TwoViews, View
 
-    with pytest.raises(ValueError, match=r"SimCLR needs 'views' in the batch, which has only input, label: set data.views"):
+    with pytest.raises(
+        ValueError, match=r"SimCLR needs 'views' in the batch, which has only input, label: set data.views"
+    ):
         trainer.fit(module, Digits(batch_size=8))
     trainer = trainer_for(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, Digits(views=TwoViews(View(8), View(8)), batch_size=8))

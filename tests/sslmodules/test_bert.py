@@ -27,10 +27,20 @@ def bert(pooling: Any = "mean", next_sentence: bool = True) -> BERT:
 
 
 def example() -> dict[str, Tensor]:
-    rows = [[CLS, 5, 6, 7, SEP, 8, 9, 10, SEP], [CLS, 11, SEP, 12, 13, SEP], [CLS, 14, 15, SEP, 16, 17, 18, 19, 20, SEP]]
+    rows = [
+        [CLS, 5, 6, 7, SEP, 8, 9, 10, SEP],
+        [CLS, 11, SEP, 12, 13, SEP],
+        [CLS, 14, 15, SEP, 16, 17, 18, 19, 20, SEP],
+    ]
     tokens = torch.tensor([row + [PAD] * (T - len(row)) for row in rows])
     corrupted, target = tokens.clone(), torch.full_like(tokens, -100)
-    for i, j, shown in ((0, 1, MASK), (0, 6, 30), (2, 2, 15), (2, 5, MASK), (2, 6, MASK)):  # nothing in the second row
+    for i, j, shown in (
+        (0, 1, MASK),
+        (0, 6, 30),
+        (2, 2, 15),
+        (2, 5, MASK),
+        (2, 6, MASK),
+    ):  # nothing in the second row
         target[i, j], corrupted[i, j] = tokens[i, j], shown
     segment = segments_of(tokens)
     return {
@@ -43,7 +53,9 @@ def example() -> dict[str, Tensor]:
 
 
 def test_losses_are_those_of_the_library() -> None:
-    """Both losses of transformers' BertForPreTraining with the same weights; there class 0 is the true pair."""
+    """Both losses of transformers' BertForPreTraining with the same weights; there class 0 is the true
+    pair.
+    """
     module, batch = bert(), example()  # without dropout
     losses = module.losses(batch)  # type: ignore[arg-type]
     reference = module.to_transformers()
@@ -86,7 +98,9 @@ def test_a_batch_without_a_selected_token_is_no_nan() -> None:
 
 
 def test_only_selected_tokens_count() -> None:
-    """Another true word where nothing is asked changes no loss: unselected tokens are not copied for reward."""
+    """Another true word where nothing is asked changes no loss: unselected tokens are not copied for
+    reward.
+    """
     module, batch = bert().eval(), example()
     first = module.losses(batch)  # type: ignore[arg-type]
     changed = {**batch, "input": batch["input"].roll(1, 1), "label": torch.arange(3)}
@@ -94,7 +108,9 @@ def test_only_selected_tokens_count() -> None:
 
 
 def test_the_loss_is_a_mean_over_tokens_of_all_ranks() -> None:
-    """With a stand-in for the gathering: two ranks that hold 2 and 3 selected tokens average to the joined mean."""
+    """With a stand-in for the gathering: two ranks that hold 2 and 3 selected tokens average to the joined
+    mean.
+    """
     module, batch = bert().eval(), example()
     halves = [{k: v[i : i + 1] for k, v in batch.items()} for i in (0, 2)]
     joined = {k: v[[0, 2]] for k, v in batch.items()}
@@ -112,7 +128,9 @@ def test_perplexity_at_validation_is_that_of_the_whole_split(tmp_path: Any) -> N
     trainer = trainer_for(tmp_path, limit_val_batches=3)
     trainer.validate(module, data, verbose=False)
     metrics = trainer.callback_metrics
-    assert metrics["val/perplexity"].item() == pytest.approx(metrics["val/masked_word_loss"].exp().item(), rel=1e-6)
+    assert metrics["val/perplexity"].item() == pytest.approx(
+        metrics["val/masked_word_loss"].exp().item(), rel=1e-6
+    )
 
 
 def test_the_decoder_is_tied_and_has_its_own_bias() -> None:
@@ -147,7 +165,9 @@ def test_both_sides_and_segments_are_seen() -> None:
         later = batch["input"].clone()
         later[0, 7] = 33
         assert not torch.allclose(module.encoder.forward_tokens(later, batch["segment"])[0, 1], h[0, 1])
-        assert not torch.allclose(module.encoder.forward_tokens(batch["input"], 0 * batch["segment"])[0, 1], h[0, 1])
+        assert not torch.allclose(
+            module.encoder.forward_tokens(batch["input"], 0 * batch["segment"])[0, 1], h[0, 1]
+        )
 
 
 def test_without_next_sentence() -> None:

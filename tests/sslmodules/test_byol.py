@@ -49,7 +49,9 @@ def test_equals_the_slow_reference_and_its_gradient() -> None:
 @pytest.mark.parametrize(("target", "expected"), [([3.0, 0.0], 0.0), ([0.0, 2.0], 2.0), ([-1.0, 0.0], 4.0)])
 def test_closed_forms(target: list[float], expected: float) -> None:
     """Same direction 0, orthogonal 2, opposite 4, whatever the lengths."""
-    assert regression_loss(torch.tensor([[5.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(expected, abs=1e-6)
+    assert regression_loss(torch.tensor([[5.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_no_gradient_flows_into_the_target() -> None:
@@ -59,7 +61,9 @@ def test_no_gradient_flows_into_the_target() -> None:
 
 
 def test_both_directions_are_summed() -> None:
-    """Each view is predicted from the other one: the loss does not change when they are swapped, and is in [0, 8]."""
+    """Each view is predicted from the other one: the loss does not change when they are swapped, and is in
+    [0, 8].
+    """
     module, (a, b) = small(), views()
     loss = module.losses({"views": [a, b]})["loss"]
     torch.testing.assert_close(module.losses({"views": [b, a]})["loss"], loss)
@@ -77,7 +81,9 @@ def test_shares_of_two_ranks_average_to_the_whole() -> None:
 
 
 def test_the_target_has_no_predictor_and_batch_norms_of_its_own() -> None:
-    """Official: the target runs in training mode with its own running statistics; only parameters are averaged."""
+    """Official: the target runs in training mode with its own running statistics; only parameters are
+    averaged.
+    """
     module = small().train()
     online = nn.Sequential(module.encoder, module.projector)
     assert [n for n, _ in module.teacher.net.named_parameters()] == [n for n, _ in online.named_parameters()]
@@ -113,7 +119,12 @@ def test_the_target_follows_by_the_formula_once_per_step_and_ends_at_rest(tmp_pa
 
     module.teacher.update = record  # type: ignore[method-assign]
     data = Digits(views=TwoViews(View(8), View(8)), batch_size=8)
-    options = {"max_epochs": 1, "limit_train_batches": 8, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    options = {
+        "max_epochs": 1,
+        "limit_train_batches": 8,
+        "limit_val_batches": 0,
+        "accumulate_grad_batches": 2,
+    }
     trainer_for(tmp_path, **options).fit(module, data)
     assert taus == [cosine_momentum(k / 4, 0.9) for k in range(4)]
     assert taus[0] == pytest.approx(0.9) and cosine_momentum(1.0, 0.9) == 1.0
@@ -121,7 +132,7 @@ def test_the_target_follows_by_the_formula_once_per_step_and_ends_at_rest(tmp_pa
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite(dtype: torch.dtype) -> None:
-    """Squares of 300 overflow float16: the loss must leave half precision before it normalises."""
+    """Squares of 300 overflow float16: the loss must leave half precision before it normalizes."""
     p, z = ((300 * x).to(dtype) for x in pair(16, 64))
     p.requires_grad_()
     loss = regression_loss(p, z)
@@ -129,7 +140,9 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     assert loss.dtype == torch.float32 and loss.isfinite() and p.grad is not None and p.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("knob", "value"), [("momentum", -0.1), ("momentum", 1.5), ("hidden", 0), ("out", 0)])
+@pytest.mark.parametrize(
+    ("knob", "value"), [("momentum", -0.1), ("momentum", 1.5), ("hidden", 0), ("out", 0)]
+)
 def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{knob}.*{value}"):
         small(**{knob: value})

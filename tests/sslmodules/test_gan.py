@@ -1,4 +1,6 @@
-"""The losses by hand, who gets which gradient, and a loop by hand that counts, clips and resumes as Lightning's does."""
+"""The losses by hand, who gets which gradient, and a loop by hand that counts, clips and resumes as
+Lightning's does.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def randn(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def slow_losses(real: Tensor, fake: Tensor, loss: str) -> tuple[float, float]:
@@ -61,7 +63,10 @@ def test_closed_forms_of_a_discriminator_that_cannot_tell() -> None:
     zero = torch.zeros(5)
     assert discriminator_loss(zero, zero).item() == pytest.approx(math.log(4))
     assert generator_loss(zero).item() == pytest.approx(math.log(2))
-    assert discriminator_loss(zero, zero, "hinge").item() == 2 and discriminator_loss(zero, zero, "wgan_gp").item() == 0
+    assert (
+        discriminator_loss(zero, zero, "hinge").item() == 2
+        and discriminator_loss(zero, zero, "wgan_gp").item() == 0
+    )
 
 
 def test_the_generator_learns_where_the_discriminator_is_sure() -> None:
@@ -74,21 +79,32 @@ def test_the_generator_learns_where_the_discriminator_is_sure() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite_at_large_logits(loss: Any, dtype: torch.dtype) -> None:
-    """A sigmoid would be exactly 0 or 1 here, and its logarithm infinite; a mean in float16 would overflow."""
+    """A sigmoid would be exactly 0 or 1 here, and its logarithm infinite; a mean in float16 would
+    overflow.
+    """
     logits = torch.tensor([60000.0, -60000.0, 50000.0], dtype=dtype, requires_grad=True)
     total = discriminator_loss(logits, logits, loss) + generator_loss(logits, loss)
     total.backward()
-    assert total.dtype == torch.float32 and total.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+    assert (
+        total.dtype == torch.float32
+        and total.isfinite()
+        and logits.grad is not None
+        and logits.grad.isfinite().all()
+    )
 
 
 def test_penalty_of_a_linear_critic() -> None:
     """Its gradient is w at every point: (|w| - 1)^2 = 16, whatever the samples."""
     w = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert gradient_penalty(lambda x: x @ w, randn(6, 2), randn(6, 2, seed=1), torch.rand(6)).item() == pytest.approx(16)
+    assert gradient_penalty(
+        lambda x: x @ w, randn(6, 2), randn(6, 2, seed=1), torch.rand(6)
+    ).item() == pytest.approx(16)
 
 
 def test_penalty_is_taken_at_the_point_between_sample_by_sample() -> None:
-    """Of |x|^2 / 2 the gradient is x itself, so the penalty tells where it was taken: one epsilon for each sample."""
+    """Of |x|^2 / 2 the gradient is x itself, so the penalty tells where it was taken: one epsilon for each
+    sample.
+    """
     real, fake, epsilon = randn(5, 1, 3, 3), randn(5, 1, 3, 3, seed=1), torch.rand(5, dtype=torch.float64)
     expected = 0.0
     for i in range(5):
@@ -108,7 +124,10 @@ def test_penalty_and_its_gradient_equal_finite_differences() -> None:
         with torch.no_grad():
             for i in range(4):
                 point = epsilon[i] * real[i] + (1 - epsilon[i]) * fake[i]
-                slope = [(critic(point + h * e) - critic(point - h * e)).item() / (2 * h) for e in torch.eye(3).double()]
+                slope = [
+                    (critic(point + h * e) - critic(point - h * e)).item() / (2 * h)
+                    for e in torch.eye(3).double()
+                ]
                 total += (math.sqrt(sum(s * s for s in slope)) - 1) ** 2 / 4
         return total
 
@@ -156,7 +175,7 @@ def test_diversity_is_one_for_the_data_and_zero_when_collapsed() -> None:
     assert diversity(x[:1].expand_as(x), x).item() == pytest.approx(0, abs=1e-12)
 
 
-# ---- who gets which gradient -----------------------------------------------------------------------------------------
+# ---- who gets which gradient -------------------------------------------------------------------------------
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -181,10 +200,15 @@ def gan(norm: Any = "layer", **options: Any) -> GAN:
 
 
 class Noise:
-    """Stands in for a method's ``randn`` and ``rand``: rows of one stream each, so that parts of a batch get what it would."""
+    """Stands in for a method's ``randn`` and ``rand``: rows of one stream each, so that parts of a batch get
+    what it would.
+    """
 
     def __init__(self, module: GAN, rows: int = 400) -> None:
-        self.normal, self.uniform = randn(rows, 4).float(), torch.rand(rows, generator=torch.Generator().manual_seed(1))
+        self.normal, self.uniform = (
+            randn(rows, 4).float(),
+            torch.rand(rows, generator=torch.Generator().manual_seed(1)),
+        )
         self.at = {"randn": 0, "rand": 0}
         module.randn, module.rand = self.randn, self.rand  # type: ignore[method-assign]
 
@@ -220,7 +244,9 @@ def test_one_backward_gives_each_network_its_own_gradient(loss: Any) -> None:
     if loss == "wgan_gp":
         d_loss = d_loss + 10 * gradient_penalty(logits, x, fake, epsilon)
     for part, expected in (("generator.", generator_loss(logits(module.generator(z2)), loss)), ("", d_loss)):
-        own = {n: p for n, p in module.named_parameters() if n.startswith("generator.") == (part == "generator.")}
+        own = {
+            n: p for n, p in module.named_parameters() if n.startswith("generator.") == (part == "generator.")
+        }
         for name, gradient in zip(own, torch.autograd.grad(expected, list(own.values())), strict=True):
             torch.testing.assert_close(got[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -249,7 +275,7 @@ def test_each_player_learns_against_one_that_stands_still(loss: Any) -> None:
         assert history[-1] < history[0] - 0.01
 
 
-# ---- the loop --------------------------------------------------------------------------------------------------------
+# ---- the loop ----------------------------------------------------------------------------------------------
 
 
 class Watch(Callback):
@@ -263,7 +289,9 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.inputs.append(batch["input"])
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.counts.append(trainer.global_step)
         self.losses.append(outputs["loss"].item())
 
@@ -287,10 +315,13 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], **toleranc
 
 
 @pytest.mark.parametrize(
-    ("loss", "every", "norm"), [("non_saturating", 1, "batch"), ("hinge", 2, "layer"), ("wgan_gp", 2, "layer")]
+    ("loss", "every", "norm"),
+    [("non_saturating", 1, "batch"), ("hinge", 2, "layer"), ("wgan_gp", 2, "layer")],
 )
 def test_the_loop_equals_one_written_by_hand(loss: Any, every: int, norm: str, tmp_path: Path) -> None:
-    """Discriminator first; the generator against the new one; nobody's gradient left over from the other's step."""
+    """Discriminator first; the generator against the new one; nobody's gradient left over from the other's
+    step.
+    """
     module = gan(norm, loss=loss, discriminator_steps=every, final_lr_factor=1.0)
     slow = copy.deepcopy(module)
     Noise(module)
@@ -326,7 +357,9 @@ def test_the_loop_equals_one_written_by_hand(loss: Any, every: int, norm: str, t
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_batch_is_one_step_however_many_optimizers_step_in_it(every: int, tmp_path: Path) -> None:
-    """Lightning counts each optimizer's steps: epochs, max_steps, schedules and logs would all be short by half."""
+    """Lightning counts each optimizer's steps: epochs, max_steps, schedules and logs would all be short by
+    half.
+    """
 
     class Count(Callback):
         def __init__(self) -> None:
@@ -348,7 +381,12 @@ def test_a_batch_is_one_step_however_many_optimizers_step_in_it(every: int, tmp_
 
 def test_logs_and_throughput_come_every_n_batches(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
-    options = {"limit_train_batches": 12, "log_every_n_steps": 4, "logger": logger, "callbacks": [Throughput()]}
+    options = {
+        "limit_train_batches": 12,
+        "log_every_n_steps": 4,
+        "logger": logger,
+        "callbacks": [Throughput()],
+    }
     fit(gan(), tmp_path, **options)
     logger.save()
     with open(logger.experiment.metrics_file_path, newline="") as file:
@@ -412,7 +450,9 @@ def test_mixed_precision_with_one_scaler_for_two_optimizers(tmp_path: Path) -> N
 
 
 def test_resume_between_two_steps_of_the_generator(tmp_path: Path) -> None:
-    """Every second batch only, so that the place within the pair has to survive; weights, moments and rates bit for bit."""
+    """Every second batch only, so that the place within the pair has to survive; weights, moments and rates
+    bit for bit.
+    """
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
@@ -422,7 +462,9 @@ def test_resume_between_two_steps_of_the_generator(tmp_path: Path) -> None:
     runs = []
     for checkpoint in (None, tmp_path / "stopped.ckpt"):
         module = gan("batch", discriminator_steps=2, accumulate=2, clip_norm=0.5)
-        watch, trainer = fit(module, tmp_path, checkpoint, max_epochs=2, callbacks=[Stop()] if checkpoint is None else [])
+        watch, trainer = fit(
+            module, tmp_path, checkpoint, max_epochs=2, callbacks=[Stop()] if checkpoint is None else []
+        )
         runs.append((state(module), trainer, watch.losses))
     (first, one, losses), (second, two, rest) = runs
     assert losses[3:] == rest and two.global_step == 8
@@ -437,7 +479,9 @@ def test_resume_between_two_steps_of_the_generator(tmp_path: Path) -> None:
     ("option", "value", "instead"),
     [("gradient_clip_val", 0.5, "clip_norm 0.5"), ("accumulate_grad_batches", 4, "accumulate 4")],
 )
-def test_what_the_trainer_cannot_do_says_what_can(option: str, value: float, instead: str, tmp_path: Path) -> None:
+def test_what_the_trainer_cannot_do_says_what_can(
+    option: str, value: float, instead: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.{option} {value}: .*use --model\.{instead}"):
         fit(gan(), tmp_path, **{option: value})
 
@@ -452,7 +496,7 @@ def test_validation_needs_no_gradient(loss: Any) -> None:
     assert all(torch.equal(v, before[k]) for k, v in state(module).items())
 
 
-# ---- samples, networks, knobs ----------------------------------------------------------------------------------------
+# ---- samples, networks, knobs ------------------------------------------------------------------------------
 
 
 def test_samples_come_from_the_same_noise_in_every_call_and_run() -> None:
@@ -460,14 +504,18 @@ def test_samples_come_from_the_same_noise_in_every_call_and_run() -> None:
     before = state(module)
     few, many = module.sample(8), module.sample(70)
     assert many.shape == (70, 1, 8, 8) and torch.equal(few, module.sample(8))
-    torch.testing.assert_close(many[:8], module.sample(64)[:8])  # a convolution may sum a larger batch in another order
+    torch.testing.assert_close(
+        many[:8], module.sample(64)[:8]
+    )  # a convolution may sum a larger batch in another order
     assert not torch.equal(many[64:], module.sample(70)[64:])  # beyond the fixed ones it draws
     torch.testing.assert_close(module.sample(3, module.fixed_z[3:6]), module.sample(6)[3:])
     assert torch.equal(module.fixed_z, gan().fixed_z) and not many.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in state(module).items())
 
 
-@pytest.mark.parametrize(("size", "channels", "smallest"), [(8, (16, 8), 2), (28, (16, 8), 7), (32, (16, 8, 4), 4)])
+@pytest.mark.parametrize(
+    ("size", "channels", "smallest"), [(8, (16, 8), 2), (28, (16, 8), 7), (32, (16, 8, 4), 4)]
+)
 def test_networks_of_each_size(size: int, channels: tuple[int, ...], smallest: int) -> None:
     generator, encoder = DCGANGenerator(5, size, channels, 2), DCGANDiscriminator(2, size, channels[::-1])
     x = generator(torch.randn(3, 5))
@@ -481,9 +529,12 @@ def test_networks_start_as_the_paper_says() -> None:
     for net in (generator, encoder):
         for name, p in net.named_parameters():
             if p.ndim > 1:
-                assert p.mean().item() == pytest.approx(0, abs=2e-3) and p.std().item() == pytest.approx(0.02, rel=0.05), name
+                assert p.mean().item() == pytest.approx(0, abs=2e-3) and p.std().item() == pytest.approx(
+                    0.02, rel=0.05
+                ), name
         assert all(torch.all(m.bias == 0) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-    # no norm at the generator's output nor at the discriminator's input, where they would hide what the data look like
+    # no norm at the generator's output nor at the discriminator's input, where they would hide what the data
+    # look like
     assert [type(m) for m in generator.layers][-2:] == [nn.ConvTranspose2d, nn.Tanh]
     assert [type(m) for m in encoder.layers][:3] == [nn.Conv2d, nn.LeakyReLU, nn.Conv2d]
 
@@ -493,7 +544,7 @@ def test_the_generator_reaches_black_and_white_and_nothing_beyond() -> None:
     last = generator.layers[-2]
     for bias, pixel in ((-50.0, 0.0), (50.0, 1.0)):
         nn.init.constant_(last.bias, bias)
-        expected = data.standardise(torch.full((1, 1, 8, 8), pixel))
+        expected = data.standardize(torch.full((1, 1, 8, 8), pixel))
         torch.testing.assert_close(generator(torch.randn(1, 4)), expected)
 
 
@@ -527,7 +578,9 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: Any) -> None:
 def test_networks_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match=r"loss wgan_gp .* batch norm .* norm: layer"):
         gan("batch", loss="wgan_gp")
-    with pytest.raises(ValueError, match="generator must say the width of its noise as latent_dim; Identity does not"):
+    with pytest.raises(
+        ValueError, match="generator must say the width of its noise as latent_dim; Identity does not"
+    ):
         GAN(ConvEncoder(1), nn.Identity(), optimizer=sgd)
     for function in (
         lambda: discriminator_loss(torch.zeros(1), torch.zeros(1), "ls"),
@@ -544,11 +597,17 @@ def test_networks_that_cannot_work_are_refused() -> None:
         (lambda: DCGANGenerator(image_size=28), "image_size must be a multiple of 8.*got 28"),
         (lambda: DCGANGenerator(channels=()), "channels must name at least one layer"),
         (lambda: DCGANGenerator(channels=(8, 0)), r"channels\[1\] must be at least 1, got 0"),
-        (lambda: DCGANGenerator(mean=(0.1, 0.2)), r"mean must have one value or one for each of 3 channels, got \[0.1, 0.2\]"),
+        (
+            lambda: DCGANGenerator(mean=(0.1, 0.2)),
+            r"mean must have one value or one for each of 3 channels, got \[0.1, 0.2\]",
+        ),
         (lambda: DCGANGenerator(std=(0.0,)), r"std must be positive, got \[0.0\]"),
         (lambda: DCGANDiscriminator(image_size=4), "image_size must be at least 8 for 3 channels, got 4"),
         (lambda: DCGANDiscriminator(norm="spectral"), "norm must be 'batch' or 'layer', got 'spectral'"),  # type: ignore[arg-type]
-        (lambda: DCGANDiscriminator(1)(torch.zeros(1, 1, 28, 28)), r"image_size is 32, but the images are \(28, 28\)"),
+        (
+            lambda: DCGANDiscriminator(1)(torch.zeros(1, 1, 28, 28)),
+            r"image_size is 32, but the images are \(28, 28\)",
+        ),
     ],
 )
 def test_bad_knobs_of_the_networks(make: Any, match: str) -> None:

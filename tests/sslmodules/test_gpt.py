@@ -48,7 +48,7 @@ def sharpened(module: GPT) -> GPT:
     return module.eval()
 
 
-# ---- causality ---------------------------------------------------------------------------------------------------------
+# ---- causality ---------------------------------------------------------------------------------------------
 
 
 def test_a_state_changes_with_no_later_token_and_with_every_earlier_one(encoder: Any) -> None:
@@ -110,7 +110,7 @@ def test_attention_equals_the_formula() -> None:
     torch.testing.assert_close(layer(x, None)[0], layer.out(torch.cat(heads, -1)))
 
 
-# ---- initialisation and weights ----------------------------------------------------------------------------------------
+# ---- initialization and weights ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_export_is_gpt2(bias: bool, tmp_path: Any) -> None:
         torch.testing.assert_close(loaded(tokens).last_hidden_state, encoder(tokens), rtol=1e-4, atol=1e-5)
 
 
-# ---- loss --------------------------------------------------------------------------------------------------------------
+# ---- loss --------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_likelihood_token_by_token() -> None:
@@ -204,7 +204,9 @@ def test_padding_is_neither_predicted_nor_pooled() -> None:
 
 
 def test_padding_counts_over_all_ranks() -> None:
-    """Rank one has 2 real targets, rank two 5: the mean over ranks of what each minimises is that over the 7."""
+    """Rank one has 2 real targets, rank two 5: the mean over ranks of what each minimizes is that over
+    the 7.
+    """
     module = sharpened(method(padding=0)).double()
     tokens = torch.tensor([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 10, 1]])
     together = module.losses({"input": tokens})["loss"]
@@ -264,10 +266,12 @@ def test_it_learns_a_chain(tmp_path: Any) -> None:
             loss.backward()
             optimizer.step()
         assert loss < 0.1
-        assert module.eval().extend(torch.tensor([[3, 4]]), 6, temperature=0).tolist() == [[3, 4, 5, 6, 7, 8, 9, 10]]
+        assert module.eval().extend(torch.tensor([[3, 4]]), 6, temperature=0).tolist() == [
+            [3, 4, 5, 6, 7, 8, 9, 10]
+        ]
 
 
-# ---- sampling ----------------------------------------------------------------------------------------------------------
+# ---- sampling ----------------------------------------------------------------------------------------------
 
 
 def test_choose_draws_from_the_distribution() -> None:
@@ -331,7 +335,7 @@ def test_samples_of_tokens() -> None:
     assert len(module.sample(200, 1).unique()) == V
 
 
-# ---- images ------------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [2, 16, 256])
@@ -373,8 +377,9 @@ def test_bits_per_dimension_count_every_pixel_once() -> None:
 
 @pytest.mark.parametrize("network", [lambda: GPTEncoder(17, 48, 16, 2, 2), lambda: RecurrentEncoder(17, 16)])
 def test_a_value_is_predicted_from_those_before_it_alone(network: Any) -> None:
-    """Of colour images too: the values of a pixel come one after the other. By value, and by the gradient of the prediction
-    of one value with respect to what stands for every token."""
+    """Of color images too: the values of a pixel come one after the other. By value, and by the gradient of
+    the prediction of one value with respect to what stands for every token.
+    """
     module = sharpened(method(network(), pixels=PixelTokens((2, 6, 4), 16)).double())
     images = torch.rand(1, 2, 6, 4).double()
     with torch.no_grad():
@@ -415,7 +420,7 @@ def test_completions_of_tokens_keep_the_first_half() -> None:
     assert completed.shape == (4, 8) and torch.equal(completed[:, :4], tokens[:, :4])
 
 
-# ---- what cannot work --------------------------------------------------------------------------------------------------
+# ---- what cannot work --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -429,13 +434,28 @@ def test_completions_of_tokens_keep_the_first_half() -> None:
         (lambda: PixelTokens((1, 2)), "image_shape must be three sizes"),  # type: ignore[arg-type]
         (lambda: method(pooling="max"), "pooling must be 'mean' or 'last', got 'max'"),
         (lambda: method(padding=V), rf"padding must be a token in 0..{V - 1}, got {V}"),
-        (lambda: method(pixels=PixelTokens((1, 2, 2))), rf"vocab_size must be pixels.levels \+ 1 \(257\), got {V}"),
+        (
+            lambda: method(pixels=PixelTokens((1, 2, 2))),
+            rf"vocab_size must be pixels.levels \+ 1 \(257\), got {V}",
+        ),
         (lambda: method(nn.Linear(2, 2)), "Linear is no causal network over tokens"),
         (lambda: method().extend(torch.zeros(1, 0, dtype=torch.int64), 1), "at least one token"),
-        (lambda: method().extend(torch.zeros(1, 1, dtype=torch.int64), 1, temperature=-1), "temperature must be"),
-        (lambda: method().extend(torch.zeros(1, 1, dtype=torch.int64), 1, top_k=0), "top_k must be at least 1, got 0"),
-        (lambda: method().complete(torch.zeros(1, 2, dtype=torch.int64), keep=2), r"keep must lie in \[0, 1\], got 2"),
-        (lambda: NETWORKS["gpt"]()(torch.zeros(1, 13, dtype=torch.int64)), "13 tokens in a row, more than block_size 12"),
+        (
+            lambda: method().extend(torch.zeros(1, 1, dtype=torch.int64), 1, temperature=-1),
+            "temperature must be",
+        ),
+        (
+            lambda: method().extend(torch.zeros(1, 1, dtype=torch.int64), 1, top_k=0),
+            "top_k must be at least 1, got 0",
+        ),
+        (
+            lambda: method().complete(torch.zeros(1, 2, dtype=torch.int64), keep=2),
+            r"keep must lie in \[0, 1\], got 2",
+        ),
+        (
+            lambda: NETWORKS["gpt"]()(torch.zeros(1, 13, dtype=torch.int64)),
+            "13 tokens in a row, more than block_size 12",
+        ),
         (lambda: pictures().embed(torch.rand(1, 1, 4, 6)), "image_shape is"),
     ],
 )
@@ -447,8 +467,16 @@ def test_a_knob_out_of_range_is_named(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("module", "x", "message"),
     [
-        (method, torch.full((2, 5), V), f"the data has token {V}, and the encoder only {V}: set model.encoder.vocab_size"),
-        (method, torch.zeros(2, BLOCK + 2, dtype=torch.int64), "samples of 14 tokens are longer than block_size"),
+        (
+            method,
+            torch.full((2, 5), V),
+            f"the data has token {V}, and the encoder only {V}: set model.encoder.vocab_size",
+        ),
+        (
+            method,
+            torch.zeros(2, BLOCK + 2, dtype=torch.int64),
+            "samples of 14 tokens are longer than block_size",
+        ),
         (method, torch.zeros(2, 1, dtype=torch.int64), "no next one to predict"),
         (method, torch.rand(2, 1, 4, 4), "for images set model.pixels to PixelTokens"),
         (pictures, 2 * torch.rand(2, 1, 6, 4) - 1, "set data.mean to 0, data.std to 1"),

@@ -1,4 +1,6 @@
-"""The error counts hidden pixels only, its scale does not follow the hole, and the network cannot see what it must predict."""
+"""The error counts hidden pixels only, its scale does not follow the hole, and the network cannot see what it
+must predict.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_equals_the_slow_reference() -> None:
 
 
 def test_closed_form_and_independence_of_the_holes_size() -> None:
-    """An error of 2 everywhere is 4, however large the hole: the mean is over hidden pixels, not over the image."""
+    """An error of 2 everywhere is 4, however large the hole: the mean is over hidden pixels, not over the
+    image.
+    """
     x = torch.zeros(1, 1, 4, 4)
     for hidden in (1, 5, 16):
         mask = torch.arange(16).view(1, 1, 4, 4) < hidden
@@ -46,7 +50,9 @@ def test_closed_form_and_independence_of_the_holes_size() -> None:
 
 
 def test_halves_of_a_batch_average_to_the_whole_though_their_holes_differ() -> None:
-    """Two ranks: the mean over all hidden pixels would weigh the rank with the larger holes less than one process does."""
+    """Two ranks: the mean over all hidden pixels would weigh the rank with the larger holes less than one
+    process does.
+    """
     prediction, target, _ = example()
     mask = torch.zeros(3, 1, 6, 6, dtype=torch.bool)
     for b in range(3):
@@ -60,7 +66,9 @@ def test_visible_pixels_give_no_gradient() -> None:
     prediction.requires_grad_()
     masked_mse(prediction, target, mask).backward()
     assert prediction.grad is not None
-    assert not prediction.grad[~mask.expand_as(target)].any() and prediction.grad[mask.expand_as(target)].all()
+    assert (
+        not prediction.grad[~mask.expand_as(target)].any() and prediction.grad[mask.expand_as(target)].all()
+    )
 
 
 def test_nothing_hidden_is_zero_not_nan() -> None:
@@ -92,19 +100,25 @@ def test_prediction_does_not_depend_on_hidden_pixels() -> None:
 
 
 def test_the_network_is_told_where_the_hole_is() -> None:
-    """A hole over pixels that are 0 anyway changes the input of the network only through the mask's channel."""
+    """A hole over pixels that are 0 anyway changes the input of the network only through the mask's
+    channel.
+    """
     net = module().eval()
     x = torch.zeros(1, 1, 8, 8)
     hole = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     hole[..., 2:5, 2:5] = True
-    assert not torch.equal(net.reconstruct({"input": x, "mask": hole}), net.reconstruct({"input": x, "mask": ~hole}))
+    assert not torch.equal(
+        net.reconstruct({"input": x, "mask": hole}), net.reconstruct({"input": x, "mask": ~hole})
+    )
 
 
-def test_the_minimised_region_is_the_one_asked_for() -> None:
+def test_the_minimized_region_is_the_one_asked_for() -> None:
     example_ = batch()
     for region, key in (("hidden", "mse_hidden"), ("image", "mse_image")):
         terms = module(loss_region=region).losses(example_)
-        assert torch.equal(terms["loss"], terms[key]) and not torch.equal(terms["mse_hidden"], terms["mse_image"])
+        assert torch.equal(terms["loss"], terms[key]) and not torch.equal(
+            terms["mse_hidden"], terms["mse_image"]
+        )
 
 
 def test_refuses_what_cannot_work() -> None:

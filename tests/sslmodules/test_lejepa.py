@@ -1,4 +1,6 @@
-"""SIGReg against the paper's complex form, closed forms, and a test for each mistake found in other implementations."""
+"""SIGReg against the paper's complex form, closed forms, and a test for each mistake found in other
+implementations.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def slow_sigreg(z: Tensor, directions: Tensor, t_max: float = 5.0, points: int =
         for a in directions.double().T:
             phi = torch.stack([torch.exp(1j * s * (view @ a)).mean() for s in t])
             error = (phi - normal).abs() ** 2 * normal
-            values.append(len(view) * sum((t[i + 1] - t[i]) * (error[i] + error[i + 1]) / 2 for i in range(points - 1)))
+            values.append(
+                len(view) * sum((t[i + 1] - t[i]) * (error[i] + error[i + 1]) / 2 for i in range(points - 1))
+            )
     return torch.stack(values).mean()
 
 
@@ -35,7 +39,9 @@ def example(v: int = 3, b: int = 8, d: int = 5, m: int = 4) -> tuple[Tensor, Ten
 @pytest.mark.parametrize(("t_max", "points"), [(5.0, 17), (3.0, 9), (5.0, 3)])
 def test_equals_the_slow_reference(t_max: float, points: int) -> None:
     z, a = example()
-    torch.testing.assert_close(sigreg(z, a, t_max, points), slow_sigreg(z, a, t_max, points), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        sigreg(z, a, t_max, points), slow_sigreg(z, a, t_max, points), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_gradient_equals_the_slow_reference() -> None:
@@ -46,7 +52,9 @@ def test_gradient_equals_the_slow_reference() -> None:
 
 
 def test_closed_form_of_collapse() -> None:
-    """All embeddings 0: phi = 1, so the integral of (1 - e^(-t^2/2))^2 e^(-t^2/2) = sqrt(2 pi) (1 - 2/sqrt 2 + 1/sqrt 3)."""
+    """All embeddings 0: phi = 1, so the integral of (1 - e^(-t^2/2))^2 e^(-t^2/2) = sqrt(2 pi) (1 - 2/sqrt 2
+    + 1/sqrt 3).
+    """
     a = random_directions(4, 6, 0, torch.device("cpu")).double()
     expected = 10 * math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
     value = sigreg(torch.zeros(2, 10, 4, dtype=torch.float64), a, t_max=8, points=201).item()
@@ -55,12 +63,15 @@ def test_closed_form_of_collapse() -> None:
 
 
 def test_expected_value_under_the_gaussian() -> None:
-    """E |phi - psi|^2 = (1 - psi^2) / N for samples of N(0, 1): N cancels, and sqrt(2 pi) (1 - 1/sqrt 3) remains."""
+    """E |phi - psi|^2 = (1 - psi^2) / N for samples of N(0, 1): N cancels, and sqrt(2 pi) (1 - 1/sqrt 3)
+    remains.
+    """
     z = torch.randn(20, 200, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     a = random_directions(6, 20, 1, torch.device("cpu")).double()
     expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
     assert sigreg(z, a).item() == pytest.approx(expected, rel=0.1)
-    # what is no isotropic Gaussian is told from it: too wide, shifted, one dimension missing, signs in place of normals
+    # what is no isotropic Gaussian is told from it: too wide, shifted, one dimension missing, signs in place
+    # of normals
     flat = z.clone()
     flat[..., 0] = 0
     for other in (2 * z, z + 1, flat):
@@ -78,7 +89,9 @@ def test_directions_are_unit_and_follow_from_the_seed_alone() -> None:
 
 
 def test_every_view_is_tested_by_itself() -> None:
-    """Known mistake: flattened over views, one view too wide and one too narrow pass for a Gaussian together."""
+    """Known mistake: flattened over views, one view too wide and one too narrow pass for a Gaussian
+    together.
+    """
     z, a = example(2, 64)
     z = torch.stack([0.2 * z[0], 1.6 * z[1]])
     each = (sigreg(z[:1], a) + sigreg(z[1:], a)) / 2
@@ -89,7 +102,11 @@ def test_every_view_is_tested_by_itself() -> None:
 def test_two_ranks_have_the_value_and_the_gradient_of_one() -> None:
     """Known mistake: N is the rank's own number of samples, which divides lambda by the world size."""
     z, a = example(2, 8)
-    whole, left, right = z.clone().requires_grad_(), z[:, :4].clone().requires_grad_(), z[:, 4:].clone().requires_grad_()
+    whole, left, right = (
+        z.clone().requires_grad_(),
+        z[:, :4].clone().requires_grad_(),
+        z[:, 4:].clone().requires_grad_(),
+    )
     kept: list[Tensor] = []
 
     def remember(x: Tensor) -> Tensor:
@@ -116,7 +133,9 @@ def test_no_gradient_is_stopped() -> None:
     z = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: prediction_loss(z, 2), z)
     prediction_loss(z, 2).backward()
-    assert z.grad is not None and z.grad.all() and z.grad.sum(0).abs().max() < 1e-12  # a common shift changes nothing
+    assert (
+        z.grad is not None and z.grad.all() and z.grad.sum(0).abs().max() < 1e-12
+    )  # a common shift changes nothing
 
 
 def module_with(**options: Any) -> LeJEPA:
@@ -133,7 +152,9 @@ def module_with(**options: Any) -> LeJEPA:
 
 def views(v: int = 3, size: int = 8) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(4, 1, size if i < 2 else 6, size if i < 2 else 6, generator=generator) for i in range(v)]
+    return [
+        torch.randn(4, 1, size if i < 2 else 6, size if i < 2 else 6, generator=generator) for i in range(v)
+    ]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.05, 0.5])
@@ -168,7 +189,9 @@ def test_views_of_different_sizes_keep_their_places() -> None:
 
 
 def test_directions_are_the_same_on_all_ranks_and_new_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known mistake: directions drawn by each rank for itself; their gathered characteristic functions are of no direction."""
+    """Known mistake: directions drawn by each rank for itself; their gathered characteristic functions are of
+    no direction.
+    """
     module, device = module_with(), torch.device("cpu")
     drawn = []
     for rank, step in ((0, 5), (1, 5), (0, 6)):
@@ -181,7 +204,9 @@ def test_directions_are_the_same_on_all_ranks_and_new_at_every_step(monkeypatch:
     assert torch.equal(module.directions(8, device), module.directions(8, device))
     evaluated = module.directions(8, device)
     monkeypatch.setattr(LeJEPA, "global_step", 7, raising=False)
-    assert torch.equal(evaluated, module.directions(8, device)), "the validation loss would move with the draw"
+    assert torch.equal(evaluated, module.directions(8, device)), (
+        "the validation loss would move with the draw"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

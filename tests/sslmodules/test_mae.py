@@ -1,4 +1,6 @@
-"""MAE against a slow reference, closed forms, and the mistakes of re-implementations: leaks, orders, places, statistics."""
+"""MAE against a slow reference, closed forms, and the mistakes of re-implementations: leaks, orders, places,
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from sslmodules.mae import (
     MAE,
     hidden_patch_mse,
     hidden_patches,
-    normalise_patches,
+    normalize_patches,
     patch_statistics,
     surroundings,
     visible_patches,
@@ -48,8 +50,10 @@ def batch(size: int = 5, seed: int = 0) -> dict[str, Any]:
 # -------------------- the loss
 
 
-def slow_loss(prediction: Tensor, images: Tensor, hidden: Tensor, normalise: bool) -> Tensor:
-    """Patch by patch and pixel by pixel in float64, from the paper's words: the mean over removed patches only."""
+def slow_loss(prediction: Tensor, images: Tensor, hidden: Tensor, normalize: bool) -> Tensor:
+    """Patch by patch and pixel by pixel in float64, from the paper's words: the mean over removed patches
+    only.
+    """
     losses = []
     for b in range(len(images)):
         for n in range(N):
@@ -62,27 +66,32 @@ def slow_loss(prediction: Tensor, images: Tensor, hidden: Tensor, normalise: boo
                 for q in range(PATCH)
                 for c in range(CHANNELS)
             ]
-            if normalise:
+            if normalize:
                 mean = sum(values) / len(values)
                 variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
                 values = [(v - mean) / (variance + 1e-6) ** 0.5 for v in values]
-            losses.append(sum((prediction[b, n, i].item() - v) ** 2 for i, v in enumerate(values)) / len(values))
+            losses.append(
+                sum((prediction[b, n, i].item() - v) ** 2 for i, v in enumerate(values)) / len(values)
+            )
     return torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_equals_the_slow_reference(normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equals_the_slow_reference(normalize: bool) -> None:
     """The order p, q, C inside a patch, the unbiased variance, and the mean over hidden patches alone."""
-    net, example = module(normalise_target=normalise), batch()
+    net, example = module(normalize_target=normalize), batch()
     hidden = hidden_patches(example["mask"], PATCH)
     assert hidden.sum(1).tolist() == [9] * 5
     prediction = net.predict(example["input"], hidden)
-    expected = slow_loss(prediction, example["input"], hidden, normalise)
+    expected = slow_loss(prediction, example["input"], hidden, normalize)
     torch.testing.assert_close(net.losses(example)["loss"], expected, rtol=1e-10, atol=0)
 
 
 def test_visible_patches_are_not_in_the_loss() -> None:
-    target, hidden = torch.zeros(2, 4, 3), torch.tensor([[True, False, True, False], [False, False, True, True]])
+    target, hidden = (
+        torch.zeros(2, 4, 3),
+        torch.tensor([[True, False, True, False], [False, False, True, True]]),
+    )
     prediction = torch.where(hidden[..., None], 2.0, 100.0).expand(2, 4, 3).clone().requires_grad_()
     loss = hidden_patch_mse(prediction, target, hidden)
     loss.backward()
@@ -91,23 +100,27 @@ def test_visible_patches_are_not_in_the_loss() -> None:
 
 
 def test_predicting_zero_gives_the_known_level() -> None:
-    """With the unbiased variance, a normalised patch of P values has mean square (P - 1) / P."""
-    target = normalise_patches(torch.randn(4, 6, 12, dtype=torch.float64))
+    """With the unbiased variance, a normalized patch of P values has mean square (P - 1) / P."""
+    target = normalize_patches(torch.randn(4, 6, 12, dtype=torch.float64))
     loss = hidden_patch_mse(torch.zeros_like(target), target, torch.ones(4, 6, dtype=torch.bool))
     assert loss.item() == pytest.approx(11 / 12, rel=1e-4)
 
 
-def test_a_patch_of_one_colour_is_finite_in_half_precision() -> None:
+def test_a_patch_of_one_color_is_finite_in_half_precision() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        target = normalise_patches(torch.full((1, 2, 4), 0.3, dtype=dtype))
+        target = normalize_patches(torch.full((1, 2, 4), 0.3, dtype=dtype))
         assert target.dtype == torch.float32 and not target.any()
-    prediction = torch.full((1, 2, 4), 300.0, dtype=torch.float16, requires_grad=True)  # its square overflows float16
+    prediction = torch.full(
+        (1, 2, 4), 300.0, dtype=torch.float16, requires_grad=True
+    )  # its square overflows float16
     loss = hidden_patch_mse(prediction, target.half(), torch.ones(1, 2, dtype=torch.bool))
     assert loss.item() == pytest.approx(90_000)
 
 
 def test_halves_of_a_batch_average_to_the_whole() -> None:
-    """Two processes: as many patches are hidden in each image, so the mean over all of them is the mean over ranks."""
+    """Two processes: as many patches are hidden in each image, so the mean over all of them is the mean over
+    ranks.
+    """
     net, example = module(), batch(6)
     parts = [net.losses({k: v[i : i + 3] for k, v in example.items()})["loss"] for i in (0, 3)]
     torch.testing.assert_close(sum(parts) / 2, net.losses(example)["loss"], rtol=1e-12, atol=0)
@@ -128,15 +141,17 @@ def test_hidden_pixels_cannot_reach_the_encoder() -> None:
     assert torch.equal(latent, net.encoder.forward_visible(poisoned, visible))
     handle.remove()
     assert seen[0].shape == (5, 1 + 3, 16)  # the class token and the three visible patches of twelve
-    gradient = torch.autograd.grad(net.predict(example["input"].requires_grad_(), hidden).sum(), example["input"])[0]
+    gradient = torch.autograd.grad(
+        net.predict(example["input"].requires_grad_(), hidden).sum(), example["input"]
+    )[0]
     assert not gradient[example["mask"].expand_as(gradient)].any()
     assert (gradient != 0)[~example["mask"].expand_as(gradient)].float().mean() > 0.9
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_hidden_pixels_cannot_reach_the_reconstruction(normalise: bool) -> None:
-    """Un-normalising with the hidden patch's own mean and variance would give away most of the answer."""
-    net, example = module(normalise_target=normalise), batch()
+@pytest.mark.parametrize("normalize", [True, False])
+def test_hidden_pixels_cannot_reach_the_reconstruction(normalize: bool) -> None:
+    """Un-normalizing with the hidden patch's own mean and variance would give away most of the answer."""
+    net, example = module(normalize_target=normalize), batch()
     poisoned = {**example, "input": example["input"].masked_fill(example["mask"], float("nan"))}
     first, second = net.reconstruct(example), net.reconstruct(poisoned)
     assert first.isfinite().all() and torch.equal(first, second)
@@ -145,7 +160,9 @@ def test_hidden_pixels_cannot_reach_the_reconstruction(normalise: bool) -> None:
 def test_tokens_keep_the_place_of_their_patch() -> None:
     """Positions are added before patches are left out, so the encoder's tokens know where they come from."""
     encoder = module().encoder.eval()
-    x = torch.ones(1, CHANNELS, HEIGHT, WIDTH, dtype=torch.float64)  # all patches equal: only places can differ
+    x = torch.ones(
+        1, CHANNELS, HEIGHT, WIDTH, dtype=torch.float64
+    )  # all patches equal: only places can differ
     one, other = (encoder.forward_visible(x, torch.tensor([[n]])) for n in (1, 10))
     assert not torch.allclose(one, other)
     patches = patchify(x, PATCH)
@@ -158,7 +175,9 @@ def test_tokens_keep_the_place_of_their_patch() -> None:
 
 
 def test_order_of_the_visible_patches_does_not_matter() -> None:
-    """The decoder puts every token back where its patch is, in whatever order it comes: for each image by itself."""
+    """The decoder puts every token back where its patch is, in whatever order it comes: for each image by
+    itself.
+    """
     net, example = module(), batch()
     visible = visible_patches(hidden_patches(example["mask"], PATCH))
     shuffled = torch.stack([row[torch.randperm(len(row))] for row in visible])
@@ -189,13 +208,17 @@ def test_the_mask_is_each_images_own() -> None:
     net = module()
     for b in (0, 3):
         alone = net.predict(example["input"][b : b + 1], hidden_patches(example["mask"][b : b + 1], PATCH))
-        torch.testing.assert_close(net.predict(example["input"], hidden_patches(example["mask"], PATCH))[b], alone[0])
+        torch.testing.assert_close(
+            net.predict(example["input"], hidden_patches(example["mask"], PATCH))[b], alone[0]
+        )
 
 
 def test_trains_on_the_view_and_restores_the_clean_image() -> None:
     net, example = module(), batch()
     view = torch.randn_like(example["input"])
-    assert torch.equal(net.losses({**example, "views": [view]})["loss"], net.losses({**example, "input": view})["loss"])
+    assert torch.equal(
+        net.losses({**example, "views": [view]})["loss"], net.losses({**example, "input": view})["loss"]
+    )
     assert torch.equal(net.reconstruct({**example, "views": [view]}), net.reconstruct(example))
 
 
@@ -213,19 +236,21 @@ def test_visible_patches_are_those_that_are_not_hidden() -> None:
     assert visible_patches(hidden).tolist() == [[1, 3], [0, 1]]
 
 
-@pytest.mark.parametrize("hidden", [[[True, False], [True, True]], [[True, False], [False, False]], [[True, True]]])
+@pytest.mark.parametrize(
+    "hidden", [[[True, False], [True, True]], [[True, False], [False, False]], [[True, True]]]
+)
 def test_uneven_masks_are_refused(hidden: list[list[bool]]) -> None:
     with pytest.raises(ValueError, match=r"mask must leave .* it leaves \d to \d: use MAEViews"):
         visible_patches(torch.tensor(hidden))
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_perfect_prediction_restores_the_image(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_perfect_prediction_restores_the_image(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches that all have the same mean and variance: what the surroundings say is then exact."""
-    net, example = module(normalise_target=normalise), batch()
-    patches = normalise_patches(patchify(example["input"], PATCH)) * 1.7 + 0.4
+    net, example = module(normalize_target=normalize), batch()
+    patches = normalize_patches(patchify(example["input"], PATCH)) * 1.7 + 0.4
     x = unpatchify(patches, PATCH, net.grid)
-    target = normalise_patches(patches) if normalise else patches
+    target = normalize_patches(patches) if normalize else patches
     monkeypatch.setattr(net, "predict", lambda image, hidden: target.clone())
     torch.testing.assert_close(net.reconstruct({**example, "input": x}), x, rtol=1e-5, atol=1e-6)
 
@@ -247,7 +272,9 @@ def test_surroundings_are_a_weighted_mean_of_visible_patches() -> None:
     torch.testing.assert_close(surroundings(values, hidden, (1, 4))[0, 1, 0], expected)
     column = surroundings(values, hidden, (4, 1))
     torch.testing.assert_close(column[0, 1, 0], expected)
-    square = surroundings(values, hidden, (2, 2))[0, 1, 0]  # above, diagonal and beside: distances 1, sqrt 2, 1
+    square = surroundings(values, hidden, (2, 2))[
+        0, 1, 0
+    ]  # above, diagonal and beside: distances 1, sqrt 2, 1
     diagonal = torch.exp(torch.tensor(-1.0, dtype=torch.float64))
     torch.testing.assert_close(square, (near * 1 + diagonal * 3 + near * 10) / (2 * near + diagonal))
 
@@ -304,7 +331,9 @@ def test_bad_views_are_refused_at_construction(options: dict[str, Any], message:
 )
 def test_an_encoder_that_cannot_leave_patches_out_is_refused(encoder: Any) -> None:
     net: nn.Module = encoder()
-    with pytest.raises(ValueError, match=rf"encoder must .*forward_visible.* got {type(net).__name__}.*use ViTEncoder"):
+    with pytest.raises(
+        ValueError, match=rf"encoder must .*forward_visible.* got {type(net).__name__}.*use ViTEncoder"
+    ):
         MAE(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
 
 
@@ -325,14 +354,16 @@ def test_bad_knobs(options: dict[str, int], message: str) -> None:
 
 def test_patches_of_one_value_have_no_variance() -> None:
     encoder = ViTEncoder(4, 1, 1, width=8, depth=1, heads=1)
-    with pytest.raises(ValueError, match=r"normalise_target .* patch_size 1"):
+    with pytest.raises(ValueError, match=r"normalize_target .* patch_size 1"):
         MAE(encoder, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
 
 
 def test_images_of_another_size_are_named() -> None:
     net, example = module(), batch()
     wrong = {"input": example["input"][..., :4], "mask": example["mask"][..., :4]}
-    with pytest.raises(ValueError, match=r"\(3, 6, 8\) in 3x4 patches, got \(3, 6, 4\) and a mask of 6 patches"):
+    with pytest.raises(
+        ValueError, match=r"\(3, 6, 8\) in 3x4 patches, got \(3, 6, 4\) and a mask of 6 patches"
+    ):
         net.losses(wrong)
 
 
@@ -342,7 +373,9 @@ def test_images_of_another_size_are_named() -> None:
 def test_pictures_of_a_run(tmp_path: Path) -> None:
     """Input, masked, prediction, filled; and the attention of each head beside the input."""
     logger = TensorBoardLogger(str(tmp_path), name="log")
-    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger)
+    trainer = trainer_for(
+        tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[ImageGrid(num_samples=5)], logger=logger
+    )
     trainer.fit(*build("configs/digits/mae.yaml"))
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir)
@@ -350,11 +383,16 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
     heads = trainer.lightning_module.encoder.blocks[-1].attn.num_heads
     for tag, columns in (("reconstruction", 4), ("attention", 1 + heads)):
         image = events.Images(tag)[0]
-        assert (image.width, image.height) == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
+        assert (image.width, image.height) == (
+            columns * 66 + 2,
+            5 * 66 + 2,
+        )  # 8 pixels enlarged to 64, 2 between
 
 
 def test_error_of_a_run_stands_beside_the_mean_patch() -> None:
-    """What is reported after a run: a network that knows nothing is no better than the mean image at the hidden places."""
+    """What is reported after a run: a network that knows nothing is no better than the mean image at the
+    hidden places.
+    """
     net, data = build("configs/digits/mae.yaml")
     data.setup("test")
     report = reconstruction_psnr(net.eval(), data, torch.device("cpu"))

@@ -1,4 +1,6 @@
-"""InfoNCE against a slow reference, the queue, the key encoder, and the known mistakes of re-implementations."""
+"""InfoNCE against a slow reference, the queue, the key encoder, and the known mistakes of
+re-implementations.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def small(**knobs: Any) -> MoCo:
     torch.manual_seed(0)
-    return MoCo(ConvEncoder(1, (4, 8)), **{"queue_size": 24, "projector_out": 6, "optimizer": sgd, **knobs}).double()
+    return MoCo(
+        ConvEncoder(1, (4, 8)), **{"queue_size": 24, "projector_out": 6, "optimizer": sgd, **knobs}
+    ).double()
 
 
 def views(seed: int = 1, n: int = 8) -> list[Tensor]:
@@ -43,7 +47,9 @@ def slow_info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -
     for i in range(len(q)):
         unit, key = q[i] / q[i].norm(), k[i] / k[i].norm()
         positive = torch.exp(torch.dot(unit, key) / temperature)
-        total -= torch.log(positive / (positive + sum(torch.exp(torch.dot(unit, n) / temperature) for n in negatives)))
+        total -= torch.log(
+            positive / (positive + sum(torch.exp(torch.dot(unit, n) / temperature) for n in negatives))
+        )
     return total / len(q)
 
 
@@ -57,7 +63,9 @@ def test_equals_the_slow_reference_and_its_gradient(temperature: float) -> None:
 
 
 def test_closed_forms() -> None:
-    """Negatives equal to the key: log(1 + K). Orthogonal ones: -log(e^(1/T) / (e^(1/T) + K)). Blind to scale."""
+    """Negatives equal to the key: log(1 + K). Orthogonal ones: -log(e^(1/T) / (e^(1/T) + K)). Blind to
+    scale.
+    """
     q = torch.tensor([[2.0, 0.0, 0.0]])
     assert info_nce(q, 3 * q, (q / 2).repeat(7, 1), 0.3).item() == pytest.approx(math.log(8), abs=1e-6)
     other = torch.tensor([[0.0, 1.0, 0.0]]).repeat(7, 1)
@@ -97,7 +105,9 @@ def test_validation_reads_the_queue_and_does_not_write_it(tmp_path: Path) -> Non
     assert module.losses({"views": views()})["loss"].isfinite()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     data = Digits(views=TwoViews(View(8), View(8)), batch_size=8)
-    trainer = trainer_for(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=2, num_sanity_val_steps=2)
+    trainer = trainer_for(
+        tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=2, num_sanity_val_steps=2
+    )
     module = module.float().train()
     trainer.fit(module, data)
     assert module.queue_filled == 8
@@ -134,9 +144,16 @@ def test_no_gradient_reaches_keys_or_queue() -> None:
 
 def test_the_key_encoder_runs_in_training_mode_on_its_own_statistics() -> None:
     module = small().train()
-    mine, theirs = (next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)) for net in (module.teacher, module.encoder))
+    mine, theirs = (
+        next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        for net in (module.teacher, module.encoder)
+    )
     module.losses({"views": views()})
-    assert mine.training and mine.num_batches_tracked == 1 and not torch.equal(mine.running_mean, theirs.running_mean)
+    assert (
+        mine.training
+        and mine.num_batches_tracked == 1
+        and not torch.equal(mine.running_mean, theirs.running_mean)
+    )
 
 
 def test_updating_after_the_step_is_the_official_order() -> None:
@@ -186,7 +203,11 @@ def test_without_batch_norm_groups_change_nothing() -> None:
         torch.manual_seed(0)
         encoder = nn.Flatten()
         encoder.num_features = 64
-        module = MoCo(encoder, queue_size=24, projector_out=6, batch_norm_groups=groups, optimizer=sgd).double().train()
+        module = (
+            MoCo(encoder, queue_size=24, projector_out=6, batch_norm_groups=groups, optimizer=sgd)
+            .double()
+            .train()
+        )
         losses.append(module.losses({"views": views()})["loss"])
     torch.testing.assert_close(*losses)
 
@@ -202,7 +223,9 @@ def test_half_precision_is_finite_at_a_low_temperature(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(("size", "batch"), [(24, 16), (24, 48), (8, 9)])
-def test_a_queue_that_is_no_multiple_of_the_batch_stops_at_the_start(size: int, batch: int, tmp_path: Path) -> None:
+def test_a_queue_that_is_no_multiple_of_the_batch_stops_at_the_start(
+    size: int, batch: int, tmp_path: Path
+) -> None:
     match = f"queue_size must be a multiple of the global batch of {batch} .*, got {size}"
     with pytest.raises(ValueError, match=match):
         small(queue_size=size).check_batch_size(batch)
@@ -212,12 +235,16 @@ def test_a_queue_that_is_no_multiple_of_the_batch_stops_at_the_start(size: int, 
 
 def test_too_many_groups_for_the_batch_stop_at_the_start() -> None:
     small(batch_norm_groups=4).check_batch_size(8)
-    with pytest.raises(ValueError, match=r"batch_norm_groups must be at most half of each device's batch of 8.*got 5"):
+    with pytest.raises(
+        ValueError, match=r"batch_norm_groups must be at most half of each device's batch of 8.*got 5"
+    ):
         small(batch_norm_groups=5).check_batch_size(8)
     module = small(batch_norm_groups=4, queue_size=16)
     module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
     module.check_batch_size(16)
-    with pytest.raises(ValueError, match=r"each device's batch of 4.*got 4"):  # a global batch of 8 on two devices
+    with pytest.raises(
+        ValueError, match=r"each device's batch of 4.*got 4"
+    ):  # a global batch of 8 on two devices
         module.check_batch_size(8)
 
 

@@ -44,14 +44,20 @@ def test_equals_the_slow_reference_and_its_gradient(temperature: float) -> None:
         return total / len(q)
 
     q, keys = rows(6).requires_grad_(), rows(6, seed=1)
-    torch.testing.assert_close(contrastive_loss(q, keys, temperature), slow(q, keys, temperature), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        contrastive_loss(q, keys, temperature), slow(q, keys, temperature), rtol=1e-10, atol=1e-12
+    )
     one, two = (torch.autograd.grad(loss(q, keys, temperature), q)[0] for loss in (contrastive_loss, slow))
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
 def test_closed_forms() -> None:
-    """Equal keys: 2T log N. Orthogonal keys: -2T log(e^(1/T) / (e^(1/T) + N - 1)). The factor 2T is part of it."""
-    assert contrastive_loss(torch.ones(4, 3), torch.ones(4, 3), 0.3).item() == pytest.approx(0.6 * math.log(4), abs=1e-6)
+    """Equal keys: 2T log N. Orthogonal keys: -2T log(e^(1/T) / (e^(1/T) + N - 1)). The factor 2T is part of
+    it.
+    """
+    assert contrastive_loss(torch.ones(4, 3), torch.ones(4, 3), 0.3).item() == pytest.approx(
+        0.6 * math.log(4), abs=1e-6
+    )
     expected = -0.4 * math.log(math.exp(5) / (math.exp(5) + 2))
     assert contrastive_loss(torch.eye(3), 7 * torch.eye(3), 0.2).item() == pytest.approx(expected, abs=1e-6)
 
@@ -106,7 +112,12 @@ def test_the_momentum_rises_by_optimizer_steps(tmp_path: Path) -> None:
     module, taus = small(momentum=0.9), []
     module.teacher.update = lambda source, tau: taus.append(tau)  # type: ignore[method-assign]
     data = Digits(views=TwoViews(View(8), View(8)), batch_size=8)
-    options = {"max_epochs": 1, "limit_train_batches": 8, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    options = {
+        "max_epochs": 1,
+        "limit_train_batches": 8,
+        "limit_val_batches": 0,
+        "accumulate_grad_batches": 2,
+    }
     trainer_for(tmp_path, **options).fit(module, data)
     assert taus == [cosine_momentum(k / 4, 0.9) for k in range(4)]
 
@@ -124,7 +135,9 @@ def test_the_patch_projection_of_a_vit_can_be_frozen() -> None:
 
 
 def test_freezing_needs_a_vit() -> None:
-    with pytest.raises(ValueError, match="stop_grad_conv1=True needs a ViT with a patch_embed; ConvEncoder has none"):
+    with pytest.raises(
+        ValueError, match="stop_grad_conv1=True needs a ViT with a patch_embed; ConvEncoder has none"
+    ):
         small(stop_grad_conv1=True)
 
 
@@ -139,7 +152,14 @@ def test_half_precision_is_finite_at_a_low_temperature(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("temperature", 0), ("momentum", -0.1), ("momentum", 1.5), ("hidden", 0), ("out", 0), ("projector_layers", 0)],
+    [
+        ("temperature", 0),
+        ("momentum", -0.1),
+        ("momentum", 1.5),
+        ("hidden", 0),
+        ("out", 0),
+        ("projector_layers", 0),
+    ],
 )
 def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{knob}.*{value}"):

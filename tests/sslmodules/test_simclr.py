@@ -1,4 +1,6 @@
-"""NT-Xent against a slow reference, closed forms, symmetries, and the known mistakes of re-implementations."""
+"""NT-Xent against a slow reference, closed forms, symmetries, and the known mistakes of
+re-implementations.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def pair(n: int = 6, d: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 2.0])
 def test_equals_the_slow_reference(temperature: float) -> None:
     z1, z2 = pair()
-    torch.testing.assert_close(nt_xent(z1, z2, temperature), slow_nt_xent(z1, z2, temperature), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        nt_xent(z1, z2, temperature), slow_nt_xent(z1, z2, temperature), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_gradient_equals_the_slow_reference() -> None:
@@ -69,7 +73,9 @@ def test_symmetric_in_the_views_and_blind_to_scale_and_order() -> None:
 
 
 def test_shares_of_two_ranks_average_to_the_whole() -> None:
-    """What each rank computes on its rows against everybody's, averaged, is the loss of the joined batch: places included."""
+    """What each rank computes on its rows against everybody's, averaged, is the loss of the joined batch:
+    places included.
+    """
     z1, z2 = pair(8)
     shares = [nt_xent(z1[i : i + 4], z2[i : i + 4], 0.2, (z1, z2), rank) for rank, i in enumerate((0, 4))]
     torch.testing.assert_close(sum(shares) / 2, nt_xent(z1, z2, 0.2))
@@ -81,7 +87,9 @@ def test_half_precision_is_finite_at_a_low_temperature(dtype: torch.dtype) -> No
     z1, z2 = (z.to(dtype).requires_grad_() for z in pair(32, 16))
     loss = nt_xent(z1, z2, 0.05)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    assert (
+        loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    )
 
 
 def optimizer(parameters: object) -> torch.optim.Optimizer:
@@ -89,7 +97,8 @@ def optimizer(parameters: object) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"), [("temperature", 0), ("temperature", -1.0), ("projector_layers", 0), ("warmup_epochs", -1)]
+    ("knob", "value"),
+    [("temperature", 0), ("temperature", -1.0), ("projector_layers", 0), ("warmup_epochs", -1)],
 )
 def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{knob}.*{value}"):

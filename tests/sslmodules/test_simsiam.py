@@ -29,7 +29,9 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def small(**knobs: Any) -> SimSiam:
     torch.manual_seed(0)
-    return SimSiam(ConvEncoder(1, (4, 8)), **{"projector_out": 16, "predictor_hidden": 4, "optimizer": sgd, **knobs})
+    return SimSiam(
+        ConvEncoder(1, (4, 8)), **{"projector_out": 16, "predictor_hidden": 4, "optimizer": sgd, **knobs}
+    )
 
 
 def views(n: int = 16) -> list[Tensor]:
@@ -52,7 +54,9 @@ def test_equals_the_slow_reference_and_its_gradient() -> None:
 
 @pytest.mark.parametrize(("target", "expected"), [([3.0, 0.0], -1.0), ([0.0, 2.0], 0.0), ([-1.0, 0.0], 1.0)])
 def test_closed_forms(target: list[float], expected: float) -> None:
-    assert negative_cosine(torch.tensor([[5.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(expected, abs=1e-6)
+    assert negative_cosine(torch.tensor([[5.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_no_gradient_flows_into_the_target() -> None:
@@ -62,7 +66,9 @@ def test_no_gradient_flows_into_the_target() -> None:
 
 
 def test_without_the_stop_gradient_the_loss_goes_to_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's experiment in small: the same steps on very noisy views, with and without it. The spread tells too."""
+    """The paper's experiment in small: the same steps on very noisy views, with and without it. The spread
+    tells too.
+    """
 
     def train() -> tuple[float, float]:
         torch.manual_seed(0)
@@ -74,7 +80,9 @@ def test_without_the_stop_gradient_the_loss_goes_to_minus_one(monkeypatch: pytes
         lowest = 0.0
         for _ in range(70):
             image = torch.randn(64, 16, generator=generator)
-            terms = module.losses({"views": [image + torch.randn(64, 16, generator=generator) for _ in range(2)]})
+            terms = module.losses(
+                {"views": [image + torch.randn(64, 16, generator=generator) for _ in range(2)]}
+            )
             optimizer.zero_grad()
             terms["loss"].backward()
             optimizer.step()
@@ -83,7 +91,9 @@ def test_without_the_stop_gradient_the_loss_goes_to_minus_one(monkeypatch: pytes
 
     lowest, still_spread = train()
     assert lowest > -0.6 and still_spread > 0.9
-    monkeypatch.setattr(sslmodules.simsiam, "negative_cosine", lambda p, z: -F.cosine_similarity(p, z, dim=1).mean())
+    monkeypatch.setattr(
+        sslmodules.simsiam, "negative_cosine", lambda p, z: -F.cosine_similarity(p, z, dim=1).mean()
+    )
     lowest, still_spread = train()
     assert lowest < -0.85 and still_spread < 0.6
 
@@ -148,7 +158,7 @@ def test_the_predictors_learning_rate_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite(dtype: torch.dtype) -> None:
-    """Squares of 300 overflow float16: the loss must leave half precision before it normalises."""
+    """Squares of 300 overflow float16: the loss must leave half precision before it normalizes."""
     p, z = ((300 * x).to(dtype) for x in pair(16, 64))
     p.requires_grad_()
     loss = negative_cosine(p, z)
@@ -157,7 +167,9 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     assert spread(z).isfinite()
 
 
-@pytest.mark.parametrize("knob", ["projector_hidden", "projector_out", "projector_layers", "predictor_hidden"])
+@pytest.mark.parametrize(
+    "knob", ["projector_hidden", "projector_out", "projector_layers", "predictor_hidden"]
+)
 def test_a_bad_knob_is_named_with_its_value(knob: str) -> None:
     with pytest.raises(ValueError, match=f"{knob} must be at least 1, got 0"):
         small(**{knob: 0})

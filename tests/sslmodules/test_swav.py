@@ -1,4 +1,6 @@
-"""SwAV: codes against the textbook iteration, swapped prediction view by view, and the known mistakes of re-implementations."""
+"""SwAV: codes against the textbook iteration, swapped prediction view by view, and the known mistakes of
+re-implementations.
+"""
 
 from __future__ import annotations
 
@@ -50,19 +52,26 @@ def cosines(*shape: int, seed: int = 0) -> Tensor:
 def test_codes_equal_the_slow_reference(epsilon: float, iterations: int) -> None:
     scores = cosines(7, 4)
     torch.testing.assert_close(
-        sinkhorn(scores, epsilon, iterations), slow_sinkhorn(scores, epsilon, iterations), rtol=1e-10, atol=1e-12
+        sinkhorn(scores, epsilon, iterations),
+        slow_sinkhorn(scores, epsilon, iterations),
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
 def test_codes_sum_to_one_and_use_prototypes_equally_in_the_limit() -> None:
-    scores = cosines(12, 5) + torch.tensor([3.0, 0, 0, 0, 0])  # one prototype is everybody's favourite
+    scores = cosines(12, 5) + torch.tensor([3.0, 0, 0, 0, 0])  # one prototype is everybody's favorite
     torch.testing.assert_close(sinkhorn(scores, 0.5, 3).sum(1), torch.ones(12, dtype=torch.float64))
-    torch.testing.assert_close(sinkhorn(scores, 0.5, 200).sum(0), torch.full((5,), 12 / 5, dtype=torch.float64))
+    torch.testing.assert_close(
+        sinkhorn(scores, 0.5, 200).sum(0), torch.full((5,), 12 / 5, dtype=torch.float64)
+    )
 
 
 def test_closed_forms_of_codes() -> None:
     torch.testing.assert_close(sinkhorn(torch.ones(6, 3)), torch.full((6, 3), 1 / 3))
-    torch.testing.assert_close(sinkhorn(torch.eye(4)[torch.tensor([2, 0, 3, 1])]), torch.eye(4)[torch.tensor([2, 0, 3, 1])])
+    torch.testing.assert_close(
+        sinkhorn(torch.eye(4)[torch.tensor([2, 0, 3, 1])]), torch.eye(4)[torch.tensor([2, 0, 3, 1])]
+    )
     scores = cosines(5, 4)
     torch.testing.assert_close(sinkhorn(scores + 40), sinkhorn(scores))  # only differences count
 
@@ -118,7 +127,10 @@ def test_symmetries() -> None:
 def test_no_gradient_into_the_codes() -> None:
     scores, codes = example()
     codes.requires_grad_()
-    assert not swav_loss(scores, codes).requires_grad and not sinkhorn(scores.clone().requires_grad_()).requires_grad
+    assert (
+        not swav_loss(scores, codes).requires_grad
+        and not sinkhorn(scores.clone().requires_grad_()).requires_grad
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -126,10 +138,15 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     scores = cosines(4, 32, 16).to(dtype).requires_grad_()
     loss = swav_loss(scores, torch.stack([sinkhorn(s) for s in scores[:2]]), temperature=1e-3)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and scores.grad is not None and scores.grad.isfinite().all()
+    assert (
+        loss.dtype == torch.float32
+        and loss.isfinite()
+        and scores.grad is not None
+        and scores.grad.isfinite().all()
+    )
 
 
-# ---- the method ------------------------------------------------------------------------------------------------------
+# ---- the method --------------------------------------------------------------------------------------------
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -159,8 +176,9 @@ def test_views_are_encoded_in_order_whatever_their_sizes() -> None:
 
 
 def test_the_step_is_the_papers() -> None:
-    """Projections and prototypes of unit length, codes from the two global views, predictions from all views; no gradient
-    through the codes. The same by hand, with codes as constants, has the same gradients."""
+    """Projections and prototypes of unit length, codes from the two global views, predictions from all views;
+    no gradient through the codes. The same by hand, with codes as constants, has the same gradients.
+    """
     net, inputs = module().double(), [v.double() for v in views()]
     net.projector = nn.Sequential(nn.Linear(8, 5)).double()
     net.eval()
@@ -169,7 +187,9 @@ def test_the_step_is_the_papers() -> None:
     def by_hand() -> Tensor:
         c = F.normalize(net.prototypes.weight.detach(), dim=1)
         net.prototypes.weight.data.copy_(c)
-        scores = torch.stack([F.normalize(net.projector(net.encoder(v)), dim=1) @ net.prototypes.weight.T for v in inputs])
+        scores = torch.stack(
+            [F.normalize(net.projector(net.encoder(v)), dim=1) @ net.prototypes.weight.T for v in inputs]
+        )
         return slow_loss(scores, torch.stack([slow_sinkhorn(s.detach(), 0.05, 3) for s in scores[:2]]), 0.1)
 
     expected = by_hand()
@@ -199,7 +219,9 @@ def test_prototypes_are_of_unit_length_before_every_forward_and_stay_the_optimiz
     value = net.losses({"views": views()})["loss"]
     assert torch.equal(parameter, before)  # validation changes no weight ...
     parameter.data *= 3
-    torch.testing.assert_close(net.losses({"views": views()})["loss"], value)  # ... and still sees unit prototypes
+    torch.testing.assert_close(
+        net.losses({"views": views()})["loss"], value
+    )  # ... and still sees unit prototypes
 
 
 def fit(net: SwAV, folder: Path, steps: int, batch_size: int = 16, **options: Any) -> None:
@@ -209,7 +231,9 @@ def fit(net: SwAV, folder: Path, steps: int, batch_size: int = 16, **options: An
 
 @pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_prototypes_are_frozen_for_the_first_steps_only(frozen: int, tmp_path: Path) -> None:
-    """With a gradient of zero, weight decay and momentum would still move them. Directions count, lengths are reset."""
+    """With a gradient of zero, weight decay and momentum would still move them. Directions count, lengths are
+    reset.
+    """
     net = module(freeze_prototypes_steps=frozen)
     start = F.normalize(net.prototypes.weight.detach(), dim=1)
     fit(net, tmp_path, 3)
@@ -219,7 +243,7 @@ def test_prototypes_are_frozen_for_the_first_steps_only(frozen: int, tmp_path: P
     assert frozen < 3 or torch.allclose(net.prototypes.weight.detach(), start, atol=1e-6)
 
 
-# ---- the queue -------------------------------------------------------------------------------------------------------
+# ---- the queue ---------------------------------------------------------------------------------------------
 
 
 def projections(batch: int, seed: int) -> Tensor:
@@ -256,7 +280,9 @@ def test_queue_waits_for_its_epoch_and_rests_in_validation() -> None:
 
 
 def test_queue_of_all_ranks_and_the_place_of_this_ranks_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 of 2: codes come from the joined batch, its own rows are returned, and the queue holds everybody in rank order."""
+    """Rank 1 of 2: codes come from the joined batch, its own rows are returned, and the queue holds everybody
+    in rank order.
+    """
     both = projections(8, 0)
     net = module(queue_size=8, queue_start_epoch=0)
     c = net.unit_prototypes().detach()
@@ -267,7 +293,7 @@ def test_queue_of_all_ranks_and_the_place_of_this_ranks_codes(monkeypatch: pytes
     torch.testing.assert_close(net.queue, both)
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,11 +326,15 @@ def test_bad_arguments_of_the_functions() -> None:
 
 def test_a_queue_that_the_batch_does_not_divide_is_refused_at_start(tmp_path: Path) -> None:
     for size in (24, 8):
-        with pytest.raises(ValueError, match=rf"queue_size must be a multiple of the global batch \(16\), got {size}"):
+        with pytest.raises(
+            ValueError, match=rf"queue_size must be a multiple of the global batch \(16\), got {size}"
+        ):
             fit(module(queue_size=size), tmp_path, 1)
 
 
-@pytest.mark.parametrize(("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"one size, got \(8, 8\)")])
+@pytest.mark.parametrize(
+    ("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"one size, got \(8, 8\)")]
+)
 def test_views_that_cannot_serve_are_refused(sizes: tuple[int, ...], match: str) -> None:
     with pytest.raises(ValueError, match=f"SwAV.*{match}"):
         module().check_batch({"views": views(2, sizes)})
@@ -312,7 +342,9 @@ def test_views_that_cannot_serve_are_refused(sizes: tuple[int, ...], match: str)
 
 def test_a_vit_of_one_size_is_refused_for_local_views_and_what_is_advised_works() -> None:
     inputs = {"views": [torch.randn(2, 3, size, size) for size in (32, 32, 16)]}
-    with pytest.raises(ValueError, match=r"images of \(32, 32\) only, but views has \(16, 16\): set any_size: true"):
+    with pytest.raises(
+        ValueError, match=r"images of \(32, 32\) only, but views has \(16, 16\): set any_size: true"
+    ):
         SwAV(TimmEncoder("vit_tiny_patch16_224", 32, 8), optimizer=sgd).check_batch(inputs)
     net = SwAV(TimmEncoder("vit_tiny_patch16_224", 32, 8, any_size=True), num_prototypes=6, optimizer=sgd)
     net.check_batch(inputs)

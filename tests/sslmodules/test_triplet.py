@@ -20,7 +20,9 @@ from tests.conftest import trainer_for
 
 
 def slow_triplets(z1: Tensor, z2: Tensor, mining: str) -> tuple[Tensor, Tensor]:
-    """Anchor by anchor in float64: squared distances of unit vectors to the positive and to the mined negative."""
+    """Anchor by anchor in float64: squared distances of unit vectors to the positive and to the mined
+    negative.
+    """
     z = [v.double() / v.double().norm() for v in torch.cat([z1, z2])]
     n = len(z1)
     positives, negatives = [], []
@@ -88,7 +90,9 @@ def test_distances_are_squared_and_of_unit_vectors() -> None:
 
 
 def test_loss_by_hand_is_the_mean_over_all_anchors() -> None:
-    """Of three triplets one violates the margin by 0.3 and two are satisfied: 0.1. The mean over active ones would be 0.3."""
+    """Of three triplets one violates the margin by 0.3 and two are satisfied: 0.1. The mean over active ones
+    would be 0.3.
+    """
     loss = triplet_loss(torch.tensor([0.5, 0.1, 0.0]), torch.tensor([0.4, 2.0, 0.3]), margin=0.2)
     assert loss.item() == pytest.approx(0.1)
 
@@ -120,11 +124,14 @@ def test_symmetric_in_the_views_and_blind_to_order(mining: Any) -> None:
 
 @pytest.mark.parametrize("mining", ["semi_hard", "batch_hard"])
 def test_shares_of_two_ranks_average_to_the_whole(mining: Any) -> None:
-    """Each rank mines for its own anchors among everybody's views: the places of itself and the positive included."""
+    """Each rank mines for its own anchors among everybody's views: the places of itself and the positive
+    included.
+    """
     z1, z2 = pair(8)
     whole = triplet_loss(*mine_distances(z1, z2, mining))
     shares = [
-        triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining, (z1, z2), rank)) for rank, i in enumerate((0, 4))
+        triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining, (z1, z2), rank))
+        for rank, i in enumerate((0, 4))
     ]
     torch.testing.assert_close(sum(shares) / 2, whole)
     alone = sum(triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining)) for i in (0, 4)) / 2
@@ -138,8 +145,12 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
         to_positive, to_negative = mine_distances(z1, z2)
         loss = triplet_loss(to_positive, to_negative)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
-    torch.testing.assert_close(to_positive.double(), slow_triplets(z1, z2, "semi_hard")[0], rtol=1e-4, atol=1e-5)
+    assert (
+        loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    )
+    torch.testing.assert_close(
+        to_positive.double(), slow_triplets(z1, z2, "semi_hard")[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def module_with(**options: Any) -> Triplet:
@@ -178,7 +189,9 @@ def test_active_is_the_share_of_triplets_that_violate_the_margin() -> None:
         z1, z2 = (module.projector(module.encoder(view)) for view in views)
         to_positive, to_negative = slow_triplets(z1, z2, "semi_hard")
         terms = module.losses({"views": views})
-    assert terms["active"].item() == pytest.approx(((to_positive - to_negative + 0.3) > 0).double().mean().item())
+    assert terms["active"].item() == pytest.approx(
+        ((to_positive - to_negative + 0.3) > 0).double().mean().item()
+    )
     assert terms["collapsed"].item() == 0
 
 

@@ -1,4 +1,6 @@
-"""The bound against numerical integration, slow references and exact answers, and the known mistakes of tutorials."""
+"""The bound against numerical integration, slow references and exact answers, and the known mistakes of
+tutorials.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def gaussians(*shape: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
 
 
-# ---- the terms -------------------------------------------------------------------------------------------------------
+# ---- the terms ---------------------------------------------------------------------------------------------
 
 
 def test_kl_equals_torchs_the_integral_and_closed_forms() -> None:
@@ -52,10 +54,14 @@ def test_kl_equals_torchs_the_integral_and_closed_forms() -> None:
     grid = torch.linspace(-30, 30, 20_001, dtype=torch.float64)
     log_q = q.log_prob(grid[:, None, None])
     integrand = log_q.exp() * (log_q - Normal(0.0, 1.0).log_prob(grid)[:, None, None])
-    torch.testing.assert_close(kl_per_dimension(mean, logvar), torch.trapezoid(integrand, grid, dim=0), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        kl_per_dimension(mean, logvar), torch.trapezoid(integrand, grid, dim=0), rtol=1e-6, atol=1e-8
+    )
     zero, two = torch.zeros(1, 1), torch.full((1, 1), 2.0)
     assert kl_per_dimension(zero, zero).item() == 0 and kl_per_dimension(two, zero).item() == 2
-    assert kl_per_dimension(zero, math.log(4) * torch.ones(1, 1)).item() == pytest.approx((4 - 1 - math.log(4)) / 2)
+    assert kl_per_dimension(zero, math.log(4) * torch.ones(1, 1)).item() == pytest.approx(
+        (4 - 1 - math.log(4)) / 2
+    )
 
 
 def test_likelihoods_are_sums_over_an_image_in_nats() -> None:
@@ -70,10 +76,13 @@ def test_likelihoods_are_sums_over_an_image_in_nats() -> None:
     for std in (0.1, 1.0, 3.0):
         expected = Normal(logits, std).log_prob(x).sum((1, 2, 3))
         torch.testing.assert_close(gaussian_log_likelihood(logits, x, std), expected)
-    # an even chance for each of D pixels is D ln 2; a perfect unit-variance prediction still costs D/2 ln 2 pi
+    # an even chance for each of D pixels is D ln 2; a perfect unit-variance prediction still costs D/2 ln 2
+    # pi
     zeros = torch.zeros(1, 1, 28, 28)
     assert bernoulli_log_likelihood(zeros, zeros).item() == pytest.approx(-784 * math.log(2), rel=1e-6)
-    assert gaussian_log_likelihood(zeros, zeros).item() == pytest.approx(-392 * math.log(2 * math.pi), rel=1e-6)
+    assert gaussian_log_likelihood(zeros, zeros).item() == pytest.approx(
+        -392 * math.log(2 * math.pi), rel=1e-6
+    )
 
 
 def test_loss_equals_the_slow_reference() -> None:
@@ -98,13 +107,15 @@ def test_loss_equals_the_slow_reference() -> None:
                 reconstruction.append(-Normal(decoded, 0.3).log_prob(pixels).sum())
             kl.append(-0.5 * (1 + logvar - mu**2 - torch.exp(logvar)).sum())
         expected_reconstruction, expected_kl = torch.stack(reconstruction).mean(), torch.stack(kl).mean()
-        torch.testing.assert_close(terms["reconstruction"].double(), expected_reconstruction, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            terms["reconstruction"].double(), expected_reconstruction, rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(terms["kl"].double(), expected_kl, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(terms["elbo"], -(terms["reconstruction"] + terms["kl"]))
         torch.testing.assert_close(terms["loss"], terms["reconstruction"] + net.beta * terms["kl"])
 
 
-# ---- the bound -------------------------------------------------------------------------------------------------------
+# ---- the bound ---------------------------------------------------------------------------------------------
 
 
 class Scale(nn.Module):
@@ -134,7 +145,9 @@ def linear_model(w: float, std: float, slope: float, variance: float) -> VAE:
 
 
 def test_the_true_posterior_gives_the_exact_likelihood_from_one_draw() -> None:
-    """Then every importance weight is p(x) itself, and the ELBO is tight: any slip in prior, posterior or constant shows."""
+    """Then every importance weight is p(x) itself, and the ELBO is tight: any slip in prior, posterior or
+    constant shows.
+    """
     w, std = 1.5, 0.5
     total = w**2 + std**2
     net = linear_model(w, std, slope=w / total, variance=std**2 / total)
@@ -163,20 +176,24 @@ def test_elbo_is_a_lower_bound_and_draws_tighten_it() -> None:
 def test_importance_weights_and_bound_equal_the_slow_reference() -> None:
     mean, logvar = gaussians(2, 3)
     z, _ = gaussians(2, 4, 3)
-    likelihood = torch.tensor([[-3.0, -1.0, -2.0, -4.0], [-900.0, -901.0, -905.0, -2000.0]], dtype=torch.float64)
+    likelihood = torch.tensor(
+        [[-3.0, -1.0, -2.0, -4.0], [-900.0, -901.0, -905.0, -2000.0]], dtype=torch.float64
+    )
     weights = log_importance_weights(likelihood, z, mean, logvar)
     for b in range(2):
         for k in range(4):
             prior = Normal(0.0, 1.0).log_prob(z[b, k]).sum()
             posterior = Normal(mean[b], torch.exp(0.5 * logvar[b])).log_prob(z[b, k]).sum()
-            assert weights[b, k].item() == pytest.approx((likelihood[b, k] + prior - posterior).item(), rel=1e-12)
+            assert weights[b, k].item() == pytest.approx(
+                (likelihood[b, k] + prior - posterior).item(), rel=1e-12
+            )
     bound = importance_weighted_bound(likelihood)
     assert bound[0].item() == pytest.approx(math.log(sum(math.exp(v) for v in (-3, -1, -2, -4)) / 4))
     # exp(-900) is 0 in any precision: the mean must be taken without leaving the logarithm
     assert bound[1].item() == pytest.approx(-900 + math.log((1 + math.exp(-1) + math.exp(-5)) / 4))
 
 
-# ---- the tutorials' variant: no KL term, and a spread that is half the mean, exponentiated ----------------------------
+# ---- the tutorials' variant: no KL term, and a spread that is half the mean, exponentiated -----------------
 
 
 def test_the_spread_has_a_head_of_its_own() -> None:
@@ -197,7 +214,10 @@ def test_z_is_spread_by_the_posterior_and_not_by_the_mean() -> None:
     seen: list[Tensor] = []
     net.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
-        for layer, bias in ((net.to_mean, (5.0, 0.0, -5.0)), (net.to_logvar, (0.0, 2 * math.log(3.0), 2 * math.log(0.1)))):
+        for layer, bias in (
+            (net.to_mean, (5.0, 0.0, -5.0)),
+            (net.to_logvar, (0.0, 2 * math.log(3.0), 2 * math.log(0.1))),
+        ):
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor(bias))
     torch.manual_seed(0)
@@ -207,7 +227,9 @@ def test_z_is_spread_by_the_posterior_and_not_by_the_mean() -> None:
 
 
 def test_the_kl_term_pulls_the_posterior_to_the_prior() -> None:
-    """Its gradient: the mean towards 0, the log-variance towards 0 from either side; without the term both would be 0."""
+    """Its gradient: the mean towards 0, the log-variance towards 0 from either side; without the term both
+    would be 0.
+    """
     net = module(beta=1000.0)
     with torch.no_grad():
         for layer, bias in ((net.to_mean, (2.0, -2.0, 0.0)), (net.to_logvar, (1.0, -1.0, 0.0))):
@@ -216,7 +238,9 @@ def test_the_kl_term_pulls_the_posterior_to_the_prior() -> None:
     torch.manual_seed(0)
     net.losses({"input": images()})["loss"].backward()
     assert net.to_mean.bias.grad is not None and net.to_logvar.bias.grad is not None
-    torch.testing.assert_close(net.to_mean.bias.grad / 1000, torch.tensor([2.0, -2.0, 0.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        net.to_mean.bias.grad / 1000, torch.tensor([2.0, -2.0, 0.0]), atol=0.02, rtol=0
+    )
     expected = torch.tensor([math.exp(1) - 1, math.exp(-1) - 1, 0.0]) / 2
     torch.testing.assert_close(net.to_logvar.bias.grad / 1000, expected, atol=0.02, rtol=0)
 
@@ -236,7 +260,7 @@ def test_without_reconstruction_the_posterior_becomes_the_prior() -> None:
     assert terms["reconstruction"].item() == pytest.approx(16 * math.log(2), abs=0.1)
 
 
-# ---- what is logged, and what is used afterwards ---------------------------------------------------------------------
+# ---- what is logged, and what is used afterwards -----------------------------------------------------------
 
 
 def test_latents_are_drawn_at_validation_too_but_not_for_features_and_reconstructions() -> None:
@@ -247,7 +271,9 @@ def test_latents_are_drawn_at_validation_too_but_not_for_features_and_reconstruc
     assert not torch.equal(first, second)
     assert torch.equal(net.embed(x), net.encoder(x))
     expected = net.decoder(net.posterior(x)[0]).sigmoid()
-    assert torch.equal(net.reconstruct({"input": x}), expected) and torch.equal(net.reconstruct({"input": x}), expected)
+    assert torch.equal(net.reconstruct({"input": x}), expected) and torch.equal(
+        net.reconstruct({"input": x}), expected
+    )
 
 
 def test_validation_logs_which_latents_are_used() -> None:
@@ -256,7 +282,9 @@ def test_validation_logs_which_latents_are_used() -> None:
         net.to_mean.weight.zero_()
         net.to_logvar.weight.zero_()
         net.to_logvar.bias.zero_()
-        net.to_mean.bias.copy_(torch.tensor([0.0, 2.0, 0.0]))  # a constant is no information, though its KL is 2 nats
+        net.to_mean.bias.copy_(
+            torch.tensor([0.0, 2.0, 0.0])
+        )  # a constant is no information, though its KL is 2 nats
         net.to_mean.weight[2] = 100 * torch.randn(12)
     terms = net.losses({"input": images()})
     assert terms["active_latents"] == 1 and terms["kl_least_used"] == 0 and terms["kl_most_used"] >= 2
@@ -286,7 +314,9 @@ def test_likelihoods_in_half_precision_are_summed_in_float32(dtype: torch.dtype)
     x = torch.zeros_like(decoded)
     for value in (bernoulli_log_likelihood(decoded, x), gaussian_log_likelihood(decoded, x)):
         assert value.dtype == torch.float32 and value.isfinite().all()
-    assert bernoulli_log_likelihood(decoded, x)[0].item() == pytest.approx(-30.0 * decoded[0].numel(), rel=1e-3)
+    assert bernoulli_log_likelihood(decoded, x)[0].item() == pytest.approx(
+        -30.0 * decoded[0].numel(), rel=1e-3
+    )
 
 
 def test_halves_of_a_batch_average_to_the_whole() -> None:
@@ -304,7 +334,12 @@ def test_samples_come_from_the_prior_and_are_images() -> None:
     net.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     torch.manual_seed(0)
     samples = net.sample(5000)
-    assert samples.shape == (5000, 1, 4, 4) and samples.min() >= 0 and samples.max() <= 1 and not samples.requires_grad
+    assert (
+        samples.shape == (5000, 1, 4, 4)
+        and samples.min() >= 0
+        and samples.max() <= 1
+        and not samples.requires_grad
+    )
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(3), atol=0.06, rtol=0)
     torch.testing.assert_close(seen[0].std(0), torch.ones(3), atol=0.04, rtol=0)
     unbounded = module(likelihood="gaussian").eval()
@@ -324,7 +359,7 @@ def test_interpolation_runs_from_each_image_to_the_next() -> None:
     torch.testing.assert_close(rows[0, 1], third[0])
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_pixels_outside_of_0_to_1_are_refused_before_training(tmp_path: Any) -> None:
@@ -335,10 +370,13 @@ def test_pixels_outside_of_0_to_1_are_refused_before_training(tmp_path: Any) -> 
     def net(likelihood: Any) -> VAE:
         return VAE(MLPEncoder(64, (8,)), MLPDecoder(3, (8,), 8), 3, likelihood=likelihood, optimizer=sgd)
 
-    said = r"likelihood 'bernoulli' needs pixels in \[0, 1\], got input from -0.81 to .*: set data.mean to 0 and data.std to 1"
+    said = r"likelihood 'bernoulli' needs pixels in \[0, 1\], got input from -0.81 to .*: "
+    said += "set data.mean to 0 and data.std to 1"
     with pytest.raises(ValueError, match=said):
         trainer_for(tmp_path, max_steps=1, limit_val_batches=0).fit(net("bernoulli"), Digits())
-    trainer_for(tmp_path, max_steps=1, limit_val_batches=0).fit(net("bernoulli"), Digits(mean=(0.0,), std=(1.0,)))
+    trainer_for(tmp_path, max_steps=1, limit_val_batches=0).fit(
+        net("bernoulli"), Digits(mean=(0.0,), std=(1.0,))
+    )
     trainer_for(tmp_path, max_steps=1, limit_val_batches=0).fit(net("gaussian"), Digits())
 
 

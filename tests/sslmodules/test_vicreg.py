@@ -1,4 +1,6 @@
-"""The three terms against a slow reference and closed forms; which of the conventions it is; the known mistakes."""
+"""The three terms against a slow reference and closed forms; which of the conventions it is; the known
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def slow_terms(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     for z in (z1, z2):
         mean = z.sum(0) / n
         c = sum(torch.outer(row - mean, row - mean) for row in z) / (n - 1)
-        variance = variance + sum(torch.clamp(1 - torch.sqrt(c[j, j] + 1e-4), min=0) for j in range(d)) / d / 2
+        variance = (
+            variance + sum(torch.clamp(1 - torch.sqrt(c[j, j] + 1e-4), min=0) for j in range(d)) / d / 2
+        )
         covariance = covariance + sum(c[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d
     return {"invariance": invariance, "variance": variance, "covariance": covariance}
 
@@ -56,13 +60,17 @@ def test_gradient_equals_the_slow_reference() -> None:
 
 
 def test_closed_forms_tell_the_conventions_apart() -> None:
-    """Paper, official code and solo-learn differ by D in the invariance and by 2 in the variance: this is the official one."""
+    """Paper, official code and solo-learn differ by D in the invariance and by 2 in the variance: this is the
+    official one.
+    """
     z = torch.zeros(4, 8)
     far = vicreg_loss(z, z + 3)
     assert far["invariance"].item() == 9  # mean over dimensions; the paper's sum would give 72
-    # both views constant: each hinge is 1 - sqrt(eps) = 0.99; half their sum, where paper and solo-learn have 1.98
+    # both views constant: each hinge is 1 - sqrt(eps) = 0.99; half their sum, where paper and solo-learn have
+    # 1.98
     assert far["variance"].item() == pytest.approx(0.99)
-    # two equal dimensions of unbiased variance 4/3: the two entries beside the diagonal squared, over D, of both views
+    # two equal dimensions of unbiased variance 4/3: the two entries beside the diagonal squared, over D, of
+    # both views
     z = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None].expand(4, 2)
     assert vicreg_loss(z, z)["covariance"].item() == pytest.approx(2 * 2 * (4 / 3) ** 2 / 2)
 
@@ -77,7 +85,9 @@ def test_variance_is_unbiased_and_eps_is_inside_the_root() -> None:
 def test_weights() -> None:
     z1, z2 = pair()
     terms = vicreg_loss(z1, z2, 2, 3, 5)
-    torch.testing.assert_close(terms["loss"], 2 * terms["invariance"] + 3 * terms["variance"] + 5 * terms["covariance"])
+    torch.testing.assert_close(
+        terms["loss"], 2 * terms["invariance"] + 3 * terms["variance"] + 5 * terms["covariance"]
+    )
 
 
 def test_symmetries() -> None:
@@ -90,25 +100,33 @@ def test_symmetries() -> None:
     assert not torch.isclose(vicreg_loss(z1[order], z2)["loss"], loss)
 
 
-def test_projections_are_not_normalised() -> None:
-    """Unit vectors of D dimensions have a standard deviation of about 1 / sqrt(D): the hinge would never be met."""
+def test_projections_are_not_normalized() -> None:
+    """Unit vectors of D dimensions have a standard deviation of about 1 / sqrt(D): the hinge would never be
+    met.
+    """
     z1, _ = pair(64, 16)
     assert variance_term(3 * z1).item() == 0
     assert variance_term(nn.functional.normalize(3 * z1, dim=1)).item() > 0.7
 
 
 def test_shares_of_two_ranks_average_to_the_whole() -> None:
-    """Invariance is of the rank's own rows, statistics are of everybody's; a rank's own statistics are others."""
+    """Invariance is of the rank's own rows, statistics are of everybody's; a rank's own statistics are
+    others.
+    """
     z1, z2 = pair(8)
     whole = vicreg_loss(z1, z2)["loss"]
     halves = [slice(0, 4), slice(4, 8)]
-    torch.testing.assert_close(sum(vicreg_loss(z1[h], z2[h], gathered=(z1, z2))["loss"] for h in halves) / 2, whole)
+    torch.testing.assert_close(
+        sum(vicreg_loss(z1[h], z2[h], gathered=(z1, z2))["loss"] for h in halves) / 2, whole
+    )
     assert not torch.isclose(sum(vicreg_loss(z1[h], z2[h])["loss"] for h in halves) / 2, whole)
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_short_batch_divides_by_its_own_size(n: int) -> None:
-    """The last validation batch may have one sample; the official code divides by the configured batch size."""
+    """The last validation batch may have one sample; the official code divides by the configured batch
+    size.
+    """
     z = torch.randn(n, 4, dtype=torch.float64)
     assert vicreg_loss(z, z)["loss"].isfinite()
     if n > 1:
@@ -117,19 +135,28 @@ def test_a_short_batch_divides_by_its_own_size(n: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite_also_where_features_are_constant(dtype: torch.dtype) -> None:
-    """The root's gradient at variance 0 is infinite without eps inside, and a covariance of 900 squared overflows float16."""
+    """The root's gradient at variance 0 is infinite without eps inside, and a covariance of 900 squared
+    overflows float16.
+    """
     z1, z2 = ((30 * z).to(dtype).detach() for z in pair(64, 8))
     z1[:, 0] = z2[:, 0] = 1
     z1.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = vicreg_loss(z1, z2)["loss"]
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    assert (
+        loss.dtype == torch.float32 and loss.isfinite() and z1.grad is not None and z1.grad.isfinite().all()
+    )
     torch.testing.assert_close(loss.double(), slow_loss(z1, z2), rtol=1e-4, atol=0)
 
 
 def module_with(**options: object) -> VICReg:
-    knobs = {"projector_hidden": 16, "projector_out": 8, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1), **options}
+    knobs = {
+        "projector_hidden": 16,
+        "projector_out": 8,
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
+        **options,
+    }
     return VICReg(ConvEncoder(1, (4, 8)), **knobs)  # type: ignore[arg-type]
 
 
@@ -169,7 +196,9 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
 
 
 def test_projector_ends_bare() -> None:
-    """No batch norm after the last layer: it would fix every variance at 1 and leave the hinge nothing to do."""
+    """No batch norm after the last layer: it would fix every variance at 1 and leave the hinge nothing to
+    do.
+    """
     kinds = [type(layer).__name__ for layer in module_with().projector]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert module_with().projector[-1].bias is None

@@ -17,7 +17,15 @@ from sslmodules.simclr import SimCLR
 
 def small(**options: Any) -> ViTEncoder:
     torch.manual_seed(0)
-    knobs = {"image_size": (6, 8), "patch_size": 2, "in_channels": 3, "width": 16, "depth": 2, "heads": 2, **options}
+    knobs = {
+        "image_size": (6, 8),
+        "patch_size": 2,
+        "in_channels": 3,
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        **options,
+    }
     return ViTEncoder(**knobs)
 
 
@@ -31,7 +39,9 @@ def test_patches_are_row_by_row_with_channels_last() -> None:
         for p in range(2):
             for q in range(2):
                 for c in range(3):
-                    assert torch.equal(patches[:, n, (p * 2 + q) * 3 + c], x[:, c, row * 2 + p, column * 2 + q])
+                    assert torch.equal(
+                        patches[:, n, (p * 2 + q) * 3 + c], x[:, c, row * 2 + p, column * 2 + q]
+                    )
     assert torch.equal(unpatchify(patches, 2, (2, 3)), x)
 
 
@@ -50,7 +60,9 @@ def test_positions_are_those_of_the_official_code() -> None:
 
 
 def test_positions_of_a_small_crop_are_stretched_over_the_reference() -> None:
-    """Two patches over the span of four lie midway between its first and its last pair; equal grids change nothing."""
+    """Two patches over the span of four lie midway between its first and its last pair; equal grids change
+    nothing.
+    """
     assert torch.equal(sincos_positions((3, 5), 16, (3, 5)), sincos_positions((3, 5), 16))
     first = sincos_positions((1, 2), 8, (1, 4))[0]
     assert first[0].item() == pytest.approx(math.sin(0.5)) and first[2].item() == pytest.approx(math.cos(0.5))
@@ -60,7 +72,10 @@ def test_positions_of_a_small_crop_are_stretched_over_the_reference() -> None:
 
 def test_positions_are_neither_trained_nor_stored() -> None:
     encoder = small()
-    assert not [n for n, _ in encoder.named_parameters() if "position" in n] and "positions" not in encoder.state_dict()
+    assert (
+        not [n for n, _ in encoder.named_parameters() if "position" in n]
+        and "positions" not in encoder.state_dict()
+    )
 
 
 def test_the_patch_embedding_is_the_usual_convolution() -> None:
@@ -73,7 +88,9 @@ def test_the_patch_embedding_is_the_usual_convolution() -> None:
 def test_initial_weights_are_those_of_the_paper() -> None:
     encoder = ViTEncoder(16, 8, width=128, depth=1, heads=4)
     for layer in (encoder.patch_embed, encoder.blocks[0].attn.qkv, encoder.blocks[0].mlp.fc1):
-        bound = math.sqrt(6 / sum(layer.weight.shape))  # uniform Glorot; the patch projection counts as a linear layer
+        bound = math.sqrt(
+            6 / sum(layer.weight.shape)
+        )  # uniform Glorot; the patch projection counts as a linear layer
         assert 0.99 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
     assert encoder.class_token.std().item() == pytest.approx(0.02, rel=0.25)
     assert encoder.norm.eps == encoder.blocks[0].norm1.eps == 1e-6
@@ -116,7 +133,9 @@ def slow_attention(encoder: ViTEncoder, x: Tensor) -> Tensor:
     for b in range(len(x)):
         for head in range(h):
             part = slice(head * d // h, (head + 1) * d // h)
-            logits = torch.stack([torch.dot(q[b, 0, part], k[b, t, part]) for t in range(tokens.shape[1])]) / math.sqrt(d / h)
+            logits = torch.stack(
+                [torch.dot(q[b, 0, part], k[b, t, part]) for t in range(tokens.shape[1])]
+            ) / math.sqrt(d / h)
             maps[b, head] = logits.softmax(0)[1:]
     return maps.view(len(x), h, *encoder.grid)
 
@@ -147,7 +166,12 @@ def test_attention_of_a_timm_vit() -> None:
 
 def test_no_attention_where_there_is_none() -> None:
     x = torch.randn(2, 3, 32, 32)
-    others = [ConvEncoder(), ResNetEncoder(), TimmEncoder("resnet18"), ViTEncoder(32, 8, 4, width=8, depth=1, heads=1)]
+    others = [
+        ConvEncoder(),
+        ResNetEncoder(),
+        TimmEncoder("resnet18"),
+        ViTEncoder(32, 8, 4, width=8, depth=1, heads=1),
+    ]
     assert all(class_attention(encoder.eval(), x) is None for encoder in others)
 
 
