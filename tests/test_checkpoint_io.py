@@ -249,9 +249,9 @@ def test_the_background_writes_the_moment_of_the_save(tmp_path: Path) -> None:
     assert value_of(tmp_path / LAST) == 1.0
 
 
-@pytest.mark.parametrize("request", [StopRequest.DUE, StopRequest.END])
+@pytest.mark.parametrize("asked", [StopRequest.DUE, StopRequest.END])
 def test_the_last_save_is_waited_for(
-    request: StopRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: StopRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``saved`` is on the terminal only when it is true."""
     slow, last = Slow(), tmp_path / LAST
@@ -261,11 +261,11 @@ def test_the_last_save_is_waited_for(
         strategy = type("Strategy", (), {"checkpoint_io": writer})
         is_global_zero, global_step = True, 7
 
-    preemption.request = request
+    preemption.request = asked
     writer.save_checkpoint(content(7.0), last)
     threading.Timer(0.2, slow.go.set).start()
     preemption._saved(Trainer())  # type: ignore[arg-type]
-    assert last.exists() == (request == StopRequest.END) == ("saved" in capsys.readouterr().out)
+    assert last.exists() == (asked == StopRequest.END) == ("saved" in capsys.readouterr().out)
     writer.teardown()
     assert value_of(last) == 7.0
 

@@ -182,7 +182,7 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
         if isinstance(data, TextDataModule) and (
             lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))
         ):
-            yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the run's vocabulary"
+            yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the vocabulary"
     tokens = torch.tensor([ids], device=asked.device) if ids else module.sample(1, 1)  # type: ignore[operator]
     temperature = 1.0 if asked.temperature is None else asked.temperature
     text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())  # type: ignore[operator]
