@@ -66,8 +66,9 @@ def interleave(
 ) -> dict[str, dict]:
     """Run every contestant once per round after one untimed round. Each returns its accuracy.
 
-    Returns: Per name: ``seconds`` and ``cpu_seconds`` (one per round), their ``median`` and ``cpu_median``,
-        and the ``accuracy`` of the last round.
+    Returns:
+        Per name: ``seconds`` and ``cpu_seconds`` (one per round), their ``median`` and ``cpu_median``, and
+        the ``accuracy`` of the last round.
     """
     results: dict[str, dict] = {name: {"seconds": [], "cpu_seconds": []} for name in contestants}
     for timed in [False] + [True] * rounds:

@@ -121,11 +121,13 @@ class SSLDataModule(LightningDataModule):
     (B,)}`` in the smallest form (uint8 images, int16 audio, token ids), and the two steps ``decode`` and
     ``standardize``. Workers read and crop only; ``on_after_batch_transfer`` does the rest on the device.
 
-    Args: views: makes views or masks of a decoded batch and adds them as keys; None adds nothing. batch_size:
-        samples per rank and step. num_workers: processes that read data; 0 is right for data in memory.
-        bank_size: at most so many labeled training samples are the probes' bank at validation. synthetic:
-        random samples of the data set's shape instead of its files: for tests and dry runs, never for
-        numbers.
+    Args:
+        views: makes views or masks of a decoded batch and adds them as keys; None adds nothing.
+        batch_size: samples per rank and step.
+        num_workers: processes that read data; 0 is right for data in memory.
+        bank_size: at most so many labeled training samples are the probes' bank at validation.
+        synthetic: random samples of the data set's shape instead of its files: for tests and dry runs, never
+            for numbers.
 
     Attributes:
         num_classes: number of classes, or None for unlabeled data: then no probe runs.

@@ -26,10 +26,13 @@ class EpochSampler(DistributedSampler):
     indices are shuffled instead, from another first index in each epoch, and each rank takes every W-th
     block.
 
-    Args: dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers). batch_size:
-        per rank; with ``start`` it tells how many indices to pass over. seed: of the permutation. rank,
-        world_size: of this process. datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless
-        a run was resumed inside the epoch.
+    Args:
+        dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
+        batch_size: per rank; with ``start`` it tells how many indices to pass over.
+        seed: of the permutation.
+        rank, world_size: of this process.
+        datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless a run was resumed inside the
+            epoch.
     """
 
     def __init__(

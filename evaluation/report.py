@@ -80,8 +80,9 @@ def evaluate(
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
 
-    Returns: What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for
-        methods that fill holes or remove noise the PSNR beside its baselines.
+    Returns:
+        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods
+        that fill holes or remove noise the PSNR beside its baselines.
 
     Raises:
         ValueError: an unknown probe.

@@ -26,9 +26,9 @@ def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
 def picture(columns: list[Tensor], height: int = 120) -> Tensor:
     """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
 
-    Args: columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
-        white is the range of
-            the first column; -inf is black.
+    Args:
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
+            white is the range of the first column; -inf is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
 
     Returns:

@@ -136,9 +136,9 @@ class DamagedCheckpoint(CheckpointError):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, read without running code from it.
 
-    Raises: DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor
-        does not fit it;
-            torch itself does not compare them.
+    Raises:
+        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does
+            not fit it; torch itself does not compare them.
         CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning
             checkpoint.
     """

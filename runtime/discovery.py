@@ -1,8 +1,7 @@
 """Which classes the project has, under their public names.
 
 The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is
-    immediate and
-every package may import this module. A new file in one of the packages is known at once.
+immediate and every package may import this module. A new file in one of the packages is known at once.
 
 Configurations, checkpoints and run folders hold public names (``SimCLR``, ``Digits``), never the module a
 class lives in, so files can move without breaking old runs. Classes from elsewhere keep their dotted path.

@@ -161,9 +161,12 @@ def is_timm_name(value: str) -> bool:
 def check_spec(value: Any, base: type, where: str, current: type | None) -> tuple[Any, type | None]:
     """Check one class and its options, nested ones too.
 
-    Args: value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to
-        an earlier file). base: what the class must derive from. where: key path for messages. current: the
-        class that earlier files chose.
+    Args:
+        value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to an
+            earlier file).
+        base: what the class must derive from.
+        where: key path for messages.
+        current: the class that earlier files chose.
 
     Returns:
         The value with full class paths and bare names expanded, and its class.

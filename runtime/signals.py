@@ -47,9 +47,9 @@ class Preempted(BaseException):
 class SignalReceiver:
     """The request that arrived in this process and was not acted on yet.
 
-    Attributes: raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C
-        until training
-            begins, all of them once it is over.
+    Attributes:
+        raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C until
+            training begins, all of them once it is over.
     """
 
     def __init__(self) -> None:
@@ -154,8 +154,9 @@ def requeue() -> None:
 def check_launch() -> None:
     """Before anything slow: is this process one that can train?
 
-    Raises: UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the
-        others for ever.
+    Raises:
+        UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the
+            others for ever.
     """
     tasks = os.environ.get("SLURM_NTASKS", "1")
     inside = {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ)

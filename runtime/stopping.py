@@ -38,9 +38,11 @@ class Preemption(Checkpoint):
     batch before, and its values are logged. Asked to end in a validation, the run saves its state of before,
     and a resumed run repeats the validation.
 
-    Args: last: the checkpoint. every_n_steps: save after so many optimizer steps; None: not by steps.
+    Args:
+        last: the checkpoint.
+        every_n_steps: save after so many optimizer steps; None: not by steps.
         every_minutes: save when the last time is so long ago; the end of an epoch saves in any case. None:
-        not by time.
+            not by time.
 
     Raises:
         ValueError: an interval is not positive.

@@ -31,8 +31,9 @@ def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -
         length: (B,) valid frames of each clip; what comes behind is padding and never a target.
         ahead: n.
 
-    Returns: Scalar: mean over bands and over a clip's targets, then over clips; a clip of n frames or fewer
-        counts as 0.
+    Returns:
+        Scalar: mean over bands and over a clip's targets, then over clips; a clip of n frames or fewer counts
+        as 0.
     """
     error = (
         (full_precision(prediction[:, :-ahead]) - full_precision(frames[:, ahead:])).abs().mean(2)
@@ -47,8 +48,11 @@ class APC(SSLModule):
 
     Features are the network's last states, averaged over the clip's frames without padding.
 
-    Args: encoder: causal, (B, T, M) -> (B, T, num_features), with ``in_features`` = M: ``GRUFrames`` or
-        ``TransformerFrames``. ahead: n, frames; the paper tries 1 to 20. **kwargs: ``SSLModule``'s.
+    Args:
+        encoder: causal, (B, T, M) -> (B, T, num_features), with ``in_features`` = M: ``GRUFrames`` or
+            ``TransformerFrames``.
+        ahead: n, frames; the paper tries 1 to 20.
+        **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: an encoder that is none for frames, or ``ahead`` below 1.

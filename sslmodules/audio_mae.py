@@ -56,8 +56,9 @@ def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Ten
         target: (B, N, P).
         counted: (B, N) bool: hidden, and no padding.
 
-    Returns: Scalar; a clip with nothing to count is 0. Each clip counts the same however long it is, on any
-        number of devices.
+    Returns:
+        Scalar; a clip with nothing to count is 0. Each clip counts the same however long it is, on any number
+        of devices.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
     return ((error * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()

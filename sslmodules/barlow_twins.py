@@ -87,12 +87,15 @@ def barlow_twins_loss(
 class BarlowTwins(SSLModule):
     """Barlow Twins: the cross-correlation of two views' projections becomes the identity.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). off_diagonal_weight: lambda of ``barlow_twins_loss``.
-        projector_hidden: width of the projector's hidden layers. projector_out: width D of the projections z.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them. bias_lr: peak
-        learning rate of biases and norms; None = the optimizer's, as of all other parameters. The official
-            code has 0.0048 beside 0.2 for weights, both times batch size / 256: with LARS the rate of weights
-            is relative to their size, that of biases is not.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        off_diagonal_weight: lambda of ``barlow_twins_loss``.
+        projector_hidden: width of the projector's hidden layers.
+        projector_out: width D of the projections z.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them.
+        bias_lr: peak learning rate of biases and norms; None = the optimizer's, as of all other parameters.
+            The official code has 0.0048 beside 0.2 for weights, both times batch size / 256: with LARS the
+            rate of weights is relative to their size, that of biases is not.
         **kwargs: ``SSLModule``'s.
 
     Raises:

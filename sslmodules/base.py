@@ -45,10 +45,11 @@ class SSLModule(LightningModule):
     """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``,
     ``embed``.
 
-    Args: optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings
-        into a YAML
-            that names another class. Its learning rate is the peak one; nothing scales it. Its weight decay
-            is not applied to biases and normalization parameters (all with fewer than two dimensions).
+    Args:
+        optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings
+            into a YAML that names another class. Its learning rate is the peak one; nothing scales it. Its
+            weight decay is not applied to biases and normalization parameters (all with fewer than two
+            dimensions).
         warmup_epochs: linear warm-up of the learning rate from 0, in epochs (counted in optimizer steps).
         final_lr_factor: the cosine decay ends at this share of the peak; 1 keeps the rate constant after
             warm-up.

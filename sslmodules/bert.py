@@ -26,8 +26,11 @@ from sslmodules.networks.bert_encoder import transformers_library
 def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
     """Cross entropy of the hidden words in nats: the sum over the selected tokens, divided by their number.
 
-    Args: logits: (N, V) of the selected tokens. target: (N,) their true ids. total: the number to divide by;
-        less than 1, of a batch in which nothing is selected, counts as 1, and the loss is 0.
+    Args:
+        logits: (N, V) of the selected tokens.
+        target: (N,) their true ids.
+        total: the number to divide by; less than 1, of a batch in which nothing is selected, counts as 1, and
+            the loss is 0.
 
     Returns:
         Scalar.

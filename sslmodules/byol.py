@@ -41,9 +41,10 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
 class BYOL(SSLModule):
     """BYOL: predict the target network's projection of the other view.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). momentum: of the target at the start, in [0, 1]; rises
-        to 1 over the run by a cosine. The paper has 0.996 for 1000
-            epochs and 0.99 for 100 and 300.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        momentum: of the target at the start, in [0, 1]; rises to 1 over the run by a cosine. The paper has
+            0.996 for 1000 epochs and 0.99 for 100 and 300.
         hidden: width of the hidden layer of projector and predictor.
         out: width of projections and predictions.
         **kwargs: ``SSLModule``'s.

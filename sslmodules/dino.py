@@ -135,17 +135,25 @@ class DINO(SSLModule):
 
     Weight decay follows a half cosine from the optimizer's own value to ``final_weight_decay``.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. It is the student's; the
-        teacher's is a copy. num_prototypes: K, width of the output. student_temperature: of the student's
-        softmax. teacher_temperature: of the teacher's softmax, after its warm-up. The official code's default
-        is 0.04 throughout. warmup_teacher_temperature: value in the first epoch. teacher_temperature_epochs:
-        epochs from the one to the other. center_momentum: of the center's moving average over global batches.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. It is the student's; the
+            teacher's is a copy.
+        num_prototypes: K, width of the output.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's softmax, after its warm-up. The official code's default is 0.04
+            throughout.
+        warmup_teacher_temperature: value in the first epoch.
+        teacher_temperature_epochs: epochs from the one to the other.
+        center_momentum: of the center's moving average over global batches.
         momentum: of the teacher at the start; it rises to 1 in a half cosine. The official code advises
-        0.9995 at batch 256. projector_hidden: width of the projector's hidden layers. projector_layers: of
-        the MLP before the last layer. bottleneck: width of the unit vector that the prototypes are compared
-        with. freeze_last_layer_epochs: the prototypes stay as they are for so many epochs. clip_norm: each
-        parameter's gradient is scaled down to this norm, each by itself; None = no clipping.
-        final_weight_decay: at the end of the run; None = constant, also 0 stays 0. **kwargs: ``SSLModule``'s.
+            0.9995 at batch 256.
+        projector_hidden: width of the projector's hidden layers.
+        projector_layers: of the MLP before the last layer.
+        bottleneck: width of the unit vector that the prototypes are compared with.
+        freeze_last_layer_epochs: the prototypes stay as they are for so many epochs.
+        clip_norm: each parameter's gradient is scaled down to this norm, each by itself; None = no clipping.
+        final_weight_decay: at the end of the run; None = constant, also 0 stays 0.
+        **kwargs: ``SSLModule``'s.
     """
 
     batch_keys = ("views",)

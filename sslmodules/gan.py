@@ -154,14 +154,15 @@ class GAN(SSLModule):
     generator steps in the same batch, or in every ``discriminator_steps``-th. Both optimizers are built from
     the one ``optimizer``.
 
-    Args: encoder: the discriminator without its logit, (B, ...) -> (B, num_features). generator: (B,
-        latent_dim) -> (B, ...) in standardized units, with an attribute ``latent_dim``. loss: of
-        ``discriminator_loss`` and ``generator_loss``. penalty_weight: of the gradient penalty, for
-        ``wgan_gp`` alone; the paper's 10. discriminator_steps: steps of the discriminator for one of the
-        generator; WGAN-GP's paper takes 5. clip_norm: each network's gradient is scaled down to this norm at
-        most; None = not at all. accumulate: a batch goes through the networks in so many parts whose
-        gradients add up, to save memory. The loss is
-            that of the whole batch; statistics of batch norms are those of a part.
+    Args:
+        encoder: the discriminator without its logit, (B, ...) -> (B, num_features).
+        generator: (B, latent_dim) -> (B, ...) in standardized units, with an attribute ``latent_dim``.
+        loss: of ``discriminator_loss`` and ``generator_loss``.
+        penalty_weight: of the gradient penalty, for ``wgan_gp`` alone; the paper's 10.
+        discriminator_steps: steps of the discriminator for one of the generator; WGAN-GP's paper takes 5.
+        clip_norm: each network's gradient is scaled down to this norm at most; None = not at all.
+        accumulate: a batch goes through the networks in so many parts whose gradients add up, to save memory.
+            The loss is that of the whole batch; statistics of batch norms are those of a part.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -263,8 +264,10 @@ class GAN(SSLModule):
     def sample(self, n: int, z: Tensor | None = None) -> Tensor:
         """(n, ...) generated samples in standardized units.
 
-        Args: n: how many; the first ``FIXED_LATENTS`` come from noise that is the same in every call, the
-            rest is drawn. z: (n, latent_dim) noise to use instead.
+        Args:
+            n: how many; the first ``FIXED_LATENTS`` come from noise that is the same in every call, the rest
+                is drawn.
+            z: (n, latent_dim) noise to use instead.
         """
         if z is None:
             z = self.fixed_z[:n]

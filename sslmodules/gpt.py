@@ -65,9 +65,9 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
 class GPT(SSLModule):
     """Next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
 
-    Args: encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``,
-        ``block_size``
-            and ``resume``: ``GPTEncoder`` or ``RecurrentEncoder``.
+    Args:
+        encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``,
+            ``block_size`` and ``resume``: ``GPTEncoder`` or ``RecurrentEncoder``.
         pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input``
             is tokens.
         pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole

@@ -43,10 +43,13 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class Inpainting(SSLModule):
     """Fill the hole of an image.
 
-    Args: encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h,
-        w). decoder: (B, D, h, w) -> (B, C, H, W), the image in standardized units. loss_region: ``hidden`` =
-        error in the hole; ``image`` = error everywhere, which mostly teaches to copy. **kwargs:
-        ``SSLModule``'s.
+    Args:
+        encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h,
+            w).
+        decoder: (B, D, h, w) -> (B, C, H, W), the image in standardized units.
+        loss_region: ``hidden`` = error in the hole; ``image`` = error everywhere, which mostly teaches to
+            copy.
+        **kwargs: ``SSLModule``'s.
     """
 
     batch_keys = ("mask",)

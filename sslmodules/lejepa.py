@@ -112,13 +112,18 @@ def prediction_loss(z: Tensor, num_global: int = 2) -> Tensor:
 class LeJEPA(SSLModule):
     """LeJEPA: (1 - lambda) * prediction of the global views + lambda * SIGReg, both over all views.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features), for every size of the views. sigreg_weight: lambda in
-        [0, 1); 0.05 is the paper's recommendation. num_global: how many of the views, the first ones, are
-        global. slices: number of random directions, drawn anew at each step; the paper recommends 1024.
-        t_max: end of the integral of ``sigreg``. points: of its quadrature on [-t_max, t_max]; odd.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), for every size of the views.
+        sigreg_weight: lambda in [0, 1); 0.05 is the paper's recommendation.
+        num_global: how many of the views, the first ones, are global.
+        slices: number of random directions, drawn anew at each step; the paper recommends 1024.
+        t_max: end of the integral of ``sigreg``.
+        points: of its quadrature on [-t_max, t_max]; odd.
         projector_hidden: width of the projector's hidden layers; this and the next two as in the authors'
-        minimal example. projector_out: width D of the embeddings z that are compared. projector_layers:
-        linear layers of the projector, batch norm and ReLU between them. **kwargs: ``SSLModule``'s.
+            minimal example.
+        projector_out: width D of the embeddings z that are compared.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them.
+        **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: a knob is out of range.

@@ -98,11 +98,14 @@ class MAE(SSLModule):
 
     Features are those of ``encoder`` on the whole image, nothing hidden.
 
-    Args: encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional
-        network can. decoder_width: of the decoder's tokens. decoder_depth: blocks of the decoder.
-        decoder_heads: heads of the decoder's attention. normalize_target: predict patches brought to mean 0
-        and variance 1 each, which gives the better features; False =
-            pixels as they are, which gives the better pictures.
+    Args:
+        encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional
+            network can.
+        decoder_width: of the decoder's tokens.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: heads of the decoder's attention.
+        normalize_target: predict patches brought to mean 0 and variance 1 each, which gives the better
+            features; False = pixels as they are, which gives the better pictures.
         **kwargs: ``SSLModule``'s.
 
     Raises:

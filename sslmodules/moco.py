@@ -58,13 +58,17 @@ class MoCo(SSLModule):
 
     The queue holds the keys of all ranks in the order of ranks, newest first, and is the same everywhere.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``info_nce``. momentum: of the key
-        encoder, in [0, 1), constant. queue_size: keys in the queue; a multiple of the global batch.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        temperature: of ``info_nce``.
+        momentum: of the key encoder, in [0, 1), constant.
+        queue_size: keys in the queue; a multiple of the global batch.
         projector_hidden: width of the projector's hidden layer; None = ``encoder.num_features``, as in the
-        paper. projector_out: width of queries and keys. batch_norm_groups: 1 = statistics of the whole batch.
-        More: each device's batch passes in so many groups, each with
-            statistics of its own, and keys in random order, so that a query and its key share none (as the
-            official code does between GPUs).
+            paper.
+        projector_out: width of queries and keys.
+        batch_norm_groups: 1 = statistics of the whole batch. More: each device's batch passes in so many
+            groups, each with statistics of its own, and keys in random order, so that a query and its key
+            share none (as the official code does between GPUs).
         **kwargs: ``SSLModule``'s.
     """
 

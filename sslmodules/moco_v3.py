@@ -53,13 +53,17 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: in
 class MoCoV3(SSLModule):
     """MoCo v3: contrast the prediction for one view with the keys of the other views of the global batch.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``contrastive_loss``; the official code
-        has 1.0 for ResNet-50, 0.2 for ViTs. momentum: of the key encoder at the start, in [0, 1]; rises to 1
-        over the run by a cosine. hidden: width of the hidden layers of projector and predictor. out: width of
-        projections and predictions. projector_layers: 2 for ResNets, 3 for ViTs. predictor_last_norm: batch
-        norm after the predictor's last layer: without for ResNets, with for ViTs. stop_grad_conv1: keep the
-        patch projection of a ViT as it was initialized; an error with other encoders. **kwargs:
-        ``SSLModule``'s.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        temperature: of ``contrastive_loss``; the official code has 1.0 for ResNet-50, 0.2 for ViTs.
+        momentum: of the key encoder at the start, in [0, 1]; rises to 1 over the run by a cosine.
+        hidden: width of the hidden layers of projector and predictor.
+        out: width of projections and predictions.
+        projector_layers: 2 for ResNets, 3 for ViTs.
+        predictor_last_norm: batch norm after the predictor's last layer: without for ResNets, with for ViTs.
+        stop_grad_conv1: keep the patch projection of a ViT as it was initialized; an error with other
+            encoders.
+        **kwargs: ``SSLModule``'s.
     """
 
     couples_batch = True

@@ -19,9 +19,9 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
         module: an ``SSLModule``, before the strategy wraps it.
         strategy: the Trainer's.
 
-    Raises: ValueError: under FSDP, a momentum copy, whose shards begin elsewhere than the source's; LARS,
-        which needs the norm of
-            a whole layer; or parameters that lose their names.
+    Raises:
+        ValueError: under FSDP, a momentum copy, whose shards begin elsewhere than the source's; LARS, which
+            needs the norm of a whole layer; or parameters that lose their names.
     """
     record_matrices(module)
     if not isinstance(strategy, FSDPStrategy):

@@ -34,11 +34,13 @@ def nt_xent(
 
         l(i, j) = -log( exp(sim(i, j) / T) / sum_{k != i} exp(sim(i, k) / T) ),   sim = cosine similarity
 
-    Args: z1: (B, D) projections of the first views; any scale, normalized here, in float32 or better. z2: (B,
-        D) projections of the second views, row i belonging to row i of ``z1``. temperature: T > 0; the
-        paper's best on ImageNet is 0.1, on CIFAR-10 0.5. gathered: ``z1`` and ``z2`` of all ranks, each (W *
-        B, D) in rank order and with gradients; None = one process. rank: place of the local rows in
-        ``gathered``.
+    Args:
+        z1: (B, D) projections of the first views; any scale, normalized here, in float32 or better.
+        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``.
+        temperature: T > 0; the paper's best on ImageNet is 0.1, on CIFAR-10 0.5.
+        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
+            process.
+        rank: place of the local rows in ``gathered``.
 
     Returns:
         Scalar. Its mean over ranks is the loss of one process with the joined batch.
@@ -64,9 +66,14 @@ def nt_xent(
 class SimCLR(SSLModule):
     """SimCLR: contrast two views of an image with all other views of the global batch.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). temperature: of ``nt_xent``. projector_hidden: width of
-        the projector's hidden layers; None = ``encoder.num_features``, as in the paper. projector_out: width
-        of the projections z. projector_layers: 2 as in the paper, 3 in SimCLR v2. **kwargs: ``SSLModule``'s.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        temperature: of ``nt_xent``.
+        projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the
+            paper.
+        projector_out: width of the projections z.
+        projector_layers: 2 as in the paper, 3 in SimCLR v2.
+        **kwargs: ``SSLModule``'s.
     """
 
     couples_batch = True

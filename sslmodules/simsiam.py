@@ -55,11 +55,14 @@ class SimSiam(SSLModule):
 
     The learning rate of the predictor is constant; warm-up and decay are for the rest.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
         projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the
-        official code. projector_out: width of projections and predictions. projector_layers: 3 as in the
-        paper, 2 in its CIFAR-10 experiments. predictor_hidden: the bottleneck of the predictor, a quarter of
-        ``projector_out`` in the paper. **kwargs: ``SSLModule``'s.
+            official code.
+        projector_out: width of projections and predictions.
+        projector_layers: 3 as in the paper, 2 in its CIFAR-10 experiments.
+        predictor_hidden: the bottleneck of the predictor, a quarter of ``projector_out`` in the paper.
+        **kwargs: ``SSLModule``'s.
     """
 
     couples_batch = True  # by the batch norms of its heads

@@ -31,8 +31,9 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
         encoder: asked whether it takes images of one size only, as timm's ViTs do unless told otherwise.
         views: V tensors (B, C, h, w), global ones first.
 
-    Raises: ValueError: fewer than two views, two global views of different sizes, or other sizes than the
-        encoder takes.
+    Raises:
+        ValueError: fewer than two views, two global views of different sizes, or other sizes than the encoder
+            takes.
     """
     if len(views) < 2:
         raise ValueError(
@@ -159,14 +160,20 @@ class SwAV(SSLModule):
     (log K = codes say nothing), ``prototypes_used`` (exponential of the entropy of the mean prediction, K =
     all alike).
 
-    Args: encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. num_prototypes: K. It should
-        not exceed what is assigned together: the global batch, or that and the queue. temperature: of the
-        predictions. epsilon: of ``sinkhorn``. sinkhorn_iterations: of ``sinkhorn``. projector_hidden: width
-        of the projector's hidden layer. projector_out: width of the projections z. freeze_prototypes_steps:
-        the prototypes stay as they are for so many optimizer steps; the paper's epoch of 313. queue_size:
-        projections of earlier batches, over all processes, that are assigned together with the batch; 0 =
-        none. For
-            small batches: the official code has 3,840 at batch 256. A multiple of the global batch.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views.
+        num_prototypes: K. It should not exceed what is assigned together: the global batch, or that and the
+            queue.
+        temperature: of the predictions.
+        epsilon: of ``sinkhorn``.
+        sinkhorn_iterations: of ``sinkhorn``.
+        projector_hidden: width of the projector's hidden layer.
+        projector_out: width of the projections z.
+        freeze_prototypes_steps: the prototypes stay as they are for so many optimizer steps; the paper's
+            epoch of 313.
+        queue_size: projections of earlier batches, over all processes, that are assigned together with the
+            batch; 0 = none. For small batches: the official code has 3,840 at batch 256. A multiple of the
+            global batch.
         queue_start_epoch: the queue is filled from this epoch on, and used once it is full.
         **kwargs: ``SSLModule``'s.
     """

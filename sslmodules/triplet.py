@@ -37,13 +37,17 @@ def mine_distances(
     ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; where
     all are nearer, the farthest of all. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
 
-    Args: z1: (B, D) embeddings of the first views; any scale, normalized here, in float32 or better. z2: (B,
-        D) embeddings of the second views, row i belonging to row i of ``z1``. mining: ``semi_hard`` or
-        ``batch_hard``. gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with
-        gradients; None = one process. rank: place of the local rows in ``gathered``.
+    Args:
+        z1: (B, D) embeddings of the first views; any scale, normalized here, in float32 or better.
+        z2: (B, D) embeddings of the second views, row i belonging to row i of ``z1``.
+        mining: ``semi_hard`` or ``batch_hard``.
+        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
+            process.
+        rank: place of the local rows in ``gathered``.
 
-    Returns: Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image
-        there is no negative: its distance is infinite.
+    Returns:
+        Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image there
+        is no negative: its distance is infinite.
 
     Raises:
         ValueError: ``mining`` is unknown.
@@ -97,11 +101,15 @@ class Triplet(SSLModule):
     Logged beside the loss: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1
     when all mined distances are 0 and the loss therefore is the margin: a warning is given then.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). margin: alpha of ``triplet_loss``, in (0, 4): squared
-        distances on the unit sphere are at most 4. mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans
-        et al. 2017), which collapses more easily early on. projector_hidden: width of the projector's hidden
-        layers, if it has any. projector_out: width of the embeddings z; 128 in the paper. projector_layers:
-        linear layers of the projector, batch norm and ReLU between them; 1 = the paper's linear map.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        margin: alpha of ``triplet_loss``, in (0, 4): squared distances on the unit sphere are at most 4.
+        mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans et al. 2017), which collapses more easily
+            early on.
+        projector_hidden: width of the projector's hidden layers, if it has any.
+        projector_out: width of the embeddings z; 128 in the paper.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them; 1 = the paper's
+            linear map.
         **kwargs: ``SSLModule``'s.
 
     Raises:

@@ -33,8 +33,9 @@ def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
         mean: (B, L).
         logvar: (B, L), log sigma^2.
 
-    Returns: (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L it is the KL term of
-        an image.
+    Returns:
+        (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L it is the KL term of an
+        image.
     """
     return 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
 
@@ -111,11 +112,14 @@ def _same_shape(decoded: Tensor, x: Tensor) -> None:
 class VAE(SSLModule):
     """Variational autoencoder; all terms are in nats per image.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and
-        log-variance. decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, as ``likelihood``
-        says. latent_dim: number L of latents. beta: weight of the KL term, >= 0; 1 is the bound. likelihood:
-        ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave as they are;
-            ``gaussian`` models ``input`` in whatever units it has.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and
+            log-variance.
+        decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, as ``likelihood`` says.
+        latent_dim: number L of latents.
+        beta: weight of the KL term, >= 0; 1 is the bound.
+        likelihood: ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave as
+            they are; ``gaussian`` models ``input`` in whatever units it has.
         gaussian_std: of the Gaussian likelihood, in units of ``input``. The smaller, the less the KL counts.
         **kwargs: ``SSLModule``'s.
     """

@@ -30,9 +30,11 @@ from sslmodules.networks import mlp
 def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
     """Hinge on the standard deviation of each dimension: mean_j max(0, gamma - sqrt(Var(z_j) + eps)).
 
-    Args: z: (N, D) projections of one view of the global batch, in float32 or better. gamma: standard
-        deviation to reach; 1 in the paper. eps: added to the variance inside the root, where it keeps the
-        gradient finite at variance 0; 1e-4 in the paper.
+    Args:
+        z: (N, D) projections of one view of the global batch, in float32 or better.
+        gamma: standard deviation to reach; 1 in the paper.
+        eps: added to the variance inside the root, where it keeps the gradient finite at variance 0; 1e-4 in
+            the paper.
 
     Returns:
         Scalar in [0, gamma]. The variance is the unbiased one (a batch of one sample has variance 0).
@@ -69,15 +71,18 @@ def vicreg_loss(
 
     with v as in ``variance_term`` and c as in ``covariance_term``.
 
-    Args: z1: (B, D) projections of the first views. z2: (B, D) projections of the second views, row i
-        belonging to row i of ``z1``. Not normalized: unit vectors have
-            a standard deviation of at most 1 / sqrt(D) in the mean, which the hinge could never lift to 1.
+    Args:
+        z1: (B, D) projections of the first views.
+        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``. Not normalized: unit
+            vectors have a standard deviation of at most 1 / sqrt(D) in the mean, which the hinge could never
+            lift to 1.
         invariance_weight: lambda >= 0; 25 in the paper.
         variance_weight: mu >= 0; 25 in the paper.
         covariance_weight: nu >= 0; 1 in the paper.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) with gradients; None = one process.
 
-    Returns: ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of
+    Returns:
+        ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of
         ``loss`` over ranks is the loss of one process with the joined batch.
 
     Raises:
@@ -107,11 +112,16 @@ def check_weights(invariance_weight: float, variance_weight: float, covariance_w
 class VICReg(SSLModule):
     """VICReg: invariance to the views, with variance and covariance terms against collapse.
 
-    Args: encoder: (B, C, H, W) -> (B, num_features). invariance_weight: lambda of ``vicreg_loss``.
-        variance_weight: mu of ``vicreg_loss``. covariance_weight: nu of ``vicreg_loss``. projector_hidden:
-        width of the projector's (the paper's expander's) hidden layers. projector_out: width D of the
-        projections z. projector_layers: linear layers of the projector, batch norm and ReLU between them; the
-        last one is bare. **kwargs: ``SSLModule``'s.
+    Args:
+        encoder: (B, C, H, W) -> (B, num_features).
+        invariance_weight: lambda of ``vicreg_loss``.
+        variance_weight: mu of ``vicreg_loss``.
+        covariance_weight: nu of ``vicreg_loss``.
+        projector_hidden: width of the projector's (the paper's expander's) hidden layers.
+        projector_out: width D of the projections z.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them; the last one is
+            bare.
+        **kwargs: ``SSLModule``'s.
 
     Raises:
         ValueError: a knob is out of range.

@@ -53,7 +53,8 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
         fft_size: samples of the Fourier transform.
         sample_rate: Hz.
 
-    Returns: (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbors sum to 1
+    Returns:
+        (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbors sum to 1
         between the first and the last peak.
 
     Raises:

@@ -66,10 +66,14 @@ class AudioDataModule(SSLDataModule):
 
     A subclass sets the attributes and gives ``_load(split)``.
 
-    Args: sample_rate: Hz, to which files are resampled. seconds: of a clip: longer ones keep their beginning,
-        shorter ones are padded. num_mels: M bands of the spectrogram. window_ms: length of the window,
-        milliseconds. hop_ms: between two frames, milliseconds. mean, std: per band, for standardization;
-        default: computed over the training split, once, and kept in the checkpoint.
+    Args:
+        sample_rate: Hz, to which files are resampled.
+        seconds: of a clip: longer ones keep their beginning, shorter ones are padded.
+        num_mels: M bands of the spectrogram.
+        window_ms: length of the window, milliseconds.
+        hop_ms: between two frames, milliseconds.
+        mean, std: per band, for standardization; default: computed over the training split, once, and kept in
+            the checkpoint.
 
     Raises:
         ValueError: a value is out of its range.

@@ -65,8 +65,9 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
         path: wav or flac of any rate and width; without the library soundfile, 16-bit PCM wav.
         sample_rate: Hz.
 
-    Raises: AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the
-        file.
+    Raises:
+        AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the
+            file.
     """
     try:
         if soundfile is None:
@@ -124,9 +125,13 @@ def nothing_in(samples: np.ndarray, hop: int) -> str:
 class FileClips(Dataset):
     """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
 
-    Args: paths: N files. labels: (N,) integers, -1 = unknown. sample_rate: Hz. clip_size: samples of a clip.
+    Args:
+        paths: N files.
+        labels: (N,) integers, -1 = unknown.
+        sample_rate: Hz.
+        clip_size: samples of a clip.
         hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once
-        on stderr.
+            on stderr.
     """
 
     def __init__(
@@ -174,12 +179,16 @@ class WavFolder(AudioDataModule):
     frame are then left out, counted and logged; in a larger folder each is named when it is first read, and
     is a clip without a valid frame, which no method learns from.
 
-    Args: root: folder of the files; only read. pattern: of the file's name without ending, such as
-        ``{label}_{speaker}_{index}``; each field may be the label. label: the field that is the label;
-        another one for another probe (``--data.label speaker``). labeled: False ignores folders and names:
-        every file is one unlabeled sample. split_field: the field that tells which files are ``test``.
-        test_values: the values of it, such as 0, 1, 2, 3, 4. test_fraction: of all files, where there is no
-        ``split_field``. val_fraction: of the files that are not ``test``.
+    Args:
+        root: folder of the files; only read.
+        pattern: of the file's name without ending, such as ``{label}_{speaker}_{index}``; each field may be
+            the label.
+        label: the field that is the label; another one for another probe (``--data.label speaker``).
+        labeled: False ignores folders and names: every file is one unlabeled sample.
+        split_field: the field that tells which files are ``test``.
+        test_values: the values of it, such as 0, 1, 2, 3, 4.
+        test_fraction: of all files, where there is no ``split_field``.
+        val_fraction: of the files that are not ``test``.
 
     Raises:
         MissingDataError: ``root`` does not exist or holds no audio.

@@ -27,8 +27,9 @@ class Digits(ImageDataModule):
     Pixels 0 to 16 are scaled to 0 to 255. Fixed stratified split: 1,077 train, 360 val, 360 test. Mean and
     standard deviation were computed over the 1,077. https://archive.ics.uci.edu/dataset/80
 
-    Args: root: ignored, the images come with scikit-learn; accepted so that ``--data.root`` works with every
-        data set.
+    Args:
+        root: ignored, the images come with scikit-learn; accepted so that ``--data.root`` works with every
+            data set.
     """
 
     image_shape = (1, 8, 8)
@@ -68,11 +69,13 @@ class _TorchvisionImages(ImageDataModule):
     """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training
     images.
 
-    Args: root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is
-        set. download: fetch missing files into ``root`` (created if its parent exists). train_on_val:
-        pre-train on ``val``, too, hence on the whole official training split, as published results do. Probes
-            still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those of
-            training images.
+    Args:
+        root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is
+            set.
+        download: fetch missing files into ``root`` (created if its parent exists).
+        train_on_val: pre-train on ``val``, too, hence on the whole official training split, as published
+            results do. Probes still learn from ``bank``, without ``val``; the method's losses on ``val`` are
+            then those of training images.
 
     Raises:
         ValueError: ``train_on_val`` where training images are others than those that ``val`` is taken from.

@@ -113,8 +113,9 @@ def read_image(
     Returns:
         (size, size, channels) uint8.
 
-    Raises: ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names
-        the file.
+    Raises:
+        ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names the
+            file.
     """
     try:
         with Image.open(os.fsdecode(path) if content is None else io.BytesIO(content)) as file:

@@ -30,12 +30,16 @@ MEMORY_LIMIT = 512 * 2**20
 class FolderDataset(Dataset):
     """Image files, decoded and cropped to squares when they are fetched.
 
-    Args: paths: (N,) bytes. labels: (N,) integers, -1 = unknown. size: side of the squares, pixels. channels:
-        1 or 3. shorter: the shorter side is resized to so many pixels before the crop. random_crop: place the
-        crop at random, as a pure function of (the run's seed, epoch, index); else at the center.
+    Args:
+        paths: (N,) bytes.
+        labels: (N,) integers, -1 = unknown.
+        size: side of the squares, pixels.
+        channels: 1 or 3.
+        shorter: the shorter side is resized to so many pixels before the crop.
+        random_crop: place the crop at random, as a pure function of (the run's seed, epoch, index); else at
+            the center.
         max_unreadable: files that may be passed over. The next one that can be read takes the place of such a
-        file, with
-            the label -1, so that no probe counts it; each is named once on the terminal.
+            file, with the label -1, so that no probe counts it; each is named once on the terminal.
     """
 
     def __init__(
@@ -157,19 +161,24 @@ class ImageFolder(ImageDataModule):
     of ``image_size``. Files that are ``image_size`` x ``image_size`` already are taken as they are. See
     ``to_uint8`` for 16-bit and transparent files.
 
-    Args: root: folder of the images; only read. image_size: side of the squares that networks and views get,
-        pixels. decode_size: shorter side before the random crop; default 256/224 of ``image_size``. channels:
-        3 (RGB) or 1 (gray). labeled: False ignores the folders: every image below ``root`` is one unlabeled
-        sample. val_fraction: of the training images, held out where there is no validation folder.
-        test_fraction: of all images, held out where there are no split folders. in_memory: decode once and
-        keep; random crops are then left to the views. Default: when all files of a split are
-            ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
+    Args:
+        root: folder of the images; only read.
+        image_size: side of the squares that networks and views get, pixels.
+        decode_size: shorter side before the random crop; default 256/224 of ``image_size``.
+        channels: 3 (RGB) or 1 (gray).
+        labeled: False ignores the folders: every image below ``root`` is one unlabeled sample.
+        val_fraction: of the training images, held out where there is no validation folder.
+        test_fraction: of all images, held out where there are no split folders.
+        in_memory: decode once and keep; random crops are then left to the views. Default: when all files of a
+            split are ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
         max_unreadable: damaged files that may be passed over in each split, see ``FolderDataset``; by default
             the first one ends the run with its name. ``train/unreadable_files`` counts them in the logs.
         mean, std: per channel, of pixels in [0, 1]; default ImageNet's.
 
-    Raises: MissingDataError: ``root`` does not exist or holds no images. ValueError: a bad argument, classes
-        without images or that differ between the splits, too few images to split.
+    Raises:
+        MissingDataError: ``root`` does not exist or holds no images.
+        ValueError: a bad argument, classes without images or that differ between the splits, too few images
+            to split.
     """
 
     def __init__(

@@ -309,9 +309,10 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
     Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried
     again.
 
-    Raises: MissingDataError: the server says that there is no such file. ShardError: every attempt failed,
-        the server knows no ranges, or the file whose bytes are wanted is missing or has not
-            ``total`` bytes.
+    Raises:
+        MissingDataError: the server says that there is no such file.
+        ShardError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
+            missing or has not ``total`` bytes.
     """
     request = urllib.request.Request(
         url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}

@@ -55,9 +55,9 @@ class ImageDataModule(SSLDataModule):
 
     A subclass sets the attributes and gives ``_load(split)``.
 
-    Args: mean, std: other constants than the data set's for ``standardize``, one value per channel. 0 and 1
-        leave pixels in
-            [0, 1], for methods that model their values; 0.5 and 0.5 put them into [-1, 1].
+    Args:
+        mean, std: other constants than the data set's for ``standardize``, one value per channel. 0 and 1
+            leave pixels in [0, 1], for methods that model their values; 0.5 and 0.5 put them into [-1, 1].
 
     Attributes:
         image_shape: (C, H, W) of ``input``.

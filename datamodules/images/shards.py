@@ -28,10 +28,15 @@ CONNECTIONS = 8
 class ShardDataset(FolderDataset):
     """Images in tar shards, read by their places, decoded and cropped to squares.
 
-    Args: root: folder of the shards or its URL. index: of all shards. numbers: (N,) records of ``index`` that
-        are the samples. block: samples that lie next to each other and are read at once; ``EpochSampler``
-        shuffles such blocks. timeout: of an HTTP request, seconds. options: ``labels``, ``size``,
-        ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of ``FolderDataset``.
+    Args:
+        root: folder of the shards or its URL.
+        index: of all shards.
+        numbers: (N,) records of ``index`` that are the samples.
+        block: samples that lie next to each other and are read at once; ``EpochSampler`` shuffles such
+            blocks.
+        timeout: of an HTTP request, seconds.
+        options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of
+            ``FolderDataset``.
     """
 
     def __init__(
@@ -116,10 +121,10 @@ class Shards(ImageFolder):
     ``train`` by ``ImageFolder``'s rule: the one given split is reported as ``test``, and ``val`` is a fixed
     stratified hold-out.
 
-    Args: root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must
-        lie; a local
-            folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or ``.tar``
-            takes these shards only.
+    Args:
+        root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must
+            lie; a local folder without them is indexed at first use. A last part with ``{000..146}``, ``*``
+            or ``.tar`` takes these shards only.
         block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more
             makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
         timeout: of an HTTP request, seconds; a failed request is tried four times.

@@ -72,8 +72,9 @@ def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
 def read_fasta(path: Path) -> dict[str, np.ndarray]:
     """Records by name, the first word of the header: (n,) uint8 codes in 0..4.
 
-    Raises: SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first
-        header, or protein.
+    Raises:
+        SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first header,
+            or protein.
     """
     parts: dict[str, list[str]] = {}
     name = None

@@ -94,10 +94,12 @@ class Fasta(SSLDataModule):
     Lower case is read as upper case, other IUPAC letters than bases as N; windows that are half N or more are
     left out.
 
-    Args: root: a file, or a folder. files: patterns of the files in the folder. gff: a GFF3 file, or a folder
-        with them, for records of the same names. A window is coding if at least half of its
-            bases are in a CDS of either strand, non-coding if none is, and has no label otherwise. None =
-            unlabeled.
+    Args:
+        root: a file, or a folder.
+        files: patterns of the files in the folder.
+        gff: a GFF3 file, or a folder with them, for records of the same names. A window is coding if at least
+            half of its bases are in a CDS of either strand, non-coding if none is, and has no label
+            otherwise. None = unlabeled.
         length: T, tokens of a window.
         kmer: bases of a token; k-mers follow each other and do not overlap, or the next would be known but
             for a base.
@@ -109,8 +111,10 @@ class Fasta(SSLDataModule):
     Attributes:
         vocab_size: 5 bases with N, or 4^k + 1.
 
-    Raises: SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a
-        window. ValueError: a bad argument.
+    Raises:
+        SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a
+            window.
+        ValueError: a bad argument.
     """
 
     pad_id = None

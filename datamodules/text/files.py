@@ -59,17 +59,19 @@ class TextFiles(TextDataModule):
     characters are train and the last 10 % val (nanoGPT's rule), and val also serves as test: nothing should
     be chosen on it then.
 
-    Args: root: a file, or a folder; None = the embedded text. files: pattern of the files in the folder;
-        ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables. columns: of tables: the text, by names (of the header
-        line, or JSON keys) or numbers from 0 (there is no header). label_column: of tables: the class, by
-        name or number; rows without one are unlabeled. document: what one document of a plain file is: the
-        whole file, a paragraph (blank lines between), or a line. layout: ``windows``: ``length`` consecutive
-        tokens, for language models; they run over the ends of documents, where
-            there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text [SEP], cut and
-            padded to ``length``.
-            ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two halves of neighboring sentences of
-                one text, as many
-            as ``length`` takes; a document gives as many samples as it is long.
+    Args:
+        root: a file, or a folder; None = the embedded text.
+        files: pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
+        columns: of tables: the text, by names (of the header line, or JSON keys) or numbers from 0 (there is
+            no header).
+        label_column: of tables: the class, by name or number; rows without one are unlabeled.
+        document: what one document of a plain file is: the whole file, a paragraph (blank lines between), or
+            a line.
+        layout: ``windows``: ``length`` consecutive tokens, for language models; they run over the ends of
+            documents, where there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text
+            [SEP], cut and padded to ``length``. ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two
+            halves of neighboring sentences of one text, as many as ``length`` takes; a document gives as many
+            samples as it is long.
         tokenizer: characters, bytes, bpe or wordpiece, made from the training split. Characters and bytes
             have special tokens only in the layouts that need them.
         vocab_size: of bpe and wordpiece, at most: a small corpus gives fewer.

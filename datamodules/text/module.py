@@ -25,9 +25,10 @@ class TextDataModule(SSLDataModule):
     network finds its attention mask as ``tokens != 0``. Layouts without padding have no need of a mask, and
     id 0 may then be any token: ``pad_id`` says which of the two holds.
 
-    Args: length: T, tokens of a sample, special ones included. vocabulary: a tokenizer that exists: the file
-        tokenizer.json of a run, or its content, as a checkpoint keeps it. None =
-            made from the training split.
+    Args:
+        length: T, tokens of a sample, special ones included.
+        vocabulary: a tokenizer that exists: the file tokenizer.json of a run, or its content, as a checkpoint
+            keeps it. None = made from the training split.
 
     Attributes:
         pad_id: 0, or None where no sample is ever padded.

@@ -90,8 +90,11 @@ class WindowDataset(Dataset):
     Neighbors share one token, so that a model that predicts each token of a window but its first predicts
     every token of the stream once. What is left at the end, less than a window, is not used.
 
-    Args: flat: (total,) token ids. length: T, tokens of a window. moving: in each epoch the first window
-        starts elsewhere, as a pure function of (the run's seed, epoch).
+    Args:
+        flat: (total,) token ids.
+        length: T, tokens of a window.
+        moving: in each epoch the first window starts elsewhere, as a pure function of (the run's seed,
+            epoch).
 
     Raises:
         ValueError: fewer tokens than one window has.

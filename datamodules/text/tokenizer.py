@@ -146,12 +146,16 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
     ``wordpiece``: pieces of lower-case words without accents, as uncased BERT's
     (https://arxiv.org/abs/1810.04805).
 
-    Args: kind: which. texts: the corpus: training data only. vocab_size: for bpe and wordpiece at most so
-        many ids, special ones included; the others need no number. specials: characters and bytes get the
-        special tokens too; the others always have them.
+    Args:
+        kind: which.
+        texts: the corpus: training data only.
+        vocab_size: for bpe and wordpiece at most so many ids, special ones included; the others need no
+            number.
+        specials: characters and bytes get the special tokens too; the others always have them.
 
-    Raises: ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the
-        single symbols.
+    Raises:
+        ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the single
+            symbols.
     """
     if kind == "bytes":
         return _Symbols(kind, specials)

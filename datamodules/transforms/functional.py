@@ -25,9 +25,13 @@ def crop_resize(
     """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``,
     ``hflip``).
 
-    Args: images: (B, C, H, W) float. box: (B, 4) int64, pixels: top, left, height, width. size: side of the
-        square output, pixels. interpolation: ``bilinear`` or ``bicubic``. flip: (B,) bool, True = left and
-        right swapped; nearly free here, another pass over the images elsewhere.
+    Args:
+        images: (B, C, H, W) float.
+        box: (B, 4) int64, pixels: top, left, height, width.
+        size: side of the square output, pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
+        flip: (B,) bool, True = left and right swapped; nearly free here, another pass over the images
+            elsewhere.
 
     Returns:
         (B, C, size, size). Bicubic overshoots [0, 1] at edges, as torchvision's does on floats.

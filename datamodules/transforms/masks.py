@@ -100,9 +100,9 @@ class RandomPatches(BatchTransform):
         patch_size: side of a patch, pixels; must divide the image's height and width.
         ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
 
-    Raises: ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a
-        ratio that
-            hides none or all of its patches.
+    Raises:
+        ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a ratio
+            that hides none or all of its patches.
     """
 
     def __init__(self, patch_size: int, ratio: float) -> None:

@@ -76,8 +76,9 @@ class MaskedTokens(TokenTransform):
         whole_words: select all pieces of a word or none; needs the wordpiece tokenizer.
         next_sentence: also draw the second task; needs samples of two segments (layout ``pairs``).
 
-    Raises: ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens
-        or no words.
+    Raises:
+        ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens or
+            no words.
     """
 
     def __init__(self, ratio: float = 0.15, whole_words: bool = False, next_sentence: bool = True) -> None:

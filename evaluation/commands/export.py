@@ -18,9 +18,10 @@ from sslmodules import SSLModule
 def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str]:
     """Write network and tokenizer, whole or not at all.
 
-    Args: module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's. data:
-        the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one as
-            ``vocabulary.json`` in this project's form.
+    Args:
+        module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's.
+        data: the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one
+            as ``vocabulary.json`` in this project's form.
         folder: new, or empty.
 
     Yields:

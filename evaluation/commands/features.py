@@ -32,9 +32,13 @@ def export_features(
     (N,) "train", "val" or "test", ``index`` (N,) int64 within the split and, for ``ImageFolder``, ``files``
     (N,) the paths. Also ``class_names``.
 
-    Args: module: in eval mode. data: any data set that fits the encoder; "train" is its bank, the labeled
-        training data as probes see it. output: an npz file. checkpoint: where the weights come from, noted in
-        the file. device: where to compute.
+    Args:
+        module: in eval mode.
+        data: any data set that fits the encoder; "train" is its bank, the labeled training data as probes see
+            it.
+        output: an npz file.
+        checkpoint: where the weights come from, noted in the file.
+        device: where to compute.
 
     Yields:
         Lines for the terminal.

@@ -56,8 +56,9 @@ def feature_std(features: Tensor) -> float:
     Args:
         features: (N, D) floating point.
 
-    Returns: About 1 for directions spread evenly over the sphere, 0 when all samples have one direction; NaN
-        where a feature is not finite.
+    Returns:
+        About 1 for directions spread evenly over the sphere, 0 when all samples have one direction; NaN where
+        a feature is not finite.
 
     Raises:
         ValueError: not a non-empty (N, D) tensor.
@@ -139,9 +140,9 @@ def is_collapsed(features: Tensor) -> str | None:
     detect ruin, not mediocrity: features of rank 5 pass. An encoder that ends in batch normalization can keep
     spread features while the loss sees only collapsed projections; check the projections as well.
 
-    Args: features: (N, D) features or projections, floating point, N >= 2 different samples. Costs one
-        singular value
-            decomposition.
+    Args:
+        features: (N, D) features or projections, floating point, N >= 2 different samples. Costs one singular
+            value decomposition.
 
     Returns:
         One sentence with the measured value and its threshold, or None.

@@ -120,11 +120,14 @@ def held_out_terms(
 def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
     """The ``language`` part of a report: held-out losses, and the two tables of frequencies beside them.
 
-    Args: module: in eval mode, on ``device``; a method whose loss is in nats per token. data: with
-        ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes tokens.
+    Args:
+        module: in eval mode, on ``device``; a method whose loss is in nats per token.
+        data: with ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes
+            tokens.
         device: where to compute.
 
-    Returns: ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``;
+    Returns:
+        ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``;
         ``bits_per_character`` of a method that predicts every token, where the data knows how many characters
         a token has.
     """

@@ -32,7 +32,8 @@ def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: to
         data: set up, with ``views`` that add a ``mask``; masks are drawn from a fixed seed.
         device: where ``module`` is.
 
-    Returns: ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's
+    Returns:
+        ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's
         prediction, clamped to [0, 1]; the mean training image (bank split); and the constant color with the
         least error ON THE TEST PIXELS THEMSELVES, which is more than any method without a network could know.
     """
@@ -99,8 +100,9 @@ def denoising_psnr(module: LightningModule, data: SSLDataModule, device: torch.d
         data: set up, with ``views`` that add ``corrupted``; the noise is drawn from a fixed seed.
         device: where ``module`` is.
 
-    Returns: ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's
-        output, clamped to [0, 1]; of the noisy image itself; and of its 3x3 median filter.
+    Returns:
+        ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's output,
+        clamped to [0, 1]; of the noisy image itself; and of its 3x3 median filter.
     """
     errors: dict[str, Tensor] = {}
     count = 0

@@ -50,9 +50,9 @@ def few_shot_accuracy(
     Returns:
         One accuracy in [0, 1] per draw; report mean and standard deviation.
 
-    Raises: ValueError: a class with fewer than ``shots`` training examples (names it and its count); shots or
-        draws < 1;
-            otherwise as ``fit_linear_probe``.
+    Raises:
+        ValueError: a class with fewer than ``shots`` training examples (names it and its count); shots or
+            draws < 1; otherwise as ``fit_linear_probe``.
     """
     check_labeled_features(train_features, train_labels, num_classes, "train features")
     check_labeled_features(test_features, test_labels, num_classes, "test features")

@@ -32,18 +32,22 @@ def knn_predict(
     length, not centered. Works in float32 whatever the input's type and inside autocast. Uses memory for one
     float32 copy of query and bank, and ``chunk_size * N`` similarities.
 
-    Args: query: (Q, D) features to classify, any floating-point type, CPU or GPU. bank: (N, D) labeled
-        features, on the same device. bank_labels: (N,) integers in [0, num_classes). num_classes: K. k:
-        neighbors that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
+    Args:
+        query: (Q, D) features to classify, any floating-point type, CPU or GPU.
+        bank: (N, D) labeled features, on the same device.
+        bank_labels: (N,) integers in [0, num_classes).
+        num_classes: K.
+        k: neighbors that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
         temperature: T > 0, default 0.07; small values let the nearest neighbor decide, large ones count
-        heads. chunk_size: queries compared at once, default 1024; changes memory, not the result.
+            heads.
+        chunk_size: queries compared at once, default 1024; changes memory, not the result.
 
     Returns:
         (Q,) int64 predicted classes.
 
-    Raises: ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k
-        outside
-            [1, N], temperature <= 0, chunk_size < 1.
+    Raises:
+        ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k
+            outside [1, N], temperature <= 0, chunk_size < 1.
     """
     check_features(query, "query features")
     check_labeled_features(bank, bank_labels, num_classes, "bank features")

@@ -145,11 +145,13 @@ def fit_linear_probe(
     Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Needs
     memory for one more float32 copy of the features.
 
-    Args: features: (N, D) frozen features, any floating-point type, CPU or GPU. labels: (N,) integers in [0,
-        num_classes), on the features' device. num_classes: K. A class without examples is allowed. l2: weight
-        of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5. standardize:
-        give each feature zero mean and unit variance over ``features`` first, default True. It makes the
-            fit independent of each feature's scale and offset, and several times faster.
+    Args:
+        features: (N, D) frozen features, any floating-point type, CPU or GPU.
+        labels: (N,) integers in [0, num_classes), on the features' device.
+        num_classes: K. A class without examples is allowed.
+        l2: weight of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5.
+        standardize: give each feature zero mean and unit variance over ``features`` first, default True. It
+            makes the fit independent of each feature's scale and offset, and several times faster.
         max_iterations: L-BFGS iterations, default 100. The fit ends earlier when no component of the gradient
             exceeds 1e-6 or an iteration lowers the loss by less than 3e-8. (With l2 = 1e-5 on scikit-learn's
             digits, that library's default of 1e-4 for the gradient stops up to 0.9 points away from the
@@ -158,8 +160,9 @@ def fit_linear_probe(
     Returns:
         The probe, on the features' device; it takes raw features.
 
-    Raises: ValueError: empty or non-finite features, a label outside [0, num_classes), negative l2,
-        max_iterations < 1.
+    Raises:
+        ValueError: empty or non-finite features, a label outside [0, num_classes), negative l2,
+            max_iterations < 1.
     """
     check_labeled_features(features, labels, num_classes)
     _check_fit_options((l2,), max_iterations)
@@ -198,9 +201,10 @@ def select_linear_probe(
         standardize: by the statistics of ``train_features``, default True.
         max_iterations: L-BFGS iterations per value, default 100.
 
-    Returns: The chosen probe (fitted on the training split only) and its l2. Fits run from strong to weak l2,
-        each from the last one's weights, so that where ``max_iterations`` ends a fit early it differs a
-        little from ``fit_linear_probe`` at that l2.
+    Returns:
+        The chosen probe (fitted on the training split only) and its l2. Fits run from strong to weak l2, each
+        from the last one's weights, so that where ``max_iterations`` ends a fit early it differs a little
+        from ``fit_linear_probe`` at that l2.
 
     Raises:
         ValueError: as ``fit_linear_probe``; an empty grid; train and val of different widths.

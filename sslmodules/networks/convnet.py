@@ -22,9 +22,11 @@ class ConvEncoder(nn.Module):
 
     With the default it has 94,000 parameters and 128 features: the encoder of the quick runs on small images.
 
-    Args: in_channels: channels of the image; one more where the method also shows the encoder a mask.
-        channels: width of each layer; the last one is ``num_features``. stem_stride: of the first layer; 1
-        for images of 8 pixels, 2 costs a quarter and suits 32 pixels and more.
+    Args:
+        in_channels: channels of the image; one more where the method also shows the encoder a mask.
+        channels: width of each layer; the last one is ``num_features``.
+        stem_stride: of the first layer; 1 for images of 8 pixels, 2 costs a quarter and suits 32 pixels and
+            more.
     """
 
     def __init__(
@@ -64,10 +66,13 @@ class ConvDecoder(nn.Module):
     whole map (the cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may be
     wider than what convolutions alone reach across.
 
-    Args: in_channels: width of the feature map (the encoder's ``num_features``). map_size: height and width
-        of the feature map, in positions. image_size: height and width of the output, in pixels; reached by
-        bilinear resizing if doubling overshoots. channels: width of each doubling stage. out_channels:
-        channels of the output.
+    Args:
+        in_channels: width of the feature map (the encoder's ``num_features``).
+        map_size: height and width of the feature map, in positions.
+        image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling
+            overshoots.
+        channels: width of each doubling stage.
+        out_channels: channels of the output.
     """
 
     def __init__(

@@ -51,10 +51,14 @@ class DCGANGenerator(nn.Module):
     or white. The output is in standardized units: tanh's -1 and 1 are the values that pixels of 0 and 1 have
     after standardization.
 
-    Args: latent_dim: width of the noise z. image_size: height and width in pixels, a multiple of 2 to the
-        number of ``channels``: 8, 28 (two), 32, 64 ... channels: width of the first map and of each doubled
-        one; the last doubling gives the image. out_channels: channels of the image. mean, std: of the data's
-        standardization, one value per channel or one for all; with 0.5 the output is tanh itself.
+    Args:
+        latent_dim: width of the noise z.
+        image_size: height and width in pixels, a multiple of 2 to the number of ``channels``: 8, 28 (two),
+            32, 64 ...
+        channels: width of the first map and of each doubled one; the last doubling gives the image.
+        out_channels: channels of the image.
+        mean, std: of the data's standardization, one value per channel or one for all; with 0.5 the output is
+            tanh itself.
 
     Raises:
         ValueError: a bad argument.
@@ -121,9 +125,12 @@ class DCGANDiscriminator(nn.Module):
     The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last
     convolution.
 
-    Args: in_channels: channels of the image. image_size: height and width in pixels. channels: width of each
-        layer; ``num_features`` is the last one times the positions of the last map. norm: ``batch`` as in the
-        paper, or ``layer`` = over channels and positions of each image alone, which WGAN-GP needs.
+    Args:
+        in_channels: channels of the image.
+        image_size: height and width in pixels.
+        channels: width of each layer; ``num_features`` is the last one times the positions of the last map.
+        norm: ``batch`` as in the paper, or ``layer`` = over channels and positions of each image alone, which
+            WGAN-GP needs.
 
     Raises:
         ValueError: a bad argument.

@@ -50,7 +50,8 @@ def cosine_momentum(progress: float, base: float) -> float:
         progress: share of the run that is done, in [0, 1].
         base: value at the start.
 
-    Returns: 1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no
+    Returns:
+        1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no
         memory to lose.
     """
     return 1 - (1 - base) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

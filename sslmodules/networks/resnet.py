@@ -13,10 +13,10 @@ class ResNetEncoder(nn.Module):
     """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x
     faster on CPU).
 
-    Args: name: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ... any of torchvision's
-        ResNets. stem: ``imagenet`` = 7x7 stride 2 and max-pooling; ``cifar`` = 3x3 stride 1 without pooling
-        (SimCLR, appendix on
-            CIFAR-10), for images of 32 to 64 pixels.
+    Args:
+        name: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ... any of torchvision's ResNets.
+        stem: ``imagenet`` = 7x7 stride 2 and max-pooling; ``cifar`` = 3x3 stride 1 without pooling (SimCLR,
+            appendix on CIFAR-10), for images of 32 to 64 pixels.
         in_channels: channels of the image.
         zero_init_residual: each block starts as the identity (Goyal et al. 2017; SimSiam's and Barlow Twins'
             setting).

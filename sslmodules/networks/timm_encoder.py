@@ -13,17 +13,20 @@ class TimmEncoder(nn.Module):
     """A timm model by name, without its classifier. On the command line the bare name is enough:
     ``--model.encoder vit_tiny_patch16_224``.
 
-    Args: name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``,
-        ``resnet50.a1_in1k``). image_size: height and width in pixels, for models with a fixed input size
-        (ViTs); None = the model's own. patch_size: of a ViT, in pixels; None = the model's own. in_channels:
-        channels of the image. any_size: a ViT also takes images of other sizes, its position embedding
-        resized to each: for views of several sizes
-            (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
+    Args:
+        name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``,
+            ``resnet50.a1_in1k``).
+        image_size: height and width in pixels, for models with a fixed input size (ViTs); None = the model's
+            own.
+        patch_size: of a ViT, in pixels; None = the model's own.
+        in_channels: channels of the image.
+        any_size: a ViT also takes images of other sizes, its position embedding resized to each: for views of
+            several sizes (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
         pretrained: start from timm's published weights (downloads them).
 
-    Raises: ValueError: timm has no such model (the three nearest names are given), or the model has no
-        setting for what was
-            given.
+    Raises:
+        ValueError: timm has no such model (the three nearest names are given), or the model has no setting
+            for what was given.
     """
 
     def __init__(

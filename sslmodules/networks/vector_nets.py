@@ -81,10 +81,13 @@ class VectorDecoder(nn.Module):
     """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to
     pixels.
 
-    Args: in_features: width of the vector. map_size: height and width of the first map, in positions.
+    Args:
+        in_features: width of the vector.
+        map_size: height and width of the first map, in positions.
         image_size: height and width of the output, in pixels; reached by bilinear resizing if doubling
-        overshoots. channels: width of the first map, then of each doubling stage. out_channels: channels of
-        the output.
+            overshoots.
+        channels: width of the first map, then of each doubling stage.
+        out_channels: channels of the output.
     """
 
     def __init__(

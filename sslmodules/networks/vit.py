@@ -38,8 +38,12 @@ def sincos_positions(
     The first half of the dimensions encodes the column, the second half the row; within a half sines come
     before cosines, at ``width / 4`` frequencies from 1 down to nearly 1 / 10,000 per patch.
 
-    Args: grid: (rows h, columns w). width: D, divisible by 4. reference: grid over which this one is
-        stretched (small crops in a network for large images); None = itself. device: of the result.
+    Args:
+        grid: (rows h, columns w).
+        width: D, divisible by 4.
+        reference: grid over which this one is stretched (small crops in a network for large images); None =
+            itself.
+        device: of the result.
 
     Returns:
         (h * w, D) float32, row by row.
@@ -236,9 +240,10 @@ def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
         encoder: a ``ViTEncoder``, or a ``TimmEncoder`` of a plain ViT; in eval mode.
         x: (B, C, H, W).
 
-    Returns: (B, heads, h, w): share of the attention that each patch gets; shares of other tokens are left
-        out, so a map sums to at most 1. None for an encoder without a class token, or one whose images have
-        other channels.
+    Returns:
+        (B, heads, h, w): share of the attention that each patch gets; shares of other tokens are left out, so
+        a map sums to at most 1. None for an encoder without a class token, or one whose images have other
+        channels.
     """
     vit: Any = getattr(encoder, "net", encoder)
     if isinstance(vit, ViTEncoder):
