@@ -28,6 +28,7 @@ import torch
 import yaml
 
 import sslmodules
+from datamodules import Digits, Fasta, TextFiles, Tones
 from runtime.command_line import checked_arguments
 from runtime.messages import ROOT, config_files, help_text, methods
 
@@ -377,3 +378,31 @@ def test_help_names_every_method_and_config() -> None:
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=name_of)
 def test_a_config_is_short(config: Path) -> None:
     assert len(config.read_text(encoding="utf-8").splitlines()) <= 30
+
+
+# ---- statements tied to the code ---------------------------------------------------------------------------
+
+
+def test_the_page_of_metrics_knows_every_baseline() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names: set[str] = set()
+    for data in (
+        Digits(),
+        Tones(synthetic=True),
+        TextFiles(synthetic=True),
+        Fasta(root="unused", synthetic=True),
+    ):
+        names |= data.baselines().keys()
+    assert names == {"raw_input", "mean_log_mel", "bag_of_words", "tfidf", "kmers"}
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_no_method_page_denies_that_batch_norm_is_synchronized() -> None:
+    """configs/default.yaml synchronizes it on several GPUs."""
+    assert (
+        yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())["trainer"]["sync_batchnorm"] is True
+    )
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    assert not [
+        page.name for page in pages if "--trainer.sync_batchnorm true" in page.read_text(encoding="utf-8")
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sslmodules.lejepa import LeJEPA, prediction_loss, random_directions, sigreg
 from sslmodules.networks import ConvEncoder
@@ -245,3 +246,17 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
 def test_fewer_views_than_global_ones_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_global is 3, but data\.views makes 2 views"):
         module_with(num_global=3).check_batch({"input": torch.zeros(4, 1, 8, 8), "views": views(2)})
+
+
+def test_the_released_codes_quadrature_differs_by_less_than_one_percent() -> None:
+    """Its 17 points lie on [0, 3]; the paper's on [-5, 5] (docs/methods/lejepa.md)."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 512, 32, generator=generator, dtype=torch.float64)
+    directions = F.normalize(torch.randn(32, 256, generator=generator, dtype=torch.float64), dim=0)
+    t = torch.linspace(0, 3, 17, dtype=torch.float64)
+    angles = (z[0] @ directions)[..., None] * t  # (N, M, T)
+    target = torch.exp(-t.square() / 2)
+    distance = (angles.cos().mean(0) - target).square() + angles.sin().mean(0).square()  # (M, T)
+    released = 2 * 512 * torch.trapezoid(distance * target, t).mean()
+    ratio = (sigreg(z, directions) / released).item()
+    assert 1.001 < ratio < 1.01
