@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from runtime.messages import UserError, data_sets
+from datamodules.errors import ConfigError
+from runtime.messages import data_sets
 
 EPILOG = """other data than the run's: --data NAME, and any option of it, such as --data.root DIR or --data.batch_size N.
 An option that both data sets have keeps the run's value. Data sets: """
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     """A wrong option is one line, as everywhere."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python eval.py --help")
+        raise ConfigError(f"{message}; see python eval.py --help")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -106,20 +107,20 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             own.append(argument)
     given = parser.parse_args(own)
     if (given.mask or given.truth) and not given.restore:
-        raise UserError(
+        raise ConfigError(
             f"{'--mask' if given.mask else '--truth'} belongs to --restore PICTURES, which is not given"
         )
     for option in ("prompt", "temperature"):
         if getattr(given, option) is not None and given.generate is None:
-            raise UserError(f"--{option} belongs to --generate N, which is not given")
+            raise ConfigError(f"--{option} belongs to --generate N, which is not given")
     if given.probes is not None and (
         given.generate is not None or given.restore or given.features or given.export
     ):
-        raise UserError(
+        raise ConfigError(
             "--probes is for probing: leave it out with --generate, --restore, --features and --export"
         )
     if (given.features or given.export) and given.output:
-        raise UserError(
+        raise ConfigError(
             f"{'--features' if given.features else '--export'} names the target already: leave --output out"
         )
     return given, rest
@@ -154,14 +155,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     ]
     for probe in probes or [""]:
         if probe not in PROBES:
-            raise UserError(
+            raise ConfigError(
                 f"--probes: unknown probe {probe!r}{did_you_mean(probe, PROBES)}; known: {', '.join(PROBES)}"
             )
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device}: expected auto, cpu or cuda, and cuda only where there is a GPU")
+        raise ConfigError(
+            f"--device {device}: expected auto, cpu or cuda, and cuda only where there is a GPU"
+        )
     checkpoint, folder = checkpoint_of(arguments.run)
     content = read_checkpoint(checkpoint)
     data = build_data(dict(content.get("datamodule_hyper_parameters", {})), overrides)
@@ -204,7 +207,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments, overrides = parse(argv)
         run(arguments, overrides)
-    except UserError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import sys
 
-from runtime.messages import UserError, config_arguments, help_text, read_config
+from datamodules.errors import ConfigError
+from runtime.messages import config_arguments, help_text, read_config
 from runtime.signals import Preempted, check_launch, die_with_parent, end, receiver
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
             from runtime.main import run
 
             return run(argv)
-        except UserError as error:
+        except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except Preempted as stop:

@@ -28,15 +28,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from datamodules.errors import DataFileError, MissingDataError
+
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # so that it runs from a clone without installing
 
-from datamodules.errors import MissingDataError
 from datamodules.images.arrays import MNIST
 from evaluation.measures.frechet import frechet_distance
 from evaluation.probes.linear import top1
-from runtime.checkpoints import CheckpointError, initial_module, load_module, read_checkpoint
+from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.environment import describe_environment
 from sslmodules.gan import GAN
 from sslmodules.networks import ConvEncoder
@@ -141,7 +142,7 @@ def main() -> int:
     try:
         trained, untrained = load_module(checkpoint), initial_module(read_checkpoint(checkpoint))
         data.dataset("test")
-    except (CheckpointError, MissingDataError) as error:
+    except (DataFileError, MissingDataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not isinstance(trained, GAN) or not isinstance(untrained, GAN):

@@ -41,6 +41,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.errors import DataFileError
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
@@ -52,7 +54,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from runtime.checkpoints import CheckpointError, read_checkpoint
+from runtime.checkpoints import read_checkpoint
 from runtime.main import Started
 from runtime.messages import ROOT
 from runtime.stopping import Preemption
@@ -277,7 +279,7 @@ def trial(number: int, kind: signal.Signals, folder: Path, undisturbed: End, lot
         try:
             content = read_checkpoint(file)
             saved = max(saved, content["global_step"]) if "optimizer_states" in content else saved
-        except CheckpointError as error:
+        except DataFileError as error:
             corrupted += 1
             print(f"  {error}")
     finished = set(wait(start(folder, *OFTEN))) == {0}

@@ -33,11 +33,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules.errors import ConfigError
+
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # so that it runs from a clone without installing
 
-from runtime.messages import ROOT, UserError
+from runtime.messages import ROOT
 from runtime.signals import requeue, slurm_job
 
 #: Exit statuses of train.py when it was told to stop and has saved.
@@ -48,17 +50,17 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
     """The space of ``path``: option -> list of values, or {low, high[, log][, step]}.
 
     Raises:
-        UserError: not such a file, or a range for a grid.
+        ConfigError: not such a file, or a range for a grid.
     """
     try:
         space = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
-        raise UserError(
+        raise ConfigError(
             f"{path} cannot be read as YAML ({why}): expected lines such as model.temperature: [0.1, 0.2]"
         ) from None
     if not isinstance(space, dict) or not space:
-        raise UserError(f"{path}: expected lines such as model.temperature: [0.1, 0.2]")
+        raise ConfigError(f"{path}: expected lines such as model.temperature: [0.1, 0.2]")
     for name, values in space.items():
         is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {
             "low",
@@ -67,18 +69,18 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
             "step",
         }
         if not is_range and not (isinstance(values, list) and values):
-            raise UserError(
+            raise ConfigError(
                 f"{path}: {name}: expected a list of values or {{low, high[, log][, step]}}, got {values!r}"
             )
         if is_range and sampler == "grid":
-            raise UserError(f"{path}: {name}: a grid takes a list of values, got {values!r}")
+            raise ConfigError(f"{path}: {name}: a grid takes a list of values, got {values!r}")
         ends = (values["low"], values["high"]) if is_range else (0, 1)
         if not all(isinstance(end, (int, float)) for end in ends):  # 1e-4 is a word in YAML
-            raise UserError(
+            raise ConfigError(
                 f"{path}: {name}: expected numbers such as 0.0001 or 1.0e-4 for low and high, got {values!r}"
             )
         if ends[0] >= ends[1] or (is_range and values.get("log") and ends[0] <= 0):
-            raise UserError(f"{path}: {name}: expected low < high, and low > 0 with log, got {values!r}")
+            raise ConfigError(f"{path}: {name}: expected low < high, and low > 0 with log, got {values!r}")
     return space
 
 
@@ -130,7 +132,7 @@ class Worker:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
+            raise ConfigError(
                 f"--study {self.folder} cannot be made ({error.strerror}): expected a folder"
             ) from None
         with alone(self.folder):
@@ -164,7 +166,7 @@ class Worker:
                     study.enqueue_trial(dict(zip(self.space, values, strict=True)))
         for name, value in settings.items():
             if study.user_attrs.get(name) != value:
-                raise UserError(
+                raise ConfigError(
                     f"--study {self.folder} holds another sweep ({name}: {study.user_attrs.get(name)} "
                     f"there, {value} now): "
                     "repeat its command, or choose another folder"
@@ -310,16 +312,16 @@ def main(argv: list[str]) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         if args.metric.startswith("test/"):
-            raise UserError(
+            raise ConfigError(
                 f"--metric {args.metric}: settings are chosen on the validation split, never on test"
             )
         if os.environ.get("SLURM_NTASKS", "1") != "1":
-            raise UserError(
+            raise ConfigError(
                 f"a worker is one task, and this SLURM job has {os.environ['SLURM_NTASKS']}: give "
                 "sbatch --array=0-7 --ntasks-per-node=1 --gpus-per-node=1 for eight workers"
             )
         return Worker(args, options).work()
-    except UserError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

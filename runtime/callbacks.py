@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
+from datamodules.errors import ConfigError
 from evaluation.media import last_step
 
 #: Logged name -> name on the terminal, in the order shown.
@@ -95,12 +96,6 @@ class Throughput(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(rates, step=last_step(trainer))
             self.reset()
-
-
-class NonFiniteLoss(RuntimeError):
-    """Training cannot go on: the loss or a gradient is NaN or infinite. One line with the step and what to
-    do.
-    """
 
 
 class _Reading(NamedTuple):
@@ -198,7 +193,7 @@ class FiniteLoss(Callback):
             self._look(reading, trainer)
 
     def _look(self, reading: _Reading, trainer: Trainer) -> None:
-        """Raises ``NonFiniteLoss`` for a step whose numbers are not finite."""
+        """Raises ``ConfigError`` for a step whose numbers are not finite."""
         if reading.arrived is not None:
             reading.arrived.synchronize()  # of the step before the one that the device is at
         loss, norm = reading.values.tolist()
@@ -224,7 +219,7 @@ class FiniteLoss(Callback):
             if self.checkpoint.is_file()
             else "no checkpoint was written yet"
         )
-        raise NonFiniteLoss(
+        raise ConfigError(
             f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, "
             "gradient norm "
             f"{norm:.3g}{before}. Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from datamodules.errors import DataFileError
 from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.trust import denied_name, enforce, is_trusted
 from sslmodules import methods
@@ -117,11 +118,7 @@ def prune(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of this project: one line with its name and what is wrong."""
-
-
-class DamagedCheckpoint(CheckpointError):
+class DamagedCheckpoint(DataFileError):
     """A checkpoint of which something is missing or has changed on the disk."""
 
     def __init__(self, path: Path, what: str) -> None:
@@ -139,14 +136,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does
             not fit it; torch itself does not compare them.
-        CheckpointError: missing, holding objects other than tensors and plain values, or not a Lightning
+        DataFileError: missing, holding objects other than tensors and plain values, or not a Lightning
             checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt"
-        )
+        raise DataFileError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
     if path.stat().st_size == 0:
         raise DamagedCheckpoint(path, "is empty (0 bytes)")
     # before torch looks at it: what has changed on the disk may also look like code
@@ -161,13 +156,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # likewise
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise CheckpointError(
+            raise DataFileError(
                 f"{path} holds objects that are not tensors or plain values; loading them could run code, "
                 "so it was refused"
             ) from None
         raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(
+        raise DataFileError(
             f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote"
         )
     return with_current_names(content)
@@ -178,7 +173,7 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     options.
 
     Raises:
-        CheckpointError: no class is named, or one that is not a method of this project.
+        DataFileError: no class is named, or one that is not a method of this project.
     """
     options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     class_path = str(hyper_parameters.get("_class_path", ""))
@@ -189,7 +184,7 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
             importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None
         )
     if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
-        raise CheckpointError(
+        raise DataFileError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
             f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
         )
@@ -206,7 +201,7 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
             if denied
             else f"does not build {cls.__name__}: {str(error).strip().splitlines()[-1].strip()}"
         )
-        raise CheckpointError(f"the checkpoint {reason}") from None
+        raise DataFileError(f"the checkpoint {reason}") from None
     module._set_hparams(hyper_parameters)
     return module
 
@@ -225,7 +220,7 @@ def load_module(path: str | Path) -> SSLModule:
         path: such as ``RUN/checkpoints/last.ckpt``.
 
     Raises:
-        CheckpointError: the file cannot be used; the message says why.
+        DataFileError: the file cannot be used; the message says why.
 
     Example::
 
@@ -238,9 +233,7 @@ def load_module(path: str | Path) -> SSLModule:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(
-            f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}"
-        ) from None
+        raise DataFileError(f"{path} does not fit {type(module).__name__}: {'; '.join(lines[:5])}") from None
     return module.eval()
 
 

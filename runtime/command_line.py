@@ -18,11 +18,12 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
 from runtime.discovery import with_public_names
 from runtime.folder import RunFolder
-from runtime.messages import DEFAULTS, UserError, config_arguments, read_config
+from runtime.messages import DEFAULTS, config_arguments, read_config
 from runtime.names import check_command_line, check_layer, untrusted
 from runtime.stopping import Preemption
 from runtime.trust import denied_name, enforce, trust
@@ -55,7 +56,7 @@ class SSLCommandLine(LightningCLI):
         args: the command line without the program's name.
 
     Raises:
-        UserError: anything wrong with what was given; the message is one line.
+        ConfigError: anything wrong with what was given; the message is one line.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -78,7 +79,7 @@ class SSLCommandLine(LightningCLI):
                 args=checked_arguments(args),
             )
         except ArgumentError as error:
-            raise UserError(explain(error)) from None
+            raise ConfigError(explain(error)) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -115,15 +116,15 @@ class SSLCommandLine(LightningCLI):
         self.plain_config = plain
         limits = plain["trainer"]
         if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
-            raise UserError(
+            raise ConfigError(
                 "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps "
                 "or max_time"
             )
         for name in ("limit_train_batches", "max_steps", "max_epochs"):
             if limits[name] == 0:
-                raise UserError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
+                raise ConfigError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
         if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(
+            raise ConfigError(
                 f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto "
                 "or cpu"
             )
@@ -184,7 +185,7 @@ def checked_arguments(args: list[str]) -> list[str]:
     """The arguments with every name checked and every file replaced by its checked content.
 
     Raises:
-        UserError: a missing or broken file, or a name that does not exist.
+        ConfigError: a missing or broken file, or a name that does not exist.
     """
     if "--trainer.help" in args:  # the parser has this for classes of a choice only, and there is one Trainer
         parser = ArgumentParser(
@@ -211,7 +212,7 @@ def checked_arguments(args: list[str]) -> list[str]:
     wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
     for group in ("model", "data"):
         if chosen[group] is None and not wants_help:
-            raise UserError(
+            raise ConfigError(
                 f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME"
             )
         old, new = before[group], chosen[group]
@@ -236,7 +237,7 @@ def trusted_packages(args: list[str]) -> list[str]:
         try:
             trust((value if equals else next(words, "")).split(","))
         except ValueError as error:
-            raise UserError(f"{option}: {error}") from None
+            raise ConfigError(f"{option}: {error}") from None
     enforce()
     return rest
 

@@ -17,12 +17,12 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.errors import ConfigError
 from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, prune, read_checkpoint
 from runtime.discovery import public_name, with_public_names
 from runtime.environment import describe_environment
 from runtime.failures import forget_failures
 from runtime.files import write_json
-from runtime.messages import UserError
 from runtime.signals import slurm_job
 from sslmodules import SSLModule
 
@@ -68,13 +68,13 @@ class RunFolder:
             )  # from the process that Lightning started this one from
         if run_dir is not None:
             if not run_dir.strip():
-                raise UserError("--run_dir is empty: expected the name of a folder")
+                raise ConfigError("--run_dir is empty: expected the name of a folder")
             return cls(Path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
         if SLURMEnvironment.detect():
             return cls(parent / f"slurm-{slurm_job()}")
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise UserError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
+            raise ConfigError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
     def inspect(self, config: dict[str, Any], method: str) -> Path | None:
@@ -88,7 +88,7 @@ class RunFolder:
             The checkpoint to resume from, or None for a new run.
 
         Raises:
-            UserError: no run folder, another configuration, another method, or an unreadable checkpoint.
+            ConfigError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # for all; a process started a moment later would see the folder that this one makes
             self._check_config(config, method)
@@ -99,12 +99,12 @@ class RunFolder:
             ".", 1
         )[-1]
         if stored != method:
-            raise UserError(
+            raise ConfigError(
                 f"{self.resume} is a checkpoint of {stored or 'something else'}, not of {method}: choose "
                 "another --run_dir"
             )
         if "optimizer_states" not in self.content:
-            raise UserError(
+            raise ConfigError(
                 f"{self.resume} holds weights only and cannot be resumed: choose another --run_dir"
             )
         return self.resume
@@ -114,7 +114,7 @@ class RunFolder:
 
         Raises:
             DamagedCheckpoint: the only one there is cannot be read.
-            UserError: neither of the two can be read.
+            ConfigError: neither of the two can be read.
         """
         self.resume, self.content = None, {}
         problems: list[DamagedCheckpoint] = []
@@ -136,7 +136,7 @@ class RunFolder:
             raise problems[0]
         if problems:
             what = " and ".join(problem.what for problem in problems)
-            raise UserError(
+            raise ConfigError(
                 f"{what}: nothing is left to resume from; the same command with a new --run_dir starts again"
             )
 
@@ -147,10 +147,10 @@ class RunFolder:
     def _check_config(self, config: dict[str, Any], method: str) -> None:
         path, saved_config = self.path, self.saved_config
         if path.exists() and not path.is_dir():
-            raise UserError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
+            raise ConfigError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
         if not saved_config.is_file():
             if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
-                raise UserError(
+                raise ConfigError(
                     f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose "
                     "another"
                 )
@@ -158,12 +158,12 @@ class RunFolder:
         earlier = with_public_names(yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {})
         found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
         if found != method:
-            raise UserError(
+            raise ConfigError(
                 f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder"
             )
         if differences := difference(earlier, config):
             shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
-            raise UserError(
+            raise ConfigError(
                 f"--run_dir {path} holds a run of another configuration ({shown}): "
                 "repeat its options to resume it, or choose another folder"
             )
@@ -173,7 +173,7 @@ class RunFolder:
         Rank 0 does: it looks whether the folder is new, which another rank that is faster must not change.
 
         Raises:
-            UserError: the folder cannot be written.
+            ConfigError: the folder cannot be written.
         """
         os.environ["SSL_RUN_DIR"] = str(
             self.path.resolve()
@@ -185,7 +185,7 @@ class RunFolder:
         """Keeps other runs out of the folder (rank 0), as long as this process lives, even if it is killed.
 
         Raises:
-            UserError: another process is at it.
+            ConfigError: another process is at it.
         """
         if rank_zero_only.rank != 0 or not self.path.is_dir():  # type: ignore[attr-defined]
             yield
@@ -200,7 +200,7 @@ class RunFolder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > patience:
-                        raise UserError(
+                        raise ConfigError(
                             f"--run_dir {self.path} is in use by another process: end it, or choose another"
                         ) from None
                     time.sleep(0.2)
@@ -210,7 +210,7 @@ class RunFolder:
             yield
 
     def check_weights(self, module: SSLModule) -> None:
-        """UserError with the first five differences if the checkpoint does not fit the method as it is
+        """ConfigError with the first five differences if the checkpoint does not fit the method as it is
         now.
         """
         stored, now = self.content["state_dict"], module.state_dict()
@@ -220,7 +220,7 @@ class RunFolder:
         wrong += [f"{k} is not here" for k in sorted(stored.keys() - now.keys())]
         if wrong:
             more = f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
-            raise UserError(
+            raise ConfigError(
                 f"{self.resume} does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}. Choose "
                 "another --run_dir"
             )
@@ -239,7 +239,7 @@ class RunFolder:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(
+            raise ConfigError(
                 f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
             ) from None
         forget_failures(path)

@@ -16,17 +16,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from datamodules.base import SSLDataModule
-from datamodules.errors import ImageFileError
-from datamodules.images.index import ShardError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import run_seed
 from evaluation.report import evaluate
 from evaluation.tables import print_report
-from runtime.callbacks import NonFiniteLoss
 from runtime.checkpoints import initial_module
 from runtime.command_line import RunLogger, SSLCommandLine, explain
 from runtime.failures import end_other_processes, hint, is_first_failure
 from runtime.files import write_json
-from runtime.messages import UserError
 from runtime.quiet import silence_framework
 from runtime.signals import LISTENED, Preempted, receiver
 from sslmodules import SSLModule
@@ -62,13 +59,13 @@ def run(argv: list[str]) -> int:
         )  # the first one has an error to print
         if not first:
             return 1
-        if isinstance(error, UserError) or "SSL_TRACEBACK" in os.environ:
+        if isinstance(error, ConfigError) or "SSL_TRACEBACK" in os.environ:
             raise
         if advice := hint(error):
-            raise UserError(advice) from error
+            raise ConfigError(advice) from error
         # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it
         # before, too
-        always = (ImageFileError, ShardError, NonFiniteLoss)
+        always = (DataFileError, ConfigError)
         in_worker = "Original Traceback" in str(error)
         known = (
             always
@@ -76,7 +73,7 @@ def run(argv: list[str]) -> int:
             else (*always, ValueError, OSError, MisconfigurationException)
         )
         if isinstance(error, known):
-            raise UserError(explain(error)) from error
+            raise ConfigError(explain(error)) from error
         raise
 
 
@@ -149,7 +146,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     written.
 
     Raises:
-        UserError: the encoder does not take the samples, or its features are not (B, num_features).
+        ConfigError: the encoder does not take the samples, or its features are not (B, num_features).
         ValueError: too few samples for a batch, or the views lack what the method reads.
     """
     data.check_batch_size(world_size)
@@ -161,7 +158,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     x = batch["input"]
     given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
     if given is not None and needed is not None and given < needed:
-        raise UserError(
+        raise ConfigError(
             f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give "
             f"--model.encoder.vocab_size {needed}"
         )
@@ -171,7 +168,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
         h = module.embed(x)
     except (RuntimeError, ValueError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(
+        raise ConfigError(
             f"the encoder does not take samples of {type(data).__name__} of shape {tuple(x.shape[1:])} "
             f"({first}): "
             "look at its in_channels and sizes"
@@ -180,7 +177,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
         module.train(was_training)
     width = module.encoder.num_features
     if h.flatten(1).shape != (len(x), width):
-        raise UserError(
+        raise ConfigError(
             f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected "
             f"({len(x)}, {width})"
         )

@@ -11,15 +11,14 @@ from typing import Any
 
 import yaml
 
+from datamodules.errors import ConfigError
 from runtime.discovery import ROOT, below, classes
+
+UserError = ConfigError
 
 DEFAULTS = ROOT / "configs" / "default.yaml"
 
 USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v]"
-
-
-class UserError(Exception):
-    """What the user gave cannot work: one line that names the value, what was expected and what to do."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -92,23 +91,25 @@ options:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """A YAML file as a dict; a missing or broken one is a ``UserError`` with the nearest file or the line."""
+    """A YAML file as a dict; ``ConfigError`` with the nearest file or the line if it is not one."""
     file = Path(path)
     if not file.is_file():
         here = [str(p.relative_to(ROOT)) for p in config_files()]
         kind = "is a folder" if file.is_dir() else "does not exist"
-        raise UserError(f"--config {path} {kind}: expected a YAML file{did_you_mean(path, here)}")
+        raise ConfigError(f"--config {path} {kind}: expected a YAML file{did_you_mean(path, here)}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"--config {path}{place}: broken YAML ({problem}): mend that line") from None
+        raise ConfigError(f"--config {path}{place}: broken YAML ({problem}): mend that line") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8") from None
+        raise ConfigError(
+            f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(
+        raise ConfigError(
             f"--config {path} holds {type(content).__name__}, expected keys such as model, data and trainer"
         )
     return content
@@ -120,7 +121,7 @@ def config_arguments(argv: list[str]) -> list[str]:
     for i, arg in enumerate(argv):
         if arg in ("--config", "-c"):
             if i + 1 == len(argv):
-                raise UserError(f"{arg} needs a file: {USAGE}")
+                raise ConfigError(f"{arg} needs a file: {USAGE}")
             files.append(argv[i + 1])
         elif arg.startswith("--config="):
             files.append(arg.partition("=")[2])

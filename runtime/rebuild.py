@@ -9,9 +9,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
 from runtime.command_line import explain
 from runtime.discovery import with_current_paths
-from runtime.messages import UserError
 from runtime.names import check_command_line, options_of, resolve
 
 
@@ -21,12 +21,12 @@ def checkpoint_of(run: str) -> tuple[Path, Path]:
     if path.is_dir():
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
-            raise UserError(
+            raise ConfigError(
                 f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made"
             )
         return checkpoint, path
     if not path.is_file():
-        raise UserError(
+        raise ConfigError(
             f"{path} does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)"
         )
     return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -41,7 +41,7 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     overrides = check_command_line(overrides, chosen, [], [])
     cls = chosen["data"]
     if cls is None:
-        raise UserError("the checkpoint names no data set: give --data NAME")
+        raise ConfigError("the checkpoint names no data set: give --data NAME")
     shared = {k: v for k, v in stored.items() if k in options_of(cls)}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLDataModule, "data")
@@ -49,5 +49,5 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     try:
         config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
     except ArgumentError as error:
-        raise UserError(explain(error)) from None
+        raise ConfigError(explain(error)) from None
     return parser.instantiate(config).data

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
-from runtime.messages import UserError
+from datamodules.errors import ConfigError
 
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -155,7 +155,7 @@ def check_launch() -> None:
     """Before anything slow: is this process one that can train?
 
     Raises:
-        UserError: a SLURM job of several tasks that was started once, without srun: it would wait for the
+        ConfigError: a SLURM job of several tasks that was started once, without srun: it would wait for the
             others for ever.
     """
     tasks = os.environ.get("SLURM_NTASKS", "1")
@@ -166,7 +166,7 @@ def check_launch() -> None:
         and not inside
         and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
     ):
-        raise UserError(
+        raise ConfigError(
             f"this SLURM job has {tasks} tasks, but the command runs once: start it with `srun python "
             "train.py ...`, or ask "
             "for one task (#SBATCH --ntasks=1)"

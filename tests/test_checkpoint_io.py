@@ -16,9 +16,9 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
+from datamodules.errors import ConfigError
 from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, DamagedCheckpoint, prune, read_checkpoint
 from runtime.folder import RunFolder
-from runtime.messages import UserError
 from runtime.signals import StopRequest
 from runtime.stopping import Preemption
 
@@ -216,7 +216,7 @@ def test_two_damaged_ones_are_refused(last: Path) -> None:
     last.write_bytes(b"")
     last.with_name(PREVIOUS).write_bytes(b"x")
     with pytest.raises(
-        UserError, match=r"last\.ckpt is empty.* and .*previous\.ckpt is truncated.*: nothing is left"
+        ConfigError, match=r"last\.ckpt is empty.* and .*previous\.ckpt is truncated.*: nothing is left"
     ):
         RunFolder(last.parent.parent)._read_newest()
     last.unlink()

@@ -22,10 +22,11 @@ import yaml
 from PIL import Image
 
 import train
+from datamodules.errors import ConfigError
 from datamodules.images.arrays import Digits
 from datamodules.images.folder import ImageFolder
 from datamodules.images.module import ArrayDataset
-from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.callbacks import FiniteLoss
 from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
 from sslmodules import SimCLR, methods
@@ -300,7 +301,7 @@ def _(bench: Bench) -> None:
     column = lines[0].split(",").index("train/skipped_steps")
     assert [line.split(",")[column] for line in lines[1:] if line.split(",")[column]] == ["1", "2", "3"]
     with pytest.raises(
-        NonFiniteLoss, match=r"gradient is not in 4 steps in a row, last in step 5 .*learning rate"
+        ConfigError, match=r"gradient is not in 4 steps in a row, last in step 5 .*learning rate"
     ):
         fit(2, 99, 4)
 

@@ -14,8 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 import train
+from datamodules.errors import ConfigError
 from runtime import callbacks as monitoring
-from runtime.callbacks import FiniteLoss, NonFiniteLoss
+from runtime.callbacks import FiniteLoss
 from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
 from sslmodules import SimCLR
@@ -95,7 +96,7 @@ def test_infinity_and_a_gradient_alone(
 ) -> None:
     before = poison(monkeypatch, step=1, how=how)
     with pytest.raises(
-        NonFiniteLoss, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"
+        ConfigError, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"
     ):
         fit(tmp_path)
     assert_untouched(before)
@@ -138,7 +139,7 @@ def test_on_cuda_it_is_seen_one_step_later(how: str, monkeypatch: pytest.MonkeyP
         lambda self, *a: (steps.append(self.global_step + 1), original(self, *a))[1],
     )
     with pytest.raises(
-        NonFiniteLoss, match=r"in step 6 \(epoch 2\).*gradient norm nan \([\d.]+ in the step before\)"
+        ConfigError, match=r"in step 6 \(epoch 2\).*gradient norm nan \([\d.]+ in the step before\)"
     ):
         fit(tmp_path)
     assert steps[-1] == 7
@@ -171,7 +172,7 @@ def test_no_checkpoint_is_written_of_a_step_that_nobody_has_looked_at(
         ]
     if kind == "step":
         more = [ModelCheckpoint(tmp_path, "step", every_n_train_steps=1, enable_version_counter=False)]
-    with pytest.raises(NonFiniteLoss, match="in step 8 "):
+    with pytest.raises(ConfigError, match="in step 8 "):
         fit(tmp_path, *more, **options)
     checkpoints = list(tmp_path.glob("*.ckpt"))
     assert len(checkpoints) == (1 if kind == "epoch" else 2)
@@ -192,7 +193,7 @@ def test_one_bad_batch_of_several_that_are_accumulated(
         return {"loss": original(self, batch)["loss"] * (float("nan") if len(calls) == 3 else 1.0)}
 
     monkeypatch.setattr(SimCLR, "losses", losses)
-    with pytest.raises(NonFiniteLoss, match=r"the loss is nan in step 2 \(epoch 1\)"):
+    with pytest.raises(ConfigError, match=r"the loss is nan in step 2 \(epoch 1\)"):
         fit(tmp_path, accumulate_grad_batches=2)
     assert len(calls) == 4  # all of the step, so that the processes of a run stop at the same one
 
@@ -215,7 +216,7 @@ def test_infinite_gradients_are_the_gradient_scalers_matter(tmp_path: Path) -> N
         if fine:
             stopped._look(reading, trainer)
         else:
-            with pytest.raises(NonFiniteLoss, match="the loss is nan"):
+            with pytest.raises(ConfigError, match="the loss is nan"):
                 stopped._look(reading, trainer)
 
 
@@ -234,7 +235,7 @@ def test_on_a_gpu_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, 
             loss.backward()
             watch.on_before_backward(trainer, None, loss * (float("nan") if step == 2 else 1.0))  # type: ignore[arg-type]
             if step == 3:
-                with pytest.raises(NonFiniteLoss, match="in step 3 "):
+                with pytest.raises(ConfigError, match="in step 3 "):
                     watch.on_before_optimizer_step(trainer, None, optimizer)  # type: ignore[arg-type]
             else:
                 watch.on_before_optimizer_step(trainer, None, optimizer)  # type: ignore[arg-type]

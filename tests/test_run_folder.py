@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.errors import ConfigError
 from runtime.folder import RunFolder
-from runtime.messages import UserError
 
 TASK = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "ssl", "SLURM_JOB_ID": "7"}
 
@@ -35,7 +35,7 @@ def test_a_task_of_an_array_is_named_as_slurms_commands_take_it(in_slurm: pytest
 
 def test_torchrun_needs_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(UserError, match="give --run_dir"):
+    with pytest.raises(ConfigError, match="give --run_dir"):
         RunFolder.choose(None, "Digits", "SimCLR")
     assert RunFolder.choose("here", "Digits", "SimCLR").path == Path("here")
 
@@ -45,7 +45,7 @@ def test_a_process_that_starts_late_may_see_half_of_the_folder(
 ) -> None:
     """Rank 0 makes the folder before it waits for the others, who start when their node is ready."""
     (tmp_path / "events").mkdir()
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(ConfigError, match="no run folder"):
         RunFolder(tmp_path).inspect({}, "SimCLR")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_while_it_made_its_folder_starts_again(tmp_path: P
         (tmp_path / name).write_text("mod")
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"of somebody")
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(ConfigError, match="no run folder"):
         RunFolder(tmp_path).inspect({}, "SimCLR")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.errors import MissingDataError
+from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.arrays import CIFAR10, inside_only
 from runtime.checkpoints import load_module
 from runtime.command_line import checked_arguments
 from runtime.folder import RunFolder
-from runtime.messages import ROOT, UserError
+from runtime.messages import ROOT
 
 CODE = [
     path
@@ -172,11 +172,11 @@ def test_a_checkpoint_is_a_file_and_no_address(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_configuration_cannot_say_what_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("trust_config_classes: os\n")
-    with pytest.raises(UserError, match="unknown key 'trust_config_classes'"):
+    with pytest.raises(ConfigError, match="unknown key 'trust_config_classes'"):
         checked_arguments(
             ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
         )
-    with pytest.raises(UserError, match="expected the name of a package"):
+    with pytest.raises(ConfigError, match="expected the name of a package"):
         checked_arguments(["--trust_config_classes", "../os"])
 
 
@@ -187,7 +187,7 @@ def test_no_path_gets_into_the_name_of_a_run(
     """Names are those of classes, and a class of that name there is not."""
     for key in ("model", "data"):
         (tmp_path / "c.yaml").write_text(f"{key}: {{class_path: {name!r}}}\n")
-        with pytest.raises(UserError):
+        with pytest.raises(ConfigError):
             checked_arguments(
                 ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
             )

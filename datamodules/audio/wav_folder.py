@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from datamodules.audio.mel import resample
 from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
-from datamodules.errors import MissingDataError
+from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
 from datamodules.splits import Split, stratified_holdout
 
@@ -28,15 +28,6 @@ except (ImportError, OSError):  # OSError: its C library is missing
     soundfile = None
 
 SUFFIXES = (".wav", ".flac")
-
-
-class AudioFileError(OSError):
-    """An audio file that cannot be used; the message names it."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's exception again with its whole traceback as the message; the last
-        # line is ours.
-        super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 def _wave_samples(path: str) -> tuple[np.ndarray, int]:
@@ -66,7 +57,7 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
         sample_rate: Hz.
 
     Raises:
-        AudioFileError: not a sound file, damaged, or samples that are not finite; one line that names the
+        DataFileError: not a sound file, damaged, or samples that are not finite; one line that names the
             file.
     """
     try:
@@ -77,9 +68,9 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except Exception as error:  # the readers raise nearly anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise AudioFileError(f"cannot read audio file {path}: {reason}") from None
+        raise DataFileError(f"cannot read audio file {path}: {reason}") from None
     if not np.isfinite(samples).all():
-        raise AudioFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
+        raise DataFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
     mono = samples.mean(1)
     if len(mono) and rate != sample_rate:
         mono = resample(mono, rate, sample_rate)
@@ -193,7 +184,7 @@ class WavFolder(AudioDataModule):
     Raises:
         MissingDataError: ``root`` does not exist or holds no audio.
         ValueError: a bad argument, a file whose name does not fit the pattern, too few files to split.
-        AudioFileError: a file that cannot be read.
+        DataFileError: a file that cannot be read.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import MissingDataError
+from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images.decode import IMAGE_SUFFIXES
 
 MAX_MEMBER = 64 * 2**20
@@ -43,17 +43,6 @@ RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc",
 """Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's
 header.
 """
-
-
-class ShardError(OSError):
-    """A shard that cannot be used; the message names it. Not one of ``ImageFileError``, which may be passed
-    over.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(
-            message.strip().rpartition("ShardError: ")[2]
-        )  # a worker's comes with its traceback before it
 
 
 @dataclass
@@ -95,7 +84,7 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
 
     Raises:
         MissingDataError: there are no shards, or no images in them.
-        ShardError: a shard is damaged or truncated, or a member is too large; names it.
+        DataFileError: a shard is damaged or truncated, or a member is too large; names it.
     """
     names = sorted(path.name for path in folder.glob("*.tar"))
     if not names:
@@ -135,18 +124,18 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
                 suffix = "." + ending.lower()
                 if suffix.encode() in IMAGE_SUFFIXES and key:
                     if member.size > MAX_MEMBER:
-                        raise ShardError(
+                        raise DataFileError(
                             f"{path}: {member.name} has {member.size} bytes, more than {MAX_MEMBER}"
                         )
                     raw.seek(member.offset_data - 512)
                     sample = (member.offset_data, member.size, -1, zlib.crc32(raw.read(512)))
                     if samples.setdefault(f"{folder}/{key}", sample) is not sample:
-                        raise ShardError(
+                        raise DataFileError(
                             f"{path}: {member.name} is the second image of this name: rename one of them"
                         )
                 elif suffix in (".cls", ".json"):
                     if member.size > MAX_LABEL:
-                        raise ShardError(
+                        raise DataFileError(
                             f"{path}: {member.name} has {member.size} bytes, more than {MAX_LABEL}"
                         )
                     label = _label(tar.extractfile(member).read(), suffix)  # type: ignore[union-attr]
@@ -155,11 +144,13 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
             raw.seek(0, os.SEEK_END)
             raw.seek(max(0, raw.tell() - 512))
             if raw.read().strip(b"\0"):  # an archive ends with empty blocks
-                raise ShardError(f"shard {path} is truncated: its end is missing. Copy or make it again")
+                raise DataFileError(f"shard {path} is truncated: its end is missing. Copy or make it again")
     except (tarfile.TarError, OSError, ValueError) as error:
-        if isinstance(error, ShardError):
+        if isinstance(error, DataFileError):
             raise
-        raise ShardError(f"shard {path} is damaged or truncated ({error}): copy or make it again") from None
+        raise DataFileError(
+            f"shard {path} is damaged or truncated ({error}): copy or make it again"
+        ) from None
     return np.array(list(samples.values()), RECORD), [labels.get(key) for key in samples]
 
 
@@ -182,7 +173,7 @@ def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str
     numbers = [label for label in known if isinstance(label, int)]
     if len(numbers) == len(known):
         if numbers and min(numbers) < 0:
-            raise ShardError(f"a class number is {min(numbers)}, expected 0 or more, or -1 for unknown")
+            raise DataFileError(f"a class number is {min(numbers)}, expected 0 or more, or -1 for unknown")
         names = tuple(map(str, range(max(numbers) + 1))) if numbers else ()
         return np.array([-1 if label is None else label for label in labels], np.int32), names
     ordered = {str(label): i for i, label in enumerate(sorted(map(str, known)))}
@@ -212,7 +203,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
 
     Raises:
         MissingDataError: no such folder, or no index at the URL.
-        ShardError: the index is damaged, or does not fit the shards in the folder.
+        DataFileError: the index is damaged, or does not fit the shards in the folder.
     """
     if is_url(root):
         try:
@@ -264,7 +255,7 @@ def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
         if ((records["label"] < -1) | (records["label"] >= len(class_names))).any():
             raise ValueError(f"a label is not in -1 to {len(class_names) - 1}")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise ShardError(
+        raise DataFileError(
             f"the index of {root} (shards.json, shards.npy) is damaged ({type(error).__name__}: {error}): "
             "python -m datamodules.images.pack --index DIR makes it again"
         ) from None
@@ -276,7 +267,7 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
 
     Raises:
         MissingDataError: a shard is missing.
-        ShardError: a shard has another size than when it was indexed.
+        DataFileError: a shard has another size than when it was indexed.
     """
     folder = Path(root).expanduser()
     for name, size in zip(names, sizes, strict=True):
@@ -288,7 +279,7 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
                 f"python -m datamodules.images.pack --index {folder}"
             ) from None
         if now != size:
-            raise ShardError(_changed(str(folder / name), size, now, str(folder)))
+            raise DataFileError(_changed(str(folder / name), size, now, str(folder)))
 
 
 def _changed(shard: str, size: int, now: int, folder: str) -> str:
@@ -311,7 +302,7 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
 
     Raises:
         MissingDataError: the server says that there is no such file.
-        ShardError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
+        DataFileError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
             missing or has not ``total`` bytes.
     """
     request = urllib.request.Request(
@@ -323,34 +314,34 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
                 if span is None:
                     return answer.read()
                 if answer.status != 206:
-                    raise ShardError(
+                    raise DataFileError(
                         f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)"
                     )
                 now = answer.headers.get("Content-Range", "").rpartition("/")[2]
                 if total is not None and now.isdigit() and int(now) != total:
-                    raise ShardError(_changed(url, total, int(now), "DIR"))
+                    raise DataFileError(_changed(url, total, int(now), "DIR"))
                 content = answer.read(span[1] - span[0] + 1)
                 if len(content) == span[1] - span[0]:
                     return content
                 failure = f"{len(content)} of {span[1] - span[0]} bytes came"
         except urllib.error.HTTPError as error:
             if error.code in (404, 410):
-                kind = MissingDataError if span is None else ShardError
+                kind = MissingDataError if span is None else DataFileError
                 raise kind(f"{url} is missing (HTTP status {error.code})") from None
             if error.code == 416:
-                raise ShardError(
+                raise DataFileError(
                     f"shard {url} is truncated: it has no bytes {span}. Copy it there again"
                 ) from None
             failure = f"HTTP status {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
-                raise ShardError(f"{url} cannot be read: {failure}") from None
+                raise DataFileError(f"{url} cannot be read: {failure}") from None
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, ShardError):
+            if isinstance(error, DataFileError):
                 raise
             failure = str(getattr(error, "reason", None) or error) or type(error).__name__
         if attempt < TRIES:
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-    raise ShardError(f"{url} cannot be read after {TRIES} attempts: {failure} (timeout {timeout:g} s)")
+    raise DataFileError(f"{url} cannot be read after {TRIES} attempts: {failure} (timeout {timeout:g} s)")
 
 
 def read_file(path: str, span: tuple[int, int]) -> bytes:
@@ -359,13 +350,15 @@ def read_file(path: str, span: tuple[int, int]) -> bytes:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), span[1] - span[0], span[0])
     except FileNotFoundError:
-        raise ShardError(
+        raise DataFileError(
             f"shard {path} is missing: it was there when the run began. Copy it there again"
         ) from None
     except OSError as error:
-        raise ShardError(f"shard {path} cannot be read: {error.strerror}") from None
+        raise DataFileError(f"shard {path} cannot be read: {error.strerror}") from None
     if len(content) != span[1] - span[0]:
-        raise ShardError(f"shard {path} is truncated: it ends before byte {span[1]}. Copy or make it again")
+        raise DataFileError(
+            f"shard {path} is truncated: it ends before byte {span[1]}. Copy or make it again"
+        )
     return content
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.errors import DataFileError
 from datamodules.images.folder import ImageFolder
-from datamodules.images.index import MAX_MEMBER, ShardError, index_folder, write_index
+from datamodules.images.index import MAX_MEMBER, index_folder, write_index
 from datamodules.splits import SPLIT_SEED
 
 
@@ -30,7 +31,7 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
     Raises:
         ValueError: ``dst`` exists or cannot be made, or a bad ``per_shard``.
         MissingDataError: ``src`` is no folder of images.
-        ShardError: an image is empty or larger than 64 MiB.
+        DataFileError: an image is empty or larger than 64 MiB.
     """
     if per_shard < 1:
         raise ValueError(f"--per_shard must be at least 1, got {per_shard}")
@@ -69,7 +70,7 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
 def _content(path: bytes) -> bytes:
     size = os.path.getsize(path)
     if not 0 < size <= MAX_MEMBER:
-        raise ShardError(f"{os.fsdecode(path)} has {size} bytes, expected 1 to {MAX_MEMBER}: remove it")
+        raise DataFileError(f"{os.fsdecode(path)} has {size} bytes, expected 1 to {MAX_MEMBER}: remove it")
     with open(path, "rb") as file:
         return file.read()
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.errors import MissingDataError
+from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images import index as tar_index
 from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
-from datamodules.images.index import ShardError, ShardIndex, fetch, is_url, load_index, merged, read_file
+from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
 
 CONNECTIONS = 8
@@ -75,7 +75,7 @@ class ShardDataset(FolderDataset):
             for i in which:
                 members[i] = content[places[i][1] - begin : places[i][2] - begin]
                 if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
-                    raise ShardError(
+                    raise DataFileError(
                         f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: "
                         "other contents at byte "
                         f"{places[i][1]}. Copy it again, or index what is there with "
@@ -132,7 +132,7 @@ class Shards(ImageFolder):
 
     Raises:
         MissingDataError: no shards, or one that the index names is missing.
-        ShardError: a shard or the index is damaged, truncated or changed, or a server does not answer.
+        DataFileError: a shard or the index is damaged, truncated or changed, or a server does not answer.
         ValueError: a bad argument.
     """
 

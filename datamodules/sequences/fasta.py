@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from datamodules.errors import DataFileError
+
 BASES = "ACGTN"
 N = 4
 COMPLEMENT = np.array([3, 2, 1, 0, N], dtype=np.uint8)
 AMBIGUOUS = "RYSWKMBDHV"
 """IUPAC's letters for more than one base: read as N."""
-
-
-class SequenceFileError(ValueError):
-    """A FASTA or GFF file that cannot be used: one line with its name, what is wrong and what to do."""
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -30,11 +28,11 @@ def _lines(path: Path) -> Iterator[str]:
             for line in file:
                 yield line.rstrip()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SequenceFileError(f"{path} is a damaged gzip file ({error}): fetch it again") from None
+        raise DataFileError(f"{path} is a damaged gzip file ({error}): fetch it again") from None
     except UnicodeDecodeError:
-        raise SequenceFileError(f"{path} is not text: expected FASTA or GFF, plain or gzipped") from None
+        raise DataFileError(f"{path} is not text: expected FASTA or GFF, plain or gzipped") from None
     except OSError as error:
-        raise SequenceFileError(f"{path} cannot be read ({error.strerror})") from None
+        raise DataFileError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _table() -> np.ndarray:
@@ -54,12 +52,12 @@ def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
     base, now N.
 
     Raises:
-        SequenceFileError: a letter that is no base, with ``where`` in front.
+        DataFileError: a letter that is no base, with ``where`` in front.
     """
     codes = TABLE[np.frombuffer(letters.encode("ascii", "replace"), dtype=np.uint8)]
     if (codes == 255).any():
         place = int((codes == 255).argmax())
-        raise SequenceFileError(
+        raise DataFileError(
             f"{where} has {letters[place]!r} at position {place + 1}, which is no letter of DNA (A, C, G, "
             "T, U, N or "
             "another of IUPAC's): is it protein? Expected nucleotides"
@@ -73,7 +71,7 @@ def read_fasta(path: Path) -> dict[str, np.ndarray]:
     """Records by name, the first word of the header: (n,) uint8 codes in 0..4.
 
     Raises:
-        SequenceFileError: no file, nothing in it, no record, two of a name, sequence before the first header,
+        DataFileError: no file, nothing in it, no record, two of a name, sequence before the first header,
             or protein.
     """
     parts: dict[str, list[str]] = {}
@@ -82,16 +80,16 @@ def read_fasta(path: Path) -> dict[str, np.ndarray]:
         if line.startswith(">"):
             name = (line[1:].split() or [f"record at line {number}"])[0]
             if name in parts:
-                raise SequenceFileError(f"{path}, line {number}: a second record named {name}: rename one")
+                raise DataFileError(f"{path}, line {number}: a second record named {name}: rename one")
             parts[name] = []
         elif line and not line.startswith(";"):
             if name is None:
-                raise SequenceFileError(
+                raise DataFileError(
                     f"{path}, line {number}: sequence before any header: expected FASTA, which begins with >"
                 )
             parts[name].append(line)
     if not parts:
-        raise SequenceFileError(
+        raise DataFileError(
             f"{path} holds no record: expected FASTA, a line that begins with > and then bases"
         )
     records, ambiguous = {}, 0
@@ -99,7 +97,7 @@ def read_fasta(path: Path) -> dict[str, np.ndarray]:
         records[name], count = base_codes("".join(rows), f"{path}, record {name},")
         ambiguous += count
     if not any(map(len, records.values())):
-        raise SequenceFileError(f"{path} has headers and no bases: expected sequence below each")
+        raise DataFileError(f"{path} has headers and no bases: expected sequence below each")
     if ambiguous:
         rank_zero_info(f"{path}: {ambiguous} letters stand for more than one base and are read as N")
     return records
@@ -109,7 +107,7 @@ def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
     """Coding sequence (CDS) of a GFF3 file on either strand: by record, [start, end) from 0.
 
     Raises:
-        SequenceFileError: no file, a line of another form, or no CDS at all.
+        DataFileError: no file, a line of another form, or no CDS at all.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for number, line in enumerate(_lines(path), start=1):
@@ -119,13 +117,13 @@ def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
             continue
         fields = line.split("\t")
         if len(fields) != 9 or not (fields[3].isdigit() and fields[4].isdigit()):
-            raise SequenceFileError(
+            raise DataFileError(
                 f"{path}, line {number}: expected the nine columns of GFF3, got {line[:40]!r}"
             )
         if fields[2] == "CDS":
             found.setdefault(fields[0], []).append((int(fields[3]) - 1, int(fields[4])))
     if not found:
-        raise SequenceFileError(f"{path} has no CDS line: expected a GFF3 annotation with coding sequence")
+        raise DataFileError(f"{path} has no CDS line: expected a GFF3 annotation with coding sequence")
     return found
 
 

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import DataFileError
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.sequences.fasta import (
     BASES,
     N,
-    SequenceFileError,
     base_codes,
     read_coding,
     read_fasta,
@@ -112,7 +112,7 @@ class Fasta(SSLDataModule):
         vocab_size: 5 bases with N, or 4^k + 1.
 
     Raises:
-        SequenceFileError: files that are missing, empty, damaged or of another kind, or too short for a
+        DataFileError: files that are missing, empty, damaged or of another kind, or too short for a
             window.
         ValueError: a bad argument.
     """
@@ -202,12 +202,12 @@ class Fasta(SSLDataModule):
                 for name in ("one", "two")
             }
         if self.root is None:
-            raise SequenceFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
+            raise DataFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         records: dict[str, np.ndarray] = {}
         for path in _paths(Path(self.root), self.files, "--data.root"):
             for name, codes in read_fasta(path).items():
                 if name in records:
-                    raise SequenceFileError(f"{path} has a record {name}, as an earlier file has: rename one")
+                    raise DataFileError(f"{path} has a record {name}, as an earlier file has: rename one")
                 records[name] = codes
         return records
 
@@ -227,7 +227,7 @@ class Fasta(SSLDataModule):
                         coding[name][start:end] = True
                         known += 1
             if not known:
-                raise SequenceFileError(
+                raise DataFileError(
                     f"--data.gff {self.gff} has no CDS of the records {', '.join(list(records)[:3])}"
                 )
         return {name: np.concatenate([[0], np.cumsum(mask)]) for name, mask in coding.items()}
@@ -256,7 +256,7 @@ class Fasta(SSLDataModule):
             rank_zero_info(f"{unread} windows that are half N or more are left out")
         for split, found in places.items():
             if not found:
-                raise SequenceFileError(
+                raise DataFileError(
                     f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one "
                     "tenth of at least "
                     f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter "
@@ -280,8 +280,8 @@ def _paths(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise SequenceFileError(f"{option} {root} does not exist: expected a file or a folder")
+        raise DataFileError(f"{option} {root} does not exist: expected a file or a folder")
     found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
     if not found:
-        raise SequenceFileError(f"{option} {root} holds no file that fits {', '.join(patterns)}")
+        raise DataFileError(f"{option} {root} holds no file that fits {', '.join(patterns)}")
     return found

@@ -12,12 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import DataFileError
+
 TABLES = (".csv", ".tsv", ".jsonl")
 DocumentUnit = Literal["file", "paragraph", "line"]
-
-
-class TextFileError(ValueError):
-    """A text file that cannot be used: one line with its name, what is wrong and what to do."""
 
 
 class Document(NamedTuple):
@@ -37,16 +35,16 @@ def text_files(root: Path, pattern: str) -> list[Path]:
     """``root`` itself if it is a file, else the files below it that fit the pattern, sorted.
 
     Raises:
-        TextFileError: there is no such file or folder, or nothing in it fits.
+        DataFileError: there is no such file or folder, or nothing in it fits.
     """
     root = root.expanduser()
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise TextFileError(f"--data.root {root} does not exist: expected a text file or a folder of them")
+        raise DataFileError(f"--data.root {root} does not exist: expected a text file or a folder of them")
     found = sorted(path for path in root.glob(pattern) if path.is_file())
     if not found:
-        raise TextFileError(f"--data.root {root} holds no file that fits --data.files {pattern!r}")
+        raise DataFileError(f"--data.root {root} holds no file that fits --data.files {pattern!r}")
     return found
 
 
@@ -56,12 +54,12 @@ def embedded_documents() -> list[Document]:
     79 documents and 464,970 characters in Python 3.11; the text differs between versions of Python.
 
     Raises:
-        TextFileError: this Python was built without it.
+        DataFileError: this Python was built without it.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise TextFileError(
+        raise DataFileError(
             "this Python carries no pydoc_data.topics: give --data.root FILE_OR_FOLDER"
         ) from None
     return [Document((topics[name],)) for name in sorted(topics)]
@@ -77,7 +75,7 @@ class Corpus:
         unit: of plain text: what one document is: a whole file, a paragraph (blank lines between), or a line.
 
     Raises:
-        TextFileError: plain text and tables mixed, tables without columns, or columns for plain text.
+        DataFileError: plain text and tables mixed, tables without columns, or columns for plain text.
 
     Attributes:
         skipped: documents without text, which are left out, at the last complete iteration.
@@ -95,14 +93,14 @@ class Corpus:
         tables = [file for file in self.files if file.suffix.lower() in TABLES]
         if tables and len(tables) < len(self.files):
             other = next(file for file in self.files if file not in tables)
-            raise TextFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
+            raise DataFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
         if tables and not columns:
-            raise TextFileError(
+            raise DataFileError(
                 f"{tables[0]} is a table: say where its text is with --data.columns, such as '[text]' or "
                 "'[1]'"
             )
         if not tables and (columns or label_column is not None):
-            raise TextFileError(
+            raise DataFileError(
                 f"{self.files[0]} is no table ({', '.join(TABLES)}): leave columns and label_column out"
             )
         self.are_tables = bool(tables)
@@ -135,7 +133,7 @@ class Corpus:
             with file.open(encoding="utf-8-sig") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
-            raise TextFileError(
+            raise DataFileError(
                 f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}): convert it, "
                 f"such as with iconv -f latin1 -t utf-8"
             ) from None
@@ -166,7 +164,7 @@ class Corpus:
                     value = row[name]
                 except (KeyError, IndexError):
                     known = f"{len(row)} columns" if isinstance(row, list) else ", ".join(map(str, row))
-                    raise TextFileError(f"{place} has no column {name!r}; it has {known}") from None
+                    raise DataFileError(f"{place} has no column {name!r}; it has {known}") from None
                 values.append("" if value is None else str(value))
             parts = tuple(values[: len(self.columns)])
             label = values[-1].strip() if self.label_column is not None else ""
@@ -181,9 +179,9 @@ class Corpus:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise TextFileError(f"{file}, line {number}: no JSON ({error})") from None
+                    raise DataFileError(f"{file}, line {number}: no JSON ({error})") from None
                 if not isinstance(row, dict):
-                    raise TextFileError(
+                    raise DataFileError(
                         f"{file}, line {number}: expected an object with keys, got {type(row).__name__}"
                     )
                 yield f"{file}, line {number},", row

@@ -17,12 +17,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
+from datamodules.errors import DataFileError
 from datamodules.splits import Split, stratified_holdout
 from datamodules.text.corpus import (
     Corpus,
     Document,
     DocumentUnit,
-    TextFileError,
     class_list,
     embedded_documents,
     made_up_documents,
@@ -80,7 +80,7 @@ class TextFiles(TextDataModule):
         **kwargs: ``TextDataModule``'s and ``SSLDataModule``'s.
 
     Raises:
-        TextFileError: files that are missing, empty or not UTF-8, rows without the column, too few documents.
+        DataFileError: files that are missing, empty or not UTF-8, rows without the column, too few documents.
         ValueError: a bad argument.
     """
 
@@ -142,7 +142,7 @@ class TextFiles(TextDataModule):
                     text_files(Path(self.root), self.files), self.columns, self.label_column, self.document
                 )
                 if corpus.num_bytes() > MEMORY_LIMIT and self.cache is None:
-                    raise TextFileError(
+                    raise DataFileError(
                         f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more "
                         "than is kept in "
                         "memory: give --data.cache FOLDER for its token files"
@@ -160,7 +160,7 @@ class TextFiles(TextDataModule):
             self._labels = [document.label for document in self._documents()]
             n = len(self._labels)
             if n == 0:
-                raise TextFileError(f"--data.root {self.root}: no text in {self.files}")
+                raise DataFileError(f"--data.root {self.root}: no text in {self.files}")
             self._split_of = np.full(n, -1)
             if n >= 10:
                 names = class_list(self._labels)
@@ -169,7 +169,7 @@ class TextFiles(TextDataModule):
                 train, val = stratified_holdout(classes[rest], round(n / 10))
                 self._split_of[rest[train]], self._split_of[rest[val]], self._split_of[test] = 0, 1, 2
             elif self.layout != "windows":
-                raise TextFileError(
+                raise DataFileError(
                     f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 "
                     "to split: give more "
                     "files, or --data.document paragraph"
@@ -261,7 +261,7 @@ class TextFiles(TextDataModule):
         if without:
             rank_zero_info(f"{split}: {without} texts too short for layout {self.layout} are left out")
         if len(tokens.flat) == 0:
-            raise TextFileError(
+            raise DataFileError(
                 f"--data.root {self.root}: nothing is left for the split {split} with layout {self.layout}"
             )
         return tokens

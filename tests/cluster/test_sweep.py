@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from datamodules.errors import ConfigError
+
 pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
 from optuna.trial import TrialState
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster import sweep
-from runtime.messages import ROOT, UserError
+from runtime.messages import ROOT
 
 CONFIG = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 GRID = {"model.temperature": [0.1, 0.2, 0.5], "model.projector_out": [32, 64]}
@@ -288,7 +290,7 @@ def test_a_space_that_cannot_be_read(
 )
 def test_a_range_that_is_none(tmp_path: Path, values: str, said: str) -> None:
     (tmp_path / "space.yaml").write_text(f"model.temperature: {values}\n")
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         sweep.read_space(tmp_path / "space.yaml", "tpe")
 
 

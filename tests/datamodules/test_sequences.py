@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sequences.fasta import (
-    SequenceFileError,
-    base_codes,
-    read_coding,
-    read_fasta,
-    reverse_complement,
-    to_tokens,
-)
+from datamodules.errors import DataFileError
+from datamodules.sequences.fasta import base_codes, read_coding, read_fasta, reverse_complement, to_tokens
 from datamodules.sequences.module import Fasta
 
 SPAN = 20  # bases of a window; a block has ten windows, and a record 20 blocks
@@ -243,7 +237,7 @@ def test_overlapping_coding_pieces_count_once(fasta: Path, tmp_path: Path) -> No
 def test_a_bad_fasta_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.fa"
     path.write_bytes(content)
-    with pytest.raises(SequenceFileError, match=message) as error:
+    with pytest.raises(DataFileError, match=message) as error:
         data(path).dataset("train")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -260,21 +254,21 @@ def test_a_bad_fasta_file_is_named(content: bytes, message: str, tmp_path: Path)
 def test_a_bad_gff_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.gff"
     path.write_text(content)
-    with pytest.raises(SequenceFileError, match=message) as error:
+    with pytest.raises(DataFileError, match=message) as error:
         read_coding(path)
     assert str(path) in str(error.value)
 
 
 def test_what_else_cannot_work_is_named(fasta: Path, tmp_path: Path) -> None:
-    with pytest.raises(SequenceFileError, match="no CDS of the records chr1, chr2"):
+    with pytest.raises(DataFileError, match="no CDS of the records chr1, chr2"):
         data(fasta, gff=gff(tmp_path, ("other", 1, 9))).dataset("train")
-    with pytest.raises(SequenceFileError, match=r"needs --data\.root"):
+    with pytest.raises(DataFileError, match=r"needs --data\.root"):
         data(None).dataset("train")
-    with pytest.raises(SequenceFileError, match="does not exist"):
+    with pytest.raises(DataFileError, match="does not exist"):
         data(tmp_path / "absent").dataset("train")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(SequenceFileError, match="holds no file that fits"):
+    with pytest.raises(DataFileError, match="holds no file that fits"):
         data(empty).dataset("train")
     for options, message in (
         ({"length": 1}, "length must be at least 2, got 1"),

@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.base import keep_batch
-from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.errors import DataFileError, ImageFileError, MissingDataError
 from datamodules.images import index as tar_index
 from datamodules.images.folder import ImageFolder
-from datamodules.images.index import MAX_GAP, ShardError, index_folder, merged, write_index
+from datamodules.images.index import MAX_GAP, index_folder, merged, write_index
 from datamodules.images.pack import make_shards
 from datamodules.images.shards import Shards, expanded, split_of, split_pattern
 from datamodules.samplers import EpochSampler
@@ -268,7 +268,7 @@ def test_a_lasting_fault_of_the_server_is_one_line(server: Any, fault: Any, said
     dataset = data.dataset("train")
     server.faults += [fault] * 9
     server.asked.clear()
-    with pytest.raises(ShardError, match=said) as error:
+    with pytest.raises(DataFileError, match=said) as error:
         dataset.__getitems__([5])
     assert "\n" not in str(error.value) and len(server.asked) == requests
 
@@ -276,15 +276,15 @@ def test_a_lasting_fault_of_the_server_is_one_line(server: Any, fault: Any, said
 def test_url_without_shards_index_or_server(server: Any, folder: Path):
     dataset = shards(server.url).dataset("train")
     (folder / "train-000001.tar").unlink()
-    with pytest.raises(ShardError, match=r"train-000001.tar is missing \(HTTP status 404\)"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar is missing \(HTTP status 404\)"):
         dataset.__getitems__(range(43))
     (folder / "train-000002.tar").write_bytes((folder / "train-000002.tar").read_bytes() + bytes(512))
-    with pytest.raises(ShardError, match=r"train-000002.tar has changed"):
+    with pytest.raises(DataFileError, match=r"train-000002.tar has changed"):
         dataset.__getitems__(np.flatnonzero(dataset.paths >= 32)[:1].tolist())
     (folder / "shards.json").unlink()
     with pytest.raises(MissingDataError, match=r"shards.json is missing.*images.pack --index"):
         shards(server.url).dataset("train")
-    with pytest.raises(ShardError, match=r"after 4 attempts: .*refused"):
+    with pytest.raises(DataFileError, match=r"after 4 attempts: .*refused"):
         shards("http://127.0.0.1:9").dataset("train")
 
 
@@ -296,24 +296,24 @@ def test_missing_truncated_and_changed_shards(folder: Path):
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        ShardError, match=r"train-000001.tar is truncated: \d+ bytes, \d+ when it was indexed"
+        DataFileError, match=r"train-000001.tar is truncated: \d+ bytes, \d+ when it was indexed"
     ):
         shards(folder).dataset("train")
     shard.write_bytes(content + bytes(512))
-    with pytest.raises(ShardError, match=r"train-000001.tar has changed"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar has changed"):
         shards(folder).dataset("train")
     shard.write_bytes(content)
     dataset = shards(folder).dataset("train")
     other = bytearray(content)
     other[512 * 3 :: 512] = bytes(len(other[512 * 3 :: 512]))  # of the same size
     shard.write_bytes(other)
-    with pytest.raises(ShardError, match=r"train-000001.tar has changed since it was indexed"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar has changed since it was indexed"):
         dataset.__getitems__(range(len(dataset)))
     shard.write_bytes(content[: len(content) // 2])  # while the run goes on
-    with pytest.raises(ShardError, match=r"train-000001.tar is truncated"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar is truncated"):
         dataset.__getitems__(range(len(dataset)))
     shard.unlink()
-    with pytest.raises(ShardError, match=r"train-000001.tar is missing: it was there"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar is missing: it was there"):
         dataset.__getitems__(range(len(dataset)))
     with pytest.raises(MissingDataError, match=r"train-000001.tar is missing: copy it there"):
         shards(folder).dataset("train")
@@ -331,7 +331,7 @@ def test_a_truncated_shard_is_not_indexed(folder: Path, keep: str):
         "all but the end blocks": members[-1].offset + 1024,
     }
     shard.write_bytes(content[: cut[keep]])
-    with pytest.raises(ShardError, match=r"train-000001.tar is (damaged or )?truncated"):
+    with pytest.raises(DataFileError, match=r"train-000001.tar is (damaged or )?truncated"):
         index_folder(folder)
 
 
@@ -361,13 +361,13 @@ def test_a_wrong_index_is_refused(folder: Path, key: str, value: Any, said: str)
     meta = json.loads((folder / "shards.json").read_text())
     (meta if key in meta else meta["shards"][0])[key] = value
     (folder / "shards.json").write_text(json.dumps(meta))
-    with pytest.raises(ShardError, match=said):
+    with pytest.raises(DataFileError, match=said):
         shards(folder).dataset("train")
 
 
 def test_nothing_is_unpickled(folder: Path):
     np.save(folder / "shards.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ShardError, match=r"index of .* is damaged"):
+    with pytest.raises(DataFileError, match=r"index of .* is damaged"):
         shards(folder).dataset("train")
 
 
@@ -432,15 +432,15 @@ def test_a_changed_shard_is_not_passed_over(folder: Path):
     with (folder / index.names[shard]).open("r+b") as file:
         file.seek(int(index.records["offset"][numbers[8]]) - 512)
         file.write(b"other")
-    with pytest.raises(ShardError, match="has changed since it was indexed"):
+    with pytest.raises(DataFileError, match="has changed since it was indexed"):
         dataset.__getitems__([7])
 
 
 def test_large_members_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tar_index, "MAX_MEMBER", 100)
-    with pytest.raises(ShardError, match=r"000000000.png has \d+ bytes, more than 100"):
+    with pytest.raises(DataFileError, match=r"000000000.png has \d+ bytes, more than 100"):
         index_folder(folder)
-    with pytest.raises(ShardError, match="too large"):
+    with pytest.raises(DataFileError, match="too large"):
         shards(folder).dataset("train")
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from datamodules.audio import wav_folder
 from datamodules.audio.mel import PADDING
-from datamodules.audio.wav_folder import AudioFileError, WavFolder, name_pattern, read_clip
-from datamodules.errors import MissingDataError
+from datamodules.audio.wav_folder import WavFolder, name_pattern, read_clip
+from datamodules.errors import DataFileError, MissingDataError
 
 FSDD: dict[str, Any] = {
     "pattern": "{label}_{speaker}_{index}",
@@ -82,7 +82,7 @@ def test_flac_and_24_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert np.array_equal(read_clip(str(tmp_path / name), 8000), samples)
     monkeypatch.setattr(wav_folder, "soundfile", None)
     for name in ("a.flac", "b.wav"):
-        with pytest.raises(AudioFileError, match=rf"{name}.*soundfile"):
+        with pytest.raises(DataFileError, match=rf"{name}.*soundfile"):
             read_clip(str(tmp_path / name), 8000)
 
 
@@ -90,7 +90,7 @@ def test_flac_and_24_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_file_that_is_no_sound_is_named(reader: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.wav"
     path.write_bytes(content)
-    with pytest.raises(AudioFileError, match=r"broken\.wav") as error:
+    with pytest.raises(DataFileError, match=r"broken\.wav") as error:
         read_clip(str(path), 8000)
     assert len(str(error.value).splitlines()) == 1
 
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_sound_is_named(reader: str, content: bytes, tmp_path:
 def test_samples_that_are_not_finite(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "a.wav", np.array([0.0, np.nan, 0.5]), 8000, subtype="FLOAT")
-    with pytest.raises(AudioFileError, match="not finite"):
+    with pytest.raises(DataFileError, match="not finite"):
         read_clip(str(tmp_path / "a.wav"), 8000)
 
 

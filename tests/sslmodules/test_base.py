@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from datamodules import Digits
-from runtime.checkpoints import CheckpointError, build_module, load_module, read_checkpoint
+from datamodules.errors import DataFileError
+from runtime.checkpoints import build_module, load_module, read_checkpoint
 from sslmodules import SimCLR, SSLModule, methods
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.optim import LARS, decay_groups, record_matrices, warmup_cosine
@@ -205,7 +206,7 @@ def test_a_module_built_in_python_saves_a_safe_checkpoint(tmp_path: Path) -> Non
     trainer.fit(module, Digits(views=TwoViews(View(8), View(8)), batch_size=8))
     trainer.save_checkpoint(tmp_path / "m.ckpt")
     content = read_checkpoint(tmp_path / "m.ckpt")
-    with pytest.raises(CheckpointError, match="no method of this project"):
+    with pytest.raises(DataFileError, match="no method of this project"):
         build_module(content["hyper_parameters"])
 
 
@@ -229,7 +230,7 @@ def test_unusable_checkpoints_are_one_line_with_the_file(kind: str, tmp_path: Pa
         torch.save({"state_dict": {}, "evil": Evil()}, path)
     elif kind == "list":
         torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match=re_escape(str(path))) as caught:
+    with pytest.raises(DataFileError, match=re_escape(str(path))) as caught:
         load_module(path)
     assert "\n" not in str(caught.value)
     assert not (Path(__file__).parent / "pwned").exists()
@@ -244,7 +245,7 @@ def re_escape(text: str) -> str:
 
 
 def test_a_checkpoint_that_names_a_foreign_class_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"os\.system"):
+    with pytest.raises(DataFileError, match=r"os\.system"):
         build_module({"_class_path": "os.system"})
 
 
