@@ -105,6 +105,17 @@ class Fetch(Dataset):
             raise
 
 
+class LateLoader(DataLoader):
+    """Reads nothing before its first batch is asked for.
+
+    Lightning makes the iterator before it has read the checkpoint and set the epoch. Workers would begin
+    with samples of the first epoch.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
 def raw_input(x: Tensor) -> Tensor:
     """The standardized input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a
     side.
@@ -224,7 +235,9 @@ class SSLDataModule(LightningDataModule):
             return self.transform(batch, None)
         generator = None
         if trainer.training:
-            generator = self._generator(batch, trainer.current_epoch + 1, self.batches_done())
+            # not `batches_done`: while the last batch of an epoch is on its way, that is of the next epoch
+            index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            generator = self._generator(batch, trainer.current_epoch + 1, index)
         elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
             # the same views at every validation, so that a curve moves with the model and not with the draw
             loop = (
@@ -242,8 +255,10 @@ class SSLDataModule(LightningDataModule):
         return torch.Generator(batch["input"].device).manual_seed(mix_seed(run_seed(), rank, epoch, index))
 
     def batches_done(self) -> int:
-        """Batches of this epoch that were already drawn: the index of the coming one."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress  # type: ignore[union-attr]
+        """Batches that the epoch which now begins has behind it: 0, unless a run is resumed inside of it."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return 0 if progress.is_last_batch else progress.current.ready
 
     # ---- loaders -------------------------------------------------------------------------------------------
@@ -284,7 +299,7 @@ class SSLDataModule(LightningDataModule):
         return self._loader(dataset, ShardSampler(dataset, rank, world_size), drop_last=False)
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
-        return DataLoader(
+        return LateLoader(
             Fetch(dataset),
             batch_size=self.batch_size,
             sampler=sampler,

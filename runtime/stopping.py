@@ -116,18 +116,6 @@ class Preemption(Checkpoint):
     ) -> None:
         self.resumed = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.resumed:
-            return
-        # Lightning asked for samples before it had read the checkpoint: workers have begun with those of the
-        # first epoch
-        loop = trainer.fit_loop
-        assert loop._combined_loader is not None
-        for loader in loop._combined_loader.flattened:
-            loader.sampler.set_epoch(trainer.current_epoch)
-        assert loop._data_fetcher is not None
-        iter(loop._data_fetcher)  # asks anew
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

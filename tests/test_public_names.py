@@ -21,6 +21,7 @@ import yaml
 
 import eval as eval_command
 import train as train_command
+from datamodules.base import SSLDataModule
 from runtime import discovery
 from runtime.checkpoints import load_module, read_checkpoint
 from runtime.discovery import (
@@ -58,8 +59,20 @@ def numbers(node: Any) -> dict[str, float]:
     return {"": float(node)} if isinstance(node, (int, float)) else {}
 
 
+@pytest.fixture
+def last_batch_as_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that wrote the old run gave the last batch of each epoch the draws of the first."""
+    generator = SSLDataModule._generator
+
+    def earlier(self: Any, batch: Any, epoch: int, index: int) -> torch.Generator:
+        last = self.trainer.training and self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return generator(self, batch, epoch, 0 if last else index)
+
+    monkeypatch.setattr(SSLDataModule, "_generator", earlier)
+
+
 def test_an_old_run_is_resumed_and_ends_as_it_would_have(
-    old_run: Path, capsys: pytest.CaptureFixture[str]
+    old_run: Path, last_batch_as_first: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train_command.main(options_of(old_run)) == 0
     assert "resuming after epoch 2, step 7" in capsys.readouterr().out

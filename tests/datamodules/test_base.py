@@ -235,9 +235,10 @@ def test_validation_draws_the_same_views_every_time_and_none_for_the_bank():
 def test_a_worker_ends_by_its_parents_signal_only():
     """SLURM signals every process of a job, and the run wants to finish its batch."""
     data = Digits(num_workers=1, batch_size=8)
-    batches = iter(data.eval_dataloader(Numbers(800)))
+    loader = data.eval_dataloader(Numbers(800))
+    batches = iter(loader)
     assert next(batches)["label"][0] == 0
-    [worker] = batches._workers
+    [worker] = loader._iterator._workers
     for name in ("TERM", "INT", "USR1", "USR2"):
         subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
     assert [int(batch["label"][0]) for batch in batches] == list(range(8, 800, 8))
