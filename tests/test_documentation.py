@@ -156,7 +156,7 @@ def test_the_shown_method_rotates(shown: dict[str, ModuleType]) -> None:
 def test_the_shown_data_set_reads_its_files(shown: dict[str, ModuleType], tmp_path: Path) -> None:
     [module] = [m for file, m in shown.items() if file.startswith("datamodules/")]
     [cls] = own_classes(module)
-    with pytest.raises(FileNotFoundError, match=r"train\.npz"):
+    with pytest.raises(OSError, match=r"train\.npz"):
         cls(root=str(tmp_path)).dataset("train")
     for part, n in (("train", 60), ("test", 30)):
         images = np.random.default_rng(0).integers(0, 256, (n, 28, 28, 1), dtype=np.uint8)
