@@ -19,6 +19,7 @@ from datamodules.base import Batch, plain_values
 from datamodules.seeding import mix_seed, run_seed
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
+from sslmodules.sync_batchnorm import check_convertible, keep_activations
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
@@ -176,10 +177,17 @@ class SSLModule(LightningModule):
                 "data.views"
             )
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """torch's conversion to synchronized batch norm puts every network back through here."""
+        super().add_module(name, module)
+        keep_activations(module)
+
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
         prepare_sharding(self, self.trainer.strategy)
+        if getattr(self.trainer.strategy, "_layer_sync", None):  # `sync_batchnorm`, of several processes
+            check_convertible(self)
         if per_rank := getattr(getattr(self.trainer, "datamodule", None), "batch_size", None):
             self.check_batch_size(per_rank * self.trainer.world_size)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:

@@ -1,0 +1,43 @@
+"""Synchronized batch norm for layers that do more than normalize.
+
+torch's conversion puts a plain ``SyncBatchNorm`` in the place of every batch norm layer, and Lightning's way
+back a plain batch norm. timm's ``BatchNormAct2d`` also applies an activation, which both lose while the
+weights keep their names.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from datamodules.errors import ConfigError
+
+
+def keep_activations(network: nn.Module | None) -> None:
+    """Give converted layers of timm their activation back, which the conversion keeps as their child.
+
+    Args:
+        network: changed in place.
+    """
+    for layer in network.modules() if network is not None else ():
+        if isinstance(layer, _BatchNorm) and "act" in layer._modules:
+            from timm.layers import BatchNormAct2d, SyncBatchNormAct
+
+            if not isinstance(layer, (BatchNormAct2d, SyncBatchNormAct)):
+                layer.__class__ = SyncBatchNormAct if isinstance(layer, nn.SyncBatchNorm) else BatchNormAct2d
+
+
+def check_convertible(network: nn.Module) -> None:
+    """Refuse layers whose function the conversion would not keep.
+
+    Raises:
+        ConfigError: a batch norm layer of a class of its own: it would become a plain one.
+    """
+    for name, layer in network.named_modules():
+        kind = type(layer)
+        known = kind.__module__.startswith(("torch.nn.", "timm.layers.norm_act", "lightning."))
+        if isinstance(layer, _BatchNorm) and not known:
+            raise ConfigError(
+                f"sync_batchnorm would replace {name} ({kind.__module__}.{kind.__qualname__}) by a plain "
+                "batch norm, which computes something else: set trainer.sync_batchnorm to false"
+            )
