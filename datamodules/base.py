@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from datamodules.checks import check_at_least
+from datamodules.errors import ConfigError
 from datamodules.samplers import EpochSampler, ShardSampler
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
@@ -155,13 +157,8 @@ class SSLDataModule(LightningDataModule):
         synthetic: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("bank_size", bank_size, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(1, batch_size=batch_size, bank_size=bank_size)
+        check_at_least(0, num_workers=num_workers)
         self.save_hyperparameters()
         self.views = views
         self.batch_size, self.num_workers, self.bank_size, self.synthetic = (
@@ -267,7 +264,7 @@ class SSLDataModule(LightningDataModule):
         """ValueError if the training split does not fill one batch of ``world_size`` processes."""
         n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
         if n < each:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} "
                 f"(batch_size {self.batch_size} "
                 f"x {world_size} processes): give --data.batch_size {max(1, n // world_size)} or less"
@@ -321,7 +318,7 @@ class SSLDataModule(LightningDataModule):
     def load_state_dict(self, state: dict[str, int]) -> None:
         now = SSLDataModule.state_dict(self)
         if state != now:
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint was written with batch_size {state['batch_size']} on "
                 f"{state['world_size']} processes, now "
                 f"it is {now['batch_size']} on {now['world_size']}: the order of samples would change "

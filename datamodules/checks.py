@@ -43,6 +43,12 @@ def check_within(low: float, high: float, ends: str = "[]", **values: Any) -> No
         check(inside, name, expected, value)
 
 
+def check_layers(**widths: Sequence[int]) -> None:
+    """Each sequence names at least one layer, and each layer is at least 1 wide."""
+    for name, value in widths.items():
+        check(len(value) > 0 and min(value) >= 1, name, "at least one width of 1 or more", value)
+
+
 def check_one_of(choices: Sequence[Any], **values: Any) -> None:
     """Each value is one of ``choices``."""
     for name, value in values.items():

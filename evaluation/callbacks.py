@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datamodules.checks import check_at_least, check_positive
 from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.media import last_step
 from evaluation.probes.knn import knn_predict
@@ -59,12 +60,8 @@ class FeatureProbe(Callback):
     def __init__(
         self, every_n_validations: int = 1, l2: float = 1e-4, knn_k: int = 20, knn_temperature: float = 0.07
     ) -> None:
-        for name, value in (("every_n_validations", every_n_validations), ("knn_k", knn_k)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, number in (("l2", l2), ("knn_temperature", knn_temperature)):
-            if not number > 0:
-                raise ValueError(f"{name} must be positive, got {number}")
+        check_at_least(1, every_n_validations=every_n_validations, knn_k=knn_k)
+        check_positive(l2=l2, knn_temperature=knn_temperature)
         self.every_n_validations, self.l2, self.knn_k, self.knn_temperature = (
             every_n_validations,
             l2,
@@ -145,8 +142,7 @@ class OnlineLinearProbe(Callback):
     """
 
     def __init__(self, lr: float = 1e-3) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}")
+        check_positive(lr=lr)
         self.lr = lr
         self.head: nn.Module | None = None
         self.restored: dict[str, Any] | None = None
@@ -219,8 +215,7 @@ class CollapseMetrics(Callback):
     """
 
     def __init__(self, max_samples: int = 2048) -> None:
-        if max_samples < 2:
-            raise ValueError(f"max_samples must be at least 2, got {max_samples}")
+        check_at_least(2, max_samples=max_samples)
         self.max_samples = max_samples
         self.features: list[Tensor] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []

@@ -8,6 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from datamodules.checks import check_at_least
 from evaluation.media import FirstSamples, last_step, log_columns
 
 
@@ -36,12 +37,8 @@ class Continuations(FirstSamples):
         every_n_epochs: int = 1,
     ) -> None:
         super().__init__(num_samples, every_n_epochs)
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        if not temperature >= 0:
-            raise ValueError(f"temperature must not be negative, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        check_at_least(1, length=length, top_k=top_k)
+        check_at_least(0, temperature=temperature)
         self.length, self.options = length, {"temperature": temperature, "top_k": top_k}
 
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:

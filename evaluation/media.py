@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from datamodules.audio.module import AudioDataModule
+from datamodules.checks import check_at_least
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
 
@@ -66,9 +67,7 @@ class FirstSamples(Callback):
     """
 
     def __init__(self, num_samples: int, every_n_epochs: int) -> None:
-        for name, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, num_samples=num_samples, every_n_epochs=every_n_epochs)
         self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
 
     def on_validation_batch_end(

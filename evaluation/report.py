@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SSLDataModule
+from datamodules.checks import check_one_of
 from evaluation.features import extract_features
 from evaluation.measures.language import language_report
 from evaluation.measures.reconstruction import denoising_psnr, reconstruction_psnr
@@ -88,8 +89,7 @@ def evaluate(
         ValueError: an unknown probe.
     """
     for probe in probes:
-        if probe not in PROBES:
-            raise ValueError(f"probes must be among {', '.join(PROBES)}, got {probe!r}")
+        check_one_of(tuple(PROBES), probes=probe)
     device = torch.device(device)
     data.prepare_data()
     data.setup("test")

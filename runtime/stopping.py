@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, distributed
 
+from datamodules.checks import check_positive
 from runtime.signals import Preempted, StopRequest, receiver
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
@@ -51,9 +52,7 @@ class Preemption(Checkpoint):
     def __init__(
         self, last: Path, every_n_steps: int | None = None, every_minutes: float | None = None
     ) -> None:
-        for name, value in (("save_every_n_steps", every_n_steps), ("save_every_minutes", every_minutes)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive or null, got {value}")
+        check_positive(save_every_n_steps=every_n_steps, save_every_minutes=every_minutes)
         self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
         self.request = StopRequest.NONE  # of all ranks; the same on each
         self.group: Any = None  # a gloo group of all ranks; one process needs none

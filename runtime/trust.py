@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from jsonargparse import set_parsing_settings
 
+from datamodules.checks import check
+
 #: The project's own packages, and the parts of the frameworks that hold networks, optimizers, callbacks and
 #: strategies.
 TRUSTED = (
@@ -39,8 +41,8 @@ def trust(packages: Iterable[str]) -> None:
         ValueError: a name that is no dotted name.
     """
     for package in packages:
-        if not all(part.isidentifier() for part in package.split(".")):
-            raise ValueError(f"expected the name of a package such as mypackage, got {package!r}")
+        named = all(part.isidentifier() for part in package.split("."))
+        check(named, "--trust_config_classes", "the name of a package such as mypackage", package)
         if package not in _more:
             _more.append(package)
 

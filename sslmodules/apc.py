@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 
 
@@ -60,10 +62,9 @@ class APC(SSLModule):
 
     def __init__(self, encoder: nn.Module, ahead: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if ahead < 1:
-            raise ValueError(f"ahead must be at least 1, got {ahead}")
+        check_at_least(1, ahead=ahead)
         if not (hasattr(encoder, "in_features") and hasattr(encoder, "num_features")):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder must read frames (GRUFrames, TransformerFrames), got {type(encoder).__name__}"
             )
         self.encoder, self.ahead = encoder, ahead
@@ -73,12 +74,11 @@ class APC(SSLModule):
     def frames_of(self, x: Tensor) -> Tensor:
         """(B, 1, M, T) log-mel as frames (B, T, M)."""
         if x.ndim != 4 or x.shape[1:3] != (1, self.bands):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder takes log-mel (B, 1, {self.bands}, T), got {tuple(x.shape)}: set its in_features "
                 "to data.num_mels"
             )
-        if x.shape[3] <= self.ahead:
-            raise ValueError(f"ahead must be less than the {x.shape[3]} frames of a clip, got {self.ahead}")
+        check(self.ahead < x.shape[3], "ahead", f"less than the {x.shape[3]} frames of a clip", self.ahead)
         return x[:, 0].transpose(1, 2)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class APC(SSLModule):
         """
         frames, given = x[:, 0].transpose(1, 2), x.shape[3]
         if given < self.ahead:
-            raise ValueError(
+            raise ConfigError(
                 f"a clip of {given} frames is shorter than ahead = {self.ahead}: give a longer one"
             )
         while frames.shape[1] < given + steps:

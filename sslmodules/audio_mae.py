@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.mae import (
     EPSILON,
@@ -92,11 +93,13 @@ class AudioMAE(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_visible") or encoder.in_channels != 1:
-            raise ValueError(f"encoder must be a ViTEncoder with in_channels 1, got {type(encoder).__name__}")
+            raise ConfigError(
+                f"encoder must be a ViTEncoder with in_channels 1, got {type(encoder).__name__}"
+            )
         self.encoder, self.normalize_target = encoder, normalize_target
         self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
         if normalize_target and self.patch_size == 1:
-            raise ValueError("normalize_target needs patches of two values or more, got patch_size 1")
+            raise ConfigError("normalize_target needs patches of two values or more, got patch_size 1")
         self.decoder = PatchDecoder(
             self.grid,
             in_width=int(encoder.num_features),  # type: ignore[arg-type]
@@ -112,7 +115,7 @@ class AudioMAE(SSLModule):
         """
         shape = (1, *(n * self.patch_size for n in self.grid))
         if x.shape[1:] != shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder takes log-mel of {shape} in {self.grid[0]}x{self.grid[1]} patches, got "
                 f"{tuple(x.shape[1:])} and a "
                 f"mask of {hidden.shape[1]} patches: set its image_size to [num_mels, frames] and its "

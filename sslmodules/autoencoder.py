@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datamodules.base import Batch
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 
 
@@ -34,7 +35,7 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ (broadcasting would hide it).
     """
     if prediction.shape != target.shape:
-        raise ValueError(
+        raise ConfigError(
             f"the decoder gives {tuple(prediction.shape[1:])} for images of {tuple(target.shape[1:])}"
         )
     return (full_precision(prediction) - full_precision(target)).square().mean()
@@ -57,7 +58,9 @@ class Autoencoder(SSLModule):
         super().__init__(**kwargs)
         width, takes = encoder.num_features, getattr(decoder, "in_features", None)
         if takes not in (None, width):
-            raise ValueError(f"decoder.in_features must be the encoder's num_features ({width}), got {takes}")
+            raise ConfigError(
+                f"decoder.in_features must be the encoder's num_features ({width}), got {takes}"
+            )
         self.encoder, self.decoder = encoder, decoder
 
     def reconstruct(self, batch: Batch) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 
@@ -75,8 +76,7 @@ def barlow_twins_loss(
     Raises:
         ValueError: ``off_diagonal_weight`` is negative.
     """
-    if off_diagonal_weight < 0:
-        raise ValueError(f"off_diagonal_weight must not be negative, got {off_diagonal_weight}")
+    check_at_least(0, off_diagonal_weight=off_diagonal_weight)
     with torch.autocast(z1.device.type, enabled=False):
         c = cross_correlation(full_precision(z1), full_precision(z2))  # (D, D)
         invariance = (1 - c.diagonal()).square().sum()
@@ -116,17 +116,9 @@ class BarlowTwins(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if off_diagonal_weight < 0:
-            raise ValueError(f"off_diagonal_weight must not be negative, got {off_diagonal_weight}")
-        for name, value, least in (
-            ("projector_hidden", projector_hidden, 1),
-            ("projector_out", projector_out, 2),
-            ("projector_layers", projector_layers, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if bias_lr is not None and bias_lr < 0:
-            raise ValueError(f"bias_lr must not be negative, got {bias_lr}")
+        check_at_least(0, off_diagonal_weight=off_diagonal_weight, bias_lr=bias_lr)
+        check_at_least(1, projector_hidden=projector_hidden, projector_layers=projector_layers)
+        check_at_least(2, projector_out=projector_out)
         self.encoder = encoder
         widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
         self.projector = mlp(widths, last_bias=False)

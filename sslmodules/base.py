@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch, plain_values
+from datamodules.checks import check_at_least, check_within
+from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
@@ -70,14 +72,12 @@ class SSLModule(LightningModule):
         self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0
     ) -> None:
         super().__init__()
-        if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
-        if not 0 <= final_lr_factor <= 1:
-            raise ValueError(f"final_lr_factor must lie in [0, 1], got {final_lr_factor}")
+        check_at_least(0, warmup_epochs=warmup_epochs)
+        check_within(0, 1, final_lr_factor=final_lr_factor)
         try:  # a bad learning rate stops here, not after the data is loaded
             optimizer([nn.Parameter(torch.zeros(1))])
         except ValueError as error:
-            raise ValueError(f"optimizer: {error}") from None
+            raise ConfigError(f"optimizer: {error}") from None
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
         self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured
@@ -156,7 +156,7 @@ class SSLModule(LightningModule):
     def check_batch_size(self, global_batch: int) -> None:
         """ValueError for a batch within which the method has nothing to compare."""
         if self.couples_batch and global_batch < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, "
                 f"got {global_batch}"
             )
@@ -164,7 +164,7 @@ class SSLModule(LightningModule):
     def check_batch(self, batch: Batch) -> None:
         """ValueError for a batch without the keys that ``losses`` reads."""
         if missing := [key for key in self.batch_keys if key not in batch]:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only "
                 f"{', '.join(batch)}: set data.views "
                 "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: "
@@ -172,7 +172,7 @@ class SSLModule(LightningModule):
                 "corrupted: GaussianNoise, of text MaskedTokens)"
             )
         if "views" in self.batch_keys and len(batch["views"]) < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set "
                 "data.views"
             )

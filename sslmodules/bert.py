@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.bert_encoder import transformers_library
 
@@ -62,7 +63,7 @@ class BERT(SSLModule):
     def __init__(self, encoder: nn.Module, next_sentence: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_tokens") or not hasattr(encoder, "token_embedding"):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use "
                 "BertEncoder"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
 
@@ -57,11 +58,8 @@ class BYOL(SSLModule):
         self, encoder: nn.Module, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        for name, value in (("hidden", hidden), ("out", out)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_within(0, 1, momentum=momentum)
+        check_at_least(1, hidden=hidden, out=out)
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder = encoder
         self.projector = mlp([width, hidden, out], last_bias=False)

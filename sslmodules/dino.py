@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum
 from sslmodules.swav import check_views, encode_views, entropy, swapped_cross_entropy
@@ -39,8 +40,7 @@ def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) ->
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"teacher temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(logits.device.type, enabled=False):
         return F.softmax((full_precision(logits) - full_precision(center)) / temperature, dim=-1).detach()
 
@@ -60,8 +60,7 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tens
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"student temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(logits.device.type, enabled=False):
         return swapped_cross_entropy(
             F.log_softmax(full_precision(logits) / temperature, dim=-1), targets.detach()
@@ -178,28 +177,23 @@ class DINO(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in (
-            ("student_temperature", student_temperature),
-            ("teacher_temperature", teacher_temperature),
-            ("warmup_teacher_temperature", warmup_teacher_temperature),
-            ("clip_norm", 1.0 if clip_norm is None else clip_norm),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        for name, value in (("center_momentum", center_momentum), ("momentum", momentum)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        for name, value, least in (
-            ("num_prototypes", num_prototypes, 2),
-            ("teacher_temperature_epochs", teacher_temperature_epochs, 0),
-            ("projector_hidden", projector_hidden, 1),
-            ("projector_layers", projector_layers, 1),
-            ("bottleneck", bottleneck, 1),
-            ("freeze_last_layer_epochs", freeze_last_layer_epochs, 0),
-            ("final_weight_decay", final_weight_decay or 0, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_positive(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            warmup_teacher_temperature=warmup_teacher_temperature,
+            clip_norm=clip_norm,
+        )
+        check_within(0, 1, center_momentum=center_momentum, momentum=momentum)
+        check_at_least(
+            1, projector_hidden=projector_hidden, projector_layers=projector_layers, bottleneck=bottleneck
+        )
+        check_at_least(2, num_prototypes=num_prototypes)
+        check_at_least(
+            0,
+            teacher_temperature_epochs=teacher_temperature_epochs,
+            freeze_last_layer_epochs=freeze_last_layer_epochs,
+            final_weight_decay=final_weight_decay,
+        )
         self.encoder = encoder
         self.projector = DINOHead(
             int(encoder.num_features),  # type: ignore[arg-type]

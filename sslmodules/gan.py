@@ -27,6 +27,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_one_of, check_positive
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.dcgan import initialize
 from sslmodules.optim import decay_groups
@@ -132,8 +134,7 @@ def diversity(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def check_loss(loss: str) -> None:
-    if loss not in get_args(Loss):
-        raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, got {loss!r}")
+    check_one_of(get_args(Loss), loss=loss)
 
 
 def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
@@ -184,22 +185,18 @@ class GAN(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         check_loss(loss)
-        if penalty_weight < 0:
-            raise ValueError(f"penalty_weight must not be negative, got {penalty_weight}")
-        for name, value in (("discriminator_steps", discriminator_steps), ("accumulate", accumulate)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(f"clip_norm must be positive, got {clip_norm}")
+        check_at_least(0, penalty_weight=penalty_weight)
+        check_at_least(1, discriminator_steps=discriminator_steps, accumulate=accumulate)
+        check_positive(clip_norm=clip_norm)
         if not hasattr(generator, "latent_dim"):
-            raise ValueError(
+            raise ConfigError(
                 f"generator must say the width of its noise as latent_dim; {type(generator).__name__} does "
                 "not"
             )
         if loss == "wgan_gp" and any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()
         ):
-            raise ValueError(
+            raise ConfigError(
                 "loss wgan_gp penalizes the gradient of each sample by itself, and batch norm in the "
                 "encoder mixes samples: "
                 "give DCGANDiscriminator norm: layer"
@@ -296,12 +293,12 @@ class GAN(SSLModule):
         use instead.
         """
         if clip := self.trainer.gradient_clip_val:
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use "
                 f"--model.clip_norm {clip}"
             )
         if (n := self.trainer.accumulate_grad_batches) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate "
                 f"{n} and {n} times the "
                 "--data.batch_size"
@@ -317,14 +314,14 @@ class GAN(SSLModule):
         with torch.no_grad():
             made = without_trace(self.generator, self.fixed_z[:2].to(x), frozen=True)
         if made.shape[1:] != x.shape[1:]:
-            raise ValueError(
+            raise ConfigError(
                 f"the generator makes samples of shape {tuple(made.shape[1:])}, the data's are "
                 f"{tuple(x.shape[1:])}: look at "
                 "its image_size and out_channels"
             )
         low, high = getattr(self.generator, "low", None), getattr(self.generator, "high", None)
         if low is not None and high is not None and ((x < low - 0.05).any() or (x > high + 0.05).any()):
-            raise ValueError(
+            raise ConfigError(
                 f"the generator's values lie in {low.min().item():.2f} to {high.max().item():.2f}, the "
                 "data's in "
                 f"{x.min().item():.2f} to {x.max().item():.2f}: give it the mean and std of the data"

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least, check_one_of, check_within
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import PixelTokens
 
@@ -85,19 +87,20 @@ class GPT(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if pooling not in ("mean", "last"):
-            raise ValueError(f"pooling must be 'mean' or 'last', got {pooling!r}")
+        check_one_of(("mean", "last"), pooling=pooling)
         if not hasattr(encoder, "resume"):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder: {type(encoder).__name__} is no causal network over tokens; expected GPTEncoder "
                 "or RecurrentEncoder"
             )
         vocab_size = int(encoder.vocab_size)  # type: ignore[arg-type]
-        if padding is not None and not 0 <= padding < vocab_size:
-            raise ValueError(f"padding must be a token in 0..{vocab_size - 1}, got {padding}")
-        if pixels is not None and vocab_size != pixels.levels + 1:
-            raise ValueError(
-                f"encoder.vocab_size must be pixels.levels + 1 ({pixels.levels + 1}), got {vocab_size}"
+        check_within(0, vocab_size, "[)", padding=padding)
+        if pixels is not None:
+            check(
+                vocab_size == pixels.levels + 1,
+                "encoder.vocab_size",
+                f"pixels.levels + 1 ({pixels.levels + 1})",
+                vocab_size,
             )
         self.encoder, self.pixels, self.pooling, self.padding = encoder, pixels, pooling, padding
 
@@ -147,28 +150,28 @@ class GPT(SSLModule):
         x, v, limit = batch["input"], int(self.encoder.vocab_size), self.encoder.block_size  # type: ignore[arg-type]
         if self.pixels is not None:
             if not bool(((x >= 0) & (x <= 1)).all()):
-                raise ValueError(
+                raise ConfigError(
                     f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set "
                     "data.mean to 0, data.std "
                     "to 1 for each channel"
                 )
         elif x.is_floating_point():
-            raise ValueError(
+            raise ConfigError(
                 f"GPT reads tokens, got fractions of shape {tuple(x.shape)}: for images set model.pixels "
                 "to PixelTokens"
             )
         elif int(x.max()) >= v:
-            raise ValueError(
+            raise ConfigError(
                 f"the data has token {int(x.max())}, and the encoder only {v}: set "
                 "model.encoder.vocab_size higher"
             )
         length = self.tokens(x).shape[1]
         if length < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"samples of {length} token: there is no next one to predict; expected at least 2"
             )
         if limit is not None and length > limit + 1:  # type: ignore[operator]
-            raise ValueError(
+            raise ConfigError(
                 f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set "
                 "model.encoder.block_size to "
                 f"{length - 1} or the data's length lower"
@@ -211,10 +214,8 @@ class GPT(SSLModule):
         """
         if tokens.shape[1] < 1:
             raise ValueError("a continuation needs at least one token to go on from, got none")
-        if not (temperature >= 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature must be a number >= 0, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        check_within(0, math.inf, "[)", temperature=temperature)
+        check_at_least(1, top_k=top_k)
         limit: Any = self.encoder.block_size
         state = None
         for _ in range(length):
@@ -259,8 +260,7 @@ class GPT(SSLModule):
             keep: share of the values that stay, rounded down.
             temperature, top_k: as in ``extend``.
         """
-        if not 0 <= keep <= 1:
-            raise ValueError(f"keep must lie in [0, 1], got {keep}")
+        check_within(0, 1, keep=keep)
         tokens = self.tokens(x)
         kept = (
             max(1, int(keep * tokens.shape[1]))

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import Batch
+from datamodules.checks import check_one_of
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 
 
@@ -63,12 +65,11 @@ class Inpainting(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_features") or not hasattr(encoder, "num_features"):
-            raise ValueError(
+            raise ConfigError(
                 f"encoder must have forward_features(x) -> (B, D, h, w) for a decoder to start from; "
                 f"{type(encoder).__name__} has none: use ConvEncoder or ResNetEncoder"
             )
-        if loss_region not in ("hidden", "image"):
-            raise ValueError(f"loss_region must be 'hidden' or 'image', got {loss_region!r}")
+        check_one_of(("hidden", "image"), loss_region=loss_region)
         self.encoder, self.decoder, self.loss_region = encoder, decoder, loss_region
 
     def embed(self, x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least, check_positive, check_within
+from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
@@ -88,10 +90,8 @@ def sigreg(
 
 
 def check_quadrature(t_max: float, points: int) -> None:
-    if not t_max > 0:
-        raise ValueError(f"t_max must be positive, got {t_max}")
-    if points < 3 or points % 2 == 0:
-        raise ValueError(f"points must be odd and at least 3, got {points}")
+    check_positive(t_max=t_max)
+    check(points >= 3 and points % 2 == 1, "points", "odd and at least 3", points)
 
 
 def prediction_loss(z: Tensor, num_global: int = 2) -> Tensor:
@@ -146,17 +146,15 @@ class LeJEPA(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= sigreg_weight < 1:
-            raise ValueError(f"sigreg_weight must lie in [0, 1), got {sigreg_weight}")
-        for name, value in (
-            ("num_global", num_global),
-            ("slices", slices),
-            ("projector_hidden", projector_hidden),
-            ("projector_out", projector_out),
-            ("projector_layers", projector_layers),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_within(0, 1, "[)", sigreg_weight=sigreg_weight)
+        check_at_least(
+            1,
+            num_global=num_global,
+            slices=slices,
+            projector_hidden=projector_hidden,
+            projector_out=projector_out,
+            projector_layers=projector_layers,
+        )
         check_quadrature(t_max, points)
         self.encoder = encoder
         widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
@@ -167,7 +165,7 @@ class LeJEPA(SSLModule):
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
         if len(batch["views"]) < self.num_global:
-            raise ValueError(
+            raise ConfigError(
                 f"num_global is {self.num_global}, but data.views makes {len(batch['views'])} views"
             )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
@@ -67,7 +68,7 @@ def visible_patches(hidden: Tensor) -> Tensor:
     # the one place where a step waits for the device: the number of tokens is a shape
     fewest, most = torch.stack(torch.aminmax((~hidden).sum(1))).tolist()
     if fewest != most or fewest == 0:
-        raise ValueError(
+        raise ConfigError(
             "mask must leave as many patches visible in each image of a batch, and at least one; it leaves "
             f"{fewest} to {most}: use MAEViews or RandomPatches with the encoder's patch_size"
         )
@@ -125,7 +126,7 @@ class MAE(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         if not hasattr(encoder, "forward_visible"):
-            raise ValueError(
+            raise ConfigError(
                 "encoder must be able to encode the visible patches alone (forward_visible), got "
                 f"{type(encoder).__name__}, "
                 "which sees the whole image, what is to be predicted included: use ViTEncoder"
@@ -135,7 +136,7 @@ class MAE(SSLModule):
         self.image_shape = (int(encoder.in_channels), *(n * self.patch_size for n in self.grid))  # type: ignore[arg-type]
         values = self.patch_size**2 * self.image_shape[0]
         if normalize_target and values == 1:
-            raise ValueError(
+            raise ConfigError(
                 "normalize_target needs patches of two values or more, got patch_size 1 and 1 channel"
             )
         self.decoder = PatchDecoder(
@@ -152,7 +153,7 @@ class MAE(SSLModule):
         hidden (B, N).
         """
         if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder takes images of {self.image_shape} in {self.grid[0]}x{self.grid[1]} patches, got "
                 f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size, "
                 "patch_size, in_channels"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy
 
@@ -44,8 +45,7 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) 
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(q.device.type, enabled=False):
         q, k = F.normalize(full_precision(q), dim=1), F.normalize(full_precision(k), dim=1)
         positive = (q * k).sum(1, keepdim=True)  # (B, 1)
@@ -88,20 +88,15 @@ class MoCo(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        sizes = {
-            "queue_size": queue_size,
-            "projector_out": projector_out,
-            "batch_norm_groups": batch_norm_groups,
-        }
-        if projector_hidden is not None:
-            sizes["projector_hidden"] = projector_hidden
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_positive(temperature=temperature)
+        check_within(0, 1, "[)", momentum=momentum)
+        check_at_least(
+            1,
+            queue_size=queue_size,
+            projector_out=projector_out,
+            batch_norm_groups=batch_norm_groups,
+            projector_hidden=projector_hidden,
+        )
         width = int(encoder.num_features)  # type: ignore[arg-type]
         hidden = projector_hidden or width
         self.encoder = encoder
@@ -116,18 +111,16 @@ class MoCo(SSLModule):
 
     def check_batch_size(self, global_batch: int) -> None:
         super().check_batch_size(global_batch)
-        if self.queue_size % global_batch:
-            raise ValueError(
-                f"queue_size must be a multiple of the global batch of {global_batch} (batch_size x "
-                "processes), "
-                f"got {self.queue_size}"
-            )
+        expected = f"a multiple of the global batch of {global_batch} (batch_size x processes)"
+        check(self.queue_size % global_batch == 0, "queue_size", expected, self.queue_size)
         per_device = global_batch // (1 if self._trainer is None else self.trainer.world_size)
-        if self.batch_norm_groups > 1 and per_device < 2 * self.batch_norm_groups:
-            raise ValueError(
-                f"batch_norm_groups must be at most half of each device's batch of {per_device}: a group "
-                "needs two samples, "
-                f"got {self.batch_norm_groups}"
+        if self.batch_norm_groups > 1:
+            expected = f"at most half of each device's batch of {per_device} (a group needs two samples)"
+            check(
+                2 * self.batch_norm_groups <= per_device,
+                "batch_norm_groups",
+                expected,
+                self.batch_norm_groups,
             )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_positive, check_within
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
 
@@ -42,8 +44,7 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: in
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(q.device.type, enabled=False):
         q, keys = F.normalize(full_precision(q), dim=1), F.normalize(full_precision(keys.detach()), dim=1)
         own = torch.arange(len(q), device=q.device) + rank * len(q)  # column of each query's key
@@ -82,13 +83,9 @@ class MoCoV3(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        for name, value in (("hidden", hidden), ("out", out), ("projector_layers", projector_layers)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_positive(temperature=temperature)
+        check_within(0, 1, momentum=momentum)
+        check_at_least(1, hidden=hidden, out=out, projector_layers=projector_layers)
         if stop_grad_conv1:
             freeze_patch_projection(encoder)
         width = int(encoder.num_features)  # type: ignore[arg-type]
@@ -129,7 +126,7 @@ def freeze_patch_projection(encoder: nn.Module) -> None:
     """
     found = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] == "patch_embed"]
     if not found:
-        raise ValueError(
+        raise ConfigError(
             f"stop_grad_conv1=True needs a ViT with a patch_embed; {type(encoder).__name__} has none"
         )
     found[0].requires_grad_(False)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from datamodules.checks import check_at_least
+
 
 def record_matrices(module: nn.Module) -> None:
     """Remember for ``decay_groups`` which parameters have two or more dimensions: after FSDP, all are shards
@@ -92,14 +94,7 @@ class LARS(Optimizer):
     def __init__(
         self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
-        for name, value in (
-            ("lr", lr),
-            ("momentum", momentum),
-            ("weight_decay", weight_decay),
-            ("trust", trust),
-        ):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        check_at_least(0, lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
         )

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import nn
 
+from datamodules.errors import ConfigError
 from sslmodules.networks.momentum import MomentumCopy
 from sslmodules.optim import LARS, record_matrices
 
@@ -27,15 +28,15 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
     if not isinstance(strategy, FSDPStrategy):
         return
     if any(isinstance(part, MomentumCopy) for part in module.modules()):
-        raise ValueError(
+        raise ConfigError(
             f"{type(module).__name__} has a momentum copy, which cannot follow weights that FSDP divides: "
             "--trainer.strategy ddp"
         )
     if isinstance(module.optimizer([nn.Parameter(torch.zeros(1))]), LARS):
-        raise ValueError(
+        raise ConfigError(
             "LARS needs whole layers, which FSDP divides: --trainer.strategy ddp, or another optimizer"
         )
     if not strategy.kwargs.get("use_orig_params"):
-        raise ValueError(
+        raise ConfigError(
             "FSDP needs use_orig_params: true, or biases and norms could not be kept from weight decay"
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_positive
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import projection_mlp
 
@@ -48,8 +49,7 @@ def nt_xent(
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(z1.device.type, enabled=False):
         local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
         everyone = (
@@ -89,10 +89,8 @@ class SimCLR(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if projector_layers < 1:
-            raise ValueError(f"projector_layers must be at least 1, got {projector_layers}")
+        check_positive(temperature=temperature)
+        check_at_least(1, projector_layers=projector_layers)
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder = encoder
         self.projector = projection_mlp(width, projector_hidden or width, projector_out, projector_layers)

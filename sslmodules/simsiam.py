@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 from sslmodules.optim import decay_groups
@@ -78,16 +79,13 @@ class SimSiam(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sizes = {
-            "projector_out": projector_out,
-            "projector_layers": projector_layers,
-            "predictor_hidden": predictor_hidden,
-        }
-        if projector_hidden is not None:
-            sizes["projector_hidden"] = projector_hidden
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(
+            1,
+            projector_out=projector_out,
+            projector_layers=projector_layers,
+            predictor_hidden=predictor_hidden,
+            projector_hidden=projector_hidden,
+        )
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder = encoder
         widths = [width, *[projector_hidden or width] * (projector_layers - 1), projector_out]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least, check_positive
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 
@@ -36,23 +38,23 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
             takes.
     """
     if len(views) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"{method} needs two global views in views, got {len(views)}: use MultiCrop, TwoViews or a preset"
         )
     sizes = [tuple(view.shape[-2:]) for view in views]
     if sizes[0] != sizes[1]:
-        raise ValueError(
+        raise ConfigError(
             f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}"
         )
     patches = getattr(getattr(encoder, "net", encoder), "patch_embed", None)
     fixed, patch = (tuple(getattr(patches, name, None) or ()) for name in ("img_size", "patch_size"))
     if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
-        raise ValueError(
+        raise ConfigError(
             f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}: set any_size: true "
             "for TimmEncoder"
         )
     if patch and (wrong := [size for size in sizes if any(n % p for n, p in zip(size, patch, strict=True))]):
-        raise ValueError(
+        raise ConfigError(
             f"{method}: the sizes of views must be multiples of the encoder's patches {patch}, got {wrong[0]}"
         )
 
@@ -92,10 +94,8 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     Raises:
         ValueError: ``epsilon`` is not positive or ``iterations`` is below 1.
     """
-    if epsilon <= 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    check_positive(epsilon=epsilon)
+    check_at_least(1, iterations=iterations)
     with torch.autocast(scores.device.type, enabled=False):
         # exp(1 / 0.05) is beyond float16, and at a small epsilon exp of anything is beyond float32: hence
         # logarithms
@@ -140,8 +140,7 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor
     Raises:
         ValueError: ``temperature`` is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     with torch.autocast(scores.device.type, enabled=False):
         return swapped_cross_entropy(
             F.log_softmax(full_precision(scores) / temperature, dim=2), codes.detach()
@@ -197,20 +196,20 @@ class SwAV(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        for name, number, least in (
-            ("num_prototypes", num_prototypes, 2),
-            ("sinkhorn_iterations", sinkhorn_iterations, 1),
-            ("projector_hidden", projector_hidden, 1),
-            ("projector_out", projector_out, 1),
-            ("freeze_prototypes_steps", freeze_prototypes_steps, 0),
-            ("queue_size", queue_size, 0),
-            ("queue_start_epoch", queue_start_epoch, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}")
+        check_positive(temperature=temperature, epsilon=epsilon)
+        check_at_least(2, num_prototypes=num_prototypes)
+        check_at_least(
+            1,
+            sinkhorn_iterations=sinkhorn_iterations,
+            projector_hidden=projector_hidden,
+            projector_out=projector_out,
+        )
+        check_at_least(
+            0,
+            freeze_prototypes_steps=freeze_prototypes_steps,
+            queue_size=queue_size,
+            queue_start_epoch=queue_start_epoch,
+        )
         self.encoder = encoder
         self.projector = mlp([int(encoder.num_features), projector_hidden, projector_out])  # type: ignore[arg-type]
         self.prototypes = nn.Linear(projector_out, num_prototypes, bias=False)
@@ -222,10 +221,8 @@ class SwAV(SSLModule):
 
     def check_batch_size(self, global_batch: int) -> None:
         super().check_batch_size(global_batch)
-        if self.queue_size % global_batch:
-            raise ValueError(
-                f"queue_size must be a multiple of the global batch ({global_batch}), got {self.queue_size}"
-            )
+        expected = f"a multiple of the global batch of {global_batch} (batch_size x processes)"
+        check(self.queue_size % global_batch == 0, "queue_size", expected, self.queue_size)
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

@@ -11,7 +11,7 @@ is the mean over anchors, satisfied ones included, not the sum. ``batch_hard`` i
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least, check_one_of, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 
@@ -52,8 +53,7 @@ def mine_distances(
     Raises:
         ValueError: ``mining`` is unknown.
     """
-    if mining not in ("semi_hard", "batch_hard"):
-        raise ValueError(f"mining must be 'semi_hard' or 'batch_hard', got {mining!r}")
+    check_one_of(get_args(Mining), mining=mining)
     with torch.autocast(z1.device.type, enabled=False):
         local = F.normalize(full_precision(torch.cat([z1, z2])), dim=1)  # (2B, D)
         everyone = (
@@ -90,8 +90,7 @@ def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) 
     Raises:
         ValueError: ``margin`` is not positive.
     """
-    if margin <= 0:
-        raise ValueError(f"margin must be positive, got {margin}")
+    check_positive(margin=margin)
     return F.relu(to_positive - to_negative + margin).mean()
 
 
@@ -130,17 +129,14 @@ class Triplet(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < margin < 4:
-            raise ValueError(f"margin must lie in (0, 4), got {margin}")
-        if mining not in ("semi_hard", "batch_hard"):
-            raise ValueError(f"mining must be 'semi_hard' or 'batch_hard', got {mining!r}")
-        for name, value in (
-            ("projector_hidden", projector_hidden),
-            ("projector_out", projector_out),
-            ("projector_layers", projector_layers),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_within(0, 4, "()", margin=margin)
+        check_one_of(get_args(Mining), mining=mining)
+        check_at_least(
+            1,
+            projector_hidden=projector_hidden,
+            projector_out=projector_out,
+            projector_layers=projector_layers,
+        )
         self.encoder = encoder
         self.projector = mlp(
             [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]

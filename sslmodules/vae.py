@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check, check_at_least, check_one_of, check_positive
+from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 
 #: Of log sigma^2: standard deviations from 0.00005 to 148, next to the prior's 1.
@@ -106,7 +108,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
 
 def _same_shape(decoded: Tensor, x: Tensor) -> None:
     if decoded.shape != x.shape:
-        raise ValueError(f"the decoder gives {tuple(decoded.shape[1:])} for images of {tuple(x.shape[1:])}")
+        raise ConfigError(f"the decoder gives {tuple(decoded.shape[1:])} for images of {tuple(x.shape[1:])}")
 
 
 class VAE(SSLModule):
@@ -135,18 +137,12 @@ class VAE(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
-        if getattr(decoder, "in_features", latent_dim) != latent_dim:
-            raise ValueError(
-                f"latent_dim must be the decoder's in_features ({decoder.in_features}), got {latent_dim}"
-            )
-        if not beta >= 0:
-            raise ValueError(f"beta must not be negative, got {beta}")
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"likelihood must be 'bernoulli' or 'gaussian', got {likelihood!r}")
-        if not gaussian_std > 0:
-            raise ValueError(f"gaussian_std must be positive, got {gaussian_std}")
+        check_at_least(1, latent_dim=latent_dim)
+        takes = getattr(decoder, "in_features", latent_dim)
+        check(latent_dim == takes, "latent_dim", f"the decoder's in_features ({takes})", latent_dim)
+        check_at_least(0, beta=beta)
+        check_one_of(("bernoulli", "gaussian"), likelihood=likelihood)
+        check_positive(gaussian_std=gaussian_std)
         width = int(encoder.num_features)  # type: ignore[arg-type]
         self.encoder, self.decoder = encoder, decoder
         self.to_mean, self.to_logvar = nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
@@ -162,7 +158,7 @@ class VAE(SSLModule):
         x = batch["input"]
         # only before the first step: it makes the host wait for the device
         if self.likelihood == "bernoulli" and self.global_step == 0 and not bool(((x >= 0) & (x <= 1)).all()):
-            raise ValueError(
+            raise ConfigError(
                 f"likelihood 'bernoulli' needs pixels in [0, 1], got input from {x.min():.2f} to "
                 f"{x.max():.2f}: set data.mean "
                 "to 0 and data.std to 1 for each channel, or likelihood to gaussian"

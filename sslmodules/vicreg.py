@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
+from datamodules.checks import check_at_least
 from sslmodules.barlow_twins import off_diagonal
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
@@ -100,13 +101,12 @@ def vicreg_loss(
 
 
 def check_weights(invariance_weight: float, variance_weight: float, covariance_weight: float) -> None:
-    for name, value in (
-        ("invariance_weight", invariance_weight),
-        ("variance_weight", variance_weight),
-        ("covariance_weight", covariance_weight),
-    ):
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+    check_at_least(
+        0,
+        invariance_weight=invariance_weight,
+        variance_weight=variance_weight,
+        covariance_weight=covariance_weight,
+    )
 
 
 class VICReg(SSLModule):
@@ -143,13 +143,8 @@ class VICReg(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         check_weights(invariance_weight, variance_weight, covariance_weight)
-        for name, value, least in (
-            ("projector_hidden", projector_hidden, 1),
-            ("projector_out", projector_out, 2),
-            ("projector_layers", projector_layers, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(1, projector_hidden=projector_hidden, projector_layers=projector_layers)
+        check_at_least(2, projector_out=projector_out)
         self.encoder = encoder
         widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
         self.projector = mlp(widths, last_bias=False)

@@ -16,6 +16,9 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.checks import check_positive
+from datamodules.errors import ConfigError
+
 PADDING = -32768
 """Stands in an int16 clip where there is no sound; real samples lie in -32767 to 32767."""
 
@@ -67,7 +70,7 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
     low, peak, high = (c[:, None] for c in (corners[:-2], corners[1:-1], corners[2:]))
     matrix = torch.minimum((hz - low) / (peak - low), (high - hz) / (high - peak)).clamp(min=0)
     if not matrix.any(1).all():
-        raise ValueError(
+        raise ConfigError(
             f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window "
             f"at {sample_rate} "
             "Hz: give fewer num_mels or a larger window_ms"
@@ -95,12 +98,12 @@ class MelScale:
     _kept: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "num_mels", "window_ms", "hop_ms"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(
+            sample_rate=self.sample_rate, num_mels=self.num_mels, window_ms=self.window_ms, hop_ms=self.hop_ms
+        )
         self.window, self.hop = (round(self.sample_rate * ms / 1000) for ms in (self.window_ms, self.hop_ms))
         if not 2 <= 2 * self.hop <= self.window:
-            raise ValueError(
+            raise ConfigError(
                 f"hop_ms must be at most half of window_ms and at least a sample, got hop_ms {self.hop_ms} "
                 "and window_ms "
                 f"{self.window_ms} at {self.sample_rate} Hz"

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 
 from datamodules.audio.mel import PADDING, MelScale, valid_frames
 from datamodules.base import SSLDataModule
+from datamodules.checks import check, check_one_of, check_positive
+from datamodules.errors import ConfigError
 from datamodules.splits import SPLIT_SEED, Split
 
 STATISTICS_CLIPS = 4096
@@ -95,17 +97,13 @@ class AudioDataModule(SSLDataModule):
         super().__init__(**kwargs)
         self.scale = MelScale(sample_rate, num_mels, window_ms, hop_ms)
         self.frames = int(seconds * sample_rate / self.scale.hop + 1e-6)
-        if self.frames < 2:
-            raise ValueError(f"seconds must be at least two frames of {hop_ms} ms, got {seconds}")
+        check(self.frames >= 2, "seconds", f"at least two frames of {hop_ms} ms", seconds)
         if (mean is None) != (std is None):
-            raise ValueError("mean and std belong together: give both or neither")
+            raise ConfigError("mean and std belong together: give both or neither")
         for name, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) != num_mels:
-                raise ValueError(
-                    f"{name} must have one value for each of {num_mels} bands, got {len(values)}"
-                )
-        if std is not None and not min(std) > 0:
-            raise ValueError(f"std must be positive, got {min(std)}")
+            if values is not None:
+                check(len(values) == num_mels, name, f"one value for each of {num_mels} bands", values)
+        check_positive(std=std)
         self.clip_size = self.frames * self.scale.hop
         self.mean, self.std = mean, std
         self._datasets: dict[str, Dataset] = {}
@@ -113,8 +111,7 @@ class AudioDataModule(SSLDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         """The samples of ``split``, read once and kept."""
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        check_one_of(get_args(Split), split=split)
         if split not in self._datasets:
             self._datasets.update(self._synthetic() if self.synthetic else self._load(split))
         return self._datasets[split]
@@ -223,7 +220,7 @@ class AudioDataModule(SSLDataModule):
         mean = total / count
         std = (square / count - mean.square()).clamp(min=0).sqrt()
         if not (count > 0 and std.min() > 1e-4):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__}: the training clips are silent, or all alike: nothing to learn from"
             )
         return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
+from datamodules.checks import check_one_of
 from datamodules.splits import Split
 
 TONES = {
@@ -35,8 +36,7 @@ class Tones(AudioDataModule):
         self, root: str | None = None, label: str = "contour", sample_rate: int = 8_000, **kwargs: Any
     ) -> None:
         super().__init__(sample_rate=sample_rate, **kwargs)
-        if label not in TONES:
-            raise ValueError(f"label must be one of {', '.join(TONES)}, got {label!r}")
+        check_one_of(tuple(TONES), label=label)
         self.label = label
         self.class_names = TONES[label]
         self.num_classes = len(self.class_names)

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from datamodules.audio.mel import resample
 from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
-from datamodules.errors import DataFileError, MissingDataError
+from datamodules.checks import check, check_within
+from datamodules.errors import ConfigError, DataFileError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
 from datamodules.splits import Split, stratified_holdout
 
@@ -86,10 +87,8 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     fields = parts[1::2]
-    if not fields or len(set(fields)) < len(fields) or not all(f.isidentifier() for f in fields):
-        raise ValueError(
-            f"pattern must hold fields such as {{label}}_{{speaker}}_{{index}}, each once, got {pattern!r}"
-        )
+    sound = fields and len(set(fields)) == len(fields) and all(f.isidentifier() for f in fields)
+    check(bool(sound), "pattern", "fields such as {label}_{speaker}_{index}, each once", pattern)
     return re.compile("".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>.+?)" for i, p in enumerate(parts)))
 
 
@@ -205,15 +204,13 @@ class WavFolder(AudioDataModule):
         fields = list(self.names.groupindex) if self.names else []
         for option, value in (("label", label if fields and labeled else None), ("split_field", split_field)):
             if value is not None and value not in fields:
-                raise ValueError(
+                raise ConfigError(
                     f"{option} {value!r} is no field of pattern {pattern!r}; fields: "
                     f"{', '.join(fields) or 'none'}"
                 )
         if (split_field is None) != (test_values is None):
-            raise ValueError("split_field and test_values belong together: give both or neither")
-        for option, fraction in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
-            if not 0 < fraction < 1:
-                raise ValueError(f"{option} must be between 0 and 1, got {fraction}")
+            raise ConfigError("split_field and test_values belong together: give both or neither")
+        check_within(0, 1, "()", test_fraction=test_fraction, val_fraction=val_fraction)
         self.root, self.pattern, self.label, self.labeled = root, pattern, label, labeled
         self.split_field, self.test_values = split_field, set(map(str, test_values or ()))
         self.test_fraction, self.val_fraction = test_fraction, val_fraction
@@ -270,7 +267,7 @@ class WavFolder(AudioDataModule):
                 f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used"
             )
         if not kept:
-            raise ValueError(
+            raise ConfigError(
                 f"WavFolder: every file of split {split} in {self.root} is silent or shorter than a frame"
             )
         return KeptClips(clips[: len(kept)], labels[kept], [paths[row] for row in kept])
@@ -299,7 +296,7 @@ class WavFolder(AudioDataModule):
             held_out = np.array([f[self.split_field] in self.test_values for f in fields])
             if held_out.all() or not held_out.any():
                 values = ", ".join(sorted({f[self.split_field] for f in fields})[:10])
-                raise ValueError(
+                raise ConfigError(
                     f"WavFolder: test_values {sorted(self.test_values)} name {held_out.sum()} of "
                     f"{len(paths)} files in "
                     f"{self.root}: expected some and not all of the values of {self.split_field}: {values}"
@@ -319,7 +316,7 @@ class WavFolder(AudioDataModule):
             return {}
         match = self.names.fullmatch(Path(path).stem)
         if match is None:
-            raise ValueError(
+            raise ConfigError(
                 f"WavFolder: the name of {path} does not fit --data.pattern {self.pattern}: rename or "
                 "remove it"
             )
@@ -334,7 +331,7 @@ class WavFolder(AudioDataModule):
             parts = [Path(path).relative_to(Path(self.root).expanduser()).parts for path in paths]
             names = [p[0] if len(p) > 1 else "" for p in parts]
             if "" in names and any(names):
-                raise ValueError(
+                raise ConfigError(
                     f"WavFolder: audio files ({Path(paths[names.index('')]).name}) lie beside class "
                     f"folders in {self.root}: "
                     "move them into one, or give --data.labeled false or a --data.pattern"
@@ -350,7 +347,7 @@ class WavFolder(AudioDataModule):
     ) -> tuple[np.ndarray, np.ndarray]:
         size = round(fraction * len(rows))
         if not 0 < size < len(rows):
-            raise ValueError(
+            raise ConfigError(
                 f"WavFolder: {name} {fraction} of {len(rows)} files in {self.root} is {size}: cannot split"
             )
         kept, held = stratified_holdout(labels[rows], size)

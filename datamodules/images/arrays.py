@@ -13,7 +13,7 @@ import numpy as np
 import torchvision.datasets
 from sklearn.datasets import load_digits
 
-from datamodules.errors import MissingDataError
+from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.splits import Split, stratified_holdout
 
@@ -91,7 +91,7 @@ class _TorchvisionImages(ImageDataModule):
         root = str(root)  # a Path would not be kept among the plain hyper-parameters of a checkpoint
         super().__init__(**kwargs)
         if train_on_val and self.trains_on_unlabeled:
-            raise ValueError(
+            raise ConfigError(
                 f"train_on_val must be false for {type(self).__name__}: it trains on images without labels "
                 "only"
             )
@@ -158,7 +158,7 @@ class _TorchvisionImages(ImageDataModule):
             images = images[..., None]
         channels, height, width = self.image_shape
         if images.shape[1:] != (height, width, channels):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__}: images of {part} in {root} have shape {images.shape[1:]}, "
                 f"expected {(height, width, channels)}"
             )

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
+from datamodules.errors import ConfigError, ImageFileError, MissingDataError
 from datamodules.images.decode import IMAGE_SUFFIXES, _entries, _images_below, _names, _text, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.seeding import mix_seed, run_seed
@@ -198,24 +199,17 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         root, mean, std = str(root), tuple(mean), tuple(std)
         super().__init__(**kwargs)
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
-        if decode_size is not None and decode_size < image_size:
-            raise ValueError(f"decode_size must be at least image_size = {image_size}, got {decode_size}")
-        if max_unreadable < 0:
-            raise ValueError(f"max_unreadable must not be negative, got {max_unreadable}")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}")
-        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < fraction < 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {fraction}")
+        check_at_least(1, image_size=image_size)
+        if decode_size is not None:
+            check(
+                decode_size >= image_size, "decode_size", f"at least image_size ({image_size})", decode_size
+            )
+        check_at_least(0, max_unreadable=max_unreadable)
+        check_one_of((1, 3), channels=channels)
+        check_within(0, 1, "()", val_fraction=val_fraction, test_fraction=test_fraction)
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != channels:
-                raise ValueError(
-                    f"{name} must have one value for each of {channels} channels, got {list(values)}"
-                )
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
+            check(len(values) == channels, name, f"one value for each of {channels} channels", values)
+        check_positive(std=std)
         self.root, self.labeled, self.in_memory, self.max_unreadable = (
             root,
             labeled,
@@ -320,7 +314,7 @@ class ImageFolder(ImageDataModule):
         if not self.labeled or not any(below.values()):
             return {b"": images + [path for paths in below.values() for path in paths]}
         if images:
-            raise ValueError(
+            raise ConfigError(
                 f"ImageFolder: images ({_text(_names(images))}) lie beside folders with images "
                 f"({_text([name for name, paths in below.items() if paths])}) in {_text(folder)}: move "
                 "them into a "
@@ -328,7 +322,7 @@ class ImageFolder(ImageDataModule):
             )
         empty = [name for name, paths in below.items() if not paths]
         if empty:
-            raise ValueError(
+            raise ConfigError(
                 f"ImageFolder: class folders without images in {_text(folder)}: {_text(empty)}; with images: "
                 f"{_text([name for name, paths in below.items() if paths])}. Remove the empty ones or fill "
                 "them"
@@ -340,7 +334,7 @@ class ImageFolder(ImageDataModule):
         for split, files in found.items():
             if sorted(files) != classes:
                 extra, absent = sorted(set(files) - set(classes)), sorted(set(classes) - set(files))
-                raise ValueError(
+                raise ConfigError(
                     f"ImageFolder: the classes of {split} and train differ in {self.root}: only in {split}: "
                     f"{_describe(extra)}; only in train: {_describe(absent)}"
                 )
@@ -379,7 +373,7 @@ class ImageFolder(ImageDataModule):
     def _hold_out(self, files: tuple[np.ndarray, np.ndarray], name: str, fraction: float, n: int) -> Any:
         size = round(fraction * n)
         if not 0 < size < n:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__}: {name} {fraction} of {n} images in {self.root} is {size}: cannot "
                 "split"
             )

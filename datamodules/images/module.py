@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
+from datamodules.checks import check, check_one_of, check_positive
+from datamodules.errors import ConfigError
 from datamodules.splits import SPLIT_SEED, Split
 
 
@@ -77,14 +79,10 @@ class ImageDataModule(SSLDataModule):
         for name, values in (("mean", mean), ("std", std)):
             if values is None:
                 continue
-            if len(values) != self.image_shape[0]:
-                raise ValueError(
-                    f"{name} must have one value for each of {self.image_shape[0]} channels, got "
-                    f"{list(values)}"
-                )
+            expected = f"one value for each of {self.image_shape[0]} channels"
+            check(len(values) == self.image_shape[0], name, expected, values)
             setattr(self, name, tuple(values))
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
+        check_positive(std=std)
         self._datasets: dict[str, Dataset] = {}
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -95,8 +93,7 @@ class ImageDataModule(SSLDataModule):
             MissingDataError: the files are not there; says where they belong and how to get them.
             ValueError: unknown split, images of another shape, or labels outside of the classes.
         """
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        check_one_of(get_args(Split), split=split)
         if split not in self._datasets:
             loaded = self._synthetic() if self.synthetic else self._load(split)
             for name, dataset in loaded.items():
@@ -112,7 +109,7 @@ class ImageDataModule(SSLDataModule):
         n = self.num_classes or 0
         wrong = np.flatnonzero((dataset.labels < -1) | (dataset.labels >= n))
         if len(wrong):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__}: sample {wrong[0]} of split {split} has the label "
                 f"{dataset.labels[wrong[0]]}, "
                 f"expected 0 to {n - 1}, or -1 for unknown"

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.errors import DataFileError
+from datamodules.checks import check_at_least
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.images.folder import ImageFolder
 from datamodules.images.index import MAX_MEMBER, index_folder, write_index
 from datamodules.splits import SPLIT_SEED
@@ -33,13 +34,12 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
         MissingDataError: ``src`` is no folder of images.
         DataFileError: an image is empty or larger than 64 MiB.
     """
-    if per_shard < 1:
-        raise ValueError(f"--per_shard must be at least 1, got {per_shard}")
+    check_at_least(1, per_shard=per_shard)
     part = dst.with_name(dst.name + ".part")
     for folder in (dst, part):
         if folder.exists():
             left = " (left by a run that was stopped)" if folder == part else ""
-            raise ValueError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
+            raise ConfigError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
     found = ImageFolder(str(src), labeled=labeled)._listed()
     classes = sorted(found["train"])
     part.mkdir(parents=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodules.checks import check_at_least, check_positive
 from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images import index as tar_index
 from datamodules.images.decode import read_image
@@ -138,10 +139,8 @@ class Shards(ImageFolder):
 
     def __init__(self, root: str, block: int | None = None, timeout: float = 30.0, **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
-        if block is not None and block < 1:
-            raise ValueError(f"block must be at least 1, got {block}")
-        if timeout <= 0:
-            raise ValueError(f"timeout must be positive (seconds), got {timeout}")
+        check_at_least(1, block=block)
+        check_positive(timeout=timeout)
         self.folder, self.pattern = split_pattern(self.root)
         self.block = block or (16 if is_url(self.folder) else 1)
         self.timeout = timeout

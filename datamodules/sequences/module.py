@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
+from datamodules.checks import check_at_least, check_one_of, check_within
 from datamodules.errors import DataFileError
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.sequences.fasta import (
@@ -131,11 +132,9 @@ class Fasta(SSLDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value, least in (("length", length, 2), ("kmer", kmer, 1), ("stride", stride or 1, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if kmer > 8:
-            raise ValueError(f"kmer must be at most 8 (4^8 = 65,536 tokens), got {kmer}")
+        check_at_least(2, length=length)
+        check_at_least(1, stride=stride)
+        check_within(1, 8, kmer=kmer)
         self.root, self.files, self.gff, self.length, self.kmer = root, tuple(files), gff, length, kmer
         self.stride, self.both_strands = stride or length * kmer, both_strands
         self.vocab_size = 4**kmer + 1
@@ -147,8 +146,7 @@ class Fasta(SSLDataModule):
         self.dataset("train")
 
     def dataset(self, split: Split) -> Dataset:
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        check_one_of(get_args(Split), split=split)
         if not self._datasets:
             self._datasets = self._load()
         return self._datasets[split]

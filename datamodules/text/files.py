@@ -17,7 +17,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from datamodules.errors import DataFileError
+from datamodules.checks import check, check_one_of
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.splits import Split, stratified_holdout
 from datamodules.text.corpus import (
     Corpus,
@@ -99,22 +100,18 @@ class TextFiles(TextDataModule):
     ) -> None:
         root = None if root is None else str(root)
         super().__init__(**kwargs)
-        for name, value, known in (
-            ("document", document, DocumentUnit),
-            ("layout", layout, Layout),
-            ("tokenizer", tokenizer, Kind),
-        ):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        check_one_of(get_args(DocumentUnit), document=document)
+        check_one_of(get_args(Layout), layout=layout)
+        check_one_of(get_args(Kind), tokenizer=tokenizer)
         if layout == "pairs" and columns is not None and len(columns) > 2:
-            raise ValueError(f"layout pairs takes one or two columns, got {columns}")
+            raise ConfigError(f"layout pairs takes one or two columns, got {columns}")
         if layout != "pairs" and getattr(self.views, "next_sentence", False):
-            raise ValueError(
+            raise ConfigError(
                 f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout "
                 "pairs"
             )
-        if layout != "windows" and self.length < 8:
-            raise ValueError(f"length must be at least 8 for layout {layout}, got {self.length}")
+        if layout != "windows":
+            check(self.length >= 8, "length", f"at least 8 for layout {layout}", self.length)
         self.root, self.files, self.columns, self.label_column = root, files, columns, label_column
         self.document, self.layout, self.kind, self.most_tokens, self.cache = (
             document,
@@ -216,7 +213,7 @@ class TextFiles(TextDataModule):
     def _read_tokenizer(self, text: str) -> Tokenizer:
         tokenizer = super()._read_tokenizer(text)
         if self.layout != "windows" and not tokenizer.specials:
-            raise ValueError(
+            raise ConfigError(
                 f"--data.vocabulary has no special tokens, which layout {self.layout} needs: leave it out"
             )
         return tokenizer

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Batch, SSLDataModule
+from datamodules.checks import check_at_least, check_one_of
+from datamodules.errors import ConfigError
 from datamodules.splits import Split
 from datamodules.text.tokenizer import PAD, Tokenizer, load_tokenizer
 from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
@@ -40,8 +42,7 @@ class TextDataModule(SSLDataModule):
 
     def __init__(self, length: int = 128, vocabulary: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if length < 2:
-            raise ValueError(f"length must be at least 2, got {length}")
+        check_at_least(2, length=length)
         self.length, self.vocabulary = length, vocabulary
         self._tokenizer: Tokenizer | None = None
         self._datasets: dict[str, Dataset] = {}
@@ -76,7 +77,7 @@ class TextDataModule(SSLDataModule):
             try:
                 text = Path(text).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(
+                raise ConfigError(
                     f"--data.vocabulary {text} cannot be read ({error}): expected a tokenizer.json"
                 ) from None
         return load_tokenizer(text)
@@ -119,8 +120,7 @@ class TextDataModule(SSLDataModule):
 
     def dataset(self, split: Split) -> Dataset:
         """The samples of ``split``, made once and kept."""
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+        check_one_of(get_args(Split), split=split)
         assert self.tokenizer is not None  # before the tokens: a new one would drop them
         if not self._datasets:
             self._datasets = self._load()

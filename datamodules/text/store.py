@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.text.tokenizer import CLS, PAD, SEP
 
@@ -102,7 +103,7 @@ class WindowDataset(Dataset):
 
     def __init__(self, flat: np.ndarray, length: int, moving: bool = False) -> None:
         if len(flat) < length:
-            raise ValueError(
+            raise ConfigError(
                 f"the text has {len(flat)} tokens, fewer than a window: give --data.length {len(flat)} or "
                 "less"
             )

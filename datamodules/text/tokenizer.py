@@ -11,9 +11,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+from datamodules.checks import check, check_one_of
+from datamodules.errors import ConfigError
 
 Kind = Literal["characters", "bytes", "bpe", "wordpiece"]
 
@@ -127,7 +130,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ValueError(
+        raise ConfigError(
             "the tokenizers bpe and wordpiece need the package tokenizers: pip install "
             "'lightning-ssl[text]', or take "
             "--data.tokenizer characters or bytes"
@@ -164,13 +167,11 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
         for text in texts:
             found.update(text)
         if not found:
-            raise ValueError("the training text holds no character")
+            raise ConfigError("the training text holds no character")
         return _Symbols(kind, specials, "".join(sorted(found)))
-    if kind not in ("bpe", "wordpiece"):
-        raise ValueError(f"tokenizer must be characters, bytes, bpe or wordpiece, got {kind!r}")
+    check_one_of(get_args(Kind), tokenizer=kind)
     least = len(SPECIALS) + 256 if kind == "bpe" else 100
-    if vocab_size < least:
-        raise ValueError(f"vocab_size must be at least {least} for {kind}, got {vocab_size}")
+    check(vocab_size >= least, "vocab_size", f"at least {least} for {kind}", vocab_size)
     library = _library()
     common = {"vocab_size": vocab_size, "special_tokens": list(SPECIALS), "show_progress": False}
     if kind == "bpe":
@@ -235,8 +236,8 @@ def load_tokenizer(text: str) -> Tokenizer:
         else:
             return _Symbols(content["kind"], bool(content["specials"]), content.get("characters", ""))
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"not a tokenizer ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"not a tokenizer ({type(error).__name__}: {error})") from None
     ids = [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS]
     if ids != list(range(len(SPECIALS))):
-        raise ValueError(f"the tokenizer's {', '.join(SPECIALS)} have the ids {ids}, expected 0 to 4")
+        raise ConfigError(f"the tokenizer's {', '.join(SPECIALS)} have the ids {ids}, expected 0 to 4")
     return tokenizer

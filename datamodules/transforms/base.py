@@ -76,8 +76,3 @@ def apply_views(
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
     """Uniform numbers of [0, 1) moved to [low, high)."""
     return low + (high - low) * uniform
-
-
-def _require(condition: bool, knob: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{knob} must be {expected}, got {value!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from datamodules.checks import check, check_at_least, check_within
+from datamodules.errors import ConfigError
 from datamodules.transforms.base import BatchTransform
 from datamodules.transforms.views import View, Views
 
@@ -24,8 +26,7 @@ class CenterHole(BatchTransform):
 
     def __init__(self, start: int = 10, stop: int = 20) -> None:
         super().__init__()
-        if not 0 <= start < stop:
-            raise ValueError(f"start and stop must be 0 <= start < stop, got start={start}, stop={stop}")
+        check(0 <= start < stop, "start", f"at least 0 and below stop ({stop})", start)
         self.start = start
         self.stop = stop
 
@@ -37,7 +38,7 @@ class CenterHole(BatchTransform):
         """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
         batch, _, height, width = images.shape
         if self.stop > min(height, width):
-            raise ValueError(
+            raise ConfigError(
                 f"the hole from start={self.start} to stop={self.stop} does not fit into an image of "
                 f"{height}x{width}"
             )
@@ -62,11 +63,9 @@ class RandomBlock(BatchTransform):
 
     def __init__(self, min_fraction: float = 0.25, max_fraction: float = 0.5) -> None:
         super().__init__()
-        if not 0 < min_fraction <= max_fraction < 1:
-            raise ValueError(
-                "the fractions must be 0 < min_fraction <= max_fraction < 1, "
-                f"got min_fraction={min_fraction}, max_fraction={max_fraction}"
-            )
+        expected = f"above 0 and at most max_fraction ({max_fraction})"
+        check(0 < min_fraction <= max_fraction, "min_fraction", expected, min_fraction)
+        check_within(0, 1, "()", max_fraction=max_fraction)
         self.min_fraction = min_fraction
         self.max_fraction = max_fraction
 
@@ -107,10 +106,8 @@ class RandomPatches(BatchTransform):
 
     def __init__(self, patch_size: int, ratio: float) -> None:
         super().__init__()
-        if patch_size < 1:
-            raise ValueError(f"patch_size must be >= 1, got {patch_size}")
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        check_at_least(1, patch_size=patch_size)
+        check_within(0, 1, "()", ratio=ratio)
         self.patch_size = patch_size
         self.ratio = ratio
 
@@ -118,11 +115,11 @@ class RandomPatches(BatchTransform):
         """{"hidden": (B, N) bool}, patches row by row."""
         batch, _, height, width = images.shape
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch_size={self.patch_size} does not divide an image of {height}x{width}")
+            raise ConfigError(f"patch_size={self.patch_size} does not divide an image of {height}x{width}")
         num_patches = (height // self.patch_size) * (width // self.patch_size)
         num_hidden = round(self.ratio * num_patches)
         if not 0 < num_hidden < num_patches:
-            raise ValueError(
+            raise ConfigError(
                 f"ratio={self.ratio} hides {num_hidden} of the {num_patches} patches of an image"
             )
         order = torch.rand(batch, num_patches, generator=generator, device=images.device).argsort(1)

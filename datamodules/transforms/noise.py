@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_positive, check_within
 from datamodules.transforms.base import BatchTransform
 
 
@@ -26,8 +27,7 @@ class GaussianNoise(BatchTransform):
 
     def __init__(self, std: float = 0.3) -> None:
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
+        check_positive(std=std)
         self.std = std
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -53,8 +53,7 @@ class _Replaced(BatchTransform):
 
     def __init__(self, ratio: float = 0.3) -> None:
         super().__init__()
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        check_within(0, 1, "()", ratio=ratio)
         self.ratio = ratio
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:

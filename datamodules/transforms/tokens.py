@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_within
+from datamodules.errors import ConfigError
 from datamodules.text.tokenizer import MASK, PAD, SEP, SPECIALS, Tokenizer
 from datamodules.transforms.base import BatchTransform
 
@@ -83,15 +85,14 @@ class MaskedTokens(TokenTransform):
 
     def __init__(self, ratio: float = 0.15, whole_words: bool = False, next_sentence: bool = True) -> None:
         super().__init__()
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        check_within(0, 1, "()", ratio=ratio)
         self.ratio, self.whole_words, self.next_sentence = ratio, whole_words, next_sentence
         self.vocab_size = 0
         self.continues: Tensor | None = None
 
     def set_tokenizer(self, tokenizer: Tokenizer) -> None:
         if not tokenizer.specials:
-            raise ValueError("masking needs [MASK] and padding: give --data.layout pairs or documents")
+            raise ConfigError("masking needs [MASK] and padding: give --data.layout pairs or documents")
         self.vocab_size = tokenizer.vocab_size
         if self.whole_words:
             self.continues = torch.from_numpy(tokenizer.continuations())

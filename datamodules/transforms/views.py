@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.transforms.base import BatchTransform, _between, _require
+from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
+from datamodules.errors import ConfigError
+from datamodules.transforms.base import BatchTransform, _between
 from datamodules.transforms.functional import (
     _on_subset,
     adjust_color,
@@ -107,41 +109,29 @@ class View(BatchTransform):
         noise_std: float = 0.0,
     ) -> None:
         super().__init__()
-        _require(size >= 1, "size", size, ">= 1")
+        check_at_least(1, size=size)
         if crop_scale is not None:
-            _require(
-                0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", crop_scale, "0 < low <= high <= 1"
-            )
-        _require(0 < crop_ratio[0] <= crop_ratio[1], "crop_ratio", crop_ratio, "0 < low <= high")
-        _require(
-            interpolation in ("bilinear", "bicubic"), "interpolation", interpolation, "bilinear or bicubic"
+            check(0 < crop_scale[0] <= crop_scale[1] <= 1, "crop_scale", "0 < low <= high <= 1", crop_scale)
+        check(0 < crop_ratio[0] <= crop_ratio[1], "crop_ratio", "0 < low <= high", crop_ratio)
+        check_one_of(("bilinear", "bicubic"), interpolation=interpolation)
+        check_within(
+            0,
+            1,
+            flip_p=flip_p,
+            jitter_p=jitter_p,
+            grayscale_p=grayscale_p,
+            blur_p=blur_p,
+            solarize_p=solarize_p,
+            solarize_threshold=solarize_threshold,
         )
-        for name, probability in (
-            ("flip_p", flip_p),
-            ("jitter_p", jitter_p),
-            ("grayscale_p", grayscale_p),
-            ("blur_p", blur_p),
-            ("solarize_p", solarize_p),
-        ):
-            _require(0 <= probability <= 1, name, probability, "in [0, 1]")
-        for name, strength in (
-            ("brightness", brightness),
-            ("contrast", contrast),
-            ("saturation", saturation),
-            ("noise_std", noise_std),
-        ):
-            _require(0 <= strength < math.inf, name, strength, "finite and >= 0")
-        _require(0 <= rotation <= 180, "rotation", rotation, "in [0, 180] degrees")
-        _require(0 <= hue <= 0.5, "hue", hue, "in [0, 0.5] turns")
-        _require(0 < blur_sigma[0] <= blur_sigma[1], "blur_sigma", blur_sigma, "0 < low <= high")
-        _require(0 <= solarize_threshold <= 1, "solarize_threshold", solarize_threshold, "in [0, 1]")
+        strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+        check_within(0, math.inf, "[)", **strengths, noise_std=noise_std)
+        check(0 <= rotation <= 180, "rotation", "in [0, 180] degrees", rotation)
+        check(0 <= hue <= 0.5, "hue", "in [0, 0.5] turns", hue)
+        check(0 < blur_sigma[0] <= blur_sigma[1], "blur_sigma", "0 < low <= high", blur_sigma)
         if blur_p > 0:
-            _require(
-                blur_kernel % 2 == 1 and 0 < blur_kernel < 2 * size,
-                "blur_kernel",
-                blur_kernel,
-                f"odd and below {2 * size} (its half is reflected within the {size} pixels of the view)",
-            )
+            expected = f"odd and below {2 * size} (half of it is reflected at the border of {size} pixels)"
+            check(blur_kernel % 2 == 1 and 0 < blur_kernel < 2 * size, "blur_kernel", expected, blur_kernel)
         self.size = size
         self.crop_scale = crop_scale
         self.crop_ratio = crop_ratio
@@ -167,7 +157,7 @@ class View(BatchTransform):
         if channels not in (1, 3) and (
             self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p
         ):
-            raise ValueError(f"color operations need images of 1 or 3 channels, got {channels}")
+            raise ConfigError(f"color operations need images of 1 or 3 channels, got {channels}")
         # One call and a fixed layout: a change of one knob leaves the numbers of all the others as they are.
         uniform = torch.rand(batch, 2 * CROP_TRIES + 13, generator=generator, device=images.device)
         area, aspect, rest = uniform.split((CROP_TRIES, CROP_TRIES, 13), 1)
@@ -374,7 +364,7 @@ class MultiCrop(Views):
     """
 
     def __init__(self, global_view1: View, global_view2: View, local_view: View, num_local: int) -> None:
-        _require(num_local >= 0, "num_local", num_local, ">= 0")
+        check_at_least(0, num_local=num_local)
         super().__init__(global_view1, global_view2, *[local_view] * num_local)
 
 
@@ -394,8 +384,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        _require(len(mean) == len(std), "mean and std", (mean, std), "of the same length")
-        _require(min(std) > 0, "std", std, "> 0")
+        check(len(mean) == len(std), "std", f"one value for each of {len(mean)} of mean", std)
+        check_positive(std=std)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 

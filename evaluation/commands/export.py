@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
 from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
 from sslmodules import SSLModule
@@ -32,14 +33,14 @@ def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str
     """
     build = getattr(module, "to_transformers", getattr(module.encoder, "to_transformers", None))
     if build is None:
-        raise ValueError(
+        raise ConfigError(
             "--export writes text networks (BertEncoder, GPTEncoder), and this run's is "
             f"{type(module.encoder).__name__}"
         )
     if not folder.absolute().parent.is_dir():
-        raise ValueError(f"--export {folder}: the folder {folder.parent} does not exist")
+        raise ConfigError(f"--export {folder}: the folder {folder.parent} does not exist")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--export {folder} exists and is not empty: choose a new folder")
+        raise ConfigError(f"--export {folder} exists and is not empty: choose a new folder")
     temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}")
     try:
         build().save_pretrained(temporary)

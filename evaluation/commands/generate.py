@@ -7,6 +7,7 @@ As for every output: all is checked before anything is computed, and files are w
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from datamodules.audio.mel import PADDING
 from datamodules.audio.module import AudioDataModule
 from datamodules.audio.wav_folder import read_clip
 from datamodules.base import SSLDataModule
+from datamodules.checks import check, check_within
+from datamodules.errors import ConfigError
 from datamodules.images.decode import read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
@@ -88,10 +91,8 @@ def generate(
     Raises:
         ValueError: a setting out of range, or something that method or data cannot do.
     """
-    if number < 1:
-        raise ValueError(f"--generate must be at least 1, got {number}")
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise ValueError(f"--temperature must be a number >= 0, got {temperature}")
+    check(number >= 1, "--generate", "at least 1", number)
+    check_within(0, math.inf, "[)", **{"--temperature": temperature})
     _, draw = _kind(data)
     module.to(device)
     torch.manual_seed(mix_seed(seed, 3))
@@ -116,7 +117,7 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     options: dict[str, Any] = {}
     if asked.temperature is not None:
         if "temperature" not in inspect.signature(module.sample).parameters:  # type: ignore[arg-type]
-            raise ValueError(f"--temperature: {type(module).__name__} draws without one; leave it out")
+            raise ConfigError(f"--temperature: {type(module).__name__} draws without one; leave it out")
         options["temperature"] = asked.temperature
     beginning = None if asked.prompt is None else _picture(asked.prompt, data).to(asked.device)
     parts: list[np.ndarray] = []
@@ -129,7 +130,7 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
         if start == 0:
             first = samples
         elif asked.temperature != 0 and torch.equal(samples, first[: len(samples)]):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones"
             )
         parts.append(pixels_of(shown_images(data, samples, module)))
@@ -152,11 +153,11 @@ def _picture(prompt: str, data: ImageDataModule) -> Tensor:
     """
     channels, height, width = data.image_shape
     if not Path(prompt).is_file():
-        raise ValueError(
+        raise ConfigError(
             f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept"
         )
     if height != width:
-        raise ValueError(
+        raise ConfigError(
             f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}"
         )
     pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(
@@ -178,7 +179,7 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
     ids = data.encode(prompt)
     if asked.prompt is not None:
         if not ids:
-            raise ValueError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
+            raise ConfigError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
         if isinstance(data, TextDataModule) and (
             lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))
         ):
@@ -202,13 +203,13 @@ def _words(prompt: str) -> str:
         return prompt
     path = Path(prompt)
     if path.stat().st_size > PROMPT_LIMIT:
-        raise ValueError(
+        raise ConfigError(
             f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway"
         )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt {prompt} is not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ConfigError(f"--prompt {prompt} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _short(prompt: str) -> str:
@@ -227,7 +228,7 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
     """
     check_able(module, "continue_clip", "--generate")
     if asked.temperature is not None:
-        raise ValueError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
+        raise ConfigError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
     check_target(asked.output, ".wav")
     if asked.prompt is None:
         samples = data.dataset("val").__getitems__([0])["input"][0].numpy()  # type: ignore[attr-defined]
@@ -236,15 +237,15 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
     elif Path(asked.prompt).is_file():
         samples = read_clip(asked.prompt, data.scale.sample_rate)
     else:
-        raise ValueError(
+        raise ConfigError(
             f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file"
         )
     x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
     if x.shape[3] == 0:
-        raise ValueError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
+        raise ConfigError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
     whole = module.continue_clip(x, asked.number)  # type: ignore[operator]
     if not whole.isfinite().all():
-        raise ValueError(
+        raise ConfigError(
             f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
         )
     sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
@@ -268,7 +269,7 @@ def _kind(data: SSLDataModule) -> tuple[str, Callable[[Any, Any, Request], Itera
     for cls, kind in KINDS.items():
         if isinstance(data, cls):
             return kind
-    raise ValueError(f"--generate: there is no way to show samples of {type(data).__name__}")
+    raise ConfigError(f"--generate: there is no way to show samples of {type(data).__name__}")
 
 
 def ending(data: SSLDataModule) -> str:

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
 from datamodules.images.module import ImageDataModule
 from sslmodules import SSLModule, methods
 
@@ -67,13 +68,13 @@ def check_target(path: Path, suffix: str | None = None, option: str = "--output"
     there but a result.
     """
     if suffix is not None and path.suffix != suffix:
-        raise ValueError(f"{option} {path}: expected a name that ends in {suffix}")
+        raise ConfigError(f"{option} {path}: expected a name that ends in {suffix}")
     if not path.parent.is_dir():
-        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist")
+        raise ConfigError(f"{option} {path}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder: expected a file")
+        raise ConfigError(f"{option} {path} is a folder: expected a file")
     if path.exists() and not is_result(path):
-        raise ValueError(
+        raise ConfigError(
             f"{option} {path} exists and is no result of eval.py, so it is not overwritten: choose another "
             "name"
         )
@@ -132,7 +133,7 @@ def check_able(module: SSLModule, function: str, option: str) -> None:
     """ValueError for a method without ``function``, with the methods that have it."""
     if not hasattr(module, function):
         able = [name for name, cls in methods().items() if hasattr(cls, function)]
-        raise ValueError(
+        raise ConfigError(
             f"{option}: {type(module).__name__} has no {function}(); methods that have it: "
             f"{', '.join(able) or 'none'}"
         )
@@ -140,7 +141,7 @@ def check_able(module: SSLModule, function: str, option: str) -> None:
 
 def _images_of(data: SSLDataModule, option: str) -> ImageDataModule:
     if not isinstance(data, ImageDataModule):
-        raise ValueError(f"{option} writes pictures, and {type(data).__name__} holds none")
+        raise ConfigError(f"{option} writes pictures, and {type(data).__name__} holds none")
     return data
 
 
@@ -152,11 +153,11 @@ def pixels_of(images: Tensor) -> np.ndarray:
 def shown_images(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
     """A network's output in standardized units as images in [0, 1]; never a picture of NaN."""
     if not x.isfinite().all():
-        raise ValueError(
+        raise ConfigError(
             f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
         )
     if x.ndim != 4 or x.shape[1] != data.image_shape[0]:
-        raise ValueError(
+        raise ConfigError(
             f"{type(module).__name__} gave {tuple(x.shape)}, and images of {type(data).__name__} have "
             f"shape {data.image_shape}"
         )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.base import Batch, SSLDataModule
+from datamodules.errors import ConfigError
 from datamodules.images.decode import image_files, read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
@@ -43,7 +44,7 @@ def _by_stem(source: Path, option: str) -> dict[str, bytes]:
         stem = Path(os.fsdecode(file)).stem
         if stem in found:
             one, two = (os.path.basename(os.fsdecode(f)) for f in (found[stem], file))
-            raise ValueError(
+            raise ConfigError(
                 f"{option} {source}: {one} and {two} have the same name but for the ending: rename one"
             )
         found[stem] = file
@@ -54,7 +55,7 @@ def _read(files: list[bytes], data: ImageDataModule, channels: int | None = None
     """(B, C, H, W) uint8: the largest center square of each file at the run's size."""
     depth, height, width = data.image_shape
     if height != width:
-        raise ValueError(
+        raise ConfigError(
             f"--restore reads square pictures, and images of {type(data).__name__} are {height}x{width}"
         )
     pixels = np.stack([read_image(file, height, channels or depth, height) for file in files])
@@ -66,7 +67,7 @@ def _check_same_frame(option: str, other: bytes, file: bytes) -> None:
     with Image.open(os.fsdecode(other)) as one, Image.open(os.fsdecode(file)) as two:
         (width, height), (w, h) = one.size, two.size
     if width * h != w * height:
-        raise ValueError(
+        raise ConfigError(
             f"{option} {os.fsdecode(other)} is {width}x{height} and {os.fsdecode(file)} is {w}x{h}: "
             "expected the same shape"
         )
@@ -112,20 +113,20 @@ def restore(
         if len(files) == len(truths) == 1:  # two files given by name belong together
             truths = dict(zip(files, truths.values(), strict=True))
         if absent := [stem for stem in files if stem not in truths]:
-            raise ValueError(
+            raise ConfigError(
                 f"--truth {truth} has no picture named {absent[0]} for {os.fsdecode(files[absent[0]])}"
             )
     own_mask = mask is None and "mask" in module.batch_keys
     if own_mask and data.views is None:
-        raise ValueError(
+        raise ConfigError(
             f"--restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = "
             "hidden)"
         )
     if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
-        raise ValueError(f"--output {output}: expected a folder, new or not, in a folder that exists")
+        raise ConfigError(f"--output {output}: expected a folder, new or not, in a folder that exists")
     folder_of_source = source if source.is_dir() else source.parent
     if output.resolve() == folder_of_source.resolve():
-        raise ValueError(
+        raise ConfigError(
             f"--output {output} is the folder of the pictures: choose another, so that they stay apart"
         )
     for stem in files:
@@ -137,7 +138,7 @@ def restore(
             device
         )  # (1, 1, H, W)
         if not given_mask.any():
-            raise ValueError(
+            raise ConfigError(
                 f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size"
             )
         for file in files.values():

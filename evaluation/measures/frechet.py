@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_positive
 from evaluation.probes.linear import check_features
 
 
@@ -78,7 +79,6 @@ def mode_counts(samples: Tensor, centers: Tensor, radius: float) -> Tensor:
     Raises:
         ValueError: ``radius`` is not positive.
     """
-    if radius <= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
+    check_positive(radius=radius)
     distance, nearest = torch.cdist(samples, centers).min(1)  # (N,) each
     return torch.bincount(nearest[distance <= radius], minlength=len(centers))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.checks import check_positive
+
 # Thresholds of `is_collapsed`.
 MIN_FEATURE_STD = 0.01
 MIN_RANKME = 1.5
@@ -92,8 +94,7 @@ def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
         raise ValueError(
             f"alignment needs two views of the same shape, got {tuple(h1.shape)} and {tuple(h2.shape)}"
         )
-    if not alpha > 0:
-        raise ValueError(f"alpha must be > 0, got {alpha}")
+    check_positive(alpha=alpha)
     with torch.no_grad(), torch.autocast(h1.device.type, enabled=False):
         difference = F.normalize(h1.float(), dim=1) - F.normalize(h2.float(), dim=1)
         return difference.norm(dim=1).pow(alpha).mean().item()
@@ -118,8 +119,7 @@ def uniformity(h: Tensor, t: float = 2.0) -> float:
     _check_matrix(h)
     if len(h) < 2:
         raise ValueError(f"uniformity needs at least 2 samples, got {len(h)}")
-    if not t > 0:
-        raise ValueError(f"t must be > 0, got {t}")
+    check_positive(t=t)
     with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
         squared = torch.pdist(F.normalize(h.float(), dim=1)).square()  # (N (N - 1) / 2,)
         return (torch.logsumexp(-t * squared, dim=0) - math.log(len(squared))).item()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import SSLDataModule
+from datamodules.checks import check
 from datamodules.seeding import mix_seed
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def median_filter(images: Tensor, size: int = 3) -> Tensor:
     Raises:
         ValueError: ``size`` is not odd and positive.
     """
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"size must be odd and positive, got {size}")
+    check(size >= 1 and size % 2 == 1, "size", "odd and positive", size)
     padded = F.pad(images, [size // 2] * 4, mode="reflect")
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, C, H, W, size, size)
     return windows.flatten(4).median(-1).values

@@ -21,6 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_at_least
+from datamodules.errors import ConfigError
 from evaluation.probes.linear import check_labeled_features, feature_statistics, fit_linear_probe, top1
 
 
@@ -60,13 +62,12 @@ def few_shot_accuracy(
         raise ValueError(
             f"train features are {train_features.shape[1]} wide, test features {test_features.shape[1]}"
         )
-    if shots < 1 or draws < 1:
-        raise ValueError(f"shots and draws must be >= 1, got shots = {shots}, draws = {draws}")
+    check_at_least(1, shots=shots, draws=draws)
     labels_cpu = train_labels.cpu()
     members = [(labels_cpu == c).nonzero().squeeze(1) for c in range(num_classes)]  # (N_c,) indices per class
     for c, indices in enumerate(members):
         if len(indices) < shots:
-            raise ValueError(
+            raise ConfigError(
                 f"class {c} has {len(indices)} training examples, {shots}-shot needs at least {shots}"
             )
 

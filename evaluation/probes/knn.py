@@ -9,10 +9,13 @@ Shapes: Q queries, N bank samples, D features, K classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.checks import check, check_at_least, check_within
 from evaluation.probes.linear import check_features, check_labeled_features
 
 
@@ -53,12 +56,9 @@ def knn_predict(
     check_labeled_features(bank, bank_labels, num_classes, "bank features")
     if query.shape[1] != bank.shape[1]:
         raise ValueError(f"query features are {query.shape[1]} wide, bank features {bank.shape[1]}")
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k must lie between 1 and the bank's N = {len(bank)} samples, got k = {k}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    check(1 <= k <= len(bank), "k", f"between 1 and the bank's N = {len(bank)} samples", k)
+    check_within(0, math.inf, "()", temperature=temperature)
+    check_at_least(1, chunk_size=chunk_size)
 
     predictions = []
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):

@@ -17,11 +17,15 @@ Shapes: N samples, D features, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from datamodules.checks import check, check_at_least, check_within
+from datamodules.errors import ConfigError
 
 
 class LinearProbe(NamedTuple):
@@ -87,7 +91,7 @@ def check_labeled_features(
             f"{name}: {unknown} of {len(labels)} labels are negative (-1 = unknown): drop those samples first"
         )
     if high >= num_classes:
-        raise ValueError(f"{name}: found label {high}, but num_classes is {num_classes} (labels start at 0)")
+        raise ConfigError(f"{name}: found label {high}, but num_classes is {num_classes} (labels start at 0)")
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
@@ -102,7 +106,7 @@ def check_features(features: Tensor, name: str = "features") -> None:
         return
     bad = (~features.isfinite().all(dim=1)).sum().item()
     if bad:
-        raise ValueError(
+        raise ConfigError(
             f"{name}: {bad} of {len(features)} rows hold NaN or infinity: the encoder has diverged"
         )
 
@@ -123,7 +127,7 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         variance += (rows.float() - mean).square_().sum(dim=0)
     std = (variance / len(features)).sqrt()
     if not std.isfinite().all():
-        raise ValueError(
+        raise ConfigError(
             f"features: values up to {features.abs().max().item():.1e} are too large to standardize"
         )
     # Rounding gives a constant float32 column a deviation of about 1e-7 of its value. Dividing by that would
@@ -244,13 +248,10 @@ def _block_size(features: Tensor) -> int:
 
 
 def _check_fit_options(l2_grid: Sequence[float], max_iterations: int) -> None:
-    if len(l2_grid) == 0:
-        raise ValueError("l2_grid is empty: give at least one value")
+    check(len(l2_grid) > 0, "l2_grid", "at least one value", l2_grid)
     for l2 in l2_grid:
-        if not 0 <= l2 < float("inf"):
-            raise ValueError(f"l2 must be a finite number >= 0, got {l2}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
+        check_within(0, math.inf, "[)", l2=l2)
+    check_at_least(1, max_iterations=max_iterations)
 
 
 def _statistics_or_identity(features: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from datamodules.checks import check, check_at_least, check_one_of, check_within
+from datamodules.errors import ConfigError
 from datamodules.text.tokenizer import PAD
 from datamodules.transforms.tokens import segments_of
 
@@ -19,7 +21,7 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError(
+        raise ConfigError(
             "text networks need the package transformers: pip install 'lightning-ssl[text]'"
         ) from None
     return transformers
@@ -55,20 +57,10 @@ class BertEncoder(nn.Module):
         pooling: Literal["mean", "class"] = "mean",
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("vocab_size", vocab_size),
-            ("depth", depth),
-            ("heads", heads),
-            ("max_length", max_length),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if width < 1 or width % heads:
-            raise ValueError(f"width must be a multiple of heads={heads}, got {width}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        if pooling not in ("mean", "class"):
-            raise ValueError(f"pooling must be mean or class, got {pooling!r}")
+        check_at_least(1, vocab_size=vocab_size, depth=depth, heads=heads, max_length=max_length)
+        check(width >= 1 and width % heads == 0, "width", f"a multiple of heads ({heads})", width)
+        check_within(0, 1, "[)", dropout=dropout)
+        check_one_of(("mean", "class"), pooling=pooling)
         library = transformers_library()
         config = library.BertConfig(
             vocab_size=vocab_size,
@@ -97,7 +89,7 @@ class BertEncoder(nn.Module):
     def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
         """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""
         if tokens.shape[1] > self.max_length:
-            raise ValueError(
+            raise ConfigError(
                 f"samples of {tokens.shape[1]} tokens are longer than max_length={self.max_length}"
             )
         mask = (tokens != PAD).long()

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def check_channels(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+from datamodules.checks import check, check_at_least, check_layers
+from datamodules.errors import ConfigError
 
 
 class ConvEncoder(nn.Module):
@@ -33,13 +31,10 @@ class ConvEncoder(nn.Module):
         self, in_channels: int = 3, channels: Sequence[int] = (32, 64, 128), stem_stride: int = 1
     ) -> None:
         super().__init__()
-        check_channels("in_channels", in_channels)
-        check_channels("stem_stride", stem_stride)
-        if not channels:
-            raise ValueError("channels must name at least one layer, got none")
+        check_at_least(1, in_channels=in_channels, stem_stride=stem_stride)
+        check_layers(channels=channels)
         layers: list[nn.Module] = []
         for i, width in enumerate(channels):
-            check_channels(f"channels[{i}]", width)
             layers += [
                 nn.Conv2d(in_channels, width, 3, stride=stem_stride if i == 0 else 2, padding=1, bias=False),
                 nn.BatchNorm2d(width),
@@ -84,14 +79,8 @@ class ConvDecoder(nn.Module):
         out_channels: int = 3,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("map_size", map_size),
-            ("out_channels", out_channels),
-        ):
-            check_channels(name, value)
-        if image_size < map_size:
-            raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
+        check_at_least(1, in_channels=in_channels, map_size=map_size, out_channels=out_channels)
+        check(image_size >= map_size, "image_size", f"at least map_size ({map_size})", image_size)
         self.map_size, self.image_size = map_size, image_size
         self.mix = nn.Linear(map_size**2, map_size**2)
         self.start = nn.Sequential(
@@ -115,7 +104,7 @@ class ConvDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, H, W), unbounded."""
         if features.shape[2:] != (self.map_size, self.map_size):
-            raise ValueError(
+            raise ConfigError(
                 f"map_size is {self.map_size}, but the encoder gives a map of {tuple(features.shape[2:])}"
             )
         features = features + self.mix(features.flatten(2)).view_as(features)

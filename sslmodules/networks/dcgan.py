@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslmodules.networks.convnet import check_channels
+from datamodules.checks import check, check_at_least, check_layers, check_one_of, check_positive
+from datamodules.errors import ConfigError
 
 WEIGHT_STD = 0.02
 
@@ -31,15 +32,10 @@ def initialize(net: nn.Module) -> None:
 
 def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
     """Side of the smallest map: ``image_size`` halved once per entry of ``channels``, rounded down."""
-    if not channels:
-        raise ValueError("channels must name at least one layer, got none")
-    for i, width in enumerate(channels):
-        check_channels(f"channels[{i}]", width)
+    check_layers(channels=channels)
     smallest = image_size >> len(channels)
-    if smallest < 1:
-        raise ValueError(
-            f"image_size must be at least {2 ** len(channels)} for {len(channels)} channels, got {image_size}"
-        )
+    expected = f"at least {2 ** len(channels)} for {len(channels)} channels"
+    check(smallest >= 1, "image_size", expected, image_size)
     return smallest
 
 
@@ -77,23 +73,14 @@ class DCGANGenerator(nn.Module):
         std: Sequence[float] = (0.5,),
     ) -> None:
         super().__init__()
-        check_channels("latent_dim", latent_dim)
-        check_channels("out_channels", out_channels)
+        check_at_least(1, latent_dim=latent_dim, out_channels=out_channels)
         smallest = _smallest_map(image_size, channels)
-        if smallest << len(channels) != image_size:
-            raise ValueError(
-                f"image_size must be a multiple of {2 ** len(channels)}, because {len(channels)} channels "
-                "double a map so "
-                f"often, got {image_size}"
-            )
+        expected = f"a multiple of {2 ** len(channels)}, as {len(channels)} channels double a map so often"
+        check(smallest << len(channels) == image_size, "image_size", expected, image_size)
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, out_channels):
-                raise ValueError(
-                    f"{name} must have one value or one for each of {out_channels} channels, got "
-                    f"{list(values)}"
-                )
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
+            expected = f"one value or one for each of {out_channels} channels"
+            check(len(values) in (1, out_channels), name, expected, values)
+        check_positive(std=std)
         self.latent_dim, self.map_shape = latent_dim, (channels[0], smallest, smallest)
         self.start = nn.Linear(latent_dim, channels[0] * smallest**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
@@ -144,10 +131,9 @@ class DCGANDiscriminator(nn.Module):
         norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
-        check_channels("in_channels", in_channels)
+        check_at_least(1, in_channels=in_channels)
         smallest = _smallest_map(image_size, channels)
-        if norm not in ("batch", "layer"):
-            raise ValueError(f"norm must be 'batch' or 'layer', got {norm!r}")
+        check_one_of(("batch", "layer"), norm=norm)
         layers: list[nn.Module] = []
         for i, width in enumerate(channels):
             layers.append(nn.Conv2d(in_channels, width, 4, 2, 1, bias=i == 0))
@@ -163,7 +149,7 @@ class DCGANDiscriminator(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
         if x.shape[2:] != (self.image_size, self.image_size):
-            raise ValueError(f"image_size is {self.image_size}, but the images are {tuple(x.shape[2:])}")
+            raise ConfigError(f"image_size is {self.image_size}, but the images are {tuple(x.shape[2:])}")
         return self.layers(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:

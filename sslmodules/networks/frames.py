@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from datamodules.checks import check, check_at_least
 from sslmodules.networks.vit import sincos_positions
-
-
-def _check(**least: int) -> None:
-    for name, value in least.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class GRUFrames(nn.Module):
@@ -29,7 +24,7 @@ class GRUFrames(nn.Module):
 
     def __init__(self, in_features: int = 40, width: int = 512, depth: int = 3) -> None:
         super().__init__()
-        _check(in_features=in_features, width=width, depth=depth)
+        check_at_least(1, in_features=in_features, width=width, depth=depth)
         self.in_features, self.num_features = in_features, width
         self.layers = nn.ModuleList(
             nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth)
@@ -58,9 +53,8 @@ class TransformerFrames(nn.Module):
 
     def __init__(self, in_features: int = 40, width: int = 512, depth: int = 4, heads: int = 8) -> None:
         super().__init__()
-        _check(in_features=in_features, width=width, depth=depth, heads=heads)
-        if width % 4 or width % heads:
-            raise ValueError(f"width must be divisible by 4 and by heads ({heads}), got {width}")
+        check_at_least(1, in_features=in_features, width=width, depth=depth, heads=heads)
+        check(width % 4 == 0 and width % heads == 0, "width", f"divisible by 4 and by heads ({heads})", width)
         self.in_features, self.num_features = in_features, width
         self.project = nn.Linear(in_features, width)
         layers = [

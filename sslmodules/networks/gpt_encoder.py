@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _check(network: str, dropout: float, **sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{network}: {name} must be at least 1, got {value}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{network}: dropout must lie in [0, 1), got {dropout}")
+from datamodules.checks import check, check_at_least, check_one_of, check_within
+from datamodules.errors import ConfigError
 
 
 class _Attention(nn.Module):
@@ -92,16 +87,9 @@ class GPTEncoder(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-        }
-        _check("GPTEncoder", dropout, **sizes)
-        if width % heads:
-            raise ValueError(f"GPTEncoder: heads must divide width ({width}), got {heads}")
+        check_at_least(1, vocab_size=vocab_size, block_size=block_size, width=width, depth=depth, heads=heads)
+        check_within(0, 1, "[)", dropout=dropout)
+        check(width % heads == 0, "heads", f"a divisor of width ({width})", heads)
         self.vocab_size, self.block_size, self.num_features, self.heads = vocab_size, block_size, width, heads
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(block_size, width)
@@ -135,7 +123,7 @@ class GPTEncoder(nn.Module):
         before = 0 if state is None else state[0][0].shape[2]
         length = tokens.shape[1]
         if before + length > self.block_size:
-            raise ValueError(f"{before + length} tokens in a row, more than block_size {self.block_size}")
+            raise ConfigError(f"{before + length} tokens in a row, more than block_size {self.block_size}")
         if before and length != 1:
             raise ValueError(f"after a state tokens come one at a time, got {length}")
         places = torch.arange(before, before + length, device=tokens.device)
@@ -217,9 +205,9 @@ class RecurrentEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check("RecurrentEncoder", dropout, vocab_size=vocab_size, width=width, depth=depth)
-        if cell not in ("gru", "lstm"):
-            raise ValueError(f"RecurrentEncoder: cell must be 'gru' or 'lstm', got {cell!r}")
+        check_at_least(1, vocab_size=vocab_size, width=width, depth=depth)
+        check_within(0, 1, "[)", dropout=dropout)
+        check_one_of(("gru", "lstm"), cell=cell)
         self.vocab_size, self.num_features = vocab_size, width
         self.token_embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)

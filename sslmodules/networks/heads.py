@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from datamodules.checks import check
+
 
 def mlp(
     widths: Sequence[int],
@@ -29,8 +31,7 @@ def mlp(
     Raises:
         ValueError: fewer than two widths, or one below 1.
     """
-    if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(f"widths must be at least two numbers of 1 or more, got {list(widths)}")
+    check(len(widths) >= 2 and min(widths) >= 1, "widths", "at least two numbers of 1 or more", list(widths))
     layers: list[nn.Module] = []
     for i in range(1, len(widths)):
         last = i == len(widths) - 1

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from datamodules.checks import check_within
+
 
 class MomentumCopy(nn.Module):
     """A copy of ``source`` that follows it: no gradient, not in the optimizer, in the checkpoint.
@@ -36,8 +38,7 @@ class MomentumCopy(nn.Module):
         Raises:
             ValueError: ``momentum`` is not in [0, 1].
         """
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+        check_within(0, 1, momentum=momentum)
         for mine, theirs in zip(self.net.parameters(), source.parameters(), strict=True):
             mine.lerp_(theirs, 1 - momentum)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from datamodules.checks import check
+from datamodules.errors import ConfigError
+
 
 class PixelTokens(nn.Module):
     """Gray or color values as tokens, row by row, channels of a pixel one after the other; token ``levels``
@@ -25,12 +28,9 @@ class PixelTokens(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], levels: int = 256) -> None:
         super().__init__()
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(
-                f"PixelTokens: image_shape must be three sizes (C, H, W), got {tuple(image_shape)}"
-            )
-        if not 2 <= levels <= 256 or 256 % levels:
-            raise ValueError(f"PixelTokens: levels must be a power of two from 2 to 256, got {levels}")
+        three = len(image_shape) == 3 and min(image_shape) >= 1
+        check(three, "image_shape", "three sizes (C, H, W)", tuple(image_shape))
+        check(2 <= levels <= 256 and 256 % levels == 0, "levels", "a power of two from 2 to 256", levels)
         self.image_shape, self.levels, self.begin = tuple(image_shape), levels, levels
         self.num_values = image_shape[0] * image_shape[1] * image_shape[2]
 
@@ -41,9 +41,7 @@ class PixelTokens(nn.Module):
             ValueError: another shape.
         """
         if tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"PixelTokens: image_shape is {self.image_shape}, got images of {tuple(images.shape[1:])}"
-            )
+            raise ConfigError(f"image_shape is {self.image_shape}, got images of {tuple(images.shape[1:])}")
         # 8-bit values come as k / 255: halfway between two of them nothing is lost to rounding
         level = ((images.float() * 255 + 0.5) * (self.levels / 256)).long().clamp(0, self.levels - 1)
         values = level.permute(0, 2, 3, 1).flatten(1)  # (B, S)

@@ -8,6 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from datamodules.checks import check, check_at_least, check_one_of
+
 
 class ResNetEncoder(nn.Module):
     """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x
@@ -31,14 +33,9 @@ class ResNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         known = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
-        if name not in known:
-            raise ValueError(
-                f"name must be one of torchvision's ResNets ({', '.join(sorted(known))}), got {name!r}"
-            )
-        if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        check(name in known, "name", f"one of torchvision's ResNets ({', '.join(sorted(known))})", name)
+        check_one_of(("imagenet", "cifar"), stem=stem)
+        check_at_least(1, in_channels=in_channels)
         net = torchvision.models.get_model(name, weights=None, zero_init_residual=zero_init_residual)
         width = net.conv1.out_channels
         if stem == "cifar":

@@ -8,6 +8,9 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from datamodules.checks import check
+from datamodules.errors import ConfigError
+
 
 class TimmEncoder(nn.Module):
     """A timm model by name, without its classifier. On the command line the bare name is enough:
@@ -41,11 +44,16 @@ class TimmEncoder(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), n=3)
-            raise ValueError(
+            raise ConfigError(
                 f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else "")
             )
-        if image_size and patch_size and image_size % patch_size:
-            raise ValueError(f"patch_size must divide image_size ({image_size}), got {patch_size}")
+        if image_size and patch_size:
+            check(
+                image_size % patch_size == 0,
+                "patch_size",
+                f"a divisor of image_size ({image_size})",
+                patch_size,
+            )
         asked = {"image_size": ("img_size", image_size), "patch_size": ("patch_size", patch_size)}
         asked["any_size"] = ("dynamic_img_size", True if any_size else None)
         sizes: dict[str, Any] = {theirs: value for theirs, value in asked.values() if value is not None}
@@ -57,7 +65,7 @@ class TimmEncoder(nn.Module):
             refused = [ours for ours, (theirs, _) in asked.items() if f"'{theirs}'" in str(error)]
             if not refused:
                 raise
-            raise ValueError(
+            raise ConfigError(
                 f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
             ) from None
         # what comes out of some models is wider than their last feature map: a hidden layer before the
@@ -73,7 +81,7 @@ class TimmEncoder(nn.Module):
             ValueError: timm gives no feature maps of this model.
         """
         if not hasattr(self.net, "forward_intermediates"):
-            raise ValueError(
+            raise ConfigError(
                 f"timm gives no feature map of {type(self.net).__name__}: use another encoder under a decoder"
             )
         return self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]  # type: ignore[operator]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslmodules.networks.convnet import check_channels
+from datamodules.checks import check, check_at_least, check_layers
 
 
 class MLPEncoder(nn.Module):
@@ -23,12 +23,10 @@ class MLPEncoder(nn.Module):
 
     def __init__(self, in_features: int = 784, hidden: Sequence[int] = (400,)) -> None:
         super().__init__()
-        check_channels("in_features", in_features)
-        if not hidden:
-            raise ValueError("hidden must name at least one layer, got none")
+        check_at_least(1, in_features=in_features)
+        check_layers(hidden=hidden)
         layers: list[nn.Module] = []
-        for i, width in enumerate(hidden):
-            check_channels(f"hidden[{i}]", width)
+        for width in hidden:
             layers += [nn.Linear(in_features, width), nn.ReLU(inplace=True)]
             in_features = width
         self.layers = nn.Sequential(*layers)
@@ -57,17 +55,13 @@ class MLPDecoder(nn.Module):
         out_channels: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_features", in_features),
-            ("image_size", image_size),
-            ("out_channels", out_channels),
-        ):
-            check_channels(name, value)
+        check_at_least(
+            1, in_features=in_features, image_size=image_size, out_channels=out_channels, hidden=hidden
+        )
         self.in_features, self.shape = in_features, (out_channels, image_size, image_size)
         layers: list[nn.Module] = []
         width = in_features
-        for i, after in enumerate(hidden):
-            check_channels(f"hidden[{i}]", after)
+        for after in hidden:
             layers += [nn.Linear(width, after), nn.ReLU(inplace=True)]
             width = after
         self.layers = nn.Sequential(*layers, nn.Linear(width, out_channels * image_size**2))
@@ -99,18 +93,9 @@ class VectorDecoder(nn.Module):
         out_channels: int = 3,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_features", in_features),
-            ("map_size", map_size),
-            ("out_channels", out_channels),
-        ):
-            check_channels(name, value)
-        if image_size < map_size:
-            raise ValueError(f"image_size must be at least map_size ({map_size}), got {image_size}")
-        if not channels:
-            raise ValueError("channels must name at least one layer, got none")
-        for i, width in enumerate(channels):
-            check_channels(f"channels[{i}]", width)
+        check_at_least(1, in_features=in_features, map_size=map_size, out_channels=out_channels)
+        check(image_size >= map_size, "image_size", f"at least map_size ({map_size})", image_size)
+        check_layers(channels=channels)
         self.in_features, self.map_size, self.image_size = in_features, map_size, image_size
         width = channels[0]
         self.to_map = nn.Linear(in_features, width * map_size**2)

@@ -9,6 +9,9 @@ import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from datamodules.checks import check, check_at_least
+from datamodules.errors import ConfigError
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, C, H, W) -> patches (B, N, p * p * C), row by row; within a patch pixels row by row,
@@ -64,15 +67,9 @@ def sincos_positions(
 
 
 def _check_blocks(prefix: str, width: int, depth: int, heads: int) -> None:
-    for name, value in (("width", width), ("depth", depth), ("heads", heads)):
-        if value < 1:
-            raise ValueError(f"{prefix}{name} must be at least 1, got {value}")
-    if width % 4:
-        raise ValueError(
-            f"{prefix}width must be divisible by 4 (sine and cosine of row and column), got {width}"
-        )
-    if width % heads:
-        raise ValueError(f"{prefix}heads must divide {prefix}width ({width}), got {heads}")
+    check_at_least(1, **{f"{prefix}width": width, f"{prefix}depth": depth, f"{prefix}heads": heads})
+    check(width % 4 == 0, f"{prefix}width", "divisible by 4 (sine and cosine of row and column)", width)
+    check(width % heads == 0, f"{prefix}heads", f"a divisor of {prefix}width ({width})", heads)
 
 
 def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
@@ -128,12 +125,9 @@ class ViTEncoder(nn.Module):
         super().__init__()
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
         _check_blocks("", width, depth, heads)
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        if patch_size < 1:
-            raise ValueError(f"patch_size must be at least 1, got {patch_size}")
-        if height < 1 or across < 1 or height % patch_size or across % patch_size:
-            raise ValueError(f"patch_size must divide image_size ({height}x{across}), got {patch_size}")
+        check_at_least(1, in_channels=in_channels, patch_size=patch_size)
+        divides = height >= 1 and across >= 1 and height % patch_size == 0 and across % patch_size == 0
+        check(divides, "patch_size", f"a divisor of image_size ({height}x{across})", patch_size)
         self.image_size, self.patch_size, self.in_channels = (height, across), patch_size, in_channels
         self.grid = (height // patch_size, across // patch_size)
         self.num_features = width
@@ -148,7 +142,7 @@ class ViTEncoder(nn.Module):
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         height, width = x.shape[2:]
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide an image of {height}x{width}")
+            raise ConfigError(f"patch_size {self.patch_size} does not divide an image of {height}x{width}")
         return height // self.patch_size, width // self.patch_size
 
     def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:

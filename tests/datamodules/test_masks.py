@@ -102,12 +102,18 @@ def test_random_patches_on_a_rectangle() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CenterHole(5, 5), "start=5, stop=5"),
-        (lambda: CenterHole(-1, 5), "start=-1"),
-        (lambda: RandomBlock(0.0, 0.5), "min_fraction=0.0"),
-        (lambda: RandomBlock(0.6, 0.5), "min_fraction=0.6, max_fraction=0.5"),
-        (lambda: RandomBlock(0.5, 1.0), "max_fraction=1.0"),
-        (lambda: RandomPatches(0, 0.5), "patch_size must be >= 1, got 0"),
+        (lambda: CenterHole(5, 5), r"start must be at least 0 and below stop \(5\), got 5"),
+        (lambda: CenterHole(-1, 5), r"start must be at least 0 and below stop \(5\), got -1"),
+        (
+            lambda: RandomBlock(0.0, 0.5),
+            r"min_fraction must be above 0 and at most max_fraction \(0.5\), got 0.0",
+        ),
+        (
+            lambda: RandomBlock(0.6, 0.5),
+            r"min_fraction must be above 0 and at most max_fraction \(0.5\), got 0.6",
+        ),
+        (lambda: RandomBlock(0.5, 1.0), r"max_fraction must be in \(0, 1\), got 1.0"),
+        (lambda: RandomPatches(0, 0.5), "patch_size must be at least 1, got 0"),
         (lambda: RandomPatches(4, 1.0), r"ratio must be in \(0, 1\), got 1.0"),
         (lambda: RandomPatches(4, float("nan")), "got nan"),
         (

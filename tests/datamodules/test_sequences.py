@@ -272,8 +272,8 @@ def test_what_else_cannot_work_is_named(fasta: Path, tmp_path: Path) -> None:
         data(empty).dataset("train")
     for options, message in (
         ({"length": 1}, "length must be at least 2, got 1"),
-        ({"kmer": 0}, "kmer must be at least 1, got 0"),
-        ({"kmer": 9}, "kmer must be at most 8"),
+        ({"kmer": 0}, r"kmer must be in \[1, 8\], got 0"),
+        ({"kmer": 9}, r"kmer must be in \[1, 8\], got 9"),
         ({"stride": -1}, "stride must be at least 1, got -1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -545,7 +545,7 @@ def test_bad_knobs_are_refused_with_name_and_value(knob: str, value: object) -> 
 
 
 def test_bad_number_of_local_views_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_local must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="num_local must be at least 0, got -1"):
         MultiCrop(View(32), View(32), View(16), num_local=-1)
 
 

@@ -107,9 +107,9 @@ def test_exactly_as_many_examples_as_shots_suffice():
     [
         ({"shots": 6}, "class 0 has 5 training examples, 6-shot needs at least 6"),
         ({"num_classes": 3}, "class 2 has 0 training examples, 5-shot needs at least 5"),
-        ({"shots": 0}, "shots and draws must be >= 1, got shots = 0"),
-        ({"draws": 0}, "draws = 0"),
-        ({"l2": -1.0}, "l2 must be a finite number >= 0"),
+        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
+        ({"l2": -1.0}, r"l2 must be in \[0, inf\), got"),
         ({"test_labels": torch.full((10,), -1)}, "test features: 10 of 10 labels are negative"),
         ({"test_features": torch.zeros(10, 7)}, "train features are 8 wide, test features 7"),
     ],

@@ -148,9 +148,9 @@ def test_non_finite_features_have_their_own_reason(value):
         (lambda: rankme(torch.zeros(0, 4)), "non-empty"),
         (lambda: feature_std(torch.zeros(4)), "non-empty"),
         (lambda: alignment(torch.ones(3, 2), torch.ones(2, 2)), r"\(3, 2\) and \(2, 2\)"),
-        (lambda: alignment(torch.ones(3, 2), torch.ones(3, 2), alpha=0), "alpha must be > 0, got 0"),
+        (lambda: alignment(torch.ones(3, 2), torch.ones(3, 2), alpha=0), "alpha must be positive, got 0"),
         (lambda: uniformity(torch.ones(1, 2)), "at least 2 samples, got 1"),
-        (lambda: uniformity(torch.ones(3, 2), t=-1), "t must be > 0, got -1"),
+        (lambda: uniformity(torch.ones(3, 2), t=-1), "t must be positive, got -1"),
         (lambda: is_collapsed(torch.ones(1, 2)), "at least 2 samples, got 1"),
     ],
 )

@@ -112,10 +112,10 @@ def test_float32_inside_autocast_and_inference_mode():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 151}, "between 1 and the bank's N = 150 samples, got k = 151"),
-        ({"k": 0}, "got k = 0"),
-        ({"temperature": 0.0}, "temperature must be a finite number > 0, got 0.0"),
-        ({"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+        ({"k": 151}, "k must be between 1 and the bank's N = 150 samples, got 151"),
+        ({"k": 0}, "k must be between 1 and the bank's N = 150 samples, got 0"),
+        ({"temperature": 0.0}, r"temperature must be in \(0, inf\), got 0.0"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"num_classes": 4}, "found label 4, but num_classes is 4"),
         ({"bank_labels": torch.full((150,), -1)}, "bank features: 150 of 150 labels are negative"),
         ({"query": torch.zeros(3, 5)}, "query features are 5 wide, bank features 6"),

@@ -235,9 +235,9 @@ def test_top1_by_hand():
         (lambda a: a.update(labels=torch.zeros(7, dtype=torch.long)), r"expected 8 labels, got shape \(7,\)"),
         (lambda a: a.update(labels=torch.zeros(8)), "must be integers"),
         (lambda a: a.update(features=1e25 * torch.randn(8, 3)), "too large to standardize"),
-        (lambda a: a.update(l2=-1.0), "l2 must be a finite number >= 0, got -1.0"),
-        (lambda a: a.update(l2=math.nan), "l2 must be a finite number"),
-        (lambda a: a.update(max_iterations=0), "max_iterations must be >= 1, got 0"),
+        (lambda a: a.update(l2=-1.0), r"l2 must be in \[0, inf\), got"),
+        (lambda a: a.update(l2=math.nan), r"l2 must be in \[0, inf\), got"),
+        (lambda a: a.update(max_iterations=0), "max_iterations must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -249,7 +249,7 @@ def test_bad_input_is_refused(change, message):
 
 def test_bad_selection_input_is_refused():
     x, y = gaussian_classes(20)
-    with pytest.raises(ValueError, match="l2_grid is empty"):
+    with pytest.raises(ValueError, match="l2_grid must be at least one value, got"):
         select_linear_probe(x, y, x, y, 4, ())
     with pytest.raises(ValueError, match="train features are 16 wide, val features 15"):
         select_linear_probe(x, y, x[:, :15], y, 4)

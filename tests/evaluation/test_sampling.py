@@ -89,7 +89,7 @@ def test_what_of_a_prompt_is_unknown_is_told(
     for options, message in (
         (["--prompt", "\u4e2d"], "none of it is in the vocabulary"),
         (["--prompt", str(tmp_path / "latin1.txt")], "is not UTF-8"),
-        (["--prompt", "a", "--temperature", "-1"], "--temperature must be a number >= 0"),
+        (["--prompt", "a", "--temperature", "-1"], "--temperature must be in [0, inf), got -1.0"),
         (["--prompt", "a", "--output", str(tmp_path / "a.png")], "ends in .txt"),
     ):
         assert script.main([str(run), "--generate", "3", *options]) == 2

@@ -163,18 +163,21 @@ def test_every_latent_reaches_every_pixel_of_the_vector_decoder() -> None:
     ("make", "said"),
     [
         (lambda: MLPEncoder(0), "in_features must be at least 1, got 0"),
-        (lambda: MLPEncoder(4, ()), "hidden must name at least one layer"),
-        (lambda: MLPEncoder(4, (3, 0)), r"hidden\[1\] must be at least 1, got 0"),
+        (lambda: MLPEncoder(4, ()), "hidden must be at least one width of 1 or more, got"),
+        (lambda: MLPEncoder(4, (3, 0)), r"hidden must be at least one width of 1 or more, got \(3, 0\)"),
         (lambda: MLPDecoder(0), "in_features must be at least 1, got 0"),
-        (lambda: MLPDecoder(2, (-1,)), r"hidden\[0\] must be at least 1, got -1"),
+        (lambda: MLPDecoder(2, (-1,)), r"hidden must be at least 1, got \(-1,\)"),
         (lambda: MLPDecoder(image_size=0), "image_size must be at least 1, got 0"),
         (lambda: VectorDecoder(out_channels=0), "out_channels must be at least 1, got 0"),
         (
             lambda: VectorDecoder(map_size=9, image_size=8),
             r"image_size must be at least map_size \(9\), got 8",
         ),
-        (lambda: VectorDecoder(channels=()), "channels must name at least one layer"),
-        (lambda: VectorDecoder(channels=(4, 0)), r"channels\[1\] must be at least 1, got 0"),
+        (lambda: VectorDecoder(channels=()), "channels must be at least one width of 1 or more, got"),
+        (
+            lambda: VectorDecoder(channels=(4, 0)),
+            r"channels must be at least one width of 1 or more, got \(4, 0\)",
+        ),
     ],
 )
 def test_bad_knobs_of_the_networks(make: Any, said: str) -> None:

@@ -169,7 +169,7 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
 
 
 def test_bad_weight_of_the_loss() -> None:
-    with pytest.raises(ValueError, match="off_diagonal_weight must not be negative, got -1"):
+    with pytest.raises(ValueError, match="off_diagonal_weight must be at least 0, got -1"):
         barlow_twins_loss(*pair(), -1)
 
 

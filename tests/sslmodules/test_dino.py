@@ -369,9 +369,9 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
 
 
 def test_bad_temperatures_of_the_functions() -> None:
-    with pytest.raises(ValueError, match="student temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         dino_loss(random(2, 2, 2), random(2, 2, 2), 0)
-    with pytest.raises(ValueError, match="teacher temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
         teacher_probabilities(random(2, 2, 2), random(1, 2), -1)
 
 

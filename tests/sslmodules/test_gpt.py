@@ -427,13 +427,13 @@ def test_completions_of_tokens_keep_the_first_half() -> None:
     ("make", "message"),
     [
         (lambda: GPTEncoder(0), "vocab_size must be at least 1, got 0"),
-        (lambda: GPTEncoder(5, width=16, heads=3), r"heads must divide width \(16\), got 3"),
-        (lambda: GPTEncoder(5, dropout=1.0), r"dropout must lie in \[0, 1\), got 1.0"),
-        (lambda: RecurrentEncoder(5, cell="rnn"), "cell must be 'gru' or 'lstm', got 'rnn'"),  # type: ignore[arg-type]
+        (lambda: GPTEncoder(5, width=16, heads=3), r"heads must be a divisor of width \(16\), got 3"),
+        (lambda: GPTEncoder(5, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: RecurrentEncoder(5, cell="rnn"), "cell must be one of gru, lstm, got 'rnn'"),  # type: ignore[arg-type]
         (lambda: PixelTokens((1, 2, 2), 10), "levels must be a power of two from 2 to 256, got 10"),
         (lambda: PixelTokens((1, 2)), "image_shape must be three sizes"),  # type: ignore[arg-type]
-        (lambda: method(pooling="max"), "pooling must be 'mean' or 'last', got 'max'"),
-        (lambda: method(padding=V), rf"padding must be a token in 0..{V - 1}, got {V}"),
+        (lambda: method(pooling="max"), "pooling must be one of mean, last, got 'max'"),
+        (lambda: method(padding=V), rf"padding must be in \[0, {V}\), got {V}"),
         (
             lambda: method(pixels=PixelTokens((1, 2, 2))),
             rf"vocab_size must be pixels.levels \+ 1 \(257\), got {V}",
@@ -450,7 +450,7 @@ def test_completions_of_tokens_keep_the_first_half() -> None:
         ),
         (
             lambda: method().complete(torch.zeros(1, 2, dtype=torch.int64), keep=2),
-            r"keep must lie in \[0, 1\], got 2",
+            r"keep must be in \[0, 1\], got 2",
         ),
         (
             lambda: NETWORKS["gpt"]()(torch.zeros(1, 13, dtype=torch.int64)),

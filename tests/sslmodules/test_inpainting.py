@@ -122,7 +122,7 @@ def test_the_minimized_region_is_the_one_asked_for() -> None:
 
 
 def test_refuses_what_cannot_work() -> None:
-    with pytest.raises(ValueError, match="loss_region must be 'hidden' or 'image', got 'hole'"):
+    with pytest.raises(ValueError, match="loss_region must be one of hidden, image, got 'hole'"):
         module(loss_region="hole")
     vector_only = torch.nn.Identity()
     with pytest.raises(ValueError, match="forward_features"):

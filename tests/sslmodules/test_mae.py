@@ -343,7 +343,7 @@ def test_an_encoder_that_cannot_leave_patches_out_is_refused(encoder: Any) -> No
         ({"decoder_width": 18}, "decoder_width must be divisible by 4 .* got 18"),
         ({"decoder_width": 0}, "decoder_width must be at least 1, got 0"),
         ({"decoder_depth": 0}, "decoder_depth must be at least 1, got 0"),
-        ({"decoder_heads": 3}, r"decoder_heads must divide decoder_width \(16\), got 3"),
+        ({"decoder_heads": 3}, r"decoder_heads must be a divisor of decoder_width \(16\), got 3"),
         ({"decoder_heads": -1}, "decoder_heads must be at least 1, got -1"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: Any) -> None:
 def test_bad_arguments_of_the_functions() -> None:
     with pytest.raises(ValueError, match="margin must be positive, got 0"):
         triplet_loss(torch.zeros(1), torch.zeros(1), 0)
-    with pytest.raises(ValueError, match="mining must be 'semi_hard' or 'batch_hard', got 'all'"):
+    with pytest.raises(ValueError, match="mining must be one of semi_hard, batch_hard, got 'all'"):
         mine_distances(*pair(), "all")  # type: ignore[arg-type]
 
 

@@ -191,7 +191,7 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{knob}.*{value}"):
         module_with(**{knob: value})
     if knob.endswith("weight"):
-        with pytest.raises(ValueError, match=rf"{knob} must not be negative, got {value}"):
+        with pytest.raises(ValueError, match=rf"{knob} must be at least 0, got {value}"):
             vicreg_loss(*pair(), **{knob: value})
 
 

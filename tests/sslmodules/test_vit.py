@@ -181,12 +181,12 @@ def test_no_attention_where_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_size": 5}, r"patch_size must divide image_size \(6x8\), got 5"),
-        ({"image_size": 7}, r"patch_size must divide image_size \(7x7\), got 2"),
+        ({"patch_size": 5}, r"patch_size must be a divisor of image_size \(6x8\), got 5"),
+        ({"image_size": 7}, r"patch_size must be a divisor of image_size \(7x7\), got 2"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"width": 18}, "width must be divisible by 4 .* got 18"),
-        ({"heads": 3}, r"heads must divide width \(16\), got 3"),
+        ({"heads": 3}, r"heads must be a divisor of width \(16\), got 3"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
     ],
 )
