@@ -18,11 +18,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import ConfigError
-from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, prune, read_checkpoint
+from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, read_checkpoint
 from runtime.discovery import public_name, with_public_names
 from runtime.environment import describe_environment
 from runtime.failures import forget_failures
-from runtime.files import write_json
+from runtime.files import remove_leftovers, temporary_beside, write_json, write_text
 from runtime.signals import slurm_job
 from sslmodules import SSLModule
 
@@ -206,7 +206,8 @@ class RunFolder:
                     time.sleep(0.2)
                 except OSError:  # a file system without locks
                     break
-            prune(self.last.parent)
+            for folder in (self.path, self.last.parent):
+                remove_leftovers(folder)
             yield
 
     def check_weights(self, module: SSLModule) -> None:
@@ -235,7 +236,7 @@ class RunFolder:
         path = self.path
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable.{os.getpid()}"
+            probe = temporary_beside(path / "probe")
             probe.write_text("")
             probe.unlink()
         except OSError as error:
@@ -250,9 +251,7 @@ class RunFolder:
         saved_config, environment = self.saved_config, path / "environment.json"
         if not saved_config.is_file():
             text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
-            temporary = path / ".config.yaml.tmp"
-            temporary.write_text(text + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-            os.replace(temporary, saved_config)
+            write_text(saved_config, text + yaml.safe_dump(config, sort_keys=False))
         now = describe_environment()
         if environment.is_file() and resumed:
             first = json.loads(environment.read_text(encoding="utf-8"))
@@ -264,7 +263,7 @@ def _is_begun(file: Path) -> bool:
     """Is this all that a run leaves which is killed before it has written ``config.yaml``?"""
     if file.name == "checkpoints" and file.is_dir():
         return not any(file.iterdir())
-    return file.name in (".lock", ".failed", ".config.yaml.tmp") or file.name.startswith(".writable.")
+    return file.name in (".lock", ".failed") or file.suffix == ".tmp"
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from datamodules.errors import ConfigError
-from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, DamagedCheckpoint, prune, read_checkpoint
+from runtime.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, DamagedCheckpoint, read_checkpoint
+from runtime.files import remove_leftovers
 from runtime.folder import RunFolder
 from runtime.signals import StopRequest
 from runtime.stopping import Preemption
@@ -85,7 +86,13 @@ def test_synced_before_the_rename_and_the_folder_after_it(
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
     AtomicCheckpointIO().save_checkpoint(content(3.0), last)
-    assert calls == ["sync file", f"rename to {PREVIOUS}", f"rename to {LAST}", "sync folder"]
+    assert calls == [
+        "sync file",
+        f"rename to {PREVIOUS}",
+        "sync file",
+        f"rename to {LAST}",
+        "sync folder",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         # killed between the two renames, both names are of the same file
         assert now - earlier in (0.0, 1.0) or earlier < 0 or earlier == reached
         reached = max(now, 0.0)
-        prune(last.parent)
+        remove_leftovers(last.parent)
         assert names(last) == {LAST, PREVIOUS}
     assert half_written > 0, "no kill met a save: the test says nothing"
     assert reached > 0

@@ -55,7 +55,7 @@ def test_a_process_that_starts_late_may_see_half_of_the_folder(
 
 def test_a_run_that_was_killed_while_it_made_its_folder_starts_again(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    for name in (".lock", ".config.yaml.tmp", ".writable.1"):
+    for name in (".lock", ".config.yaml.host.1f.tmp", ".probe.host.1f.tmp"):
         (tmp_path / name).write_text("mod")
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"of somebody")

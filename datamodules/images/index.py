@@ -28,6 +28,7 @@ import numpy as np
 
 from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images.decode import IMAGE_SUFFIXES
+from runtime.files import whole_file, write_text
 
 MAX_MEMBER = 64 * 2**20
 """Bytes of the largest image that is read."""
@@ -181,13 +182,10 @@ def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str
 
 
 def write_index(index: ShardIndex, folder: Path) -> None:
-    """Write both files, each under another name first: nobody ever reads half of one."""
-    content = io.BytesIO()
-    np.save(content, index.records, allow_pickle=False)
-    for name, data in (("shards.npy", content.getvalue()), ("shards.json", index.to_json().encode())):
-        part = folder / f".{name}.{os.getpid()}"
-        part.write_bytes(data)
-        part.replace(folder / name)
+    """Write both files, each whole or not at all; shards.json, which is looked for, last."""
+    with whole_file(folder / "shards.npy") as file:
+        np.save(file, index.records, allow_pickle=False)
+    write_text(folder / "shards.json", index.to_json())
 
 
 # ---- reading it --------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +16,7 @@ from datamodules.errors import ConfigError
 from datamodules.splits import Split
 from datamodules.text.tokenizer import PAD, Tokenizer, load_tokenizer
 from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_document_frequency, tfidf
+from runtime.files import write_text
 
 
 class TextDataModule(SSLDataModule):
@@ -164,10 +164,8 @@ class TextDataModule(SSLDataModule):
     # ---- kept with the run ---------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as ``tokenizer.json`` into the run folder, whole or not at all."""
-        temporary = folder / f".tokenizer.json.{os.getpid()}"
-        temporary.write_text(self.tokenizer.to_json(), encoding="utf-8")
-        os.replace(temporary, folder / "tokenizer.json")
+        """Write the tokenizer as ``tokenizer.json`` into the run folder."""
+        write_text(folder / "tokenizer.json", self.tokenizer.to_json())
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "vocabulary": self.tokenizer.to_json()}

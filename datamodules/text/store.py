@@ -4,7 +4,6 @@ documents.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.text.tokenizer import CLS, PAD, SEP
+from runtime.files import whole_file
 
 
 class Tokens(NamedTuple):
@@ -43,8 +43,8 @@ class TokenWriter:
         self.dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
         self.path, self.chunks, self.lengths, self.labels, self.documents = path, [], [], [], []  # type: ignore[var-annotated]
         if path is not None:
-            self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            self.file = self.temporary.open("wb")
+            self.writing = whole_file(path.with_suffix(".bin"))
+            self.file = self.writing.__enter__()
 
     def add(self, ids: np.ndarray, label: int = -1, document: int = -1) -> None:
         ids = ids.astype(self.dtype)
@@ -62,17 +62,11 @@ class TokenWriter:
         if self.path is None:
             flat = np.concatenate([np.empty(0, self.dtype), *self.chunks])
             return Tokens(flat, offsets, labels, documents)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.temporary, self.path.with_suffix(".bin"))
-        with self.temporary.open("wb") as file:
+        self.writing.__exit__(None, None, None)
+        with whole_file(self.path.with_suffix(".npz")) as file:  # last: it is there only when both are whole
             np.savez(
                 file, offsets=offsets, labels=labels, documents=documents, dtype=np.dtype(self.dtype).name
             )
-        os.replace(
-            self.temporary, self.path.with_suffix(".npz")
-        )  # last: its presence says that both are whole
         return open_tokens(self.path)
 
 

@@ -4,8 +4,6 @@ DIR``.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
+from runtime.files import whole_folder
 from sslmodules import SSLModule
 
 
@@ -41,16 +40,10 @@ def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str
         raise ConfigError(f"--export {folder}: the folder {folder.parent} does not exist")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--export {folder} exists and is not empty: choose a new folder")
-    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with whole_folder(folder.absolute()) as temporary:
         build().save_pretrained(temporary)
         if isinstance(data, TextDataModule):
             _write_tokenizer(data, temporary)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for file in sorted(folder.iterdir()):
         yield f"written: {file}"
 

@@ -8,7 +8,6 @@ a file only if it is an earlier result. What cannot work is a ``ValueError`` or 
 from __future__ import annotations
 
 import json
-import os
 import struct
 import wave
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import Tensor
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.images.module import ImageDataModule
+from runtime.files import whole_file
 from sslmodules import SSLModule, methods
 
 MADE_BY = "lightning-ssl eval.py"
@@ -81,15 +81,10 @@ def check_target(path: Path, suffix: str | None = None, option: str = "--output"
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:
-    """Writes beside the target, then renames. Returns what to tell."""
+    """Whole or not at all. Returns what to tell."""
     told = f"{'replaced' if path.exists() else 'written'}: {path}"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        write(file)
     return told
 
 
