@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
-from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
 from datamodules.transforms.base import BatchTransform, apply_views
@@ -281,19 +281,24 @@ class SSLDataModule(LightningDataModule):
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """[val, bank]: bank is the clean labeled train split (at most ``bank_size`` of it, a fixed
-        choice).
+        """[val, bank]: bank is the clean labeled train split (at most ``bank_size`` of it, a fixed choice).
+
+        Both come in the fixed order of ``interleaved``: a limited validation, or a callback that looks at the
+        first samples only, sees all classes.
         """
         bank = self.dataset("bank")
         n = len(bank)  # type: ignore[arg-type]
         if n > self.bank_size:
             bank = Subset(bank, np.sort(np.random.default_rng(0).permutation(n)[: self.bank_size]).tolist())
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return [self.eval_dataloader(d, rank, world_size) for d in (self.dataset("val"), bank)]
+        return [
+            self._loader(d, ShardSampler(d, rank, world_size, interleaved(d)), drop_last=False)
+            for d in (self.dataset("val"), bank)
+        ]
 
-    def eval_dataloader(self, dataset: Dataset, rank: int = 0, world_size: int = 1) -> DataLoader:
-        """All samples of ``dataset`` once and in order, or the share of one rank."""
-        return self._loader(dataset, ShardSampler(dataset, rank, world_size), drop_last=False)
+    def eval_dataloader(self, dataset: Dataset) -> DataLoader:
+        """All samples of ``dataset`` once and in order, in this process."""
+        return self._loader(dataset, ShardSampler(dataset, 0, 1), drop_last=False)
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
         return LateLoader(

@@ -23,7 +23,7 @@ from evaluation.probes.linear import fit_linear_probe, top1
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
-    """All ranks' rows in the order of the data set, when rank r holds rows r, r + W, ... (``ShardSampler``):
+    """All ranks' rows in the order of the sampler, when rank r holds rows r, r + W, ... (``ShardSampler``):
     every row once.
 
     Args:

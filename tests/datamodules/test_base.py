@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule, plain_values
 from datamodules.images.arrays import Digits
-from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.images.folder import ImageFolder
+from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.transforms.base import BatchTransform
 
@@ -118,10 +120,39 @@ def test_evaluation_counts_every_sample_once(n, world_size):
         batches = [batch["label"] for batch in loader]
         assert len(loader) == len(batches)
         mine = torch.cat(batches).tolist() if batches else []
-        assert mine == list(range(rank, n, world_size))
+        assert mine == interleaved(Numbers(n))[rank::world_size].tolist()
         seen += mine
     assert sorted(seen) == list(range(n))
     assert len(ShardSampler(Numbers(n), 0, world_size)) == -(-n // world_size)
+    assert list(ShardSampler(Numbers(n), 0, world_size)) == list(range(0, n, world_size))
+
+
+@pytest.mark.parametrize(("n", "block"), [(1, 1), (2, 1), (103, 1), (96, 8), (100, 8), (3, 8)])
+def test_the_order_of_validation_is_spread_evenly(n, block):
+    """Of each beginning every tenth of the data set holds its share, give or take two blocks."""
+    numbers = Numbers(n)
+    numbers.block = block
+    order = interleaved(numbers)
+    assert sorted(order.tolist()) == list(range(n)) and np.array_equal(order, interleaved(numbers))
+    if block == 8:
+        assert all((np.diff(order[i : i + 8]) == 1).all() for i in range(0, n // 8 * 8, 8) if n % 8 == 0)
+    for first in range(1, n):
+        tenths = np.bincount(order[:first] * 10 // n, minlength=10)
+        assert abs(tenths - first / 10).max() <= 2 * block
+
+
+def test_a_limited_validation_sees_every_class(tmp_path):
+    """Files come sorted by class; val and bank do not, however few batches of them are looked at."""
+    for name, files in (("a", 60), ("b", 60), ("c", 120)):
+        (tmp_path / name).mkdir()
+        for i in range(files):
+            Image.new("L", (2, 2), i).save(tmp_path / name / f"{i:03d}.pgm")
+    data = ImageFolder(
+        str(tmp_path), image_size=2, channels=1, mean=[0.5], std=[0.5], val_fraction=0.5, batch_size=32
+    )
+    for loader in data.val_dataloader():
+        counts = torch.bincount(next(iter(loader))["label"], minlength=3).tolist()
+        assert all(abs(a - b) <= 2 for a, b in zip(counts, (8, 8, 16), strict=True)), counts
 
 
 def test_the_bank_is_a_fixed_choice_of_the_training_split():

@@ -34,7 +34,7 @@ def test_texts_begin_as_the_validation_samples_in_bold(tmp_path: Path) -> None:
     module, data, events = shown(tmp_path, "configs/text/gpt.yaml", num_samples=3, length=20, temperature=0.0)
     parts = text_of(events).split("\n\n---\n\n")
     assert len(parts) == 3
-    x = data.dataset("val").__getitems__([0, 1, 2])["input"]
+    x = next(iter(data.val_dataloader()[0]))["input"][:3]
     module.eval()
     for part, row in zip(parts, x, strict=True):
         beginning = _quoted(data.to_text(row[:32]))
