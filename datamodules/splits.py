@@ -1,17 +1,337 @@
-"""Which sample belongs to which split. Hold-outs are drawn with a constant seed, never with the run's, so
-that numbers of different runs are measured on the same samples.
+"""Which sample belongs to which split: one rule for images, sound, text and FASTA (docs/data/splits.md).
+
+Splits are told by folders, by list files or by file names; what is not given is held out of the training
+samples. Hold-outs are drawn with a constant seed, never with the run's, so that numbers of different runs are
+measured on the same samples.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import re
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.errors import ConfigError, DataFileError
+from datamodules.listing import Tree, is_hidden, printable
 
 Split = Literal["train", "bank", "val", "test"]
 
 SPLIT_SEED = 0
 """Seed of every hold-out in this file."""
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "unlabeled": ("unlabeled", "unlabelled", "unsup", "unsupervised"),
+}
+"""What people call the splits (Hugging Face's names and those of sets without labels), in any case."""
+
+SPLIT_OF = {
+    name + end: split for split, names in NAMES.items() for name in names for end in ("", "set", "data")
+}
+
+FILLERS = frozenset(
+    (
+        *("set", "data", "dataset", "split", "list", "file", "files", "seg", "text", "texts"),
+        *("image", "images", "img", "imgs", "audio", "wav", "wavs", "clip", "clips"),
+    )
+)
+"""Words that may stand beside the name of a split: ``training_set``, ``seg_train``, ``test-images``."""
+
+MOST_SPLITS = 12
+"""More folders than these beside each other are no splits, whatever they hold."""
+
+PAGE = "docs/data/splits.md"
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: ``TrainSet-2017`` has train and set."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", name)]
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that words of a name stand for; "train unlabeled" is unlabeled."""
+    found = {SPLIT_OF[word] for word in _words(name) if word in SPLIT_OF}
+    return found - {"train"} if "unlabeled" in found else found
+
+
+def split_named(name: str) -> str | None:
+    """The split that a whole name stands for (``Training``, ``test_set``, ``val2017``); None if it holds any
+    other word.
+    """
+    words = [word for word in _words(name) if word not in FILLERS]
+    found = splits_in(name)
+    return found.pop() if len(found) == 1 and all(word in SPLIT_OF for word in words) else None
+
+
+# ---- given splits ------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """The files of one split, and the folder that holds their class folders: "" or "train/"."""
+
+    folder: str
+    files: list[str]
+
+    def children(self) -> dict[str, set[str]]:
+        """The sub-folders of the folder that hold files, each with the names of its own sub-folders."""
+        found: dict[str, set[str]] = {}
+        for file in self.files:
+            parts = file[len(self.folder) :].split("/", 2)
+            if len(parts) > 1:
+                found.setdefault(parts[0], set()).update(parts[1:2] if len(parts) > 2 else ())
+        return found
+
+    def direct(self) -> list[str]:
+        """Files that lie in the folder itself."""
+        return [file for file in self.files if "/" not in file[len(self.folder) :]]
+
+    def below(self, name: str) -> Part:
+        folder = f"{self.folder}{name}/"
+        return Part(folder, [file for file in self.files if file.startswith(folder)])
+
+    def unwrapped(self) -> Part:
+        """The one sub-folder, if that holds nothing but folders: a tree that lies one level too deep."""
+        children = self.children()
+        if len(children) != 1 or self.direct():
+            return self
+        inner = self.below(*children)
+        return self if inner.direct() else inner
+
+
+def given_splits(tree: Tree, classes: bool = True) -> dict[str, Part]:
+    """The files by split: "train" and those of "val", "test" and "unlabeled" that are given.
+
+    The first of these rules that fits holds; if none does, all files are "train":
+        folders: named for splits, "train" among them, at the top or below one single folder.
+        list files: ``testing_list.txt``, ``val.txt``, ... at the top, with a path in each line. A file that
+            no list names is "train".
+        file names: every one holds the name of a split (``train_001.png``, ``a.valid.txt``); or files at the
+            top are named for nothing else (``train.fa``, ``test.fa``).
+
+    Args:
+        tree: all files.
+        classes: folders below the splits are classes, so folders beside each other that hold the same names
+            cannot be classes themselves.
+
+    Raises:
+        DataFileError: folders that may be splits or classes, or a split that is given twice.
+    """
+    whole = Part("", tree.files)
+    while True:
+        if found := _split_folders(tree, whole, classes):
+            return found
+        if found := _listed_splits(tree, whole) or _named_files(tree, whole):
+            return found
+        inner = whole.unwrapped()
+        if inner is whole:
+            return {"train": whole}
+        rank_zero_info(f"{tree.root}: all {tree.what} lie in {inner.folder}, which is read as the root")
+        whole = inner
+
+
+def _split_folders(tree: Tree, whole: Part, classes: bool) -> dict[str, Part]:
+    children, where = whole.children(), printable(tree.path(whole.folder))
+    named = {name: split for name in children if (split := split_named(name))}
+    splits = list(named.values())
+    rest = {name: below for name, below in children.items() if name not in named}
+    if len(children) > 1 and len(named) > 1 and "train" not in splits:
+        raise DataFileError(
+            f"{where} holds folders named for splits ({printable(list(named))}) and none for train: name one "
+            f"of them train, or give another --data.root ({PAGE})"
+        )
+    if "train" not in splits or (len(named) == 1 and rest):
+        if classes:
+            _check_classes(children, named, where)
+        return {}
+    if len(set(splits)) < len(splits):
+        raise DataFileError(
+            f"{where} holds more than one folder for the same split ({printable(list(named))}): keep one of "
+            f"train, val, test and unlabeled each ({PAGE})"
+        )
+    parts = {split: whole.below(name) for name, split in named.items()}
+    train = children[next(name for name, split in named.items() if split == "train")]
+    alike = [name for name, below in rest.items() if below == train or _same_classes(below, train)]
+    if alike:
+        raise DataFileError(
+            f"{where} holds folders named for splits ({printable(list(named))}) and others like them "
+            f"({printable(alike)}): name those val, test or unlabeled, or move them elsewhere ({PAGE})"
+        )
+    left = {name: sum(file.startswith(f"{whole.folder}{name}/") for file in whole.files) for name in rest}
+    if direct := len(whole.direct()):
+        left["the folder itself"] = direct
+    if left:
+        counts = ", ".join(f"{count} in {printable(name)}" for name, count in left.items())
+        rank_zero_info(f"{where}: {tree.what} that belong to no split are left out: {counts}")
+    return {split: part.unwrapped() if classes else part for split, part in parts.items()}
+
+
+def _same_classes(one: set[str], two: set[str]) -> bool:
+    """Whether folders with these sub-folders may be two splits of the same classes."""
+    common = len(one & two)
+    return common >= 2 and 2 * common >= min(len(one), len(two))
+
+
+def _check_classes(children: Mapping[str, set[str]], named: Mapping[str, str], where: str) -> None:
+    """DataFileError if folders that would be the classes look like splits."""
+    with_folders = [name for name, below in children.items() if len(below) > 1]
+    for one, two in combinations(with_folders if len(children) <= MOST_SPLITS else (), 2):
+        if _same_classes(children[one], children[two]):
+            both = sorted(children[one] & children[two])
+            raise DataFileError(
+                f"{where}: the folders {printable(one)} and {printable(two)} hold folders of the same names "
+                f"({printable(both)}): splits are named train, val, test or unlabeled; if they are classes, "
+                f"move all of them into a folder train ({PAGE})"
+            )
+    if len(children) > 1 and with_folders and set(with_folders) == set(named):
+        other = printable([name for name in children if name not in named])
+        raise DataFileError(
+            f"{where}: {printable(with_folders)} is named for a split and holds folders, {other} beside it "
+            f"holds none: name it val, test or unlabeled; if both are classes, move them into a folder train "
+            f"({PAGE})"
+        )
+
+
+def _listed_splits(tree: Tree, whole: Part) -> dict[str, Part]:
+    """Splits by list files in the folder: paths relative to it, one a line, with or without ending; what
+    follows a space, such as a label, is not read.
+    """
+    folder = tree.path(whole.folder)
+    own = {os.path.basename(file) for file in whole.direct()}
+    names = sorted(name for name in os.listdir(folder) if not is_hidden(name) and name not in own)
+    lists = {name: split_named(name[:-4]) for name in names if name.lower().endswith(".txt")}
+    split_of: dict[str, str] = {}
+    known = {file[len(whole.folder) :]: file for file in whole.files}
+    known = {os.path.splitext(name)[0]: file for name, file in known.items()} | known
+    for name, split in lists.items():
+        if split is None:
+            continue
+        with open(os.path.join(folder, name), encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line.strip().removeprefix("./") for line in file if line.strip()]
+        found = [known.get(line) or known.get(line.split()[0]) for line in lines]
+        here = [path for path in found if path is not None]
+        where = printable(os.path.join(folder, name))
+        if not here:
+            raise DataFileError(
+                f"{where}: none of its {len(lines)} lines names {tree.what} in {printable(folder)}. "
+                f"Expected paths from there; a file that is no list of a split needs another name ({PAGE})"
+            )
+        if len(here) < len(lines):
+            missing = next(line for line, path in zip(lines, found, strict=True) if path is None)
+            rank_zero_info(
+                f"{where}: {len(lines) - len(here)} of {len(lines)} files are not there: {missing}"
+            )
+        for path in here:
+            if split_of.setdefault(path, split) != split:
+                raise DataFileError(
+                    f"{where} names {printable(path)}, which a list of {split_of[path]} names too"
+                )
+    if not split_of:
+        return {}
+    without = [file for file in whole.files if file not in split_of]
+    if "train" not in split_of.values():
+        split_of.update(dict.fromkeys(without, "train"))
+    elif without:
+        rank_zero_info(f"{printable(folder)}: {len(without)} {tree.what} that no list names are left out")
+    return _grouped(whole, split_of)
+
+
+def _named_files(tree: Tree, whole: Part) -> dict[str, Part]:
+    """Splits by file names: of all files, or of those that are named for nothing but a split."""
+    split_of: dict[str, str] = {}
+    for file in whole.files:
+        splits = splits_in(os.path.basename(file))
+        if len(splits) != 1:
+            break
+        split_of[file] = splits.pop()
+    else:
+        return _grouped(whole, split_of) if {"train"} < set(split_of.values()) else {}
+    direct = whole.direct()
+    exact = {file: split for file in direct if (split := split_named(_stem(file)))}
+    if not {"train"} < set(exact.values()):
+        return {}
+    if without := [file for file in whole.files if file not in exact]:
+        rank_zero_info(
+            f"{printable(tree.root)}: {len(without)} {tree.what} beside those of the splits are left out: "
+            f"{printable(without)}"
+        )
+    return _grouped(whole, exact)
+
+
+def _stem(file: str) -> str:
+    """A file's name up to its first dot."""
+    return os.path.basename(file).partition(".")[0]
+
+
+def _grouped(whole: Part, split_of: Mapping[str, str]) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for file in whole.files:
+        if file in split_of:
+            parts.setdefault(split_of[file], Part(whole.folder, [])).files.append(file)
+    return parts
+
+
+# ---- hold-outs ---------------------------------------------------------------------------------------------
+
+Samples = tuple[np.ndarray, np.ndarray]
+"""Samples (N,), whatever tells which they are, and their labels (N,), -1 = unknown."""
+
+
+def complete_splits(
+    parts: Mapping[str, Samples],
+    what: str,
+    fractions: Mapping[str, float],
+    hold_out_test: bool,
+    train_on_val: bool = False,
+) -> dict[str, Samples]:
+    """train, bank, val and test from the splits that are given.
+
+    One of val and test that is given alone is reported as test, as is the practice with ImageNet's 50,000
+    validation images, and val is held out of train. Where neither is given test is held out, too.
+
+    Args:
+        parts: "train" and those of "val", "test" and "unlabeled" that are given. "unlabeled" joins train, and
+            no other split.
+        what: of what and where, for messages: "images in DIR".
+        fractions: ``val_fraction`` and ``test_fraction``.
+        hold_out_test: False makes test the same as val, where nothing is measured on it.
+        train_on_val: train also has the samples of val.
+
+    Raises:
+        ConfigError: too few samples to split.
+    """
+    splits = {split: part for split, part in parts.items() if split != "unlabeled"}
+    if len(splits) == 2 and "val" in splits:
+        splits["test"] = splits.pop("val")
+    if len(splits) == 1 and hold_out_test:
+        splits["train"], splits["test"] = _hold_out(splits["train"], what, "test_fraction", fractions)
+    if "val" not in splits:
+        splits["train"], splits["val"] = _hold_out(splits["train"], what, "val_fraction", fractions)
+    splits.setdefault("test", splits["val"])
+    splits["bank"] = splits["train"]
+    joined = [splits["train"], *([splits["val"]] if train_on_val else [])]
+    joined += [parts["unlabeled"]] if "unlabeled" in parts else []
+    if len(joined) > 1:
+        splits["train"] = (np.concatenate([x for x, _ in joined]), np.concatenate([y for _, y in joined]))
+    return splits
+
+
+def _hold_out(part: Samples, what: str, name: str, fractions: Mapping[str, float]) -> tuple[Samples, Samples]:
+    samples, labels = part
+    size = round(fractions[name] * len(labels))
+    if not 0 < size < len(labels):
+        raise ConfigError(f"{name} {fractions[name]} of {len(labels)} {what} is {size}: cannot split")
+    kept, held = stratified_holdout(labels, size)
+    return (samples[kept], labels[kept]), (samples[held], labels[held])
 
 
 def stratified_holdout(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -381,7 +381,7 @@ def test_features_of_a_folder_have_file_names(
         (["--mask", "m.png"], "--mask belongs to --restore"),
         (["--truth", "m.png", "--features", "f.npz"], "--truth belongs to --restore"),
         (["--restore", "nowhere"], "nowhere does not exist: expected an image or a folder of images"),
-        (["--restore", "empty"], "no images in empty: expected files that end in .jpg"),
+        (["--restore", "empty"], "no images in empty: expected files that Pillow opens"),
         (["--restore", "text.png", "--output", "o"], "cannot read image text.png: it is not an image"),
         (["--restore", "photos", "--output", "photos"], "is the folder of the pictures: choose another"),
         (["--restore", "photos", "--output", "text.png"], "--output text.png: expected a folder"),

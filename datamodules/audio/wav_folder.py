@@ -19,9 +19,11 @@ from torch.utils.data import Dataset
 from datamodules.audio.mel import resample
 from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
 from datamodules.checks import check, check_within
+from datamodules.class_folders import labeled_parts
 from datamodules.errors import ConfigError, DataFileError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
-from datamodules.splits import Split, stratified_holdout
+from datamodules.listing import Tree, fingerprint, left_out, list_tree, printable
+from datamodules.splits import Part, Samples, Split, complete_splits, given_splits
 
 try:
     import soundfile
@@ -29,6 +31,9 @@ except (ImportError, OSError):  # OSError: its C library is missing
     soundfile = None
 
 SUFFIXES = (".wav", ".flac")
+
+FilesOfSplits = dict[str, tuple[list[str], np.ndarray]]
+"""Files and labels (N,) by split."""
 
 
 def _wave_samples(path: str) -> tuple[np.ndarray, int]:
@@ -92,19 +97,6 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>.+?)" for i, p in enumerate(parts)))
 
 
-def audio_files(root: Path) -> list[str]:
-    """Wav and flac files anywhere below a folder, sorted; links are followed, hidden files and folders
-    skipped.
-    """
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(folder, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")
-        ]
-    return sorted(found)
-
-
 def nothing_in(samples: np.ndarray, hop: int) -> str:
     """Why there is nothing to learn from samples (S,), or "" where there is."""
     if len(samples) < hop:
@@ -158,12 +150,14 @@ class WavFolder(AudioDataModule):
     """Any tree of wav and flac files (with the library soundfile; without it 16-bit PCM wav): speech
     commands, birds, digits.
 
-    Files lie anywhere below ``root``; hidden ones are skipped. The label is the class folder (the first below
-    ``root``), or a field of the file's name, or there is none (files directly in ``root`` and no pattern).
+    Files lie anywhere below ``root``; hidden ones are skipped. The label is a field of the file's name, or
+    the class folder (the first below ``root`` or below a split's folder), or there is none (files directly in
+    ``root`` and no pattern).
 
-    Splits: ``test`` is what ``split_field`` and ``test_values`` name, else a share ``test_fraction``; ``val``
-    is a share ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a given set of
-    files.
+    Splits: ``test`` is what ``split_field`` and ``test_values`` name; else folders, list files or names tell
+    splits as for all data (docs/data/splits.md); else it is a share ``test_fraction``. Where ``val`` is not
+    given it is a share ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a set
+    of files.
 
     A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one
     frame are then left out, counted and logged; in a larger folder each is named when it is first read, and
@@ -173,12 +167,13 @@ class WavFolder(AudioDataModule):
         root: folder of the files; only read.
         pattern: of the file's name without ending, such as ``{label}_{speaker}_{index}``; each field may be
             the label.
-        label: the field that is the label; another one for another probe (``--data.label speaker``).
+        label: the field that is the label; another one for another probe (``--data.label speaker``). If the
+            pattern has no field ``label``, class folders are.
         labeled: False ignores folders and names: every file is one unlabeled sample.
         split_field: the field that tells which files are ``test``.
         test_values: the values of it, such as 0, 1, 2, 3, 4.
-        test_fraction: of all files, where there is no ``split_field``.
-        val_fraction: of the files that are not ``test``.
+        test_fraction: of all files, where no test split is given.
+        val_fraction: of the files that are not ``test``, where no val split is given.
 
     Raises:
         MissingDataError: ``root`` does not exist or holds no audio.
@@ -202,19 +197,20 @@ class WavFolder(AudioDataModule):
         super().__init__(**kwargs)
         self.names = name_pattern(pattern) if pattern is not None else None
         fields = list(self.names.groupindex) if self.names else []
-        for option, value in (("label", label if fields and labeled else None), ("split_field", split_field)):
+        self.named_labels = labeled and label in fields
+        wrong = label if fields and label not in (*fields, "label") else None
+        for option, value in (("label", wrong), ("split_field", split_field)):
             if value is not None and value not in fields:
-                raise ConfigError(
-                    f"{option} {value!r} is no field of pattern {pattern!r}; fields: "
-                    f"{', '.join(fields) or 'none'}"
-                )
+                known = ", ".join(fields) or "none"
+                raise ConfigError(f"{option} {value!r} is no field of pattern {pattern!r}; fields: {known}")
         if (split_field is None) != (test_values is None):
             raise ConfigError("split_field and test_values belong together: give both or neither")
         check_within(0, 1, "()", test_fraction=test_fraction, val_fraction=val_fraction)
         self.root, self.pattern, self.label, self.labeled = root, pattern, label, labeled
         self.split_field, self.test_values = split_field, set(map(str, test_values or ()))
-        self.test_fraction, self.val_fraction = test_fraction, val_fraction
-        self._found: dict[str, tuple[list[str], np.ndarray]] = {}
+        self.fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        self._found: dict[str, Samples] = {}
+        self._fingerprint: dict[str, Any] | None = None
         self._class_names: tuple[str, ...] = ()
 
     @property
@@ -234,14 +230,20 @@ class WavFolder(AudioDataModule):
         dataset = self.dataset(split)
         return dataset.paths if isinstance(dataset, (FileClips, KeptClips)) else []
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        if self.synthetic:
+            return None
+        self._find()
+        return self._fingerprint
+
     def _load(self, split: Split) -> dict[str, Dataset]:
         found = self._find()
-        part = "train" if split == "bank" else split
-        paths, labels = found[part]
-        dataset: Dataset = FileClips(paths, labels, self.scale.sample_rate, self.clip_size, self.scale.hop)
-        if sum(len(p) for p, _ in found.values()) * self.clip_size * 2 <= MEMORY_LIMIT:
-            dataset = self._in_memory(paths, labels, part)
-        return {"train": dataset, "bank": dataset} if part == "train" else {split: dataset}
+        if split == "train" and found["train"] is found["bank"]:
+            return {"train": self.dataset("bank")}
+        paths, labels = found[split][0].tolist(), found[split][1]
+        if sum(len(found[s][1]) for s in ("train", "val", "test")) * self.clip_size * 2 <= MEMORY_LIMIT:
+            return {split: self._in_memory(paths, labels, split)}
+        return {split: FileClips(paths, labels, self.scale.sample_rate, self.clip_size, self.scale.hop)}
 
     def _in_memory(self, paths: list[str], labels: np.ndarray, split: str) -> KeptClips:
         clips = np.empty((len(paths), self.clip_size), np.int16)
@@ -274,84 +276,81 @@ class WavFolder(AudioDataModule):
 
     # ---- which file is what --------------------------------------------------------------------------------
 
-    def _find(self) -> dict[str, tuple[list[str], np.ndarray]]:
-        """Paths and labels (N,) of train, val and test, found once."""
-        if self._found:
-            return self._found
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            raise MissingDataError(
-                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. "
-                "The configs in "
-                "configs/tones/ need no data"
-            )
-        paths = audio_files(root)
-        if not paths:
-            held = ", ".join(sorted(os.listdir(root))[:5]) or "nothing"
-            raise MissingDataError(f"WavFolder: no wav or flac files below {self.root}, which holds: {held}")
-        fields = [self._fields(path) for path in paths]
-        labels = self._labels(paths, fields)
-        everything = np.arange(len(paths))
-        if self.split_field is not None:
-            held_out = np.array([f[self.split_field] in self.test_values for f in fields])
-            if held_out.all() or not held_out.any():
-                values = ", ".join(sorted({f[self.split_field] for f in fields})[:10])
-                raise ConfigError(
-                    f"WavFolder: test_values {sorted(self.test_values)} name {held_out.sum()} of "
-                    f"{len(paths)} files in "
-                    f"{self.root}: expected some and not all of the values of {self.split_field}: {values}"
-                )
-            rest, test = everything[~held_out], everything[held_out]
-        else:
-            rest, test = self._hold_out(everything, labels, "test_fraction", self.test_fraction)
-        train, val = self._hold_out(rest, labels, "val_fraction", self.val_fraction)
-        self._found = {
-            s: ([paths[i] for i in rows], labels[rows])
-            for s, rows in zip(("train", "val", "test"), (train, val, test), strict=True)
-        }
+    def _find(self) -> dict[str, Samples]:
+        """Paths and labels (N,) of train, bank, val and test, found once."""
+        if not self._found:
+            tree = self._tree()
+            fields = {file: self._fields(file) for file in tree.files} if self.names else {}
+            given = {"train": Part("", tree.files)}
+            if self.split_field is None:
+                given = given_splits(tree, classes=self.labeled and not self.named_labels)
+            if self.named_labels:
+                parts = self._labels_of_names(given, fields)
+            else:
+                parts, self._class_names = labeled_parts(tree, given, self.labeled)
+            if self.split_field is not None:
+                parts = self._by_field(*parts["train"], fields)
+            samples = {
+                split: (np.array([tree.path(file) for file in files], dtype=object), labels)
+                for split, (files, labels) in parts.items()
+            }
+            self._fingerprint = fingerprint(tree.root, tree.files)
+            what = f"audio files in {self.root}"
+            self._found = complete_splits(samples, what, self.fractions, hold_out_test=True)
         return self._found
 
-    def _fields(self, path: str) -> dict[str, str]:
-        if self.names is None:
-            return {}
-        match = self.names.fullmatch(Path(path).stem)
+    def _tree(self) -> Tree:
+        """All audio files, in the order of their paths."""
+        root = os.path.expanduser(self.root)
+        if not os.path.isdir(root):
+            raise MissingDataError(
+                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. "
+                "The configs in configs/tones/ need no data"
+            )
+        tree = list_tree(root, "audio files", lambda path: path.lower().endswith(SUFFIXES))
+        if not tree.files:
+            held = printable(sorted(os.listdir(root))) or "nothing"
+            raise MissingDataError(f"WavFolder: no wav or flac files below {self.root}, which holds: {held}")
+        tree.files.sort()
+        if line := left_out(tree):
+            rank_zero_info(line)
+        return tree
+
+    def _labels_of_names(self, given: dict[str, Part], fields: dict[str, dict[str, str]]) -> FilesOfSplits:
+        names = sorted({found[self.label] for found in fields.values()})
+        known = {name: i for i, name in enumerate(names)} if len(names) > 1 else {}  # one class tells nothing
+        self._class_names = tuple(known)
+        return {
+            split: (part.files, np.array([known.get(fields[file][self.label], -1) for file in part.files]))
+            for split, part in given.items()
+        }
+
+    def _by_field(
+        self, files: list[str], labels: np.ndarray, fields: dict[str, dict[str, str]]
+    ) -> FilesOfSplits:
+        """train and test by the field ``split_field``."""
+        values = [fields[file][str(self.split_field)] for file in files]
+        held_out = np.array([value in self.test_values for value in values])
+        if held_out.all() or not held_out.any():
+            raise ConfigError(
+                f"test_values {sorted(self.test_values)} name {held_out.sum()} of {len(files)} files in "
+                f"{self.root}: expected some and not all of the values of {self.split_field}: "
+                f"{', '.join(sorted(set(values))[:10])}"
+            )
+        return {
+            split: ([files[i] for i in np.flatnonzero(chosen)], labels[chosen])
+            for split, chosen in (("train", ~held_out), ("test", held_out))
+        }
+
+    def _fields(self, file: str) -> dict[str, str]:
+        assert self.names is not None
+        match = self.names.fullmatch(Path(file).stem)
         if match is None:
             raise ConfigError(
-                f"WavFolder: the name of {path} does not fit --data.pattern {self.pattern}: rename or "
-                "remove it"
+                f"pattern {self.pattern} does not fit the name of {file}: rename or remove it",
+                option="pattern",
             )
         return match.groupdict()
-
-    def _labels(self, paths: list[str], fields: list[dict[str, str]]) -> np.ndarray:
-        if not self.labeled:
-            names = [""] * len(paths)
-        elif self.names is not None:
-            names = [f[self.label] for f in fields]
-        else:
-            parts = [Path(path).relative_to(Path(self.root).expanduser()).parts for path in paths]
-            names = [p[0] if len(p) > 1 else "" for p in parts]
-            if "" in names and any(names):
-                raise ConfigError(
-                    f"WavFolder: audio files ({Path(paths[names.index('')]).name}) lie beside class "
-                    f"folders in {self.root}: "
-                    "move them into one, or give --data.labeled false or a --data.pattern"
-                )
-        classes, labels = np.unique(names, return_inverse=True)
-        if len(classes) < 2:  # one class tells nothing
-            return np.full(len(paths), -1)
-        self._class_names = tuple(map(str, classes))
-        return labels
-
-    def _hold_out(
-        self, rows: np.ndarray, labels: np.ndarray, name: str, fraction: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        size = round(fraction * len(rows))
-        if not 0 < size < len(rows):
-            raise ConfigError(
-                f"WavFolder: {name} {fraction} of {len(rows)} files in {self.root} is {size}: cannot split"
-            )
-        kept, held = stratified_holdout(labels[rows], size)
-        return rows[kept], rows[held]
 
 
 class KeptClips(ClipDataset):

@@ -4,69 +4,122 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.listing import is_hidden, printable
 
-IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".ppm", b".pgm")
+# EPS starts Ghostscript; MPEG and WMF cannot be decoded; the others hold no pictures for the eye
+NOT_READ = frozenset(("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "FITS"))
+
+COMMON = ".jpg, .png, .webp, .tif, .gif, ..."
+"""For messages, beside the words "that Pillow opens"."""
+
+ALPHA_SHARE = 0.9
+"""A TIFF's last band is transparency only if at least this share of it is 0 or 255."""
+GEOREFERENCED = (33550, 33922, 34735)
+"""Tags of GeoTIFF: pixel scale, tie points, keys."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a stored picture is turned to be seen, by the value of EXIF's orientation."""
 
 
-# ---- folders of image files --------------------------------------------------------------------------------
+# ---- image files -------------------------------------------------------------------------------------------
 
 
-def _entries(folder: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Sorted paths of the sub-folders and of the image files of a folder, hidden ones left out, links
-    followed.
-    """
-    with os.scandir(folder) as scan:
-        entries = sorted((e for e in scan if not e.name.startswith(b".")), key=lambda e: e.name)
-    images = [e.path for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()]
-    return [e.path for e in entries if e.is_dir()], images
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read: all that this Pillow opens but ``NOT_READ``."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in NOT_READ)
 
 
-def _images_below(folder: bytes, parents: tuple[bytes, ...] = ()) -> list[bytes]:
-    """All image files of a tree in a fixed order; a link back to a folder on the way down is not followed."""
-    real = os.path.realpath(folder)
-    if real in parents:
-        return []
-    folders, images = _entries(folder)
-    return images + [path for f in folders for path in _images_below(f, (*parents, real))]
+@cache
+def image_endings() -> frozenset[str]:
+    """Endings of these formats, with their dots, in lower case."""
+    known = formats()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
-def image_files(path: str | os.PathLike[str]) -> list[bytes]:
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its ending; one without an ending is looked into."""
+    ending = os.path.splitext(path)[1].lower()
+    if ending:
+        return ending in image_endings()
+    try:
+        with Image.open(path, formats=formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever a file that is none does to the readers
+        return False
+
+
+def image_files(path: str | os.PathLike[str]) -> list[str]:
     """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are left
     out.
 
     Raises:
         MissingDataError: there is no such file or folder, or the folder holds no images.
     """
-    name = os.fsencode(path)
-    if os.path.isfile(name):
-        return [name]
-    if not os.path.isdir(name):
-        raise MissingDataError(f"{_text(name)} does not exist: expected an image or a folder of images")
-    if not (images := _entries(name)[1]):
-        raise MissingDataError(
-            f"no images in {_text(name)}: expected files that end in {_text(IMAGE_SUFFIXES, most=99)}"
-        )
+    path = os.fspath(path)
+    if os.path.isfile(path):
+        return [path]
+    if not os.path.isdir(path):
+        raise MissingDataError(f"{printable(path)} does not exist: expected an image or a folder of images")
+    names = sorted((name for name in os.listdir(path) if not is_hidden(name)), key=os.fsencode)
+    files = [os.path.join(path, name) for name in names]
+    images = [file for file in files if os.path.isfile(file) and is_image(file)]
+    if not images:
+        raise MissingDataError(f"no images in {printable(path)}: expected files that Pillow opens ({COMMON})")
     return images
 
 
-def _text(paths: bytes | Sequence[bytes], most: int = 5) -> str:
-    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences
-    too.
+def image_size(path: str) -> tuple[int, int]:
+    """(width, height) of an image file as it is seen."""
+    with Image.open(path, formats=formats()) as file:
+        width, height = file.size
+        return (height, width) if _orientation(file) >= 5 else (width, height)
+
+
+# ---- pixels ------------------------------------------------------------------------------------------------
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF: the picture is taken as it is stored
+        return 1
+    return value if value in TURNS else 1
+
+
+def without_false_alpha(image: Image.Image) -> Image.Image:
+    """A TIFF without a last band that is called transparency and is none, such as infrared.
+
+    TIFF's writers often tag any further band as alpha. It is taken for that unless the file is georeferenced,
+    all of it is 0, or less than ``ALPHA_SHARE`` of it is 0 or 255.
     """
-    if isinstance(paths, bytes):
-        text = paths.decode("utf-8", "backslashreplace")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return ", ".join(map(_text, paths[:most])) + (f", ... ({len(paths)} in all)" if len(paths) > most else "")
-
-
-def _names(paths: Sequence[bytes]) -> list[bytes]:
-    return [os.path.basename(path) for path in paths]
+    if image.format != "TIFF" or image.mode not in ("RGBA", "RGBa", "LA", "La"):
+        return image
+    *colors, last = image.split()
+    counts = last.histogram()
+    pixels = sum(counts)
+    real = counts[0] < pixels and counts[0] + counts[255] >= ALPHA_SHARE * pixels
+    if real and not any(tag in image.tag_v2 for tag in GEOREFERENCED):  # type: ignore[attr-defined]
+        return image
+    return Image.merge("RGB", colors) if len(colors) == 3 else colors[0]
 
 
 def to_uint8(image: Image.Image, channels: int) -> Image.Image:
@@ -94,13 +147,18 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
 
 
 def read_image(
-    path: bytes, size: int, channels: int, shorter: int, draw: int | None = None, content: bytes | None = None
+    path: str | bytes,
+    size: int,
+    channels: int,
+    shorter: int,
+    draw: int | None = None,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by
     Pillow).
 
-    A picture that is ``size`` x ``size`` already is taken as it is. EXIF orientation is not applied, as in
-    torchvision.
+    A picture that is ``size`` x ``size`` already is taken as it is. It is turned by its EXIF orientation, as
+    every viewer shows it (torchvision's loader does not). Of an animation the first picture is read.
 
     Args:
         path: of the file.
@@ -118,21 +176,28 @@ def read_image(
             file.
     """
     try:
-        with Image.open(os.fsdecode(path) if content is None else io.BytesIO(content)) as file:
+        source = os.fsdecode(path) if content is None else io.BytesIO(content)
+        with Image.open(source, formats=formats()) as file:
             if draw is not None and file.size != (size, size):
                 file.draft(
                     None, _resized(file.size, shorter)
                 )  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-            image = to_uint8(file, channels)
+            file.load()  # first: PNG tells the orientation behind the pixels, and Pillow turns TIFF here
+            turn = TURNS.get(_orientation(file))
+            image = to_uint8(without_false_alpha(file), channels)
+            image = image if turn is None else image.transpose(turn)
     except (
         Exception
     ) as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
         if isinstance(error, UnidentifiedImageError):  # its message repeats the path
             length = os.path.getsize(path) if content is None else len(content)
             reason = "it is empty" if length == 0 else "it is not an image"
+        elif isinstance(error, Image.DecompressionBombError):
+            told = str(error).partition(", could be")[0]
+            reason = f"{told}: make it smaller or cut it into tiles, or pass over such files (max_unreadable)"
         else:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"cannot read image {_text(path)}: {reason}") from None
+        raise ImageFileError(f"cannot read image {printable(os.fsdecode(path))}: {reason}") from None
     width, height = image.size
     if (width, height) != (size, size):
         w, h = _resized(image.size, shorter)

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
-from datamodules.errors import ConfigError, ImageFileError, MissingDataError
-from datamodules.images.decode import IMAGE_SUFFIXES, _entries, _images_below, _names, _text, read_image
+from datamodules.class_folders import labeled_parts
+from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.images.decode import COMMON, is_image, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
+from datamodules.listing import fingerprint, left_out, list_tree, printable
 from datamodules.seeding import mix_seed, run_seed
-from datamodules.splits import Split, stratified_holdout
+from datamodules.splits import Samples, Split, complete_splits, given_splits
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and timm's constants for ImageNet-1k
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -145,15 +147,16 @@ class ImageFolder(ImageDataModule):
 
     With labels there is one folder per class (files may lie deeper), without labels files may lie anywhere.
     Pictures directly in the folder, or in one single sub-folder, are unlabeled. Hidden files and folders are
-    skipped, links are followed, endings in capitals are read (jpg, jpeg, png, webp, bmp, tif, tiff, ppm,
-    pgm).
+    skipped, links are followed. All formats that Pillow opens are read, also files without an ending; other
+    files are counted in one line.
 
-    Splits:
-        - ``root/train`` and ``root/val`` and ``root/test``: these.
-        - ``root/train`` and one of ``root/val``, ``root/test``: that one is reported as ``test`` (as is the
-          practice with ImageNet's 50,000 validation images), and ``val`` is held out of ``train``.
-        - none of them, or ``root/train`` alone: ``test`` and ``val`` are held out; without labels only
-          ``val`` is, and ``test`` is the same, because nothing is measured on it.
+    Splits (docs/data/splits.md):
+        - folders ``train``, ``val`` and ``test`` under any of their usual names, or list files such as
+          ``val.txt``: these. ``unlabeled`` joins ``train`` without labels.
+        - ``train`` and one of ``val``, ``test``: that one is reported as ``test`` (as is the practice with
+          ImageNet's 50,000 validation images), and ``val`` is held out of ``train``.
+        - none of them, or ``train`` alone: ``test`` and ``val`` are held out; without labels only ``val`` is,
+          and ``test`` is the same, because nothing is measured on it.
 
         Hold-outs are stratified by class and fixed for a given set of files.
 
@@ -170,6 +173,9 @@ class ImageFolder(ImageDataModule):
         labeled: False ignores the folders: every image below ``root`` is one unlabeled sample.
         val_fraction: of the training images, held out where there is no validation folder.
         test_fraction: of all images, held out where there are no split folders.
+        train_on_val: pre-train on ``val``, too, hence on the whole training split, as published results do.
+            Probes still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those
+            of training images.
         in_memory: decode once and keep; random crops are then left to the views. Default: when all files of a
             split are ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
         max_unreadable: damaged files that may be passed over in each split, see ``FolderDataset``; by default
@@ -191,6 +197,7 @@ class ImageFolder(ImageDataModule):
         labeled: bool = True,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        train_on_val: bool = False,
         in_memory: bool | None = None,
         max_unreadable: int = 0,
         mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -210,18 +217,15 @@ class ImageFolder(ImageDataModule):
         for name, values in (("mean", mean), ("std", std)):
             check(len(values) == channels, name, f"one value for each of {channels} channels", values)
         check_positive(std=std)
-        self.root, self.labeled, self.in_memory, self.max_unreadable = (
-            root,
-            labeled,
-            in_memory,
-            max_unreadable,
-        )
+        self.root, self.labeled, self.in_memory = root, labeled, in_memory
+        self.train_on_val, self.max_unreadable = train_on_val, max_unreadable
         self._opened: list[FolderDataset] = []
         self.image_shape, self.mean, self.std = (channels, image_size, image_size), mean, std
         self.standard_size = round(image_size * 256 / 224)
         self.decode_size = decode_size or self.standard_size
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self._files: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        self._files: dict[str, Samples] = {}
+        self._fingerprint: dict[str, Any] | None = None
         self._class_names: tuple[str, ...] = ()
 
     @property
@@ -244,24 +248,30 @@ class ImageFolder(ImageDataModule):
 
     def files(self, split: Split) -> list[str]:
         """Paths of the samples of ``split``, in the order of ``dataset(split)``."""
-        paths, _ = self._find()["train" if split == "bank" else split]
+        paths, _ = self._find()[split]
         return [os.fsdecode(path) for path in paths]
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        if self.synthetic:
+            return None
+        self._find()
+        return self._fingerprint
+
     def _load(self, split: Split) -> dict[str, Any]:
-        files = self._find()
-        if split in ("train", "bank"):
-            bank, random = (
-                self._open("train"),
-                self._crops(files["train"], self.decode_size, random_crop=True),
-            )
-            return {"bank": bank, "train": bank if isinstance(bank, ArrayDataset) else random}
-        return {split: self._open(split)}
+        if split != "train":
+            return {split: self._open(split)}
+        found = self._find()
+        same = found["train"] is found["bank"]
+        kept = self.dataset("bank") if same else self._open("train")
+        if not isinstance(kept, ArrayDataset):
+            kept = self._crops(found["train"], self.decode_size, random_crop=True)
+        return {"train": kept}
 
     def _open(self, split: str) -> ArrayDataset | FolderDataset:
         """Center crops of a split, in memory if that was asked for or is small."""
         channels, size, _ = self.image_shape
         dataset = self._crops(self._find()[split], self.standard_size, random_crop=False)
-        total = sum(len(labels) for _, labels in self._find().values()) * channels * size * size
+        total = sum(len(self._find()[s][1]) for s in ("train", "val", "test")) * channels * size * size
         if self.in_memory is False or (self.in_memory is None and total > MEMORY_LIMIT):
             return dataset
         if len(dataset) >= 10_000:  # takes seconds
@@ -278,107 +288,40 @@ class ImageFolder(ImageDataModule):
 
     # ---- which file is what --------------------------------------------------------------------------------
 
-    def _find(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Paths (N,) bytes and labels (N,) of train, val and test, found once."""
+    def _find(self) -> dict[str, Samples]:
+        """Paths (N,) bytes and labels (N,) of train, bank, val and test, found once."""
         if not self._files:
-            self._files = self._split(self._listed())
+            parts, self._class_names = self.given()
+            self._files = self._complete(parts)
         return self._files
 
-    def _listed(self) -> dict[str, dict[bytes, list[bytes]]]:
-        """Files by split and class, of the splits that have a folder; all are "train" where none has."""
-        root = os.fsencode(os.path.expanduser(self.root))
+    def given(self) -> tuple[dict[str, Samples], tuple[str, ...]]:
+        """Paths and labels of the splits that the folder gives, and the names of the classes."""
+        root = os.path.expanduser(self.root)
         if not os.path.isdir(root):
             raise MissingDataError(
-                f"ImageFolder: --data.root {_text(root)} is not a folder. Expected image files in one "
-                "folder per "
-                "class, or train/ and val/ with such folders, or unlabeled files. The configs in "
-                "configs/digits/ "
-                "need no data."
+                f"ImageFolder: --data.root {printable(root)} is not a folder. Expected image files in one "
+                "folder per class, or train/ and val/ with such folders, or unlabeled files. The configs in "
+                "configs/digits/ need no data."
             )
-        folders = {os.path.basename(f): f for f in _entries(root)[0]}
-        given = {s: folders[s.encode()] for s in ("train", "val", "test") if s.encode() in folders}
-        if "train" not in given or (len(given) == 1 and len(folders) > 1):
-            given = {"train": root}
-        return {split: self._classes(folder) for split, folder in given.items()}
-
-    def _classes(self, folder: bytes) -> dict[bytes, list[bytes]]:
-        """Files by class; unlabeled ones under the empty name."""
-        folders, images = _entries(folder)
-        below = {os.path.basename(f): _images_below(f) for f in folders}
-        if not images and not any(below.values()):
-            held = _text(sorted(os.listdir(folder))) or "nothing"
+        tree = list_tree(root, "images", is_image)
+        if not tree.files:
+            held = printable(sorted(os.listdir(root))) or "nothing"
             raise MissingDataError(
-                f"ImageFolder: no images in {_text(folder)}, which holds: {held}. Expected files that end in "
-                f"{_text(IMAGE_SUFFIXES, most=99)}, in one folder per class or unlabeled"
+                f"ImageFolder: no images in {printable(root)}, which holds: {held}. Expected files that "
+                f"Pillow opens ({COMMON}), in one folder per class or unlabeled"
             )
-        if not self.labeled or not any(below.values()):
-            return {b"": images + [path for paths in below.values() for path in paths]}
-        if images:
-            raise ConfigError(
-                f"ImageFolder: images ({_text(_names(images))}) lie beside folders with images "
-                f"({_text([name for name, paths in below.items() if paths])}) in {_text(folder)}: move "
-                "them into a "
-                "class folder, or give --data.labeled false to use all of them without labels"
-            )
-        empty = [name for name, paths in below.items() if not paths]
-        if empty:
-            raise ConfigError(
-                f"ImageFolder: class folders without images in {_text(folder)}: {_text(empty)}; with images: "
-                f"{_text([name for name, paths in below.items() if paths])}. Remove the empty ones or fill "
-                "them"
-            )
-        return below
+        if line := left_out(tree):
+            rank_zero_info(line)
+        parts, class_names = labeled_parts(tree, given_splits(tree, self.labeled), self.labeled)
+        self._fingerprint = fingerprint(root, tree.files)
+        samples = {
+            split: (np.array([os.fsencode(tree.path(file)) for file in files], dtype=bytes), labels)
+            for split, (files, labels) in parts.items()
+        }
+        return samples, class_names
 
-    def _split(self, found: dict[str, dict[bytes, list[bytes]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        classes = sorted(found["train"])
-        for split, files in found.items():
-            if sorted(files) != classes:
-                extra, absent = sorted(set(files) - set(classes)), sorted(set(classes) - set(files))
-                raise ConfigError(
-                    f"ImageFolder: the classes of {split} and train differ in {self.root}: only in {split}: "
-                    f"{_describe(extra)}; only in train: {_describe(absent)}"
-                )
-        labeled = len(classes) > 1  # one class tells nothing
-        self._class_names = tuple(map(_text, classes)) if labeled else ()
-        parts = {}
-        for split, files in found.items():
-            paths = np.array([path for name in classes for path in files[name]], dtype=bytes)
-            labels = np.repeat(
-                np.arange(len(classes)) if labeled else -1, [len(files[name]) for name in classes]
-            )
-            parts[split] = (paths, labels)
-        return self._held_out(parts, labeled)
-
-    def _held_out(
-        self, parts: dict[str, tuple[np.ndarray, np.ndarray]], labeled: bool
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """The splits that are given, and those that are not, held out of train."""
-        n = len(parts["train"][0])
-        if (
-            len(parts) == 2 and "val" in parts
-        ):  # what is given is reported, so choices need images of their own
-            parts["test"] = parts.pop("val")
-        if len(parts) == 1 and labeled:
-            parts["train"], parts["test"] = self._hold_out(
-                parts["train"], "test_fraction", self.test_fraction, n
-            )
-            n = len(parts["train"][0])
-        if "val" not in parts:
-            parts["train"], parts["val"] = self._hold_out(
-                parts["train"], "val_fraction", self.val_fraction, n
-            )
-        parts.setdefault("test", parts["val"])
-        return parts
-
-    def _hold_out(self, files: tuple[np.ndarray, np.ndarray], name: str, fraction: float, n: int) -> Any:
-        size = round(fraction * n)
-        if not 0 < size < n:
-            raise ConfigError(
-                f"{type(self).__name__}: {name} {fraction} of {n} images in {self.root} is {size}: cannot "
-                "split"
-            )
-        return tuple((files[0][i], files[1][i]) for i in stratified_holdout(files[1], size))
-
-
-def _describe(classes: Sequence[bytes]) -> str:
-    return _text([name or b"(images without class folder)" for name in classes]) or "none"
+    def _complete(self, parts: dict[str, Samples]) -> dict[str, Samples]:
+        """train, bank, val and test from the splits that are given."""
+        labeled = bool(self._class_names)
+        return complete_splits(parts, f"images in {self.root}", self.fractions, labeled, self.train_on_val)

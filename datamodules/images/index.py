@@ -9,6 +9,7 @@ and ``shards.npy`` (one record a sample). Nothing is unpacked to disk and nothin
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import io
 import json
@@ -21,17 +22,20 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from datamodules.errors import DataFileError, MissingDataError
-from datamodules.images.decode import IMAGE_SUFFIXES
+from datamodules.images.decode import image_endings
+from datamodules.listing import is_hidden
 from runtime.files import whole_file, write_text
 
 MAX_MEMBER = 64 * 2**20
 """Bytes of the largest image that is read."""
+NO_ENDING = ".img"
+"""Ending of a member made from an image file that has none."""
 MAX_LABEL = 2**20
 """Bytes of the largest .cls or .json that is read."""
 MAX_GAP = 2**18
@@ -64,6 +68,12 @@ class ShardIndex:
     records: np.ndarray
     class_names: tuple[str, ...]
 
+    def fingerprint(self, chosen: Sequence[int]) -> dict[str, Any]:
+        """What tells whether the shards ``chosen`` are those of an earlier start, as that of a listing."""
+        kinds = [(self.names[i], self.sizes[i], int(self.first[i + 1] - self.first[i])) for i in chosen]
+        digest = hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:32]
+        return {"count": len(chosen), "digest": digest}
+
     def to_json(self) -> str:
         shards = [
             {"name": name, "bytes": size, "samples": int(n)}
@@ -87,7 +97,7 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
         MissingDataError: there are no shards, or no images in them.
         DataFileError: a shard is damaged or truncated, or a member is too large; names it.
     """
-    names = sorted(path.name for path in folder.glob("*.tar"))
+    names = sorted(path.name for path in folder.glob("*.tar") if not is_hidden(path.name))
     if not names:
         raise MissingDataError(
             f"no shards in {folder}: expected files that end in .tar (python -m datamodules.images.pack "
@@ -123,7 +133,9 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
                 folder, _, name = member.name.rpartition("/")
                 key, _, ending = name.partition(".")
                 suffix = "." + ending.lower()
-                if suffix.encode() in IMAGE_SUFFIXES and key:
+                if any(map(is_hidden, PurePosixPath(member.name).parts)):
+                    continue
+                if key and (suffix in image_endings() or suffix == NO_ENDING):
                     if member.size > MAX_MEMBER:
                         raise DataFileError(
                             f"{path}: {member.name} has {member.size} bytes, more than {MAX_MEMBER}"

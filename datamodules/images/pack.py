@@ -22,7 +22,7 @@ import numpy as np
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError, DataFileError
 from datamodules.images.folder import ImageFolder
-from datamodules.images.index import MAX_MEMBER, index_folder, write_index
+from datamodules.images.index import MAX_MEMBER, NO_ENDING, index_folder, write_index
 from datamodules.splits import SPLIT_SEED
 
 
@@ -40,29 +40,23 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
         if folder.exists():
             left = " (left by a run that was stopped)" if folder == part else ""
             raise ConfigError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
-    found = ImageFolder(str(src), labeled=labeled)._listed()
-    classes = sorted(found["train"])
+    parts, class_names = ImageFolder(str(src), labeled=labeled).given()
     part.mkdir(parents=True)
-    for split, files in found.items():
-        samples = [(path, classes.index(name)) for name in sorted(files) for path in files[name]]
-        order = np.random.RandomState(SPLIT_SEED).permutation(len(samples))
-        for number, start in enumerate(range(0, len(samples), per_shard)):
-            name = f"{split}-{number:06d}.tar"
+    for split, (paths, labels) in parts.items():
+        order = np.random.RandomState(SPLIT_SEED).permutation(len(paths))
+        for number, start in enumerate(range(0, len(paths), per_shard)):
+            name, end = f"{split}-{number:06d}.tar", min(start + per_shard, len(paths))
             with tarfile.open(part / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for position in range(start, min(start + per_shard, len(samples))):
-                    path, label = samples[order[position]]
-                    _add(
-                        tar, f"{position:09d}{os.fsdecode(os.path.splitext(path)[1]).lower()}", _content(path)
-                    )
-                    if len(classes) > 1:
+                for position in range(start, end):
+                    path, label = paths[order[position]], labels[order[position]]
+                    ending = os.fsdecode(os.path.splitext(path)[1]).lower()
+                    _add(tar, f"{position:09d}{ending or NO_ENDING}", _content(path))
+                    if label >= 0:
                         _add(tar, f"{position:09d}.cls", str(label).encode())
-            print(
-                f"{name}: {min(start + per_shard, len(samples))} of {len(samples)} images of {split}",
-                flush=True,
-            )
+            print(f"{name}: {end} of {len(paths)} images of {split}", flush=True)
     index = index_folder(part)
-    if len(classes) > 1:
-        index.class_names = tuple(name.decode("utf-8", "backslashreplace") for name in classes)
+    if class_names:
+        index.class_names = class_names
     write_index(index, part)
     part.rename(dst)
 

@@ -21,6 +21,7 @@ from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
+from datamodules.splits import Samples, splits_in
 
 CONNECTIONS = 8
 """Requests that one worker has under way at a time."""
@@ -117,10 +118,10 @@ class Shards(ImageFolder):
     workers, and resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer.
     docs/data/shards.md
 
-    Splits are told by the names of the shards: those with ``val``, ``validation`` or ``test`` as a word in
-    their name (``val-000000.tar``) are these, all others are ``train``. What is not there is held out of
-    ``train`` by ``ImageFolder``'s rule: the one given split is reported as ``test``, and ``val`` is a fixed
-    stratified hold-out.
+    Splits are told by the names of the shards: those with a usual name of ``val``, ``test`` or ``unlabeled``
+    as a word in their name (``val-000000.tar``) are these, all others are ``train``. What is not there is
+    held out of ``train`` by the rule for all data (docs/data/splits.md): the one given split is reported as
+    ``test``, and ``val`` is a fixed stratified hold-out.
 
     Args:
         root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must
@@ -152,14 +153,14 @@ class Shards(ImageFolder):
 
     def files(self, split: Any) -> list[str]:
         """Shards that hold the samples of ``split``."""
-        numbers, _ = self._find()["train" if split == "bank" else split]
+        numbers, _ = self._find()[split]
         index = self._index
         assert index is not None
         which = np.unique(np.searchsorted(index.first, numbers, side="right") - 1)
         return [f"{self.folder}/{index.names[i]}" for i in which]
 
-    def _find(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Records (N,) and labels (N,) of train, val and test, found once."""
+    def _find(self) -> dict[str, Samples]:
+        """Records (N,) and labels (N,) of train, bank, val and test, found once."""
         if self._files:
             return self._files
         index = load_index(self.folder, self.timeout)
@@ -183,10 +184,11 @@ class Shards(ImageFolder):
             joined = np.concatenate(numbers)
             labels = index.records["label"][joined] if self._class_names else np.full(len(joined), -1)
             found[split] = (joined, labels)
-        self._index, self._files = index, self._held_out(found, bool(self._class_names))
+        self._fingerprint = index.fingerprint(chosen)
+        self._index, self._files = index, self._complete(found)
         return self._files
 
-    def _crops(self, files: tuple[np.ndarray, np.ndarray], shorter: int, random_crop: bool) -> ShardDataset:
+    def _crops(self, files: Samples, shorter: int, random_crop: bool) -> ShardDataset:
         channels, size, _ = self.image_shape
         numbers, labels = files
         assert self._index is not None
@@ -254,6 +256,14 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
 
 
 def split_of(name: str) -> str:
-    """train, val or test, by the words of a shard's name."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return "val" if "val" in words or "validation" in words else "test" if "test" in words else "train"
+    """train, val, test or unlabeled, by the words of a shard's name.
+
+    Raises:
+        DataFileError: words of two splits.
+    """
+    splits = splits_in(name.removesuffix(".tar"))
+    if len(splits) > 1:
+        raise DataFileError(
+            f"the name of shard {name} holds the words of two splits ({', '.join(sorted(splits))}): rename it"
+        )
+    return splits.pop() if splits else "train"

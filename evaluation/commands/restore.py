@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datamodules.base import Batch, SSLDataModule
 from datamodules.errors import ConfigError
-from datamodules.images.decode import image_files, read_image
+from datamodules.images.decode import image_files, image_size, read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
 from evaluation.commands.outputs import (
@@ -37,13 +36,13 @@ is left in.
 # ---- restore -----------------------------------------------------------------------------------------------
 
 
-def _by_stem(source: Path, option: str) -> dict[str, bytes]:
+def _by_stem(source: Path, option: str) -> dict[str, str]:
     """Image files by name without ending: the result's name, and what links a picture to its truth."""
-    found: dict[str, bytes] = {}
+    found: dict[str, str] = {}
     for file in image_files(source):
-        stem = Path(os.fsdecode(file)).stem
+        stem = Path(file).stem
         if stem in found:
-            one, two = (os.path.basename(os.fsdecode(f)) for f in (found[stem], file))
+            one, two = (os.path.basename(f) for f in (found[stem], file))
             raise ConfigError(
                 f"{option} {source}: {one} and {two} have the same name but for the ending: rename one"
             )
@@ -51,7 +50,7 @@ def _by_stem(source: Path, option: str) -> dict[str, bytes]:
     return found
 
 
-def _read(files: list[bytes], data: ImageDataModule, channels: int | None = None) -> Tensor:
+def _read(files: list[str], data: ImageDataModule, channels: int | None = None) -> Tensor:
     """(B, C, H, W) uint8: the largest center square of each file at the run's size."""
     depth, height, width = data.image_shape
     if height != width:
@@ -62,14 +61,12 @@ def _read(files: list[bytes], data: ImageDataModule, channels: int | None = None
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _check_same_frame(option: str, other: bytes, file: bytes) -> None:
+def _check_same_frame(option: str, other: str, file: str) -> None:
     """ValueError unless both pictures have the same shape: the center squares would show different places."""
-    with Image.open(os.fsdecode(other)) as one, Image.open(os.fsdecode(file)) as two:
-        (width, height), (w, h) = one.size, two.size
+    (width, height), (w, h) = image_size(other), image_size(file)
     if width * h != w * height:
         raise ConfigError(
-            f"{option} {os.fsdecode(other)} is {width}x{height} and {os.fsdecode(file)} is {w}x{h}: "
-            "expected the same shape"
+            f"{option} {other} is {width}x{height} and {file} is {w}x{h}: expected the same shape"
         )
 
 
@@ -107,15 +104,13 @@ def restore(
     check_able(module, "reconstruct", "--restore")
     images = _images_of(data, "--restore")
     files = _by_stem(source, "--restore")
-    truths: dict[str, bytes] = {}
+    truths: dict[str, str] = {}
     if truth is not None:
         truths = _by_stem(truth, "--truth")
         if len(files) == len(truths) == 1:  # two files given by name belong together
             truths = dict(zip(files, truths.values(), strict=True))
         if absent := [stem for stem in files if stem not in truths]:
-            raise ConfigError(
-                f"--truth {truth} has no picture named {absent[0]} for {os.fsdecode(files[absent[0]])}"
-            )
+            raise ConfigError(f"--truth {truth} has no picture named {absent[0]} for {files[absent[0]]}")
     own_mask = mask is None and "mask" in module.batch_keys
     if own_mask and data.views is None:
         raise ConfigError(
@@ -134,15 +129,13 @@ def restore(
             check_target(output / f"{stem}-restored.png")
     given_mask = None
     if mask is not None:
-        given_mask = (_read([os.fsencode(mask)], images, channels=1) >= HIDDEN_FROM).to(
-            device
-        )  # (1, 1, H, W)
+        given_mask = (_read([str(mask)], images, channels=1) >= HIDDEN_FROM).to(device)  # (1, 1, H, W)
         if not given_mask.any():
             raise ConfigError(
                 f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size"
             )
         for file in files.values():
-            _check_same_frame("--mask", os.fsencode(mask), file)
+            _check_same_frame("--mask", str(mask), file)
     for stem, file in truths.items():
         if stem in files:
             _check_same_frame("--truth", file, files[stem])

@@ -19,7 +19,7 @@ from torchvision.datasets import cifar, mnist, stl10, svhn
 from torchvision.transforms import v2
 
 from datamodules.base import keep_batch
-from datamodules.errors import ImageFileError, MissingDataError
+from datamodules.errors import DataFileError, ImageFileError, MissingDataError
 from datamodules.images import folder
 from datamodules.images.arrays import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST
 from datamodules.images.decode import read_image, to_uint8
@@ -392,7 +392,7 @@ def test_which_files_are_images(tmp_path):
 
 def test_bad_layouts_say_what_was_found(tmp_path):
     def said(name: str, **kwargs) -> str:
-        with pytest.raises((MissingDataError, ValueError)) as error:
+        with pytest.raises((DataFileError, ValueError)) as error:
             ImageFolder(str(tmp_path / name), image_size=16, **kwargs).dataset("train")
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -420,7 +420,7 @@ def test_bad_layouts_say_what_was_found(tmp_path):
     write_images(tmp_path / "flat" / "train" / "a", 1)
     write_images(tmp_path / "flat" / "train" / "b", 1)
     write_images(tmp_path / "flat" / "val", 1)
-    assert "only in val: (images without class folder); only in train: a, b" in said("flat")
+    assert "only in val: (no class folder); only in train: a, b" in said("flat")
 
     write_images(tmp_path / "few" / "a", 1)
     write_images(tmp_path / "few" / "b", 1)

@@ -1,0 +1,87 @@
+"""Files with labels by split, where a folder is a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.errors import DataFileError
+from datamodules.listing import Tree, printable
+from datamodules.splits import Part
+
+
+def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
+    """Files by the name of their class folder; all under the empty name without labels.
+
+    Raises:
+        DataFileError: files beside class folders, or class folders without files.
+    """
+    children, direct = list(part.children()), part.direct()
+    if not labeled or not children:
+        return {"": part.files}
+    where = printable(tree.path(part.folder))
+    if direct:
+        raise DataFileError(
+            f"{tree.what} ({printable([os.path.basename(file) for file in direct])}) lie beside folders with "
+            f"{tree.what} ({printable(children)}) in {where}: move them into a class folder, or give "
+            "--data.labeled false to use all of them without labels"
+        )
+    empty = [
+        name[len(part.folder) :]
+        for name in tree.folders
+        if name.startswith(part.folder)
+        and "/" not in name[len(part.folder) :]
+        and name[len(part.folder) :] not in children
+    ]
+    if empty:
+        raise DataFileError(
+            f"class folders without {tree.what} in {where}: {printable(empty)}; with {tree.what}: "
+            f"{printable(children)}. Remove the empty ones or fill them, or give --data.labeled false"
+        )
+    found: dict[str, list[str]] = {name: [] for name in children}
+    for file in part.files:
+        found[file[len(part.folder) :].split("/", 1)[0]].append(file)
+    return found
+
+
+def labeled_parts(
+    tree: Tree, parts: Mapping[str, Part], labeled: bool
+) -> tuple[dict[str, tuple[list[str], np.ndarray]], tuple[str, ...]]:
+    """Files and labels (N,) of each given split, class by class, and the names of the classes.
+
+    A single class tells nothing: then, and in "unlabeled", all labels are -1.
+
+    Args:
+        tree: all files.
+        parts: the files of each split, as ``given_splits`` tells them.
+        labeled: False gives no labels.
+
+    Raises:
+        DataFileError: a layout that ``by_class`` refuses, or a split with other classes than "train".
+    """
+    found = {split: by_class(tree, part, labeled) for split, part in parts.items() if split != "unlabeled"}
+    classes = sorted(found["train"], key=os.fsencode)
+    for split, files in found.items():
+        if set(files) != set(classes):
+            extra, absent = (
+                printable([name or "(no class folder)" for name in sorted(set(one) - set(two))]) or "none"
+                for one, two in ((files, classes), (classes, files))
+            )
+            raise DataFileError(
+                f"the classes of {split} and train differ in {printable(tree.root)}: only in {split}: "
+                f"{extra}; only in train: {absent}"
+            )
+    known = len(classes) > 1
+    made = {}
+    for split, files in found.items():
+        counts = [len(files[name]) for name in classes]
+        labels = np.repeat(np.arange(len(classes)) if known else -1, counts)
+        made[split] = ([file for name in classes for file in files[name]], labels)
+    if unlabeled := parts.get("unlabeled"):
+        count = f"{len(unlabeled.files)} {tree.what} of the split unlabeled"
+        rank_zero_info(f"{printable(tree.root)}: {count} join pre-training without labels")
+        made["unlabeled"] = (unlabeled.files, np.full(len(unlabeled.files), -1))
+    return made, tuple(map(printable, classes)) if known else ()

@@ -1,0 +1,120 @@
+"""Which files below a folder are data, for images, sound, text and FASTA alike.
+
+Hidden files and the copies that other programs leave behind are skipped everywhere by one rule. Links are
+followed. What is not data is counted, so that nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NOT_DATA = frozenset(
+    ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+"""Folders that other programs make beside data; some hold copies of it."""
+
+NO_CLASS = ("_background_noise_",)
+"""Folders beside class folders that hold no class (Speech Commands): left out, with a line."""
+
+MOST_SIZES = 10_000
+"""A fingerprint holds the sizes of at most so many files: a look at each of a million takes minutes."""
+
+
+class Tree(NamedTuple):
+    """What lies below a folder. Paths are relative to ``root``, with "/" between their parts."""
+
+    root: str
+    what: str  # the files in the plural, for messages: "images"
+    files: list[str]  # those of each folder before those of its sub-folders, sorted
+    folders: list[str]  # likewise, also those without files
+    others: Counter[str]  # files that are no data, by ending
+
+    def path(self, name: str = "") -> str:
+        return os.path.join(self.root, name) if name else self.root
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is skipped: it begins with a dot (``._x.jpg``,
+    ``.ipynb_checkpoints``) or is one of ``NOT_DATA``.
+    """
+    return name.startswith(".") or name in NOT_DATA
+
+
+def hidden_below(path: PurePath, root: PurePath) -> bool:
+    """Whether ``path`` or a folder on its way down from ``root`` is hidden."""
+    return any(map(is_hidden, path.relative_to(root).parts))
+
+
+def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
+    """All files below ``root`` for which ``wanted(path)`` is true, in a fixed order.
+
+    A link back to a folder on the way down is not followed. A link that leads nowhere counts as no data.
+    """
+    tree = Tree(root, what, [], [], Counter())
+
+    def visit(folder: str, below: str, parents: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in parents:
+            return
+        with os.scandir(folder) as scan:
+            entries = sorted((e for e in scan if not is_hidden(e.name)), key=lambda e: os.fsencode(e.name))
+        folders = [e for e in entries if e.is_dir()]
+        for entry in entries:
+            if not entry.is_dir():
+                if not entry.is_file():
+                    tree.others["links that lead nowhere"] += 1
+                elif wanted(entry.path):
+                    tree.files.append(below + entry.name)
+                else:
+                    tree.others[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+        for entry in folders:
+            if entry.name in NO_CLASS:
+                tree.others[f"in {entry.name}"] += len(os.listdir(entry.path))
+                continue
+            tree.folders.append(below + entry.name)
+            visit(entry.path, f"{below}{entry.name}/", (*parents, real))
+
+    visit(root, "", ())
+    return tree
+
+
+def left_out(tree: Tree) -> str:
+    """One line that counts the files that are not read, by their ending; empty where there are none."""
+    total = sum(tree.others.values())
+    if not total:
+        return ""
+    most = tree.others.most_common(8)
+    rest = total - sum(count for _, count in most)
+    counts = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
+    more = f", {rest} others" if rest else ""
+    return f"{printable(tree.root)}: left out beside the {tree.what}: {counts}{more}"
+
+
+def fingerprint(root: str, files: Sequence[str]) -> dict[str, Any]:
+    """What tells whether the files below ``root`` are those of an earlier start: how many there are, and a
+    hash of their names and sizes (of at most ``MOST_SIZES`` files, spread evenly). Contents are not read.
+    """
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(os.fsencode(name) + b"\0")
+    for i in np.linspace(0, len(files) - 1, min(len(files), MOST_SIZES)).astype(int).tolist():
+        digest.update(b"%d " % os.path.getsize(os.path.join(root, files[i])))
+    return {"count": len(files), "digest": digest.hexdigest()[:32]}
+
+
+def printable(names: str | Sequence[str], most: int = 5) -> str:
+    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences
+    too.
+    """
+    if isinstance(names, str):
+        text = os.fsencode(names).decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = ", ".join(map(printable, names[:most]))
+    return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")
