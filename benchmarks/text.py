@@ -161,7 +161,7 @@ def loop(model: GPT, tokens: Tensor, steps: int, quiet: bool = True) -> Iterator
         starts = torch.randint(len(tokens) - BLOCK, (BATCH,))
         x = torch.stack([tokens[i : i + BLOCK] for i in starts]).to(device)
         y = torch.stack([tokens[i + 1 : i + 1 + BLOCK] for i in starts]).to(device)
-        logits = model.logits(model.encoder(x))
+        logits = model.logits(model.encoder.states(x))
         loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -263,7 +263,7 @@ def validation_losses(model: GPT, data: TextFiles) -> Tensor:
     nll = []
     for batch in data.val_dataloader()[0]:
         tokens = batch["input"].to(model.device)
-        nll.append(next_token_nll(model.logits(model.encoder(tokens[:, :-1])), tokens).mean(1))
+        nll.append(next_token_nll(model.logits(model.encoder.states(tokens[:, :-1])), tokens).mean(1))
     return torch.cat(nll)
 
 

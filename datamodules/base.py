@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -127,7 +128,7 @@ def raw_input(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-class SSLDataModule(LightningDataModule):
+class SSLDataModule(LightningDataModule, ABC):
     """Clean samples from data sets, views from a module on the device.
 
     A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label":
@@ -173,11 +174,11 @@ class SSLDataModule(LightningDataModule):
 
     # ---- given by a subclass -------------------------------------------------------------------------------
 
+    @abstractmethod
     def dataset(self, split: Split) -> Dataset:
         """The samples of a split: train (what is pre-trained on), bank (labeled train split), val (held out
         of TRAIN data, for every choice) or test (reported, never chosen on).
         """
-        raise NotImplementedError
 
     def decode(self, raw: Tensor) -> Tensor:
         """From the form in which samples travel to the one that ``views`` takes. Images: uint8 to float in

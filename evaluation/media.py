@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,7 @@ def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
     log_picture(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))
 
 
-class FirstSamples(Callback):
+class FirstSamples(Callback, ABC):
     """What can be seen or heard of the first samples at validation; a subclass gives ``show``.
 
     Args:
@@ -93,11 +94,11 @@ class FirstSamples(Callback):
         with trainer.precision_plugin.val_step_context(), fixed_noise(pl_module.device), torch.no_grad():
             self.show(trainer, pl_module, few, views)
 
+    @abstractmethod
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
         """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their
         own.
         """
-        raise NotImplementedError
 
 
 class ImageGrid(FirstSamples):

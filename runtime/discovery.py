@@ -40,6 +40,11 @@ class Found(NamedTuple):
     bases: tuple[str, ...]
     summary: str
 
+    @property
+    def is_abstract(self) -> bool:
+        """Marked as a base class, not to be built itself: ``ABC`` is among its bases."""
+        return "ABC" in self.bases
+
 
 def first_paragraph(docstring: str | None) -> str:
     """What a docstring says first, on one line."""
@@ -71,11 +76,15 @@ def classes() -> dict[str, Found]:
 
 
 def below(roots: Iterable[str]) -> list[str]:
-    """Names of the public classes derived from one of ``roots``, directly or not."""
+    """Names of the public classes derived from one of ``roots``, directly or not, that are not abstract."""
     known = set(roots)
     while grown := {name for name, cls in classes().items() if name not in known and known & set(cls.bases)}:
         known |= grown
-    return [name for name in classes() if name in known - set(roots) and not name.startswith("_")]
+    return [
+        name
+        for name, cls in classes().items()
+        if name in known - set(roots) and not name.startswith("_") and not cls.is_abstract
+    ]
 
 
 def current_path(name: str) -> str | None:

@@ -34,15 +34,7 @@ def methods() -> dict[str, str]:
 
 def data_sets() -> dict[str, str]:
     """DataModule name -> one line."""
-    names = below(["SSLDataModule"])
-    bases = {
-        base for name in names for base in classes()[name].bases
-    }  # ImageDataModule and its like hold no data
-    return {
-        name: classes()[name].summary
-        for name in names
-        if not name.endswith("DataModule") or name not in bases
-    }
+    return {name: classes()[name].summary for name in below(["SSLDataModule"])}
 
 
 def config_files() -> list[Path]:

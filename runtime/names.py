@@ -9,6 +9,7 @@ import inspect
 import json
 import types
 import typing
+from abc import ABC
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,9 +24,10 @@ from runtime.discovery import PACKAGES, below, classes, find_class
 from runtime.messages import UserError, did_you_mean
 from runtime.trust import is_trusted, may_be_called
 from sslmodules.base import SSLModule
-from sslmodules.networks import TimmEncoder
+from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
 
 SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
+WRAPPED = "{{class_path: WrappedEncoder, init_args: {{net: {}, num_features: D}}}}"
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)
 
 
@@ -40,16 +42,7 @@ def known_names(base: type) -> list[str]:
     """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if
     it has none.
     """
-    bases = (
-        "ImageDataModule",
-        "AudioDataModule",
-        "TextDataModule",
-        "Views",
-        "BatchTransform",
-        "TokenTransform",
-        "FirstSamples",
-    )
-    own = [name for name in below([base.__name__]) if name not in bases]
+    own = below([base.__name__])
     if base is nn.Module:
         own = [name for name in own if classes()[name].module.startswith("sslmodules.networks")]
     every = [
@@ -90,6 +83,8 @@ def class_in(hint: Any) -> type | None:
     if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
         found = [class_in(h) for h in typing.get_args(hint)]
         return next((f for f in found if f is not None), None)
+    if origin is type:  # a class itself, such as the block of a torchvision ResNet
+        return None
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
         returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
         return class_in(returned[0]) if returned else None
@@ -100,6 +95,15 @@ def class_in(hint: Any) -> type | None:
     ):
         return hint
     return None
+
+
+def may_be_built(cls: type, base: type) -> bool:
+    """Is it below ``base``, and not marked as a base class itself?"""
+    return issubclass(cls, base) and ABC not in cls.__bases__
+
+
+def article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def untrusted(name: str, where: str) -> str:
@@ -114,11 +118,11 @@ def untrusted(name: str, where: str) -> str:
 
 def resolve(name: str, base: type, where: str) -> type:
     """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
-    kind = {SSLModule: "method", SSLDataModule: "data set", nn.Module: "network"}.get(
+    kind = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}.get(
         base, f"{base.__name__} class"
     )
     known = known_names(base)
-    if (cls := find_class(name)) is not None and issubclass(cls, base):
+    if (cls := find_class(name)) is not None and may_be_built(cls, base):
         return cls
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
@@ -128,14 +132,19 @@ def resolve(name: str, base: type, where: str) -> type:
             cls = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError):
             raise UserError(f"{where}: there is no class {name!r}{did_you_mean(attribute, known)}") from None
-        if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise UserError(f"{where}: {name!r} is no {kind}; known: {', '.join(known)}")
+        if not (isinstance(cls, type) and may_be_built(cls, base)):
+            wrap = isinstance(cls, type) and issubclass(cls, nn.Module) and issubclass(WrappedEncoder, base)
+            raise UserError(
+                f"{where}: {name!r} is not {article(kind)}; known: {', '.join(known)}"
+                + (f"; or wrap it: {WRAPPED.format(name)}" if wrap else "")
+            )
         return cls
-    matches = [c for c in subclasses(base) if c.__name__ == name]
+    matches = [c for c in subclasses(base) if c.__name__ == name and may_be_built(c, base)]
     if not matches:
         listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
-        extra = ", or the name of a timm model" if base is nn.Module else ""
-        near = did_you_mean(name, [*known, *timm.list_models()] if base is nn.Module else known)
+        timms = issubclass(TimmEncoder, base)
+        extra = ", or the name of a timm model" if timms else ""
+        near = did_you_mean(name, [*known, *timm.list_models()] if timms else known)
         raise UserError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
     return next((c for c in matches if c.__module__.startswith(PACKAGES)), matches[0])
 
@@ -146,7 +155,7 @@ def spec_of(value: Any, base: type) -> Any:
     """
     if (
         isinstance(value, str)
-        and base is nn.Module
+        and issubclass(TimmEncoder, base)
         and "." not in value.split("/")[0][:1]
         and is_timm_name(value)
     ):
@@ -361,7 +370,7 @@ def _check_option(
                 return json.dumps(check_spec(given, inner, option, nested.get(here))[0])
             if value.startswith(("{", "[")) or not holds_class(value, hint):
                 return value
-            if inner is nn.Module and is_timm_name(value):
+            if issubclass(TimmEncoder, inner) and is_timm_name(value):
                 nested[here] = TimmEncoder
                 return json.dumps(
                     {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}

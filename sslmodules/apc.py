@@ -21,6 +21,7 @@ from datamodules.base import Batch
 from datamodules.checks import check, check_at_least
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.encoder import FrameEncoder, require
 
 
 def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -> Tensor:
@@ -51,25 +52,23 @@ class APC(SSLModule):
     Features are the network's last states, averaged over the clip's frames without padding.
 
     Args:
-        encoder: causal, (B, T, M) -> (B, T, num_features), with ``in_features`` = M: ``GRUFrames`` or
-            ``TransformerFrames``.
+        encoder: causal, (B, T, M) -> states (B, T, num_features), with ``in_features`` = M.
         ahead: n, frames; the paper tries 1 to 20.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: an encoder that is none for frames, or ``ahead`` below 1.
+        ValueError: the encoder does not take frames, or ``ahead`` is below 1.
     """
 
-    def __init__(self, encoder: nn.Module, ahead: int = 3, **kwargs: Any) -> None:
+    encoder: FrameEncoder
+
+    def __init__(self, encoder: FrameEncoder, ahead: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_at_least(1, ahead=ahead)
-        if not (hasattr(encoder, "in_features") and hasattr(encoder, "num_features")):
-            raise ConfigError(
-                f"encoder must read frames (GRUFrames, TransformerFrames), got {type(encoder).__name__}"
-            )
+        require(encoder, FrameEncoder)
         self.encoder, self.ahead = encoder, ahead
-        self.bands = int(encoder.in_features)  # type: ignore[arg-type]
-        self.predict = nn.Linear(int(encoder.num_features), self.bands)  # type: ignore[arg-type]
+        self.bands = encoder.in_features
+        self.predict = nn.Linear(encoder.num_features, self.bands)
 
     def frames_of(self, x: Tensor) -> Tensor:
         """(B, 1, M, T) log-mel as frames (B, T, M)."""
@@ -83,14 +82,14 @@ class APC(SSLModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         frames, length = self.frames_of(batch["input"]), valid_frames(batch["input"])
-        loss = shifted_l1(self.predict(self.encoder(frames)), frames, length, self.ahead)
+        loss = shifted_l1(self.predict(self.encoder.states(frames)), frames, length, self.ahead)
         with torch.no_grad():  # what has to be beaten: the frame stays as it is
             copy = shifted_l1(frames, frames, length, self.ahead)
         return {"loss": loss, "copy_loss": copy}
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, 1, M, T) -> (B, num_features)."""
-        states, length = self.encoder(self.frames_of(x)), valid_frames(x)
+        states, length = self.encoder.states(self.frames_of(x)), valid_frames(x)
         valid = torch.arange(states.shape[1], device=x.device) < length[:, None]  # (B, T)
         return (states * valid[:, :, None]).sum(1) / length.clamp(min=1)[:, None]
 
@@ -111,6 +110,6 @@ class APC(SSLModule):
                 f"a clip of {given} frames is shorter than ahead = {self.ahead}: give a longer one"
             )
         while frames.shape[1] < given + steps:
-            coming = self.predict(self.encoder(frames)[:, -self.ahead :]).to(frames.dtype)
+            coming = self.predict(self.encoder.states(frames)[:, -self.ahead :]).to(frames.dtype)
             frames = torch.cat([frames, coming], 1)
         return frames[:, : given + steps].transpose(1, 2)[:, None]

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.audio.mel import valid_frames
 from datamodules.base import Batch
+from datamodules.checks import check
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.mae import (
@@ -28,6 +29,7 @@ from sslmodules.mae import (
     surroundings,
     visible_patches,
 )
+from sslmodules.networks.encoder import PatchEncoder, require
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
 
@@ -80,11 +82,12 @@ class AudioMAE(SSLModule):
         ValueError: the encoder cannot leave patches out, or a knob is out of its range.
     """
 
+    encoder: PatchEncoder
     batch_keys = ("mask",)
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: PatchEncoder,
         decoder_width: int = 512,
         decoder_depth: int = 16,
         decoder_heads: int = 16,
@@ -92,17 +95,15 @@ class AudioMAE(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not hasattr(encoder, "forward_visible") or encoder.in_channels != 1:
-            raise ConfigError(
-                f"encoder must be a ViTEncoder with in_channels 1, got {type(encoder).__name__}"
-            )
+        require(encoder, PatchEncoder)
+        check(encoder.in_channels == 1, "encoder.in_channels", "1, that of log-mel", encoder.in_channels)
         self.encoder, self.normalize_target = encoder, normalize_target
-        self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
+        self.patch_size, self.grid = encoder.patch_size, encoder.grid
         if normalize_target and self.patch_size == 1:
             raise ConfigError("normalize_target needs patches of two values or more, got patch_size 1")
         self.decoder = PatchDecoder(
             self.grid,
-            in_width=int(encoder.num_features),  # type: ignore[arg-type]
+            in_width=encoder.num_features,
             out_features=self.patch_size**2,
             width=decoder_width,
             depth=decoder_depth,
@@ -122,7 +123,7 @@ class AudioMAE(SSLModule):
                 "patch_size"
             )
         visible = visible_patches(hidden)
-        return self.decoder(self.encoder.forward_visible(x, visible), visible)  # type: ignore[operator]
+        return self.decoder(self.encoder.forward_visible(x, visible), visible)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
@@ -134,7 +135,7 @@ class AudioMAE(SSLModule):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, 1, M, T) -> (B, num_features)."""
-        tokens = self.encoder.forward_visible(x)[:, 1:]  # type: ignore[operator]
+        tokens = self.encoder.forward_visible(x)[:, 1:]
         sounding = sounding_patches(x, self.patch_size, whole=False)[:, :, None]
         return (tokens * sounding).sum(1) / sounding.sum(1).clamp(min=1)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from datamodules.base import Batch
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.encoder import Encoder
 
 
 def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class Autoencoder(SSLModule):
         **kwargs: ``SSLModule``'s.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, encoder: Encoder, decoder: nn.Module, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         width, takes = encoder.num_features, getattr(decoder, "in_features", None)
         if takes not in (None, width):

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.base import Batch
 from datamodules.checks import check_at_least
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def off_diagonal(x: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class BarlowTwins(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         off_diagonal_weight: float = 0.0051,
         projector_hidden: int = 8192,
         projector_out: int = 8192,
@@ -120,7 +121,7 @@ class BarlowTwins(SSLModule):
         check_at_least(1, projector_hidden=projector_hidden, projector_layers=projector_layers)
         check_at_least(2, projector_out=projector_out)
         self.encoder = encoder
-        widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        widths = [encoder.num_features, *[projector_hidden] * (projector_layers - 1), projector_out]
         self.projector = mlp(widths, last_bias=False)
         self.off_diagonal_weight, self.bias_lr = off_diagonal_weight, bias_lr
 

@@ -5,6 +5,7 @@ ranks.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from datamodules.base import Batch, plain_values
 from datamodules.checks import check_at_least, check_within
 from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
+from sslmodules.networks.encoder import Encoder
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
 from sslmodules.sync_batchnorm import check_convertible, keep_activations
@@ -44,7 +46,7 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-class SSLModule(LightningModule):
+class SSLModule(LightningModule, ABC):
     """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``,
     ``embed``.
 
@@ -61,7 +63,7 @@ class SSLModule(LightningModule):
         ValueError: a knob is out of range, or the optimizer refuses its settings.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not
     #: enlarge it.
     couples_batch: bool = False
@@ -87,12 +89,12 @@ class SSLModule(LightningModule):
 
     # ---- given by a method ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; ``"loss"`` is minimized, the others are logged beside it."""
-        raise NotImplementedError
 
     @property
-    def feature_encoder(self) -> nn.Module:
+    def feature_encoder(self) -> Encoder:
         """The network behind ``embed``; other than ``encoder`` where a teacher is what is evaluated."""
         return self.encoder
 

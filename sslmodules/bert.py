@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import Batch
-from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.bert_encoder import transformers_library
+from sslmodules.networks.encoder import TokenEncoder, require
 
 
 def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
@@ -47,8 +47,8 @@ class BERT(SSLModule):
     next-sentence prediction, ``next_sentence_loss`` and ``next_sentence_accuracy``.
 
     Args:
-        encoder: tokens (B, T) -> (B, num_features), with ``forward_tokens(tokens, segment) -> (B, T, D)`` and
-            ``token_embedding`` (V, D), which the decoder shares.
+        encoder: tokens (B, T) -> (B, num_features) and a vector for each token; the decoder shares its
+            ``token_embedding``.
         next_sentence: also predict whether the second segment follows the first, as in the paper; False needs
             ``next_sentence: false`` of the data's ``MaskedTokens`` where texts have one segment.
         **kwargs: ``SSLModule``'s.
@@ -58,15 +58,11 @@ class BERT(SSLModule):
     """
 
     batch_keys: tuple[str, ...] = ("corrupted", "target", "segment", "is_next")
-    encoder: Any
+    encoder: TokenEncoder
 
-    def __init__(self, encoder: nn.Module, next_sentence: bool = True, **kwargs: Any) -> None:
+    def __init__(self, encoder: TokenEncoder, next_sentence: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not hasattr(encoder, "forward_tokens") or not hasattr(encoder, "token_embedding"):
-            raise ConfigError(
-                f"encoder must give a vector for each token, which {type(encoder).__name__} does not: use "
-                "BertEncoder"
-            )
+        require(encoder, TokenEncoder)
         self.encoder, self.next_sentence = encoder, next_sentence
         width = self.encoder.num_features
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
@@ -91,8 +87,9 @@ class BERT(SSLModule):
         sentence is a true pair.
         """
         library = transformers_library()
-        model = library.BertForPreTraining(self.encoder.net.config)
-        parts = {"bert": self.encoder.net, "cls.predictions.transform.dense": self.transform[0]}
+        network = self.encoder.to_transformers()
+        model = library.BertForPreTraining(network.config)
+        parts = {"bert": network, "cls.predictions.transform.dense": self.transform[0]}
         parts["cls.predictions.transform.LayerNorm"] = self.transform[2]
         state = {
             f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()

@@ -21,6 +21,7 @@ from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -55,12 +56,12 @@ class BYOL(SSLModule):
     batch_keys = ("views",)
 
     def __init__(
-        self, encoder: nn.Module, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any
+        self, encoder: Encoder, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         check_within(0, 1, momentum=momentum)
         check_at_least(1, hidden=hidden, out=out)
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         self.encoder = encoder
         self.projector = mlp([width, hidden, out], last_bias=False)
         self.predictor = mlp([out, hidden, out], last_bias=False)

@@ -23,6 +23,7 @@ from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum
+from sslmodules.networks.encoder import Encoder
 from sslmodules.swav import check_views, encode_views, entropy, swapped_cross_entropy
 
 
@@ -160,7 +161,7 @@ class DINO(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         num_prototypes: int = 65536,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.07,
@@ -196,7 +197,7 @@ class DINO(SSLModule):
         )
         self.encoder = encoder
         self.projector = DINOHead(
-            int(encoder.num_features),  # type: ignore[arg-type]
+            encoder.num_features,
             projector_hidden,
             bottleneck,
             num_prototypes,
@@ -216,7 +217,7 @@ class DINO(SSLModule):
         return nn.Sequential(self.encoder, self.projector)
 
     @property
-    def feature_encoder(self) -> nn.Module:
+    def feature_encoder(self) -> Encoder:
         """The teacher's encoder, which the paper finds to be ahead of the student's and evaluates."""
         return self.teacher.net[0]  # type: ignore[index]
 

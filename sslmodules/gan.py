@@ -31,6 +31,7 @@ from datamodules.checks import check_at_least, check_one_of, check_positive
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.dcgan import initialize
+from sslmodules.networks.encoder import Encoder
 from sslmodules.optim import decay_groups
 
 Loss = Literal["non_saturating", "hinge", "wgan_gp"]
@@ -174,7 +175,7 @@ class GAN(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         generator: nn.Module,
         loss: Loss = "non_saturating",
         penalty_weight: float = 10.0,
@@ -203,7 +204,7 @@ class GAN(SSLModule):
             )
         self.automatic_optimization = False
         self.encoder, self.generator, self.loss = encoder, generator, loss
-        self.head = nn.Linear(int(encoder.num_features), 1)  # type: ignore[arg-type]
+        self.head = nn.Linear(encoder.num_features, 1)
         initialize(self.head)
         self.latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
         self.penalty_weight, self.discriminator_steps = penalty_weight, discriminator_steps

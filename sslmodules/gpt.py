@@ -16,7 +16,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import Batch
@@ -24,6 +24,7 @@ from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import PixelTokens
+from sslmodules.networks.encoder import CausalEncoder, require
 
 
 def next_token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -68,8 +69,7 @@ class GPT(SSLModule):
     """Next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
 
     Args:
-        encoder: (B, T) int64 tokens -> (B, T, num_features) causal hidden states, with ``token_embedding``,
-            ``block_size`` and ``resume``: ``GPTEncoder`` or ``RecurrentEncoder``.
+        encoder: (B, T) int64 tokens -> causal hidden states (B, T, num_features).
         pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input``
             is tokens.
         pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole
@@ -78,9 +78,11 @@ class GPT(SSLModule):
         **kwargs: ``SSLModule``'s.
     """
 
+    encoder: CausalEncoder
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: CausalEncoder,
         pixels: PixelTokens | None = None,
         pooling: Literal["mean", "last"] = "mean",
         padding: int | None = None,
@@ -88,12 +90,8 @@ class GPT(SSLModule):
     ) -> None:
         super().__init__(**kwargs)
         check_one_of(("mean", "last"), pooling=pooling)
-        if not hasattr(encoder, "resume"):
-            raise ConfigError(
-                f"encoder: {type(encoder).__name__} is no causal network over tokens; expected GPTEncoder "
-                "or RecurrentEncoder"
-            )
-        vocab_size = int(encoder.vocab_size)  # type: ignore[arg-type]
+        require(encoder, CausalEncoder)
+        vocab_size = encoder.vocab_size
         check_within(0, vocab_size, "[)", padding=padding)
         if pixels is not None:
             check(
@@ -112,14 +110,14 @@ class GPT(SSLModule):
 
     def logits(self, h: Tensor) -> Tensor:
         """(B, T, D) hidden states -> (B, T, V): the inner products with the token embeddings."""
-        return F.linear(h, self.encoder.token_embedding.weight)  # type: ignore[union-attr,arg-type]
+        return F.linear(h, self.encoder.token_embedding.weight)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out. In nats,
         and in bits per token or, of images, per dimension (a value of a pixel).
         """
         tokens = self.tokens(batch["input"])  # (B, T)
-        nll = next_token_nll(self.logits(self.encoder(tokens[:, :-1])), tokens)  # (B, T - 1)
+        nll = next_token_nll(self.logits(self.encoder.states(tokens[:, :-1])), tokens)  # (B, T - 1)
         if self.padding is None:
             loss = nll.mean()
         else:
@@ -147,7 +145,7 @@ class GPT(SSLModule):
         super().check_batch(batch)
         if self.global_step:  # what follows makes the host wait for the device
             return
-        x, v, limit = batch["input"], int(self.encoder.vocab_size), self.encoder.block_size  # type: ignore[arg-type]
+        x, v, limit = batch["input"], self.encoder.vocab_size, self.encoder.block_size
         if self.pixels is not None:
             if not bool(((x >= 0) & (x <= 1)).all()):
                 raise ConfigError(
@@ -170,7 +168,7 @@ class GPT(SSLModule):
             raise ConfigError(
                 f"samples of {length} token: there is no next one to predict; expected at least 2"
             )
-        if limit is not None and length > limit + 1:  # type: ignore[operator]
+        if limit is not None and length > limit + 1:
             raise ConfigError(
                 f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set "
                 "model.encoder.block_size to "
@@ -183,9 +181,9 @@ class GPT(SSLModule):
         """
         tokens = self.tokens(x)
         limit = self.encoder.block_size
-        if limit is not None and tokens.shape[1] == limit + 1:  # type: ignore[operator]
+        if limit is not None and tokens.shape[1] == limit + 1:
             tokens = tokens[:, :-1]
-        h = self.encoder(tokens)  # (B, T, D)
+        h = self.encoder.states(tokens)  # (B, T, D)
         real = torch.ones_like(tokens) if self.padding is None else (tokens != self.padding).long()
         if self.pooling == "mean":
             return (h * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
@@ -223,7 +221,7 @@ class GPT(SSLModule):
                 new = tokens[:, -1:]
             else:  # the start, or past block_size, where every token moves to another position
                 new, state = tokens if limit is None else tokens[:, -limit:], None
-            h, state = self.encoder.resume(new, state)  # type: ignore[operator]
+            h, state = self.encoder.resume(new, state)
             logits = self.logits(h[:, -1:])[:, 0]  # (B, V)
             for never in (self.padding, None if self.pixels is None else self.pixels.begin):
                 if never is not None:
@@ -245,8 +243,8 @@ class GPT(SSLModule):
         if self.pixels is not None:
             first = torch.full((n, 1), self.pixels.begin, device=self.device)
             return self.pixels.decode(self.extend(first, self.pixels.num_values, temperature, top_k))
-        first = (self.rand(n, 1) * int(self.encoder.vocab_size)).long()  # type: ignore[arg-type]
-        length = int(self.encoder.block_size or 256) if length is None else length  # type: ignore[arg-type]
+        first = (self.rand(n, 1) * self.encoder.vocab_size).long()
+        length = int(self.encoder.block_size or 256) if length is None else length
         return self.extend(first, length - 1, temperature, top_k)
 
     def complete(

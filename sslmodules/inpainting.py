@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from datamodules.base import Batch
 from datamodules.checks import check_one_of
-from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.encoder import MapEncoder, require
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -54,21 +54,18 @@ class Inpainting(SSLModule):
         **kwargs: ``SSLModule``'s.
     """
 
+    encoder: MapEncoder
     batch_keys = ("mask",)
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: MapEncoder,
         decoder: nn.Module,
         loss_region: Literal["hidden", "image"] = "hidden",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not hasattr(encoder, "forward_features") or not hasattr(encoder, "num_features"):
-            raise ConfigError(
-                f"encoder must have forward_features(x) -> (B, D, h, w) for a decoder to start from; "
-                f"{type(encoder).__name__} has none: use ConvEncoder or ResNetEncoder"
-            )
+        require(encoder, MapEncoder)
         check_one_of(("hidden", "image"), loss_region=loss_region)
         self.encoder, self.decoder, self.loss_region = encoder, decoder, loss_region
 
@@ -80,7 +77,7 @@ class Inpainting(SSLModule):
         """(B, C, H, W) prediction of the whole image, from the visible part of ``input`` alone."""
         x, mask = batch["input"], batch["mask"]
         visible = x.masked_fill(mask, 0.0)  # 0 is the data's mean color: inputs are standardized
-        return self.decoder(self.encoder.forward_features(torch.cat([visible, mask.to(x.dtype)], dim=1)))  # type: ignore[operator]
+        return self.decoder(self.encoder.forward_features(torch.cat([visible, mask.to(x.dtype)], dim=1)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         prediction, x, mask = self.reconstruct(batch), batch["input"], batch["mask"]

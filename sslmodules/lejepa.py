@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.base import Batch
 from datamodules.checks import check, check_at_least, check_positive, check_within
@@ -24,6 +24,7 @@ from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def random_directions(dim: int, slices: int, seed: int, device: torch.device) -> Tensor:
@@ -134,7 +135,7 @@ class LeJEPA(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         sigreg_weight: float = 0.05,
         num_global: int = 2,
         slices: int = 1024,
@@ -157,7 +158,7 @@ class LeJEPA(SSLModule):
         )
         check_quadrature(t_max, points)
         self.encoder = encoder
-        widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        widths = [encoder.num_features, *[projector_hidden] * (projector_layers - 1), projector_out]
         self.projector = mlp(widths)
         self.sigreg_weight, self.num_global = sigreg_weight, num_global
         self.slices, self.t_max, self.points = slices, t_max, points

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import Batch
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.encoder import PatchEncoder, require
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
 EPSILON = 1e-6  # of the variance, in the official code
@@ -113,11 +114,12 @@ class MAE(SSLModule):
         ValueError: the encoder cannot leave patches out, or a knob is out of its range.
     """
 
+    encoder: PatchEncoder
     batch_keys = ("mask",)
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: PatchEncoder,
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
@@ -125,15 +127,10 @@ class MAE(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not hasattr(encoder, "forward_visible"):
-            raise ConfigError(
-                "encoder must be able to encode the visible patches alone (forward_visible), got "
-                f"{type(encoder).__name__}, "
-                "which sees the whole image, what is to be predicted included: use ViTEncoder"
-            )
+        require(encoder, PatchEncoder)
         self.encoder, self.normalize_target = encoder, normalize_target
-        self.patch_size, self.grid = int(encoder.patch_size), tuple[int, int](encoder.grid)  # type: ignore[arg-type]
-        self.image_shape = (int(encoder.in_channels), *(n * self.patch_size for n in self.grid))  # type: ignore[arg-type]
+        self.patch_size, self.grid = encoder.patch_size, encoder.grid
+        self.image_shape = (encoder.in_channels, *(n * self.patch_size for n in self.grid))
         values = self.patch_size**2 * self.image_shape[0]
         if normalize_target and values == 1:
             raise ConfigError(
@@ -141,7 +138,7 @@ class MAE(SSLModule):
             )
         self.decoder = PatchDecoder(
             self.grid,
-            in_width=int(encoder.num_features),  # type: ignore[arg-type]
+            in_width=encoder.num_features,
             out_features=values,
             width=decoder_width,
             depth=decoder_depth,
@@ -159,7 +156,7 @@ class MAE(SSLModule):
                 "patch_size, in_channels"
             )
         visible = visible_patches(hidden)
-        return self.decoder(self.encoder.forward_visible(x, visible), visible)  # type: ignore[operator]
+        return self.decoder(self.encoder.forward_visible(x, visible), visible)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = batch["views"][0] if "views" in batch else batch["input"]

@@ -23,6 +23,7 @@ from datamodules.base import Batch
 from datamodules.checks import check, check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy
+from sslmodules.networks.encoder import Encoder
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
@@ -78,7 +79,7 @@ class MoCo(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         temperature: float = 0.2,
         momentum: float = 0.999,
         queue_size: int = 65536,
@@ -97,7 +98,7 @@ class MoCo(SSLModule):
             batch_norm_groups=batch_norm_groups,
             projector_hidden=projector_hidden,
         )
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         hidden = projector_hidden or width
         self.encoder = encoder
         self.projector = nn.Sequential(

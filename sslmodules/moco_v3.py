@@ -22,6 +22,7 @@ from datamodules.checks import check_at_least, check_positive, check_within
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: int = 0) -> Tensor:
@@ -72,7 +73,7 @@ class MoCoV3(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         temperature: float = 1.0,
         momentum: float = 0.99,
         hidden: int = 4096,
@@ -88,7 +89,7 @@ class MoCoV3(SSLModule):
         check_at_least(1, hidden=hidden, out=out, projector_layers=projector_layers)
         if stop_grad_conv1:
             freeze_patch_projection(encoder)
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         self.encoder = encoder
         # all layers without bias, as in the official code
         self.projector = mlp(
@@ -118,7 +119,7 @@ class MoCoV3(SSLModule):
         )
 
 
-def freeze_patch_projection(encoder: nn.Module) -> None:
+def freeze_patch_projection(encoder: Encoder) -> None:
     """No gradient for the layer that turns patches into tokens, ``patch_embed`` of timm's ViTs.
 
     Raises:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_positive
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import projection_mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def nt_xent(
@@ -81,7 +82,7 @@ class SimCLR(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         temperature: float = 0.1,
         projector_hidden: int | None = None,
         projector_out: int = 128,
@@ -91,7 +92,7 @@ class SimCLR(SSLModule):
         super().__init__(**kwargs)
         check_positive(temperature=temperature)
         check_at_least(1, projector_layers=projector_layers)
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         self.encoder = encoder
         self.projector = projection_mlp(width, projector_hidden or width, projector_out, projector_layers)
         self.temperature = temperature

@@ -20,6 +20,7 @@ from datamodules.base import Batch
 from datamodules.checks import check_at_least
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 from sslmodules.optim import decay_groups
 
 
@@ -71,7 +72,7 @@ class SimSiam(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         projector_hidden: int | None = None,
         projector_out: int = 2048,
         projector_layers: int = 3,
@@ -86,7 +87,7 @@ class SimSiam(SSLModule):
             predictor_hidden=predictor_hidden,
             projector_hidden=projector_hidden,
         )
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         self.encoder = encoder
         widths = [width, *[projector_hidden or width] * (projector_layers - 1), projector_out]
         self.projector = mlp(widths, last_norm=True, last_affine=False)

@@ -23,9 +23,10 @@ from datamodules.checks import check, check_at_least, check_positive
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 
 
-def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> None:
+def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
     """Refuse views that a multi-crop method cannot use.
 
     Args:
@@ -59,7 +60,7 @@ def check_views(method: str, encoder: nn.Module, views: Sequence[Tensor]) -> Non
         )
 
 
-def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
+def encode_views(encoder: Encoder, views: Sequence[Tensor]) -> Tensor:
     """Features of all views, one pass of the encoder for each run of views of the same size (as the official
     code).
 
@@ -183,7 +184,7 @@ class SwAV(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         num_prototypes: int = 3000,
         temperature: float = 0.1,
         epsilon: float = 0.05,
@@ -211,7 +212,7 @@ class SwAV(SSLModule):
             queue_start_epoch=queue_start_epoch,
         )
         self.encoder = encoder
-        self.projector = mlp([int(encoder.num_features), projector_hidden, projector_out])  # type: ignore[arg-type]
+        self.projector = mlp([encoder.num_features, projector_hidden, projector_out])
         self.prototypes = nn.Linear(projector_out, num_prototypes, bias=False)
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.freeze_prototypes_steps = freeze_prototypes_steps

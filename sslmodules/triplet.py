@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_one_of, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 
 Mining = Literal["semi_hard", "batch_hard"]
 
@@ -120,7 +121,7 @@ class Triplet(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         margin: float = 0.2,
         mining: Mining = "semi_hard",
         projector_hidden: int = 512,
@@ -139,7 +140,7 @@ class Triplet(SSLModule):
         )
         self.encoder = encoder
         self.projector = mlp(
-            [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+            [encoder.num_features, *[projector_hidden] * (projector_layers - 1), projector_out]
         )
         self.margin, self.mining = margin, mining
         self.warned = False

@@ -21,6 +21,7 @@ from datamodules.base import Batch
 from datamodules.checks import check, check_at_least, check_one_of, check_positive
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks.encoder import Encoder
 
 #: Of log sigma^2: standard deviations from 0.00005 to 148, next to the prior's 1.
 LOGVAR_RANGE = (-20.0, 10.0)
@@ -128,7 +129,7 @@ class VAE(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         decoder: nn.Module,
         latent_dim: int = 20,
         beta: float = 1.0,
@@ -143,7 +144,7 @@ class VAE(SSLModule):
         check_at_least(0, beta=beta)
         check_one_of(("bernoulli", "gaussian"), likelihood=likelihood)
         check_positive(gaussian_std=gaussian_std)
-        width = int(encoder.num_features)  # type: ignore[arg-type]
+        width = encoder.num_features
         self.encoder, self.decoder = encoder, decoder
         self.to_mean, self.to_logvar = nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
         self.latent_dim, self.beta, self.likelihood, self.gaussian_std = (

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.base import Batch
@@ -26,6 +26,7 @@ from datamodules.checks import check_at_least
 from sslmodules.barlow_twins import off_diagonal
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
+from sslmodules.networks.encoder import Encoder
 
 
 def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
@@ -132,7 +133,7 @@ class VICReg(SSLModule):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         invariance_weight: float = 25.0,
         variance_weight: float = 25.0,
         covariance_weight: float = 1.0,
@@ -146,7 +147,7 @@ class VICReg(SSLModule):
         check_at_least(1, projector_hidden=projector_hidden, projector_layers=projector_layers)
         check_at_least(2, projector_out=projector_out)
         self.encoder = encoder
-        widths = [int(encoder.num_features), *[projector_hidden] * (projector_layers - 1), projector_out]  # type: ignore[arg-type]
+        widths = [encoder.num_features, *[projector_hidden] * (projector_layers - 1), projector_out]
         self.projector = mlp(widths, last_bias=False)
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 

@@ -4,14 +4,24 @@ why.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback
+from torch import nn
 
+import train
+from datamodules.errors import ConfigError
 from evaluation.media import ImageGrid
+from runtime.checkpoints import load_module
+from runtime.discovery import ROOT, below, find_class
+from runtime.names import resolve
 from sslmodules import methods
+from sslmodules.networks import ConvEncoder, Encoder, ViTEncoder, WrappedEncoder
+from sslmodules.networks.encoder import FrameEncoder, MapEncoder, require
 from tests.conftest import build, trainer_for
 
 #: Options of an encoder for images of 32 pixels, its width, and the side of its feature map.
@@ -30,13 +40,13 @@ METHODS = [
     if (CIFAR10 / f"{cls.__module__.rpartition('.')[2]}.yaml").is_file()
 ]
 REFUSED = {
-    ("MAE", "ConvEncoder"): "visible patches alone",
-    ("MAE", "ResNetEncoder"): "visible patches alone",
+    ("MAE", "ConvEncoder"): "some patches without the others",
+    ("MAE", "ResNetEncoder"): "some patches without the others",
     (
         "MAE",
         "resnet10t",
     ): "image_size is for ViTs",  # of the config; without it the words are those of the other encoders
-    ("MAE", "vit_tiny_patch16_224"): "visible patches alone",
+    ("MAE", "vit_tiny_patch16_224"): "some patches without the others",
 }
 
 
@@ -96,3 +106,96 @@ def test_a_step_with_each_kind_of_encoder(method: str, encoder: str, tmp_path: P
         trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
     )
     assert not {name for name, p in module.encoder.named_parameters() if p.requires_grad} - learning.names
+
+
+# -------------------- what an encoder is
+
+#: A class of torchvision that takes a class, and the line of CONTRIBUTING.md.
+WRAPPED = [
+    "{class_path: WrappedEncoder, init_args: {net: {class_path: torchvision.models.ResNet, init_args: "
+    "{block: torchvision.models.resnet.BasicBlock, layers: [1, 1, 1, 1], num_classes: 64}}, "
+    "num_features: 64}}",
+    *re.findall("^encoder: (.*WrappedEncoder.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE),
+]
+
+
+@pytest.mark.parametrize("encoder", WRAPPED)
+def test_any_torch_module_is_wrapped_from_the_command_line(encoder: str, tmp_path: Path) -> None:
+    """Trained, stored and loaded again."""
+    (tmp_path / "wrapped.yaml").write_text(f"model: {{init_args: {{encoder: {encoder}}}}}")
+    config = str(ROOT / "configs" / "cifar10" / "simclr.yaml")
+    command = ["--config", config, "--config", str(tmp_path / "wrapped.yaml")]
+    command += ["--data.synthetic", "true", "--data.batch_size", "4", "--evaluate", "false"]
+    command += ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    assert train.main([*command, "--run_dir", str(tmp_path / "run")]) == 0
+    loaded = load_module(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert isinstance(loaded.encoder, WrappedEncoder)
+    assert loaded.embed(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_a_wrapped_network_gives_what_it_promises() -> None:
+    assert WrappedEncoder(nn.Conv2d(1, 2, 3), 8)(torch.zeros(5, 1, 4, 4)).shape == (5, 8)
+    with pytest.raises(ConfigError, match=r"^num_features must be at least 1, got 0$"):
+        WrappedEncoder(nn.Linear(4, 3), 0)
+    with pytest.raises(ConfigError, match=r"the width of what Linear gives \(3\), got 2$"):
+        WrappedEncoder(nn.Linear(4, 3), 2)(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "torchvision.models.MobileNetV2",
+            "encoder: 'torchvision.models.MobileNetV2' is not an encoder; known: {known}; or wrap it: "
+            "{{class_path: WrappedEncoder, init_args: "
+            "{{net: torchvision.models.MobileNetV2, num_features: D}}}}",
+        ),
+        (
+            "Encoder",  # a base class
+            "encoder: unknown encoder 'Encoder' (did you mean 'ViTEncoder'?); known: {known}, or the name of "
+            "a timm model",
+        ),
+    ],
+)
+def test_what_is_not_an_encoder_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve(name, Encoder, "encoder")
+    assert str(refused.value) == message.format(known=", ".join(below(["Encoder"])))
+
+
+def test_encoders_are_found_by_type() -> None:
+    """Base classes are not among them, and a method that needs more names those that have it."""
+    assert {"ConvEncoder", "TimmEncoder", "WrappedEncoder", "GPTEncoder"} <= set(below(["Encoder"]))
+    assert not {"Encoder", "MapEncoder", "PatchEncoder", "SequenceEncoder"} & set(below(["Encoder"]))
+    assert below(["PatchEncoder"]) == ["ViTEncoder"]
+    require(ViTEncoder(8, 4, 1, 8, 1, 1), MapEncoder)
+    with pytest.raises(ConfigError) as refused:
+        require(ConvEncoder(), FrameEncoder)
+    assert str(refused.value) == (
+        "encoder must be a causal network over frames of sound (FrameEncoder: GRUFrames, TransformerFrames), "
+        "got ConvEncoder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sample"),
+    [
+        ("BertEncoder", {"vocab_size": 9, "width": 8, "depth": 1, "heads": 2}, torch.ones(5).long()),
+        ("ConvEncoder", {"in_channels": 1}, torch.zeros(1, 8, 8)),
+        ("DCGANDiscriminator", {"in_channels": 1, "image_size": 8, "channels": [4, 8]}, torch.zeros(1, 8, 8)),
+        ("GPTEncoder", {"vocab_size": 9, "width": 8, "depth": 1, "heads": 2}, torch.ones(5).long()),
+        ("GRUFrames", {"in_features": 3, "width": 8}, torch.zeros(5, 3)),
+        ("MLPEncoder", {"in_features": 64}, torch.zeros(1, 8, 8)),
+        ("RecurrentEncoder", {"vocab_size": 9, "width": 8}, torch.ones(5).long()),
+        ("ResNetEncoder", {}, torch.zeros(3, 32, 32)),
+        ("TimmEncoder", {"name": "resnet10t", "in_channels": 1}, torch.zeros(1, 32, 32)),
+        ("TransformerFrames", {"in_features": 3, "width": 8, "heads": 2}, torch.zeros(5, 3)),
+        ("ViTEncoder", {"image_size": 8, "patch_size": 4, "width": 8, "heads": 2}, torch.zeros(3, 8, 8)),
+        ("WrappedEncoder", {"net": nn.Flatten(), "num_features": 4}, torch.zeros(1, 2, 2)),
+    ],
+)
+def test_features_have_the_promised_width(name: str, options: dict[str, Any], sample: torch.Tensor) -> None:
+    cls = find_class(name)
+    assert cls is not None
+    net = cls(**options).eval()
+    assert isinstance(net, Encoder) and net(torch.stack([sample] * 2)).shape == (2, net.num_features)

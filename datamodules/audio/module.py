@@ -8,6 +8,7 @@ network, and never a target.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -63,7 +64,7 @@ class ClipDataset(Dataset):
         return {"input": clips, "label": torch.from_numpy(self.labels.take(indices, 0))}
 
 
-class AudioDataModule(SSLDataModule):
+class AudioDataModule(SSLDataModule, ABC):
     """What every set of clips shares: the log-mel spectrogram on the device and its standardization per band.
 
     A subclass sets the attributes and gives ``_load(split)``.
@@ -116,9 +117,9 @@ class AudioDataModule(SSLDataModule):
             self._datasets.update(self._synthetic() if self.synthetic else self._load(split))
         return self._datasets[split]
 
+    @abstractmethod
     def _load(self, split: Split) -> dict[str, Dataset]:
         """Data sets by split: at least ``split``."""
-        raise NotImplementedError
 
     def _synthetic(self) -> dict[str, Dataset]:
         """512 clips to train on, 256 for val and test: decaying noise, a pitch for each class, lengths at

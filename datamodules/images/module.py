@@ -6,6 +6,7 @@ Whatever the source, a sample travels as uint8 and every split is fixed: hold-ou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -52,7 +53,7 @@ class ArrayDataset(Dataset):
         return {"input": images, "label": torch.from_numpy(self.labels.take(indices, 0))}
 
 
-class ImageDataModule(SSLDataModule):
+class ImageDataModule(SSLDataModule, ABC):
     """What every image data set shares: uint8 to float on the device, standardization, synthetic images.
 
     A subclass sets the attributes and gives ``_load(split)``.
@@ -101,9 +102,9 @@ class ImageDataModule(SSLDataModule):
             self._datasets.update(loaded)
         return self._datasets[split]
 
+    @abstractmethod
     def _load(self, split: Split) -> dict[str, Any]:
         """Data sets by split: at least ``split``, and those that come from the same files."""
-        raise NotImplementedError
 
     def _check_labels(self, split: str, dataset: Any) -> None:
         n = self.num_classes or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from datamodules.transforms.tokens import TokenTransform, bag_of_words, inverse_
 from runtime.files import write_text
 
 
-class TextDataModule(SSLDataModule):
+class TextDataModule(SSLDataModule, ABC):
     """What all token data shares: one tokenizer, which the checkpoint keeps, and ``input`` of (B, T) int64
     token ids.
 
@@ -49,13 +50,13 @@ class TextDataModule(SSLDataModule):
 
     # ---- given by a subclass -------------------------------------------------------------------------------
 
+    @abstractmethod
     def _make_tokenizer(self) -> Tokenizer:
         """A tokenizer made from the training split."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self) -> dict[str, Dataset]:
         """The data sets of train, bank, val and test."""
-        raise NotImplementedError
 
     # ---- tokens --------------------------------------------------------------------------------------------
 

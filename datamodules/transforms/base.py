@@ -4,6 +4,8 @@ numbers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------------------------------
 
 
-class BatchTransform(nn.Module):
+class BatchTransform(nn.Module, ABC):
     """A random transform of a batch that adds keys to it, split into drawing and applying."""
 
+    @abstractmethod
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Draw the parameters of the whole batch.
 
@@ -25,13 +28,12 @@ class BatchTransform(nn.Module):
         Returns:
             Parameters, each with leading dimension B, on ``images.device``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Deterministically apply drawn parameters to images (B, C, H, W) in [0, 1]; returns the keys to be
         added.
         """
-        raise NotImplementedError
 
     def chunk_size(self, images: Tensor) -> int:
         """Images to work through at once on CPU, such that a chunk stays in the cache: at most 64, about 1M

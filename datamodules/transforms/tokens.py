@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,19 +15,19 @@ from datamodules.text.tokenizer import MASK, PAD, SEP, SPECIALS, Tokenizer
 from datamodules.transforms.base import BatchTransform
 
 
-class TokenTransform(BatchTransform):
+class TokenTransform(BatchTransform, ABC):
     """A transform of token batches (B, T); the DataModule tells it the tokenizer before it is used."""
 
-    def set_tokenizer(self, tokenizer: Tokenizer) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set_tokenizer(self, tokenizer: Tokenizer) -> None: ...
 
+    @abstractmethod
     def draw(
         self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
     ) -> dict[str, Tensor]:
         """As ``BatchTransform.draw``; ``document`` (B,) tells which samples were cut from the same text, None
         = all differ.
         """
-        raise NotImplementedError
 
     def chunk_size(self, images: Tensor) -> int:
         """The whole batch: a sample may take its second segment from any other."""

@@ -17,6 +17,7 @@ On CUDA nothing here waits for the device: no ``.item()``, no boolean indexing, 
 from __future__ import annotations
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -284,7 +285,7 @@ class View(BatchTransform):
         return view
 
 
-class Views(BatchTransform):
+class Views(BatchTransform, ABC):
     """Several views of each image, each with its own draws.
 
     Args:

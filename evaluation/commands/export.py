@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
 from runtime.files import whole_folder
+from runtime.optional import offers
 from sslmodules import SSLModule
 
 
@@ -19,7 +21,7 @@ def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str
     """Write network and tokenizer, whole or not at all.
 
     Args:
-        module: in eval mode, with ``to_transformers() -> PreTrainedModel``, its own or its encoder's.
+        module: in eval mode; its encoder, or that and the method, offer ``to_transformers``.
         data: the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one
             as ``vocabulary.json`` in this project's form.
         folder: new, or empty.
@@ -30,18 +32,18 @@ def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str
     Raises:
         ValueError: a method without such a network, or a folder that holds something.
     """
-    build = getattr(module, "to_transformers", getattr(module.encoder, "to_transformers", None))
-    if build is None:
+    if not offers(module.encoder, "to_transformers"):
         raise ConfigError(
             "--export writes text networks (BertEncoder, GPTEncoder), and this run's is "
             f"{type(module.encoder).__name__}"
         )
+    source: Any = module if offers(module, "to_transformers") else module.encoder
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"--export {folder}: the folder {folder.parent} does not exist")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--export {folder} exists and is not empty: choose a new folder")
     with whole_folder(folder.absolute()) as temporary:
-        build().save_pretrained(temporary)
+        source.to_transformers().save_pretrained(temporary)
         if isinstance(data, TextDataModule):
             _write_tokenizer(data, temporary)
     for file in sorted(folder.iterdir()):

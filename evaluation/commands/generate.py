@@ -256,7 +256,7 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
 
 # ---- kinds of data -----------------------------------------------------------------------------------------
 
-KINDS: dict[type[SSLDataModule], tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
+KINDS: dict[type, tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
     ImageDataModule: (".png", _images),
     TextDataModule: (".txt", _text),
     Fasta: (".txt", _text),

@@ -1,13 +1,18 @@
-"""Encoders, decoders and heads. An encoder tells the width of its features as ``num_features``.
-
-Any ``nn.Module`` with ``num_features`` and ``forward(x) -> (B, num_features)`` is an encoder; timm's models
-(with ``num_classes=0``) are. One that also has ``forward_features(x) -> (B, num_features, h, w)`` can feed a
-convolutional decoder.
-"""
+"""Encoders, decoders and heads. What an encoder is: encoder.py."""
 
 from sslmodules.networks.bert_encoder import BertEncoder
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from sslmodules.networks.encoder import (
+    CausalEncoder,
+    Encoder,
+    FrameEncoder,
+    MapEncoder,
+    PatchEncoder,
+    SequenceEncoder,
+    TokenEncoder,
+    WrappedEncoder,
+)
 from sslmodules.networks.frames import GRUFrames, TransformerFrames
 from sslmodules.networks.gpt_encoder import GPTEncoder, RecurrentEncoder
 from sslmodules.networks.heads import mlp, projection_mlp
@@ -20,23 +25,31 @@ from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 
 __all__ = [
     "BertEncoder",
+    "CausalEncoder",
     "ConvDecoder",
     "ConvEncoder",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "Encoder",
+    "FrameEncoder",
     "GPTEncoder",
     "GRUFrames",
     "MLPDecoder",
     "MLPEncoder",
+    "MapEncoder",
     "MomentumCopy",
     "PatchDecoder",
+    "PatchEncoder",
     "PixelTokens",
     "RecurrentEncoder",
     "ResNetEncoder",
+    "SequenceEncoder",
     "TimmEncoder",
+    "TokenEncoder",
     "TransformerFrames",
     "VectorDecoder",
     "ViTEncoder",
+    "WrappedEncoder",
     "class_attention",
     "cosine_momentum",
     "mlp",

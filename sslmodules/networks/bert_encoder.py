@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from datamodules.text.tokenizer import PAD
 from datamodules.transforms.tokens import segments_of
+from sslmodules.networks.encoder import TokenEncoder
 
 
 def transformers_library() -> Any:
@@ -27,7 +28,7 @@ def transformers_library() -> Any:
     return transformers
 
 
-class BertEncoder(nn.Module):
+class BertEncoder(TokenEncoder):
     """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805);
     defaults are BERT-base.
 
@@ -85,6 +86,10 @@ class BertEncoder(nn.Module):
     def token_embedding(self) -> Tensor:
         """(V, D) the table of the tokens, for a tied decoder."""
         return self.net.embeddings.word_embeddings.weight
+
+    def to_transformers(self) -> Any:
+        """The ``BertModel``, in eval mode."""
+        return self.net.eval()
 
     def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
         """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_layers
 from datamodules.errors import ConfigError
+from sslmodules.networks.encoder import MapEncoder
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(MapEncoder):
     """3x3 convolution, batch norm and ReLU per entry of ``channels``; every layer but the first halves the
     size.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least, check_layers, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from sslmodules.networks.encoder import MapEncoder
 
 WEIGHT_STD = 0.02
 
@@ -106,7 +107,7 @@ class DCGANGenerator(nn.Module):
         return self.low + (self.layers(x) + 1) * (0.5 * (self.high - self.low))
 
 
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(MapEncoder):
     """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened.
 
     The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least
+from sslmodules.networks.encoder import FrameEncoder
 from sslmodules.networks.vit import sincos_positions
 
 
-class GRUFrames(nn.Module):
+class GRUFrames(FrameEncoder):
     """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option
     of their code).
 
@@ -30,7 +31,7 @@ class GRUFrames(nn.Module):
             nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def states(self, x: Tensor) -> Tensor:
         """(B, T, D) -> states of the last layer (B, T, width)."""
         for i, layer in enumerate(self.layers):
             states, _ = layer(x)
@@ -38,7 +39,7 @@ class GRUFrames(nn.Module):
         return x
 
 
-class TransformerFrames(nn.Module):
+class TransformerFrames(FrameEncoder):
     """A causal Transformer (norm before each block) with sine-cosine positions.
 
     Args:
@@ -65,7 +66,7 @@ class TransformerFrames(nn.Module):
         ]
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def states(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, width)."""
         x = self.project(x)
         steps = x.shape[1]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
+from sslmodules.networks.encoder import CausalEncoder
 
 
 class _Attention(nn.Module):
@@ -55,7 +56,7 @@ class _Block(nn.Module):
         return x + self.dropout(self.out(F.gelu(self.hidden(self.norm2(x))))), past
 
 
-class GPTEncoder(nn.Module):
+class GPTEncoder(CausalEncoder):
     """The Transformer of GPT-2 (Radford et al. 2019): token and position embeddings, pre-norm blocks, a last
     layer norm.
 
@@ -75,6 +76,8 @@ class GPTEncoder(nn.Module):
     Raises:
         ValueError: a size is out of range.
     """
+
+    block_size: int
 
     def __init__(
         self,
@@ -103,12 +106,8 @@ class GPTEncoder(nn.Module):
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 with T <= block_size -> (B, T, D); state t depends on tokens 0..t."""
-        return self.resume(tokens)[0]
-
     def resume(self, tokens: Tensor, state: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
-        """As ``forward``, going on where ``state`` ends.
+        """As ``states``, going on where ``state`` ends.
 
         Args:
             tokens: (B, T), or (B, 1) after a state.
@@ -136,7 +135,7 @@ class GPTEncoder(nn.Module):
 
     def to_transformers(self) -> Any:
         """The same network as ``transformers``' ``GPT2Model``, in eval mode: ``save_pretrained`` writes what
-        ``AutoModel.from_pretrained`` loads. Its ``last_hidden_state`` equals ``forward``."""
+        ``AutoModel.from_pretrained`` loads. Its ``last_hidden_state`` equals ``states``."""
         from transformers import GPT2Config, GPT2Model
 
         model = GPT2Model(
@@ -177,7 +176,7 @@ class GPTEncoder(nn.Module):
         return model.eval()
 
 
-class RecurrentEncoder(nn.Module):
+class RecurrentEncoder(CausalEncoder):
     """A GRU or LSTM over tokens: the recurrent baseline of language modeling, without a longest context.
 
     Embeddings have standard deviation 0.02 as GPT's, because the output layer shares them, and are brought to
@@ -215,12 +214,8 @@ class RecurrentEncoder(nn.Module):
         self.layers = kind(width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D); state t depends on tokens 0..t."""
-        return self.resume(tokens)[0]
-
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """As ``forward``, going on where ``state`` ends (None: a new start); also the state after the last
+        """As ``states``, going on where ``state`` ends (None: a new start); also the state after the last
         token.
         """
         h, state = self.layers(self.dropout(50 * self.token_embedding(tokens)), state)

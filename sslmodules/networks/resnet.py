@@ -9,9 +9,10 @@ import torchvision
 from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least, check_one_of
+from sslmodules.networks.encoder import MapEncoder
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(MapEncoder):
     """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x
     faster on CPU).
 

@@ -6,13 +6,14 @@ from difflib import get_close_matches
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.checks import check
 from datamodules.errors import ConfigError
+from sslmodules.networks.encoder import MapEncoder
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(MapEncoder):
     """A timm model by name, without its classifier. On the command line the bare name is enough:
     ``--model.encoder vit_tiny_patch16_224``.
 

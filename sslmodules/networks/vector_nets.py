@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_layers
+from sslmodules.networks.encoder import Encoder
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(Encoder):
     """A flattened image through linear layers, each with ReLU; no batch norm.
 
     Args:

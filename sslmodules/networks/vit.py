@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least
 from datamodules.errors import ConfigError
+from sslmodules.networks.encoder import PatchEncoder
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -88,7 +89,7 @@ def _initialize(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(PatchEncoder):
     """A vision transformer of timm's blocks with a class token and fixed sine-cosine positions; the default
     is ViT-B/16.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslmodules import APC
 from sslmodules.apc import shifted_l1
-from sslmodules.networks import GRUFrames, TransformerFrames
+from sslmodules.networks import FrameEncoder, GRUFrames, TransformerFrames
 
 NETWORKS: dict[str, Any] = {
     "gru": lambda: GRUFrames(in_features=5, width=16, depth=3),
@@ -80,7 +80,7 @@ def test_causal_by_value_and_gradient(network: str) -> None:
     x = torch.randn(2, 9, 5, dtype=torch.float64, requires_grad=True)
     changed = x.detach().clone()
     changed[:, 5:] += 1.0
-    one, two = encoder(x), encoder(changed)
+    one, two = encoder.states(x), encoder.states(changed)
     torch.testing.assert_close(one[:, :5], two[:, :5])
     assert not torch.allclose(one[:, 5:], two[:, 5:])
     (gradient,) = torch.autograd.grad(one[:, 4].square().sum(), x)
@@ -94,7 +94,7 @@ def test_embed_is_the_mean_over_valid_frames(network: str) -> None:
     h = module.embed(x)
     assert h.shape == (4, 16) and h.isfinite().all()
     for row, length in enumerate((12, 7, 2)):
-        alone = module.encoder(x[row : row + 1, 0, :, :length].transpose(1, 2))
+        alone = module.encoder.states(x[row : row + 1, 0, :, :length].transpose(1, 2))
         torch.testing.assert_close(h[row], alone[0].mean(0))
     assert (h[3] == 0).all()
 
@@ -107,7 +107,7 @@ def test_residual_connections_begin_at_the_second_layer() -> None:
         if name.startswith("layers.1."):
             nn.init.zeros_(p)
     x = torch.randn(2, 4, 16)
-    torch.testing.assert_close(encoder(x), encoder.layers[0](x)[0])
+    torch.testing.assert_close(encoder.states(x), encoder.layers[0](x)[0])
 
 
 def test_copy_loss_is_that_of_a_frame_that_stays() -> None:
@@ -117,14 +117,14 @@ def test_copy_loss_is_that_of_a_frame_that_stays() -> None:
     assert terms["copy_loss"].item() == pytest.approx(slow_loss(frames, frames, [12, 7, 2, 0], 2))
 
 
-class Slope(nn.Module):
+class Slope(FrameEncoder):
     """Says at each t by how much the frames grow: a state from which the linear layer can predict a ramp
     exactly.
     """
 
     in_features, num_features = 1, 1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def states(self, x: Tensor) -> Tensor:
         return x
 
 

@@ -120,7 +120,7 @@ def test_embed_leaves_padding_patches_out() -> None:
 def test_bad_knobs_and_shapes() -> None:
     with pytest.raises(ValueError, match="ViTEncoder"):
         AudioMAE(nn.Identity(), optimizer=torch.optim.Adam)
-    with pytest.raises(ValueError, match="in_channels 1"):
+    with pytest.raises(ValueError, match=r"encoder\.in_channels must be 1, that of log-mel, got 3"):
         AudioMAE(
             ViTEncoder(image_size=8, patch_size=4, width=16, depth=1, heads=2), optimizer=torch.optim.Adam
         )

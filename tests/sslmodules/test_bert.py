@@ -183,7 +183,11 @@ def test_without_next_sentence() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match="ConvEncoder does not: use BertEncoder"):
+    with pytest.raises(
+        ValueError,
+        match=r"^encoder must be a text encoder that gives a vector for each token \(TokenEncoder: "
+        r"BertEncoder\), got ConvEncoder$",
+    ):
         BERT(ConvEncoder(1), optimizer=lambda p: torch.optim.AdamW(p))
     with pytest.raises(ValueError, match=r"width must be a multiple of heads \(5\), got 32"):
         BertEncoder(V, width=32, heads=5)

@@ -54,11 +54,11 @@ def sharpened(module: GPT) -> GPT:
 def test_a_state_changes_with_no_later_token_and_with_every_earlier_one(encoder: Any) -> None:
     tokens = torch.randint(0, V, (2, BLOCK))
     with torch.no_grad():
-        before = encoder(tokens)
+        before = encoder.states(tokens)
         for place in range(BLOCK):
             changed = tokens.clone()
             changed[:, place] = (changed[:, place] + 1) % V
-            moved = (encoder(changed) - before).abs().amax((0, 2)) > 0  # (T,)
+            moved = (encoder.states(changed) - before).abs().amax((0, 2)) > 0  # (T,)
             assert moved.tolist() == [t >= place for t in range(BLOCK)]
 
 
@@ -74,14 +74,14 @@ def test_no_gradient_flows_from_a_prediction_to_later_tokens(encoder: Any) -> No
     tokens = torch.randint(0, V, (1, BLOCK))
     for t in range(BLOCK):
         seen.clear()
-        encoder(tokens)[0, t].square().sum().backward()
+        encoder.states(tokens)[0, t].square().sum().backward()
         assert (seen[0].grad[0].abs().sum(1) > 0).tolist() == [s <= t for s in range(BLOCK)]
 
 
 def test_row_and_batch_are_independent(encoder: Any) -> None:
     tokens = torch.randint(0, V, (5, BLOCK))
     with torch.no_grad():
-        torch.testing.assert_close(encoder(tokens)[2:3], encoder(tokens[2:3]))
+        torch.testing.assert_close(encoder.states(tokens)[2:3], encoder.states(tokens[2:3]))
 
 
 def test_resuming_token_by_token_equals_one_pass(encoder: Any) -> None:
@@ -92,7 +92,7 @@ def test_resuming_token_by_token_equals_one_pass(encoder: Any) -> None:
         for t in range(4, BLOCK):
             h, state = encoder.resume(tokens[:, t : t + 1], state)
             parts.append(h)
-        torch.testing.assert_close(torch.cat(parts, 1), encoder(tokens))
+        torch.testing.assert_close(torch.cat(parts, 1), encoder.states(tokens))
 
 
 def test_attention_equals_the_formula() -> None:
@@ -165,7 +165,9 @@ def test_the_export_is_gpt2(bias: bool, tmp_path: Any) -> None:
     loaded = transformers.AutoModel.from_pretrained(tmp_path).eval()
     tokens = torch.randint(0, V, (3, BLOCK))
     with torch.no_grad():
-        torch.testing.assert_close(loaded(tokens).last_hidden_state, encoder(tokens), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            loaded(tokens).last_hidden_state, encoder.states(tokens), rtol=1e-4, atol=1e-5
+        )
 
 
 # ---- loss --------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def test_the_loss_is_the_likelihood_token_by_token() -> None:
     total = 0.0
     for row in tokens:
         for t in range(1, 7):
-            p = module.logits(module.encoder(row[None, :t]))[0, -1].softmax(0)[row[t]]
+            p = module.logits(module.encoder.states(row[None, :t]))[0, -1].softmax(0)[row[t]]
             total -= math.log(p.item())
     assert module.losses({"input": tokens})["loss"].item() == pytest.approx(total / 18)
 
@@ -217,7 +219,7 @@ def test_padding_counts_over_all_ranks() -> None:
 
 def test_features_are_the_mean_or_the_last_state() -> None:
     tokens = torch.randint(0, V, (4, BLOCK))
-    h = method().eval().encoder(tokens)
+    h = method().eval().encoder.states(tokens)
     torch.testing.assert_close(method().eval().embed(tokens), h.mean(1))
     torch.testing.assert_close(method(pooling="last").eval().embed(tokens), h[:, -1])
     # one more than a block: the last is only ever a target
@@ -304,7 +306,7 @@ def test_continuing_past_the_block_reads_the_last_block_only() -> None:
         with torch.no_grad():
             for _ in range(20):
                 context = expected if limit is None else expected[:, -limit:]
-                following = module.logits(module.encoder(context))[:, -1].argmax(1, keepdim=True)
+                following = module.logits(module.encoder.states(context))[:, -1].argmax(1, keepdim=True)
                 expected = torch.cat([expected, following], 1)
         got = module.extend(tokens, 20, temperature=0)
         assert torch.equal(got, expected)
@@ -383,20 +385,20 @@ def test_a_value_is_predicted_from_those_before_it_alone(network: Any) -> None:
     module = sharpened(method(network(), pixels=PixelTokens((2, 6, 4), 16)).double())
     images = torch.rand(1, 2, 6, 4).double()
     with torch.no_grad():
-        before = module.logits(module.encoder(module.tokens(images)[:, :-1]))  # row s predicts value s
+        before = module.logits(module.encoder.states(module.tokens(images)[:, :-1]))  # row s predicts value s
     for value in (0, 1, 19, 46):
         pixel, channel = divmod(value, 2)
         changed = images.clone()
         changed[0, channel, pixel // 4, pixel % 4] = (changed[0, channel, pixel // 4, pixel % 4] + 0.5) % 1
         with torch.no_grad():
-            after = module.logits(module.encoder(module.tokens(changed)[:, :-1]))
+            after = module.logits(module.encoder.states(module.tokens(changed)[:, :-1]))
         torch.testing.assert_close(after[:, : value + 1], before[:, : value + 1])
         assert (after[:, value + 1] - before[:, value + 1]).abs().max() > 1e-6
         vectors: list[Tensor] = []
         handle = module.encoder.token_embedding.register_forward_hook(
             lambda layer, args, out, kept=vectors: kept.append(out.retain_grad() or out)  # type: ignore[func-returns-value]
         )
-        module.logits(module.encoder(module.tokens(images)[:, :-1]))[0, value].sum().backward()
+        module.logits(module.encoder.states(module.tokens(images)[:, :-1]))[0, value].sum().backward()
         handle.remove()
         reached = vectors[0].grad[0].abs().sum(1) > 0  # type: ignore[union-attr]
         assert reached[: value + 1].all() and not reached[value + 1 :].any()
@@ -438,7 +440,11 @@ def test_completions_of_tokens_keep_the_first_half() -> None:
             lambda: method(pixels=PixelTokens((1, 2, 2))),
             rf"vocab_size must be pixels.levels \+ 1 \(257\), got {V}",
         ),
-        (lambda: method(nn.Linear(2, 2)), "Linear is no causal network over tokens"),
+        (
+            lambda: method(nn.Linear(2, 2)),
+            r"^encoder must be a causal network over tokens \(CausalEncoder: GPTEncoder, RecurrentEncoder\), "
+            "got Linear$",
+        ),
         (lambda: method().extend(torch.zeros(1, 0, dtype=torch.int64), 1), "at least one token"),
         (
             lambda: method().extend(torch.zeros(1, 1, dtype=torch.int64), 1, temperature=-1),

@@ -332,7 +332,9 @@ def test_bad_views_are_refused_at_construction(options: dict[str, Any], message:
 def test_an_encoder_that_cannot_leave_patches_out_is_refused(encoder: Any) -> None:
     net: nn.Module = encoder()
     with pytest.raises(
-        ValueError, match=rf"encoder must .*forward_visible.* got {type(net).__name__}.*use ViTEncoder"
+        ValueError,
+        match=r"^encoder must be an image encoder that can encode some patches without the others "
+        rf"\(PatchEncoder: ViTEncoder\), got {type(net).__name__}$",
     ):
         MAE(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
 

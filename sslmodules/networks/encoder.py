@@ -1,0 +1,176 @@
+"""What an encoder is: the type of every method's first argument.
+
+``Encoder`` turns a batch into features (B, D). A method that needs more, such as a feature map or a vector
+for each token, asks for one of the types below it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from datamodules.checks import check, check_at_least
+from datamodules.errors import ConfigError
+from runtime.discovery import below
+from runtime.optional import optional
+
+
+class Encoder(nn.Module, ABC):
+    """A network from a batch of samples to their features.
+
+    Attributes:
+        num_features: D, the width of the features.
+    """
+
+    num_features: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """``input`` of a batch, such as (B, C, H, W) images or (B, T) tokens -> (B, D)."""
+
+    @optional
+    def to_transformers(self) -> Any:
+        """The same network as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode."""
+        raise NotImplementedError
+
+
+class WrappedEncoder(Encoder):
+    """Any torch module as an encoder.
+
+    Args:
+        net: a batch of samples -> (B, num_features), or a map that has so many values once it is flattened.
+        num_features: D.
+
+    Raises:
+        ConfigError: ``num_features`` is below 1, or (at the first batch) is not what ``net`` gives.
+    """
+
+    def __init__(self, net: nn.Module, num_features: int) -> None:
+        super().__init__()
+        check_at_least(1, num_features=num_features)
+        self.net, self.num_features = net, num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x).flatten(1)
+        width = h.shape[1]
+        expected = f"the width of what {type(self.net).__name__} gives ({width})"
+        check(width == self.num_features, "num_features", expected, self.num_features)
+        return h
+
+
+class MapEncoder(Encoder, ABC):
+    """An image encoder that also gives its last feature map, for a convolutional decoder."""
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D', h, w); D' is ``num_features`` where the map's mean is the features."""
+
+
+class PatchEncoder(MapEncoder, ABC):
+    """An image encoder that can encode some patches without the others.
+
+    Attributes:
+        in_channels: C of the image.
+        patch_size: side of a patch in pixels.
+        grid: rows and columns of patches of an image.
+    """
+
+    in_channels: int
+    patch_size: int
+    grid: tuple[int, int]
+
+    @abstractmethod
+    def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Class token and patch tokens, computed from the named patches only.
+
+        Args:
+            x: (B, C, H, W).
+            visible: (B, K) int64, patches to encode, counted row by row; None = all.
+
+        Returns:
+            (B, 1 + K, D), the class token first, then the patches in the order of ``visible``.
+        """
+
+
+class TokenEncoder(Encoder, ABC):
+    """A text encoder that gives a vector for each token.
+
+    Attributes:
+        vocab_size: V, how many tokens it knows.
+        token_embedding: (V, D), the table of the tokens, for a tied decoder.
+    """
+
+    vocab_size: int
+
+    @property
+    @abstractmethod
+    def token_embedding(self) -> Tensor: ...
+
+    @abstractmethod
+    def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
+        """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""
+
+
+class SequenceEncoder(Encoder, ABC):
+    """A causal network over a sequence; its features are the mean of its states."""
+
+    @abstractmethod
+    def states(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, T, D); state t depends on steps 0..t only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, ...) -> (B, D): the mean over all steps."""
+        return self.states(x).mean(1)
+
+
+class FrameEncoder(SequenceEncoder, ABC):
+    """A causal network over frames of sound.
+
+    Attributes:
+        in_features: values of a frame, the number of mel bands.
+    """
+
+    in_features: int
+
+
+class CausalEncoder(SequenceEncoder, ABC):
+    """A causal network over tokens.
+
+    Attributes:
+        vocab_size: V, how many tokens it knows.
+        block_size: longest context; None = unlimited.
+        token_embedding: the table of the tokens, whose weight (V, D) the output layer shares.
+    """
+
+    vocab_size: int
+    block_size: int | None
+    token_embedding: nn.Embedding
+
+    def states(self, x: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D); state t depends on tokens 0..t only."""
+        return self.resume(x)[0]
+
+    @abstractmethod
+    def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """As ``states``, going on where ``state`` ends.
+
+        Args:
+            tokens: (B, T).
+            state: what an earlier call gave, None for a new start.
+
+        Returns:
+            Hidden states (B, T, D), and the state after them.
+        """
+
+
+def require(encoder: nn.Module, kind: type) -> None:
+    """ConfigError unless ``encoder`` is of the kind that a method needs, with the encoders that are."""
+    if not isinstance(encoder, kind):
+        need = (kind.__doc__ or "").split("\n")[0].rstrip(".")
+        need = need[:1].lower() + need[1:]
+        raise ConfigError(
+            f"encoder must be {need} ({kind.__name__}: {', '.join(below([kind.__name__]))}), got "
+            f"{type(encoder).__name__}"
+        )
