@@ -19,7 +19,19 @@ from runtime.trust import denied_name, enforce, is_trusted
 from sslmodules import methods
 from sslmodules.base import SSLModule
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+#: The state of a run's own two checkpoint callbacks is stored under these names; before they had classes of
+#: their own, they were plain ModelCheckpoints.
+_EVERY_EPOCH = "'every_n_train_steps': 0, 'every_n_epochs': 1, 'train_time_interval': None}"
+RENAMED_CALLBACKS = {
+    f"ModelCheckpoint{what}, {_EVERY_EPOCH}": f"{name}{what}, {_EVERY_EPOCH}"
+    for name, what in (
+        ("LastCheckpoint", "{'monitor': None, 'mode': 'min'"),
+        ("BestCheckpoint", "{'monitor': 'val/linear_top1', 'mode': 'max'"),
+        ("BestCheckpoint", "{'monitor': 'val/loss', 'mode': 'min'"),
+    )
+}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,6 +72,9 @@ def with_current_names(content: Any) -> Any:
     """
     if isinstance(content, dict) and isinstance(state := content.get("state_dict"), dict):
         content["state_dict"] = {RENAMED_STATE.get(k, k): v for k, v in state.items()}
+        callbacks = content.get("callbacks", {})
+        if not any(key.startswith("LastCheckpoint{") for key in callbacks):
+            content["callbacks"] = {RENAMED_CALLBACKS.get(k, k): v for k, v in callbacks.items()}
     return content
 
 

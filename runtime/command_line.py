@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -25,6 +25,7 @@ from runtime.discovery import with_public_names
 from runtime.folder import RunFolder
 from runtime.messages import DEFAULTS, config_arguments, read_config
 from runtime.names import check_command_line, check_layer, untrusted
+from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
 from runtime.stopping import Preemption
 from runtime.trust import denied_name, enforce, trust
 from sslmodules.base import SSLModule
@@ -134,6 +135,7 @@ class SSLCommandLine(LightningCLI):
         self.preemption = Preemption(
             self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes
         )
+        self.ending = Ending()
         labeled = self.datamodule.num_classes is not None
         validates = config.get("limit_val_batches") != 0
         if config.get("logger") is None or config["logger"] is True:
@@ -153,28 +155,16 @@ class SSLCommandLine(LightningCLI):
         return Trainer(**{**config, **kwargs})
 
     def _own_callbacks(self, labeled: bool, validates: bool) -> list[Callback]:
-        folder = self.run_folder.path / "checkpoints"
         callbacks: list[Callback] = [
             Throughput(),
             FiniteLoss(self.run_folder.last),
-            ModelCheckpoint(
-                folder, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-            ),
+            self.ending,
         ]
         if validates:
-            monitor, mode = ("val/linear_top1", "max") if labeled else ("val/loss", "min")
             callbacks.append(
-                ModelCheckpoint(
-                    folder,
-                    "best",
-                    monitor=monitor,
-                    mode=mode,
-                    save_weights_only=True,
-                    enable_version_counter=False,
-                )
+                BestCheckpoint("val/linear_top1", "max") if labeled else BestCheckpoint("val/loss", "min")
             )
-        callbacks.append(self.preemption)
-        return callbacks
+        return [*callbacks, LastCheckpoint(), self.preemption]
 
 
 def _as_list(value: Any) -> list[Any]:

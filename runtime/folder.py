@@ -231,6 +231,10 @@ class RunFolder:
         processed = self.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         return processed, self.content["global_step"]
 
+    def stopped(self) -> str | None:
+        """Why the checkpoint's run ended before its last epoch and step; None if it did not."""
+        return self.content["callbacks"].get("Ending", {}).get("stopped")
+
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool) -> None:
         path = self.path

@@ -89,9 +89,11 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
-        finished = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
-        if finished and (folder.results.is_file() or not cli.config.evaluate):
-            say(f"{folder.path} is finished: {epochs} epochs, {steps} steps. Results: {folder.results}")
+        stopped = folder.stopped()
+        complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
+        if (complete or stopped) and (folder.results.is_file() or not cli.config.evaluate):
+            why = f", stopped early ({stopped})" if stopped else ""
+            say(f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}")
             return 0
     if exists := folder.saved_config.is_file():
         held.enter_context(folder.in_use())
@@ -124,15 +126,17 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     cli.preemption.end_if_asked()
     if not trainer.is_global_zero:
         return 0
+    if cli.ending.stopped:
+        say(f"stopped early in step {trainer.global_step} ({cli.ending.stopped})")
     receiver.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
         report = evaluate(
             module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed()
         )
-        write_json(folder.results, report)
         print_report(report, Console(soft_wrap=True))
         log_hyperparameters(trainer, cli.plain_config, report)
+        write_json(folder.results, report)  # the last thing: with it the run counts as finished
     where = shlex.quote(str(folder.path))
     say(f"run folder:   {where}")
     say(f"TensorBoard:  tensorboard --logdir {where}")

@@ -60,9 +60,21 @@ def fingerprint(value: Any) -> Any:
     return value
 
 
-def run(config: str, folder: Path, options: list[str], stop: bool = False) -> tuple[int, list[Any]]:
-    """Exit status, and of each batch its content, its views and its loss; ``stop``: this process gets SIGTERM
-    at the third.
+class Killed(BaseException):
+    """Ends the run there and then, as SIGKILL would: nothing is saved."""
+
+
+def run(
+    config: str, folder: Path, options: list[str], stop: bool = False, killed_in: int | None = None
+) -> tuple[int, list[Any]]:
+    """Exit status, and of each batch its content, its views and its loss.
+
+    Args:
+        config: from ``configs/``.
+        folder: the run folder.
+        options: more of the command line.
+        stop: this process gets SIGTERM at the third batch.
+        killed_in: the epoch at whose first batch the run is killed.
     """
     batches: list[Any] = []
     original, begin = Started.on_train_batch_end, SSLModule.on_train_batch_start
@@ -77,6 +89,8 @@ def run(config: str, folder: Path, options: list[str], stop: bool = False) -> tu
         begin(self, *args)
         if stop and len(batches) == STOP_AT - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        if self.trainer.current_epoch == killed_in:
+            raise Killed
 
     os.environ.pop("SSL_RUN_DIR", None)
     with pytest.MonkeyPatch.context() as patch:
@@ -114,7 +128,14 @@ def check(seen: dict[str, Any], folder: Path, stopped_after: int) -> None:
         assert fingerprint(one[key]) == fingerprint(two[key]), key
     probe = [fingerprint(content["callbacks"].get("OnlineLinearProbe")) for content in (one, two)]
     assert probe[0] == probe[1]
+    assert best(folder / "whole") == best(folder / "disturbed")
     assert curves(folder / "whole") == curves(folder / "disturbed")
+
+
+def best(folder: Path) -> Any:
+    """Step and weights of ``best.ckpt``."""
+    content = read_checkpoint(folder / "checkpoints" / "best.ckpt")
+    return content["global_step"], fingerprint(content["state_dict"])
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -32,6 +32,7 @@ from runtime.discovery import (
     with_current_paths,
     with_public_names,
 )
+from runtime.saving import BestCheckpoint, LastCheckpoint
 
 OLD_RUN = Path(__file__).parent / "fixtures" / "old_run"
 
@@ -85,6 +86,16 @@ def test_an_old_run_is_resumed_and_ends_as_it_would_have(
     expected = json.loads((OLD_RUN / "finished.json").read_text())
     now = numbers({key: results(old_run)[key] for key in expected})
     assert now == pytest.approx(numbers(expected), abs=0.02)
+
+
+def test_an_old_run_remembers_its_best_epoch(old_run: Path) -> None:
+    """Its two checkpoint callbacks were plain ModelCheckpoints."""
+    callbacks = read_checkpoint(old_run / "checkpoints" / "last.ckpt")["callbacks"]
+    scores = {key.split("{")[0]: state.get("best_model_score") for key, state in callbacks.items()}
+    assert scores.keys() == {"FeatureProbe", "OnlineLinearProbe", "LastCheckpoint", "BestCheckpoint"}
+    assert scores["BestCheckpoint"].item() == pytest.approx(0.6)
+    best = BestCheckpoint("val/linear_top1", "max")
+    assert best.state_key in callbacks and LastCheckpoint().state_key in callbacks
 
 
 def test_an_old_run_is_read_and_evaluated(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from datamodules.base import SSLDataModule
+from evaluation.callbacks import FeatureProbe
 from runtime.messages import ROOT
 from tests.conftest import CONFIGS, EMBEDDED
 from tests.pair import said, start, wait
-from tests.resume import STOP_AT, check, run, three_runs
+from tests.resume import STOP_AT, Killed, best, check, run, three_runs
 
 #: Every method has a config here: tests/test_contract.py sees to it.
 NO_DOWNLOAD = [config for config in CONFIGS if config.split("/")[1] in EMBEDDED]
@@ -85,6 +87,37 @@ def test_exact_in_two_processes(config: str, pairs: Path) -> None:
         file = place / f"seen.{rank}.pt"
         assert file.is_file(), said(pairs)[-3000:]
         check(torch.load(file, weights_only=True), place, stopped_after=STOP_AT + 1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Options and folder of a run of three epochs, each with a worse score than the one before."""
+    options = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "1"]
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureProbe, "on_validation_epoch_end", worse_each_time)
+        assert run(QUICK, folder, options)[0] == 0
+    return options, folder
+
+
+def worse_each_time(self: Any, trainer: Any, module: Any) -> None:
+    module.log("val/linear_top1", 1 / (1 + trainer.current_epoch))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_the_best_epoch_is_not_forgotten(
+    epoch: int, undisturbed: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first epoch is the best. A run that is killed in any of them still has its weights at the end,
+    also if its folder has moved meanwhile.
+    """
+    monkeypatch.setattr(FeatureProbe, "on_validation_epoch_end", worse_each_time)
+    options, folder = undisturbed
+    with pytest.raises(Killed):
+        run(QUICK, tmp_path / "run", options, killed_in=epoch)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert run(QUICK, moved, options)[0] == 0
+    assert best(moved) == best(folder) and best(folder)[0] == 1
 
 
 # ---- what would not be exact -------------------------------------------------------------------------------

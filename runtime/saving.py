@@ -1,0 +1,148 @@
+"""How a run ends and which checkpoints it keeps: the last validation, ``best.ckpt``, ``last.ckpt``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
+
+from runtime.checkpoints import BEST, LAST
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """One file in the run's folder of checkpoints, wherever that folder is by now."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of a run whose folder has moved Lightning drops the best score: a worse one would replace it."""
+        assert self.dirpath is not None
+        folder = str(self.dirpath)
+
+        def here(path: str) -> str:
+            return os.path.join(folder, Path(path).name) if path else path
+
+        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": folder})
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """``best.ckpt``: the weights of the best validation.
+
+    Args:
+        monitor: a logged metric, such as ``val/knn_top1``. Validations that do not log it are passed over.
+        mode: is the highest ("max") or the lowest ("min") value the best?
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
+        super().__init__(
+            filename=Path(BEST).stem,
+            monitor=monitor,
+            mode=mode,
+            save_weights_only=True,
+            save_on_train_epoch_end=False,  # after the validation: last.ckpt must hold the new score
+            enable_version_counter=False,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+
+class LastCheckpoint(_RunCheckpoint):
+    """``last.ckpt`` at the end of each epoch. It comes after all callbacks whose state it saves."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename=Path(LAST).stem,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+
+class Ending(Checkpoint):
+    """Validates at the end of a run, whatever the interval of validations, and knows who ended it early.
+
+    A ``Checkpoint`` because Lightning calls those after all others: ``Timer`` and ``EarlyStopping`` have
+    decided by then.
+
+    Attributes:
+        stopped: why the run ended before its last epoch and step; None if it did not. It is kept in
+            ``last.ckpt``, so that the next start knows that the run is finished.
+    """
+
+    def __init__(self) -> None:
+        self.stopped: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stopped = state_dict["stopped"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopped is not None:
+            trainer.should_stop = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validate_in_last_epoch(trainer)  # also where a run is resumed inside it
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validate_in_last_epoch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if _may_stop(trainer, trainer.current_epoch) or 0 < trainer.max_steps <= trainer.global_step:
+            _validate_every_epoch(trainer)
+            trainer.should_stop = True  # with it set, Lightning validates after any batch
+        elif trainer.is_last_batch and trainer.check_val_every_n_epoch is None and _in_last_epoch(trainer):
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        complete = _in_last_epoch(trainer) or 0 < trainer.max_steps <= trainer.global_step
+        if not complete and _may_stop(trainer, trainer.current_epoch + 1):
+            self.stopped = _reason(trainer)
+
+    @staticmethod
+    def _validate_in_last_epoch(trainer: Trainer) -> None:
+        if _in_last_epoch(trainer):
+            _validate_every_epoch(trainer)
+
+
+def _in_last_epoch(trainer: Trainer) -> bool:
+    return trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def _validate_every_epoch(trainer: Trainer) -> None:
+    if trainer.check_val_every_n_epoch is not None:  # None: by steps alone
+        trainer.check_val_every_n_epoch = 1
+
+
+def _may_stop(trainer: Trainer, epochs: int) -> bool:
+    """Has a callback asked to stop, and are the least numbers of epochs and steps reached?"""
+    enough = epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    return trainer.should_stop and enough
+
+
+def _reason(trainer: Trainer) -> str:
+    """Who asked to stop, in words."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer):
+            remaining = callback.time_remaining()
+            if remaining is not None and remaining <= 0:
+                return "the time limit is reached"
+        if isinstance(callback, EarlyStopping):
+            message = getattr(callback, "stopping_reason_message", None)  # lightning 2.6 has it
+            if message is None and callback.wait_count >= callback.patience:
+                message = f"{callback.monitor} did not improve in {callback.patience} checks"
+            if message is not None:
+                return f"EarlyStopping: {message.removesuffix('Signaling Trainer to stop.').rstrip('. ')}"
+    return "a callback has set trainer.should_stop"
