@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import zipfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from datamodules.errors import DataFileError
 from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.files import not_written, temporary_beside, whole_file
-from runtime.trust import denied_name, enforce, is_trusted
+from runtime.trust import build, denied_name, find, is_trusted, outside
 from sslmodules import methods
 from sslmodules.base import SSLModule
 
@@ -160,11 +159,8 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = find_class(class_path)
-    enforce()
     if cls is None and is_trusted(class_path):  # of a package that the user trusts
-        cls = getattr(
-            importlib.import_module(class_path.rpartition(".")[0]), class_path.rpartition(".")[2], None
-        )
+        cls = find(class_path, "the checkpoint")
     if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
         raise DataFileError(
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
@@ -174,16 +170,12 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     parser.add_subclass_arguments(SSLModule, "model")
     spec = with_current_paths({"class_path": class_path, "init_args": options})
     try:
-        module = parser.instantiate(parser.parse_object({"model": spec})).model
+        module = build(parser, {"model": spec}).model
     except (ArgumentError, ValueError, TypeError) as error:
-        denied = denied_name(error)
-        reason = (
-            f"names {denied!r}, which is not among what a file may build; if you trust what it runs, give "
-            f"--trust_config_classes {denied.split('.')[0]}"
-            if denied
-            else f"does not build {cls.__name__}: {str(error).strip().splitlines()[-1].strip()}"
-        )
-        raise DataFileError(f"the checkpoint {reason}") from None
+        reason = str(error).strip().splitlines()[-1].strip()
+        if denied := denied_name(error):
+            reason = outside(denied, "model")
+        raise DataFileError(f"the checkpoint does not build {cls.__name__}: {reason}") from None
     module._set_hparams(hyper_parameters)
     return module
 

@@ -24,10 +24,10 @@ from runtime.checkpoints import AtomicCheckpointIO
 from runtime.discovery import with_public_names
 from runtime.folder import RunFolder
 from runtime.messages import DEFAULTS, config_arguments, read_config
-from runtime.names import check_command_line, check_layer, untrusted
+from runtime.names import check_command_line, check_layer
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
 from runtime.stopping import Preemption
-from runtime.trust import denied_name, enforce, trust
+from runtime.trust import admit, denied_name, enforce, outside, trust
 from sslmodules.base import SSLModule
 
 PARSER_OPTIONS = ("config", "print_config", "help")
@@ -104,6 +104,7 @@ class SSLCommandLine(LightningCLI):
             # LightningCLI warns about arguments from Python while sys.argv has some: here both are the same
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
+        admit(self.config)  # before anything is built
 
     def before_instantiate_classes(self) -> None:
         self._dump_config()
@@ -224,10 +225,7 @@ def trusted_packages(args: list[str]) -> list[str]:
         if option != "--trust_config_classes":
             rest.append(word)
             continue
-        try:
-            trust((value if equals else next(words, "")).split(","))
-        except ValueError as error:
-            raise ConfigError(f"{option}: {error}") from None
+        trust((value if equals else next(words, "")).split(","))
     enforce()
     return rest
 
@@ -249,7 +247,7 @@ def explain(error: BaseException) -> str:
         root = error
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
     if denied := denied_name(error):
-        return untrusted(denied, ".".join(keys) or "the configuration")
+        return outside(denied, ".".join(keys) or "the configuration")
     where = f"{'.'.join(keys)}: " if keys else ""
     innermost = str(error).rpartition("Parser key")[2]
     if keys and "Subtypes:" in innermost and "class_path" not in innermost:

@@ -4,25 +4,25 @@ lines.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import types
 import typing
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import timm
 import yaml
 from lightning import Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
 from runtime.discovery import PACKAGES, below, classes, find_class
 from runtime.messages import UserError, did_you_mean
-from runtime.trust import is_trusted, may_be_called
+from runtime.options import class_in, options_of
+from runtime.trust import find
 from sslmodules.base import SSLModule
 from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
 
@@ -55,48 +55,6 @@ def known_names(base: type) -> list[str]:
     return sorted(own or {c.__name__ for c in every})
 
 
-def options_of(cls: type) -> dict[str, Any]:
-    """Every option of a class by name with its type, those that ``**kwargs`` hands to its bases included."""
-    options: dict[str, Any] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        function = inspect.unwrap(base.__init__)  # type: ignore[misc]
-        try:
-            hints = typing.get_type_hints(function)
-        except (NameError, TypeError):  # a type that exists for type checkers only: the name is all we need
-            hints = {}
-        parameters = list(inspect.signature(function).parameters.values())[1:]
-        for p in parameters:
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                options.setdefault(p.name, hints.get(p.name, Any))
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return options
-
-
-def class_in(hint: Any) -> type | None:
-    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
-    ``Callable[..., X]``: X.
-    """
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
-        found = [class_in(h) for h in typing.get_args(hint)]
-        return next((f for f in found if f is not None), None)
-    if origin is type:  # a class itself, such as the block of a torchvision ResNet
-        return None
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
-        returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
-        return class_in(returned[0]) if returned else None
-    if (
-        isinstance(hint, type)
-        and hint.__module__ not in ("builtins", "typing", "collections.abc")
-        and hint is not Tensor
-    ):
-        return hint
-    return None
-
-
 def may_be_built(cls: type, base: type) -> bool:
     """Is it below ``base``, and not marked as a base class itself?"""
     return issubclass(cls, base) and ABC not in cls.__bases__
@@ -104,16 +62,6 @@ def may_be_built(cls: type, base: type) -> bool:
 
 def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
-
-
-def untrusted(name: str, where: str) -> str:
-    """The line for a name that a configuration may not build."""
-    return (
-        f"{where}: {name!r} is outside of the project, torch.nn, torch.optim, torchvision, timm and "
-        "lightning, and a "
-        "configuration may build only their classes. If you trust what it runs: --trust_config_classes "
-        f"{name.split('.')[0]}"
-    )
 
 
 def resolve(name: str, base: type, where: str) -> type:
@@ -125,13 +73,7 @@ def resolve(name: str, base: type, where: str) -> type:
     if (cls := find_class(name)) is not None and may_be_built(cls, base):
         return cls
     if "." in name:
-        module_name, _, attribute = name.rpartition(".")
-        if not is_trusted(name):
-            raise UserError(untrusted(name, where))
-        try:
-            cls = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError):
-            raise UserError(f"{where}: there is no class {name!r}{did_you_mean(attribute, known)}") from None
+        cls = find(name, where)
         if not (isinstance(cls, type) and may_be_built(cls, base)):
             wrap = isinstance(cls, type) and issubclass(cls, nn.Module) and issubclass(WrappedEncoder, base)
             raise UserError(
@@ -219,31 +161,11 @@ def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any
             raise UserError(
                 f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}"
             )
-        inner = class_in(options[name])
-        if inner is not None and holds_class(value, options[name]):
+        hint = options[name].annotation
+        inner = class_in(hint)
+        if inner is not None and holds_class(value, hint):
             checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
-        elif inner is None:
-            check_function(value, options[name], f"{where}.{name}")
     return checked
-
-
-def check_function(value: Any, hint: Any, where: str) -> None:
-    """A function would be called with whatever the framework has at hand: only those that the user trusts are
-    named.
-    """
-    if takes_function(hint) and isinstance(value, str) and value != "null" and not may_be_called(value):
-        raise UserError(
-            f"{where}: expected a class, got {value!r}: a configuration names no functions. Write a class "
-            "in a file of "
-            f"evaluation/, or, if you trust what it runs: --trust_config_classes {value.split('.')[0]}"
-        )
-
-
-def takes_function(hint: Any) -> bool:
-    """May a value of this type be any function?"""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(takes_function(h) for h in typing.get_args(hint))
-    return hint is Callable or typing.get_origin(hint) is Callable
 
 
 def takes_text(hint: Any) -> bool:
@@ -360,10 +282,9 @@ def _check_option(
             return value
         if part not in options:
             raise UserError(f"{option}: {cls.__name__} has no option {part!r}{did_you_mean(part, options)}")
-        hint, here = options[part], tuple(path[: depth + 1])
+        hint, here = options[part].annotation, tuple(path[: depth + 1])
         inner = class_in(hint)
         if inner is None:
-            check_function(value, hint, option)
             return value
         if depth + 1 == len(path) or path[depth + 1 :] == ["class_path"]:
             if value.startswith(("{", "[")) and holds_class(given := from_text(value, option), hint):

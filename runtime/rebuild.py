@@ -12,7 +12,9 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from runtime.command_line import explain
 from runtime.discovery import with_current_paths
-from runtime.names import check_command_line, options_of, resolve
+from runtime.names import check_command_line, resolve
+from runtime.options import options_of
+from runtime.trust import build
 
 
 def checkpoint_of(run: str) -> tuple[Path, Path]:
@@ -47,7 +49,6 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     parser.add_subclass_arguments(SSLDataModule, "data")
     base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": with_current_paths(shared)}
     try:
-        config = parser.parse_args([f"--data={json.dumps(base)}", *overrides])
+        return build(parser, [f"--data={json.dumps(base)}", *overrides]).data
     except ArgumentError as error:
         raise ConfigError(explain(error)) from None
-    return parser.instantiate(config).data

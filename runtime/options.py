@@ -1,0 +1,68 @@
+"""The options of a class and what they take, read from its signature."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def options_of(cls: type) -> dict[str, inspect.Parameter]:
+    """Every option of a class by name, those that ``**kwargs`` hands to its bases included.
+
+    The annotation is the type itself, or ``Any`` where there is none.
+    """
+    options: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        function = inspect.unwrap(base.__init__)  # type: ignore[misc]
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a type that exists for type checkers only: the name is all we need
+            hints = {}
+        try:
+            parameters = list(inspect.signature(function).parameters.values())[1:]
+        except ValueError:  # written in C
+            break
+        for p in parameters:
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                options.setdefault(p.name, p.replace(annotation=hints.get(p.name, Any)))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def class_in(hint: Any) -> type | None:
+    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
+    ``Callable[..., X]``: X.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
+        found = [class_in(h) for h in typing.get_args(hint)]
+        return next((f for f in found if f is not None), None)
+    if origin is type:  # a class itself, such as the block of a torchvision ResNet
+        return None
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
+        returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
+        return class_in(returned[0]) if returned else None
+    if (
+        isinstance(hint, type)
+        and hint.__module__ not in ("builtins", "typing", "collections.abc")
+        and hint is not Tensor
+    ):
+        return hint
+    return None
+
+
+def takes_function(hint: Any) -> bool:
+    """May a value of this type be any function? ``Callable`` and ``Callable[..., float]`` take one;
+    ``Callable[..., Optimizer]`` takes the class of an optimizer.
+    """
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(takes_function(h) for h in typing.get_args(hint))
+    return (hint is Callable or typing.get_origin(hint) is Callable) and class_in(hint) is None
