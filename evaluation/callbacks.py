@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.checks import check_at_least, check_positive
 from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
-from evaluation.media import last_step
+from evaluation.media import log_texts
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe, top1
 
@@ -207,7 +206,7 @@ class CollapseMetrics(Callback):
 
     Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 when isotropic, 0 when collapsed),
     ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed
-    representation gives a warning in the terminal and in TensorBoard (``warning``), with the number and what
+    representation gives a warning in the terminal and in the loggers (``warning``), with the number and what
     to do.
 
     Args:
@@ -272,7 +271,6 @@ class CollapseMetrics(Callback):
                 "Look at the learning rate, the stop-gradient and the batch size"
             )
             rank_zero_warn(text)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_text("warning", text, last_step(trainer))
+            if trainer.is_global_zero:
+                log_texts(trainer, "warning", ["warning"], [[text]])
         self.features, self.pairs = [], []

@@ -15,7 +15,7 @@ from torch import nn
 
 import train
 from datamodules.errors import ConfigError
-from evaluation.media import ImageGrid
+from evaluation.samples import ImageGrid
 from runtime.checkpoints import load_module
 from runtime.discovery import ROOT, below, find_class
 from runtime.names import resolve

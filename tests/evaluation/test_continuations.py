@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evaluation.continuations import Continuations, _quoted
+from evaluation.media import as_markdown
+from evaluation.samples import Continuations
 from tests.conftest import build, trainer_for
 
 
@@ -37,10 +38,8 @@ def test_texts_begin_as_the_validation_samples_in_bold(tmp_path: Path) -> None:
     x = next(iter(data.val_dataloader()[0]))["input"][:3]
     module.eval()
     for part, row in zip(parts, x, strict=True):
-        beginning = _quoted(data.to_text(row[:32]))
-        assert part.startswith(f"<strong>{beginning}</strong>")
         whole = module.extend(row[None, :32], 20, temperature=0)[0]
-        assert part == f"<strong>{beginning}</strong>{_quoted(data.to_text(whole[32:]))}"
+        assert part == as_markdown([data.to_text(row[:32]), data.to_text(whole[32:])])
 
 
 def test_temperature_and_top_k_reach_the_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +66,8 @@ def test_pictures_of_images_and_nothing_of_other_methods(tmp_path: Path) -> None
 
 
 def test_marks_of_markdown_are_letters() -> None:
-    assert _quoted("*a*\n<b>_") == r"\*a\*<br>\<b\>\_"
+    assert as_markdown(["*a*\n<b>_"]) == r"\*a\*<br>\<b\>\_"
+    assert as_markdown(["a ", "_b"]) == r"<strong>a </strong>\_b"
     for bad, word in (
         ({"length": 0}, "length"),
         ({"temperature": -1.0}, "temperature"),

@@ -1,4 +1,4 @@
-"""Spectrograms and sound in TensorBoard, and the wav file of eval.py --generate."""
+"""Spectrograms and sound in loggers, and the wav file of eval.py --generate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules.audio.wav_folder import read_clip
 from evaluation.commands.generate import ending, generate
 from evaluation.commands.outputs import check_target, is_result, write_sound
-from evaluation.media import ImageGrid
-from evaluation.spectrograms import Spectrograms, as_shown, picture
+from evaluation.samples import ImageGrid, Spectrograms, as_shown, spectrogram_image
 from tests.conftest import build, trainer_for
 
 
 def test_picture_has_high_frequencies_at_the_top() -> None:
     x = torch.zeros(2, 1, 3, 5)
     x[:, :, 2] = 1.0  # the highest band
-    image = picture([x, x], height=6)
+    image = spectrogram_image([x, x], height=6)
     assert image.shape == (1, 2 * (3 + 2) * 2, 2 * (5 + 2) * 2)
     assert image[0, 2:4, 2:12].eq(1).all() and image[0, 4:8, 2:12].eq(0).all()
     assert image[0, :2].eq(1).all() and image[0, :, :2].eq(1).all()  # lines between
@@ -39,10 +38,10 @@ def test_padding_and_hidden_patches_are_black_and_set_no_range() -> None:
     assert first[1, :, :, 60:].eq(float("-inf")).all() and second[1, :, :, 60:].eq(float("-inf")).all()
     assert first[0].isfinite().all() and torch.equal(second[0].isfinite(), ~hidden[0])
     torch.testing.assert_close(first[1, :, :, :60], data.unstandardize(x)[1, :, :, :60])
-    image = picture([first, second], height=40)
+    image = spectrogram_image([first, second], height=40)
     assert image[0, 43:83, 61:101].eq(0).all() and image[0, 1:41, 1:101].mean() > 0.2
     assert image[0, 1 + 40 - 16 : 1 + 40 - 8, 103:203].eq(0).all()
-    assert picture([torch.full((1, 1, 4, 5), float("-inf"))]).isfinite().all()
+    assert spectrogram_image([torch.full((1, 1, 4, 5), float("-inf"))]).isfinite().all()
 
 
 @pytest.mark.parametrize(

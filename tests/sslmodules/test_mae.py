@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datamodules.transforms.base import apply_views
 from datamodules.transforms.masks import MAEViews, RandomPatches
 from evaluation.measures.reconstruction import reconstruction_psnr
-from evaluation.media import ImageGrid
+from evaluation.samples import ImageGrid
 from sslmodules.mae import (
     MAE,
     hidden_patch_mse,

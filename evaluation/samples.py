@@ -1,0 +1,276 @@
+"""Callbacks that show the first samples of each validation: images, continuations, spectrograms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from datamodules.audio.mel import valid_frames
+from datamodules.audio.module import AudioDataModule
+from datamodules.checks import check_at_least
+from evaluation.media import log_image, log_sound, log_texts
+from sslmodules.base import seed_noise
+from sslmodules.networks import class_attention
+
+
+@contextmanager
+def fixed_noise(device: torch.device) -> Iterator[None]:
+    """Pictures draw the same noise every time, and leave the method's random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_noise(device, 3)
+        yield
+
+
+def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
+    """A picture with a row per sample and a column for each (n, C, H, W), standardized as the data's; small
+    ones enlarged.
+    """
+    side = max(column.shape[-1] for column in columns)
+    size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
+    shown = [
+        F.interpolate(trainer.datamodule.unstandardize(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
+        for c in columns
+    ]
+    rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S)
+    log_image(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))
+
+
+class FirstSamples(Callback, ABC):
+    """What can be seen or heard of the first samples at validation; a subclass gives ``show``.
+
+    Args:
+        num_samples: how many.
+        every_n_epochs: at validations of every n-th epoch and of the first and last.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, num_samples: int, every_n_epochs: int) -> None:
+        check_at_least(1, num_samples=num_samples, every_n_epochs=every_n_epochs)
+        self.num_samples, self.every_n_epochs = num_samples, every_n_epochs
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = (
+            trainer.current_epoch % self.every_n_epochs == 0
+            or trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        first = (
+            batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
+        )
+        if not (due and first):
+            return
+        few = {k: v[: self.num_samples] for k, v in batch.items() if isinstance(v, Tensor)}
+        views = [view[: self.num_samples] for view in batch.get("views", [])]
+        with trainer.precision_plugin.val_step_context(), fixed_noise(pl_module.device), torch.no_grad():
+            self.show(trainer, pl_module, few, views)
+
+    @abstractmethod
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their
+        own.
+        """
+
+
+class ImageGrid(FirstSamples):
+    """Pictures at validation: the views, and what the method makes of an image, as far as batch and method
+    have them.
+
+    A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed
+    over. By tag:
+
+    - ``views``: input, view 1, view 2, ...
+    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, the same with gray where it is
+      hidden, prediction, input with the hole filled; with a corrupted image: that, prediction, input;
+      otherwise input and prediction.
+    - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
+    - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the
+      next.
+    - ``attention`` of a ViT, the one that gives the features: input, and for each head of the last block
+      where the class token looks (white = most).
+
+    Args:
+        num_samples: rows.
+        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+    """
+
+    def __init__(self, num_samples: int = 8, every_n_epochs: int = 1) -> None:
+        super().__init__(num_samples, every_n_epochs)
+
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        x, n = batch["input"], self.num_samples
+        if x.ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
+            return
+        if views:
+            log_columns(trainer, "views", [x, *views])
+        if hasattr(module, "reconstruct"):
+            prediction = module.reconstruct(batch).to(x.dtype)
+            gray = trainer.datamodule.standardize(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
+            log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, gray))
+        if hasattr(module, "sample"):
+            samples = module.sample(n * n).to(x.dtype)
+            log_columns(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
+        if hasattr(module, "interpolate"):
+            log_columns(trainer, "interpolations", list(module.interpolate(x, n).to(x.dtype).unbind(1)))
+        attention = class_attention(module.feature_encoder, x)
+        if attention is not None:  # (n, heads, h, w), shares of patches
+            attention = F.interpolate(
+                attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest"
+            )
+            maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
+            log_columns(trainer, "attention", [x, *map(trainer.datamodule.standardize, maps)])  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> list[Tensor]:
+        if "mask" in batch:
+            mask = batch["mask"]
+            return [x, torch.where(mask, gray, x), prediction, torch.where(mask, prediction, x)]
+        return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]
+
+
+class Continuations(FirstSamples):
+    """Continuations at validation, drawn by methods that have ``complete(x, keep)``; others are passed over.
+
+    Of the first validation samples the first half is kept. By kind of data, in TensorBoard:
+
+    - tokens (Text tab, ``continuations``): the beginning in bold, then what ``extend(tokens, length)`` adds.
+    - images (``completions``): input, its upper half, and three images that begin with it.
+
+    Args:
+        num_samples: how many beginnings.
+        length: tokens that are added to a text.
+        temperature: of the draws; 1 is the model's own distribution.
+        top_k: draw among so many likeliest tokens; None for all.
+        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 4,
+        length: int = 200,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(num_samples, every_n_epochs)
+        check_at_least(1, length=length, top_k=top_k)
+        check_at_least(0, temperature=temperature)
+        self.length, self.options = length, {"temperature": temperature, "top_k": top_k}
+
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        x = batch["input"]
+        if not hasattr(module, "complete"):
+            return
+        if x.ndim == 4:
+            self._pictures(trainer, module, x)
+        elif x.ndim == 2 and hasattr(trainer.datamodule, "to_text"):  # type: ignore[attr-defined]
+            self._texts(trainer, module, x)
+
+    def _pictures(self, trainer: Trainer, module: LightningModule, x: Tensor) -> None:
+        upper = x.clone()
+        upper[:, :, x.shape[2] // 2 :] = 0.5
+        drawn = [module.complete(x, 0.5, **self.options).to(x.dtype) for _ in range(3)]  # type: ignore[operator]
+        log_columns(trainer, "completions", [x, upper, *drawn])
+
+    def _texts(self, trainer: Trainer, module: LightningModule, x: Tensor) -> None:
+        kept = max(1, x.shape[1] // 2)
+        tokens = module.extend(x[:, :kept], self.length, **self.options)  # type: ignore[operator]
+        to_text = trainer.datamodule.to_text  # type: ignore[attr-defined]
+        shown = [[to_text(row[:kept]), to_text(row[kept:])] for row in tokens.cpu()]
+        log_texts(trainer, "continuations", ["beginning", "continuation"], shown)
+
+
+def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
+    """Standardized log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding
+    frames.
+    """
+    sound = (columns[0] != 0).any(2, keepdim=True)
+    return [data.unstandardize(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
+
+
+def spectrogram_image(columns: list[Tensor], height: int = 120) -> Tensor:
+    """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
+
+    Args:
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
+            white is the range of the first column; -inf is black.
+        height: of a spectrogram in pixels; a multiple of M as far as that goes.
+
+    Returns:
+        (1, H, W) in [0, 1].
+    """
+    sound = columns[0][columns[0].isfinite()]
+    low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
+    enlarge = max(1, height // columns[0].shape[2])
+    rows = torch.cat(
+        [F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3
+    )  # (n, 1, M + 2, sum of T)
+    gray = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
+    return F.interpolate(gray, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
+
+
+class Spectrograms(FirstSamples):
+    """At validation, of clips; data that is not audio is passed over. By tag:
+
+    - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches
+      predicted.
+    - ``continuations`` (picture and sound), of ``continue_clip(x, steps)``: the clip, and its first half
+      continued. In the Audio tab ``clip`` is the first half and the rest as recorded, ``continued`` what the
+      method makes of it; both go through the log-mel spectrogram, so that they can be compared.
+
+    Args:
+        num_samples: rows.
+        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+    """
+
+    def __init__(self, num_samples: int = 4, every_n_epochs: int = 1) -> None:
+        super().__init__(num_samples, every_n_epochs)
+
+    def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        data, x = trainer.datamodule, batch["input"]  # type: ignore[attr-defined]
+        if not isinstance(data, AudioDataModule):
+            return
+        if hasattr(module, "fill"):
+            masked = x.masked_fill(batch["mask"], float("-inf"))
+            self._draw(trainer, "spectrograms", [x, masked, module.fill(batch)])
+        if hasattr(module, "continue_clip"):
+            self._continue(trainer, module, data, x)
+
+    def _continue(self, trainer: Trainer, module: Any, data: AudioDataModule, x: Tensor) -> None:
+        continued = torch.zeros_like(x)
+        for row, length in enumerate(valid_frames(x).tolist()):
+            half = length // 2
+            if half <= module.ahead:
+                continue
+            continued[row : row + 1, :, :, :length] = module.continue_clip(
+                x[row : row + 1, :, :, :half], length - half
+            )
+            if row == 0:
+                self._play(trainer, "clip", data, x[:1, :, :, :length])
+                self._play(trainer, "continued", data, continued[:1, :, :, :length])
+        self._draw(trainer, "continuations", [x, continued])
+
+    @staticmethod
+    def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        log_image(trainer, tag, spectrogram_image(as_shown(columns, data)).cpu())
+
+    @staticmethod
+    def _play(trainer: Trainer, tag: str, data: AudioDataModule, x: Tensor) -> None:
+        log_sound(trainer, tag, data.waveform(x)[0].cpu(), data.scale.sample_rate)
