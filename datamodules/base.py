@@ -25,7 +25,7 @@ from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
 from datamodules.transforms.base import BatchTransform, apply_views
-from runtime.discovery import with_public_names
+from runtime.lightning_internals import PlainHyperparameters
 
 
 class Batch(TypedDict, total=False):
@@ -43,24 +43,6 @@ class Batch(TypedDict, total=False):
     target: Tensor  # (B, T) int64, -100 where there is no loss
     segment: Tensor  # (B, T) int64, 0 or 1
     is_next: Tensor  # (B,) int64
-
-
-def plain_values(hyperparameters: Any) -> dict[str, Any]:
-    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under
-    public names.
-
-    Only these go into a checkpoint: an object there would make it unreadable for
-    ``torch.load(weights_only=True)``.
-    """
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, dict):
-            return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-        if isinstance(value, (list, tuple)):
-            return all(is_plain(v) for v in value)
-        return value is None or isinstance(value, (bool, int, float, str))
-
-    return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
 
 
 def keep_batch(batch: Any) -> Any:
@@ -128,7 +110,7 @@ def raw_input(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-class SSLDataModule(LightningDataModule, ABC):
+class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     """Clean samples from data sets, views from a module on the device.
 
     A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label":
@@ -168,9 +150,6 @@ class SSLDataModule(LightningDataModule, ABC):
             bank_size,
             synthetic,
         )
-
-    def _set_hparams(self, hp: Any) -> None:
-        super()._set_hparams(plain_values(hp))
 
     # ---- given by a subclass -------------------------------------------------------------------------------
 

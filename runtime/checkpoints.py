@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from datamodules.errors import DataFileError
 from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.files import not_written, temporary_beside, whole_file
+from runtime.lightning_internals import set_hyperparameters
 from runtime.trust import build, denied_name, find, is_trusted, outside
 from sslmodules import methods
 from sslmodules.base import SSLModule
@@ -176,7 +177,7 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
         if denied := denied_name(error):
             reason = outside(denied, "model")
         raise DataFileError(f"the checkpoint does not build {cls.__name__}: {reason}") from None
-    module._set_hparams(hyper_parameters)
+    set_hyperparameters(module, hyper_parameters)
     return module
 
 

@@ -23,6 +23,7 @@ from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
 from runtime.discovery import with_public_names
 from runtime.folder import RunFolder
+from runtime.lightning_internals import hide_events_from, resolved_config
 from runtime.messages import DEFAULTS, config_arguments, read_config
 from runtime.names import check_command_line, check_layer
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
@@ -43,7 +44,7 @@ class RunLogger(TensorBoardLogger):
 
     def resume_at(self, step: int) -> None:
         """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
-        self._kwargs["purge_step"] = step
+        hide_events_from(self, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -107,10 +108,8 @@ class SSLCommandLine(LightningCLI):
         admit(self.config)  # before anything is built
 
     def before_instantiate_classes(self) -> None:
-        self._dump_config()
-        plain = with_public_names(
-            {k: v for k, v in self.config_dump.items() if k not in ("config", "run_dir")}
-        )
+        parsed = resolved_config(self)
+        plain = with_public_names({k: v for k, v in parsed.items() if k not in ("config", "run_dir")})
         self.data_name, self.method_name = (
             plain[key]["class_path"].rsplit(".", 1)[-1] for key in ("data", "model")
         )

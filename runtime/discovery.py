@@ -126,6 +126,24 @@ def with_public_names(node: Any) -> Any:
     return _with_names(node, public_name)
 
 
+def plain_values(hyperparameters: Any) -> dict[str, Any]:
+    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under
+    public names.
+
+    Only these go into a checkpoint: an object there would make it unreadable for
+    ``torch.load(weights_only=True)``.
+    """
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return all(is_plain(v) for v in value)
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
+
+
 def with_current_paths(node: Any) -> Any:
     """A copy of a configuration in which every class of the project goes by the dotted path that can be
     imported now.

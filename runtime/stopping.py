@@ -14,6 +14,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, distributed
 
 from datamodules.checks import check_positive
+from runtime.lightning_internals import (
+    accumulates,
+    before_this_batch,
+    keep_own_signal_handlers,
+    log_at_global_step,
+    repeat_validation_when_resumed,
+)
 from runtime.signals import Preempted, StopRequest, receiver
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
@@ -67,8 +74,7 @@ class Preemption(Checkpoint):
     # ---- the vote ------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        keep_own_signal_handlers(trainer)
         receiver.raises = ()
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
@@ -118,28 +124,14 @@ class Preemption(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if (
-            self.resumed
-        ):  # Lightning counts one too many after a checkpoint of the end of an epoch, and logs at that step
-            self.resumed, loop._batches_that_stepped = False, trainer.global_step
+        if self.resumed:
+            log_at_global_step(trainer)
+            self.resumed = False
         if self.request == StopRequest.NONE:
             return
-        # the state between two batches: Lightning has counted the coming one already
-        progress = loop.batch_progress
-        ready, is_last = progress.current.ready, progress.is_last_batch
-        progress.current.ready, progress.total.ready, progress.is_last_batch = (
-            ready - 1,
-            progress.total.ready - 1,
-            False,
-        )
-        if not trainer.fit_loop._should_accumulate():  # or the gradients gathered so far would be lost
-            self._save(trainer)
-        progress.current.ready, progress.total.ready, progress.is_last_batch = (
-            ready,
-            progress.total.ready + 1,
-            is_last,
-        )
+        with before_this_batch(trainer):
+            if not accumulates(trainer):  # or the gradients gathered so far would be lost
+                self._save(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,7 +139,7 @@ class Preemption(Checkpoint):
         self.batches += 1
         if self.group is None or self.batches >= self.pace:
             self._vote(trainer)
-        stepped = not trainer.fit_loop._should_accumulate()
+        stepped = not accumulates(trainer)
         if self.every_n_steps and stepped and trainer.global_step % self.every_n_steps == 0:
             self.request = max(self.request, StopRequest.DUE)
 
@@ -190,16 +182,12 @@ class Preemption(Checkpoint):
             self._leave_validation(trainer)
 
     def _leave_validation(self, trainer: Trainer) -> None:
-        if self.request < StopRequest.END or (
-            trainer.fit_loop._should_accumulate() and not trainer.sanity_checking
-        ):
+        if self.request < StopRequest.END:
             return
         if not trainer.sanity_checking:
-            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            progress.reset()
-            progress.increment_ready()
-            # a batch begun and not processed: resumed, the validation starts over
-            progress.increment_started()
+            if accumulates(trainer):
+                return
+            repeat_validation_when_resumed(trainer)
             self._save(trainer)
         raise Preempted(self.request)
 

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.base import Batch, plain_values
+from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_within
 from datamodules.errors import ConfigError
 from datamodules.seeding import mix_seed, run_seed
+from runtime.lightning_internals import PlainHyperparameters, trainer_of
 from sslmodules.networks.encoder import Encoder
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
@@ -46,7 +47,7 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-class SSLModule(LightningModule, ABC):
+class SSLModule(PlainHyperparameters, LightningModule, ABC):
     """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``,
     ``embed``.
 
@@ -84,9 +85,6 @@ class SSLModule(LightningModule, ABC):
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
         self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured
 
-    def _set_hparams(self, hp: Any) -> None:
-        super()._set_hparams(plain_values(hp))
-
     # ---- given by a method ---------------------------------------------------------------------------------
 
     @abstractmethod
@@ -113,6 +111,12 @@ class SSLModule(LightningModule, ABC):
 
     # ---- for a method --------------------------------------------------------------------------------------
 
+    @property
+    def world_size(self) -> int:
+        """Processes of the run; 1 outside of a Trainer."""
+        trainer = trainer_of(self)
+        return 1 if trainer is None else trainer.world_size
+
     def gather(self, z: Tensor) -> Tensor:
         """(B, ...) of every rank as (W * B, ...) in rank order, with gradients; ``z`` itself outside
         training.
@@ -121,7 +125,7 @@ class SSLModule(LightningModule, ABC):
         gathered batch is that of one process with the joined batch. Validation batches differ in size between
         ranks: no gathering.
         """
-        if not self.training or self._trainer is None or self.trainer.world_size == 1:
+        if not self.training or self.world_size == 1:
             return z
         gathered = self.all_gather(z, sync_grads=True)
         assert isinstance(gathered, Tensor)
@@ -131,11 +135,7 @@ class SSLModule(LightningModule, ABC):
         """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules
         of a method.
         """
-        return (
-            min(1.0, self.global_step / self.total_steps)
-            if self._trainer is not None and self.total_steps
-            else 0.0
-        )
+        return min(1.0, self.global_step / self.total_steps) if self.total_steps else 0.0
 
     def randn(self, *size: int) -> Tensor:
         """Standard normal noise on the module's device, a row per sample first: the only way a method draws

@@ -29,6 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from runtime.lightning_internals import do_not_count_steps
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.dcgan import initialize
 from sslmodules.networks.encoder import Encoder
@@ -336,9 +337,7 @@ class GAN(SSLModule):
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
         discriminator, generator = optimizers
-        # Lightning counts every optimizer's steps, which would halve max_steps and the schedules; it counts
-        # in these two
-        generator._on_before_step = generator._on_after_step = lambda: None
+        do_not_count_steps(generator)  # or a step of both players would count twice
 
         parts = batch["input"].chunk(self.accumulate)  # (B / accumulate, ...) each
         discriminator.zero_grad()

@@ -114,7 +114,7 @@ class MoCo(SSLModule):
         super().check_batch_size(global_batch)
         expected = f"a multiple of the global batch of {global_batch} (batch_size x processes)"
         check(self.queue_size % global_batch == 0, "queue_size", expected, self.queue_size)
-        per_device = global_batch // (1 if self._trainer is None else self.trainer.world_size)
+        per_device = global_batch // self.world_size
         if self.batch_norm_groups > 1:
             expected = f"at most half of each device's batch of {per_device} (a group needs two samples)"
             check(

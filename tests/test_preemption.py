@@ -309,7 +309,7 @@ def test_the_greatest_wish_counts() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("every_n_steps", 0), ("every_minutes", -1.0)])
 def test_intervals_are_checked(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"save_{name} must be positive or null, got {value}"):
+    with pytest.raises(ValueError, match=f"save_{name} must be positive, got {value}"):
         Preemption(Path("last.ckpt"), **{name: value})  # type: ignore[arg-type]
 
 

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from datamodules.base import SSLDataModule, plain_values
+from datamodules.base import SSLDataModule
 from datamodules.images.arrays import Digits
 from datamodules.images.folder import ImageFolder
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.transforms.base import BatchTransform
+from runtime.discovery import plain_values
 
 
 class Numbers(Dataset):
