@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from datamodules.errors import ConfigError
+from runtime.failures import finish
 from runtime.messages import data_sets
 
 EPILOG = """other data than the run's: --data NAME, and any option of it, such as --data.root DIR or --data.batch_size N.
@@ -207,14 +208,8 @@ def main(argv: list[str]) -> int:
     try:
         arguments, overrides = parse(argv)
         run(arguments, overrides)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        from runtime.command_line import explain
-
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return finish(error)
     return 0
 
 

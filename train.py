@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 
-from datamodules.errors import ConfigError
+from runtime.failures import finish
 from runtime.messages import config_arguments, help_text, read_config
 from runtime.signals import Preempted, check_launch, die_with_parent, end, receiver
 
@@ -27,11 +27,10 @@ def main(argv: list[str]) -> int:
             from runtime.main import run
 
             return run(argv)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
         except Preempted as stop:
             return end(stop)
+        except Exception as error:
+            return finish(error)
 
 
 if __name__ == "__main__":

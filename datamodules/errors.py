@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class _OneLine(Exception):
     """Keeps its own message when a DataLoader raises it again.
@@ -42,3 +46,14 @@ class MissingDataError(DataFileError):
 
 class ImageFileError(DataFileError):
     """An image that cannot be decoded; ``max_unreadable`` of them may be passed over."""
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says about a file that cannot be read becomes a ``DataFileError`` that names it."""
+    try:
+        yield
+    except DataFileError:
+        raise
+    except OSError as error:
+        raise DataFileError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from error

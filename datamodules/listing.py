@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import readable
+
 NOT_DATA = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
@@ -63,7 +65,7 @@ def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
         real = os.path.realpath(folder)
         if real in parents:
             return
-        with os.scandir(folder) as scan:
+        with readable(folder), os.scandir(folder) as scan:
             entries = sorted((e for e in scan if not is_hidden(e.name)), key=lambda e: os.fsencode(e.name))
         folders = [e for e in entries if e.is_dir()]
         for entry in entries:

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from datamodules.errors import DataFileError
+from datamodules.errors import ConfigError, DataFileError
 from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.files import not_written, temporary_beside, whole_file
 from runtime.lightning_internals import set_hyperparameters
@@ -172,7 +172,7 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
     spec = with_current_paths({"class_path": class_path, "init_args": options})
     try:
         module = build(parser, {"model": spec}).model
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ConfigError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         if denied := denied_name(error):
             reason = outside(denied, "model")

@@ -21,6 +21,7 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
+from runtime.constructors import own_words
 from runtime.discovery import with_public_names
 from runtime.folder import RunFolder
 from runtime.lightning_internals import hide_events_from, resolved_config
@@ -130,6 +131,10 @@ class SSLCommandLine(LightningCLI):
                 "or cpu"
             )
 
+    def instantiate_classes(self) -> None:
+        with own_words(self.plain_config):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
         self.preemption = Preemption(
@@ -152,7 +157,10 @@ class SSLCommandLine(LightningCLI):
         # one line about parameters is enough for a template: the table of modules is
         # `--trainer.enable_model_summary true`
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))
-        return Trainer(**{**config, **kwargs})
+        try:
+            return Trainer(**{**config, **kwargs})
+        except ValueError as error:  # of options only: no data and no method yet
+            raise ConfigError(f"trainer: {error}") from error
 
     def _own_callbacks(self, labeled: bool, validates: bool) -> list[Callback]:
         callbacks: list[Callback] = [
@@ -254,9 +262,6 @@ def explain(error: BaseException) -> str:
     else:
         text = re.sub(r'^(Parser key "[^"]+":\s*)+', "", str(root).strip())
         text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
-    built = re.findall(r"Problem with given class_path '[\w.]+':\s*(.+)", text)
-    if built and text.startswith("Does not validate against any of the Union"):
-        text = built[-1]  # the constructor's own words
     text = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1, got \2", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return where + " ".join(text.split())

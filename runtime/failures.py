@@ -8,11 +8,41 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from lightning import Trainer
+from datamodules.errors import ConfigError, DataFileError
+
+if TYPE_CHECKING:  # help and simple errors come without torch
+    from lightning import Trainer
+
+
+def finish(error: Exception) -> int:
+    """How a command ends that raised ``error``: one line for what was given and for files, at any time of the
+    run; everything else is raised again, and so keeps its traceback.
+
+    Returns:
+        The exit status, 2. ``SSL_TRACEBACK=1`` shows the traceback before the line.
+    """
+    line = one_line(error)
+    if line is None:
+        raise error
+    if "SSL_TRACEBACK" in os.environ:
+        traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def one_line(error: Exception) -> str | None:
+    """What the user can mend, in one line; None for an error in the code."""
+    if isinstance(error, (ConfigError, DataFileError)):
+        return " ".join(str(error).split())
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return " ".join(str(error).split()) if isinstance(error, MisconfigurationException) else hint(error)
 
 
 def hint(error: BaseException) -> str | None:
@@ -40,6 +70,8 @@ def is_first_failure() -> bool:
 
     The one that can create ``.failed`` in the run folder is the first. A run of one process always is.
     """
+    import torch
+
     folder = os.environ.get("SSL_RUN_DIR")
     if folder is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return True

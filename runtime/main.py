@@ -8,84 +8,48 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from datamodules.base import SSLDataModule
-from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import run_seed
 from evaluation.report import evaluate
 from evaluation.tables import print_report
 from runtime.checkpoints import initial_module
-from runtime.command_line import RunLogger, SSLCommandLine, explain
-from runtime.failures import end_other_processes, hint, is_first_failure
+from runtime.command_line import RunLogger, SSLCommandLine
+from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
+from runtime.fit import check_fit
 from runtime.quiet import silence_framework
 from runtime.signals import LISTENED, Preempted, receiver
-from sslmodules import SSLModule
-
-
-class Started(Callback):
-    """Knows whether training has begun: until then an exception is a matter of what was given, afterwards of
-    the code.
-    """
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.trainer: Trainer | None = None
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.begun = True
 
 
 def run(argv: list[str]) -> int:
     """Train and evaluate as the command line says; returns the exit status."""
     silence_framework()
-    started = Started()
-    try:
-        with ExitStack() as held:
-            return _run(argv, started, held)
-    except Preempted:
-        end_other_processes(started.trainer, patience=30)
-        raise
-    except Exception as error:
-        first = is_first_failure()
-        end_other_processes(
-            started.trainer, patience=0 if first else 10
-        )  # the first one has an error to print
-        if not first:
-            return 1
-        if isinstance(error, ConfigError) or "SSL_TRACEBACK" in os.environ:
-            raise
-        if advice := hint(error):
-            raise ConfigError(advice) from error
-        # once steps were taken, the code is at fault and the traceback is wanted; SSL_TRACEBACK=1 shows it
-        # before, too
-        always = (DataFileError, ConfigError)
-        in_worker = "Original Traceback" in str(error)
-        known = (
-            always
-            if started.begun or in_worker
-            else (*always, ValueError, OSError, MisconfigurationException)
-        )
-        if isinstance(error, known):
-            raise ConfigError(explain(error)) from error
-        raise
-
-
-def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
     if alone:  # otherwise all processes have to leave together, when they have found each other
         receiver.end_if_asked()
     cli = SSLCommandLine(argv)
+    try:
+        with ExitStack() as held:
+            return _run(cli, held, alone)
+    except Preempted:
+        end_other_processes(cli.trainer, patience=30)
+        raise
+    except Exception:
+        first = is_first_failure()
+        # the first one has an error to print
+        end_other_processes(cli.trainer, patience=0 if first else 10)
+        if not first:
+            return 1
+        raise
+
+
+def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
-    trainer.callbacks.append(started)  # type: ignore[attr-defined]
-    started.trainer = trainer
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
@@ -142,49 +106,6 @@ def _run(argv: list[str], started: Started, held: ExitStack) -> int:
     say(f"TensorBoard:  tensorboard --logdir {where}")
     say(f"evaluate:     python eval.py {where}")
     return 0
-
-
-@torch.no_grad()
-def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
-    """Two samples through views and encoder: what does not fit stops here, in words, before anything is
-    written.
-
-    Raises:
-        ConfigError: the encoder does not take the samples, or its features are not (B, num_features).
-        ValueError: too few samples for a batch, or the views lack what the method reads.
-    """
-    data.check_batch_size(world_size)
-    module.check_batch_size(data.batch_size * world_size)
-    dataset = data.dataset("train")
-    indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
-    batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
-    module.check_batch(batch)
-    x = batch["input"]
-    given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
-    if given is not None and needed is not None and given < needed:
-        raise ConfigError(
-            f"the encoder knows {given} tokens and {type(data).__name__} has {needed}: give "
-            f"--model.encoder.vocab_size {needed}"
-        )
-    was_training = module.training
-    module.eval()
-    try:
-        h = module.embed(x)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"the encoder does not take samples of {type(data).__name__} of shape {tuple(x.shape[1:])} "
-            f"({first}): "
-            "look at its in_channels and sizes"
-        ) from None
-    finally:
-        module.train(was_training)
-    width = module.encoder.num_features
-    if h.flatten(1).shape != (len(x), width):
-        raise ConfigError(
-            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected "
-            f"({len(x)}, {width})"
-        )
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules.checks import check
 from datamodules.errors import ConfigError
+from runtime.constructors import own_words
 from runtime.discovery import PACKAGES, current_path
 from runtime.options import options_of, takes_function
 
@@ -140,13 +141,14 @@ def build(parser: ArgumentParser, given: dict[str, Any] | list[str]) -> Namespac
         given: the configuration, or the words of a command line.
 
     Raises:
-        ConfigError: it names what may not be built.
+        ConfigError: it names what may not be built, or a constructor refuses its options.
         ArgumentError: it does not fit the parser.
     """
     enforce()
     config = parser.parse_args(given) if isinstance(given, list) else parser.parse_object(given)
     admit(config)
-    return parser.instantiate(config)
+    with own_words(config.as_dict()):
+        return parser.instantiate(config)
 
 
 def admit(node: Any, where: str = "") -> None:

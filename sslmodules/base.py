@@ -80,7 +80,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         try:  # a bad learning rate stops here, not after the data is loaded
             optimizer([nn.Parameter(torch.zeros(1))])
         except ValueError as error:
-            raise ConfigError(f"optimizer: {error}") from None
+            joint = "." if isinstance(error, ConfigError) else ": "  # optimizer.lr must be ...
+            raise ConfigError(f"optimizer{joint}{error}") from None
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
         self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured

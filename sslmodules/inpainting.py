@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import Batch
-from datamodules.checks import check_one_of
+from datamodules.checks import check, check_one_of
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.encoder import MapEncoder, require
 
@@ -68,6 +68,12 @@ class Inpainting(SSLModule):
         require(encoder, MapEncoder)
         check_one_of(("hidden", "image"), loss_region=loss_region)
         self.encoder, self.decoder, self.loss_region = encoder, decoder, loss_region
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        channels, declared = batch["input"].shape[1] + 1, getattr(self.encoder, "in_channels", None)
+        expected = f"{channels}, the channels of an image and one for the mask"
+        check(declared in (None, channels), "encoder.in_channels", expected, declared)
 
     def embed(self, x: Tensor) -> Tensor:
         """Features of the whole image: nothing is hidden, and the mask says so."""

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import DataFileError, MissingDataError
+from datamodules.errors import DataFileError, MissingDataError, readable
 from datamodules.images.decode import image_endings
 from datamodules.listing import is_hidden
 from runtime.files import whole_file, write_text
@@ -237,7 +237,8 @@ def load_index(root: str, timeout: float) -> ShardIndex:
         raise MissingDataError(
             f"shards.npy is missing in {folder}: python -m datamodules.images.pack --index {folder} writes it"
         )
-    return _parsed(root, (folder / "shards.json").read_bytes(), (folder / "shards.npy").read_bytes())
+    with readable(folder):
+        return _parsed(root, (folder / "shards.json").read_bytes(), (folder / "shards.npy").read_bytes())
 
 
 def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.errors import DataFileError
+from datamodules.errors import DataFileError, readable
 
 TABLES = (".csv", ".tsv", ".jsonl")
 DocumentUnit = Literal["file", "paragraph", "line"]
@@ -122,7 +122,7 @@ class Corpus:
         """Hash of the content of all files and of how it is read."""
         digest = hashlib.sha256(repr((self.columns, self.label_column, self.unit)).encode())
         for file in self.files:
-            with file.open("rb") as stream:
+            with readable(file), file.open("rb") as stream:
                 while block := stream.read(2**20):
                     digest.update(block)
             digest.update(b"\0end of file")
@@ -130,7 +130,7 @@ class Corpus:
 
     def _lines(self, file: Path) -> Iterator[str]:
         try:
-            with file.open(encoding="utf-8-sig") as stream:
+            with readable(file), file.open(encoding="utf-8-sig") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
             raise DataFileError(

@@ -34,6 +34,7 @@ class ConvEncoder(MapEncoder):
         super().__init__()
         check_at_least(1, in_channels=in_channels, stem_stride=stem_stride)
         check_layers(channels=channels)
+        self.in_channels = in_channels
         layers: list[nn.Module] = []
         for i, width in enumerate(channels):
             layers += [

@@ -133,6 +133,7 @@ class DCGANDiscriminator(MapEncoder):
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels)
+        self.in_channels = in_channels
         smallest = _smallest_map(image_size, channels)
         check_one_of(("batch", "layer"), norm=norm)
         layers: list[nn.Module] = []

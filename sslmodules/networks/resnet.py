@@ -37,6 +37,7 @@ class ResNetEncoder(MapEncoder):
         check(name in known, "name", f"one of torchvision's ResNets ({', '.join(sorted(known))})", name)
         check_one_of(("imagenet", "cifar"), stem=stem)
         check_at_least(1, in_channels=in_channels)
+        self.in_channels = in_channels
         net = torchvision.models.get_model(name, weights=None, zero_init_residual=zero_init_residual)
         width = net.conv1.out_channels
         if stem == "cifar":

@@ -69,6 +69,7 @@ class TimmEncoder(MapEncoder):
             raise ConfigError(
                 f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
             ) from None
+        self.in_channels = in_channels
         # what comes out of some models is wider than their last feature map: a hidden layer before the
         # classifier
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ class MLPEncoder(Encoder):
         super().__init__()
         check_at_least(1, in_features=in_features)
         check_layers(hidden=hidden)
+        self.in_features = in_features
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(in_features, width), nn.ReLU(inplace=True)]

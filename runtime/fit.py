@@ -1,0 +1,93 @@
+"""Does the method take the data? Tried with two samples before training starts."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
+from sslmodules import SSLModule
+
+
+@torch.no_grad()
+def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
+    """Two samples through views and encoder: what does not fit stops here, before anything is written.
+
+    Raises:
+        ConfigError: too few samples for a batch, views that lack what the method reads, samples of another
+            size than the encoder declares, or features that are not (B, num_features).
+        Exception: whatever else ``embed`` raises, with its own traceback.
+    """
+    data.check_batch_size(world_size)
+    module.check_batch_size(data.batch_size * world_size)
+    dataset = data.dataset("train")
+    indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
+    batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
+    module.check_batch(batch)
+    x, name = batch["input"], type(data).__name__
+    given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
+    if given is not None and needed is not None and given < needed:
+        raise ConfigError(
+            f"the encoder knows {given} tokens and {name} has {needed}: give "
+            f"--model.encoder.vocab_size {needed}"
+        )
+    h = _embedded(module, x, name)
+    width = module.encoder.num_features
+    if h.flatten(1).shape != (len(x), width):
+        raise ConfigError(
+            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected "
+            f"({len(x)}, {width})"
+        )
+
+
+def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
+    """``module.embed(x)`` in eval mode. An exception is the encoder's misfit only if the encoder was called
+    with samples as they are and declares another size; otherwise it is an error in the code.
+    """
+    encoder, shapes, was_training = module.feature_encoder, [], module.training
+
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        shapes.append(getattr(inputs[0], "shape", None) if inputs else None)
+
+    handle = encoder.register_forward_pre_hook(note)
+    module.eval()
+    try:
+        return module.embed(x)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = misfit(encoder, x) if shapes and shapes[-1] == x.shape else None
+        if reason:
+            raise ConfigError(
+                f"{type(encoder).__name__} does not take samples of {name} of shape {tuple(x.shape[1:])}: "
+                f"{reason}"
+            ) from error
+        print(
+            f"note: {type(module).__name__}.embed failed for {len(x)} samples of {name} of shape "
+            f"{tuple(x.shape[1:])}, before training",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        handle.remove()
+        module.train(was_training)
+
+
+def misfit(encoder: nn.Module, x: Tensor) -> str | None:
+    """What to do about a size that ``encoder`` declares and ``x`` (B, ...) does not have; None if all fit."""
+    channels, features = (getattr(encoder, option, None) for option in ("in_channels", "in_features"))
+    if channels is not None and x.ndim < 3:
+        return "they have no channels; choose an encoder for tokens, such as BertEncoder or GPTEncoder"
+    if channels is not None and x.shape[1] != channels:
+        return f"its in_channels is {channels}; give --model.encoder.in_channels {x.shape[1]}"
+    if features is not None and x[0].numel() != features:
+        return f"its in_features is {features}; give --model.encoder.in_features {x[0].numel()}"
+    patches = getattr(getattr(encoder, "net", None), "patch_embed", None)
+    fixed = tuple(getattr(patches, "img_size", None) or ())
+    if getattr(patches, "strict_img_size", False) and tuple(x.shape[2:]) != fixed:
+        return f"it takes {fixed} only; give --model.encoder.image_size {x.shape[2]}, or any_size true"
+    return None
