@@ -20,7 +20,6 @@ from torch import Tensor
 
 import train
 from runtime.checkpoints import read_checkpoint
-from runtime.main import Started
 from sslmodules import SSLModule
 from tests.conftest import shrunk
 
@@ -77,12 +76,11 @@ def run(
         killed_in: the epoch at whose first batch the run is killed.
     """
     batches: list[Any] = []
-    original, begin = Started.on_train_batch_end, SSLModule.on_train_batch_start
+    begin = SSLModule.on_train_batch_start
 
-    def watch(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        original(self, trainer, module, outputs, batch, index)
+    def watch(self: Any, outputs: Any, batch: Any, index: int) -> None:
         batches.append(
-            fingerprint({"batch": batch, "outputs": outputs, "epoch": trainer.current_epoch, "index": index})
+            fingerprint({"batch": batch, "outputs": outputs, "epoch": self.current_epoch, "index": index})
         )
 
     def disturb(self: Any, *args: Any) -> None:
@@ -94,7 +92,7 @@ def run(
 
     os.environ.pop("SSL_RUN_DIR", None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Started, "on_train_batch_end", watch)
+        patch.setattr(SSLModule, "on_train_batch_end", watch)
         patch.setattr(SSLModule, "on_train_batch_start", disturb)
         status = train.main(
             ["--config", config, *shrunk(config), *OPTIONS, "--run_dir", str(folder), *options]

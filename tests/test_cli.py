@@ -23,6 +23,7 @@ import train
 from runtime.checkpoints import read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
+from sslmodules import SSLModule
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 QUICK = [
@@ -167,16 +168,14 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     """Ctrl-C in the second epoch: exit status 130; the same command goes on from the first and ends at the
     same weights.
     """
-    from runtime.main import Started
-
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
 
-        def interrupt(self: Any, trainer: Any, *args: Any) -> None:
-            if trainer.global_step == 6:
+        def interrupt(self: Any, *args: Any) -> None:
+            if self.global_step == 6:
                 raise KeyboardInterrupt
 
-        patch.setattr(Started, "on_train_batch_end", interrupt)
+        patch.setattr(SSLModule, "on_train_batch_end", interrupt)
         assert train.main(same_run(run)) == 130
     assert "resumes it" in capsys.readouterr().out
     assert train.main(same_run(run)) == 0
@@ -482,7 +481,8 @@ BAD = [
     ([*DIGITS, "--data.views", "null"], "SimCLR needs 'views' in the batch"),
     (
         [*DIGITS, "--data", "CIFAR10", "--data.synthetic", "true"],
-        r"does not take samples of CIFAR10 of shape \(3, 32, 32\)",
+        r"^error: ConvEncoder does not take samples of CIFAR10 of shape \(3, 32, 32\): its in_channels is 1; "
+        r"give --model.encoder.in_channels 3$",
     ),
     (
         [*DIGITS, "--data", "MNIST", "--data.root", "nowhere"],

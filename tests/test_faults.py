@@ -509,15 +509,13 @@ def _(bench: Bench) -> None:
 
 def half_done(bench: Bench) -> dict[str, Any]:
     """A run that was stopped after its first epoch; returns the checkpoint."""
-    from runtime.main import Started
-
     with bench.patch.context() as patch:
 
-        def stop(self: Any, trainer: Any, *args: Any) -> None:
-            if trainer.global_step == 5:
+        def stop(self: Any, *args: Any) -> None:
+            if self.global_step == 5:
                 raise KeyboardInterrupt
 
-        patch.setattr(Started, "on_train_batch_end", stop)
+        patch.setattr(SimCLR, "on_train_batch_end", stop)
         assert bench.train().status == 130
     return read_checkpoint(bench.last)
 
