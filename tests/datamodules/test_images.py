@@ -7,13 +7,14 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, features
 from torch.utils.data import DataLoader
 from torchvision.datasets import cifar, mnist, stl10, svhn
 from torchvision.transforms import v2
@@ -22,9 +23,11 @@ from datamodules.base import keep_batch
 from datamodules.errors import DataFileError, ImageFileError, MissingDataError
 from datamodules.images import folder
 from datamodules.images.arrays import CIFAR10, CIFAR100, MNIST, STL10, SVHN, Digits, FashionMNIST
-from datamodules.images.decode import read_image, to_uint8
+from datamodules.images.decode import image_size, read_image, to_uint8
 from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.module import ArrayDataset
+from datamodules.images.pack import make_shards
+from datamodules.images.shards import Shards
 from datamodules.splits import stratified_holdout
 
 DOWNLOADED = [MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, STL10]
@@ -390,6 +393,56 @@ def test_which_files_are_images(tmp_path):
     assert str(error.value).encode().endswith(b"/b/caf\\xe9.png: it is empty")  # can be printed anywhere
 
 
+def test_every_format_of_pillow_is_read_and_the_rest_is_counted(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(folder, "rank_zero_info", said.append)
+    endings = ["jpg", "jfif", "gif", "png", "bmp", "TGA", "ppm"]
+    endings += [e for e, name in (("jp2", "jpg_2000"), ("avif", "avif")) if features.check(name)]
+    (tmp_path / "a").mkdir()
+    for ending in endings:
+        Image.new("RGB", (16, 16), (90, 90, 90)).save(tmp_path / "a" / f"x.{ending}")
+    (tmp_path / "a" / "x.png").rename(tmp_path / "a" / "without")
+    for name in ("README", "x.heic", "y.heic", "z.txt", "page.eps"):
+        (tmp_path / "a" / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
+    data = ImageFolder(str(tmp_path), image_size=16, val_fraction=0.3, in_memory=False)
+    assert len(data.files("train")) + len(data.files("val")) == len(endings)
+    values = gray(data.dataset("train")) + gray(data.dataset("val"))
+    assert all(abs(value - 90) <= 3 for value in values)
+    assert said == [f"{tmp_path}: left out beside the images: 2 .heic, 1 without an ending, 1 .eps, 1 .txt"]
+
+
+def test_a_file_that_is_no_image_inside_does_not_start_ghostscript(tmp_path):
+    (tmp_path / "x.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(ImageFileError, match=r"x\.jpg: it is not an image$"):
+        read_image(tmp_path / "x.jpg", 8, 1, 9)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_whole_training_split_and_unlabeled_images(tmp_path, in_memory):
+    for start, split in ((0, "Training"), (100, "testing")):
+        for label, name in enumerate("ab"):
+            write_images(tmp_path / "src" / split / name, 20, start=start + 20 * label)
+    write_images(tmp_path / "src" / "unlabeled" / "mixed", 5, start=200)
+    options = {"image_size": 16, "in_memory": in_memory}
+    if not in_memory:
+        options["decode_size"] = 16
+    part, whole = (ImageFolder(str(tmp_path / "src"), train_on_val=x, **options) for x in (False, True))
+    assert part.class_names == ("a", "b")
+    values = {split: gray(part.dataset(split)) for split in ("train", "bank", "val", "test")}
+    assert {split: len(x) for split, x in values.items()} == {"train": 41, "bank": 36, "val": 4, "test": 40}
+    assert sorted(values["train"]) == sorted(values["bank"] + list(range(200, 205)))
+    assert sorted(gray(whole.dataset("train"))) == [*range(40), *range(200, 205)]
+    for split in ("bank", "val", "test"):
+        assert gray(whole.dataset(split)) == values[split]
+    labels = whole.dataset("train").labels
+    assert (labels == -1).sum() == 5 and len(whole.files("train")) == len(labels) == 45
+    make_shards(tmp_path / "src", tmp_path / "dst")
+    shards = Shards(str(tmp_path / "dst"), train_on_val=True, **options)
+    assert sorted(gray(shards.dataset("train"))) == [*range(40), *range(200, 205)]
+    assert len(shards.dataset("bank")) == 36 and (shards.dataset("train").labels == -1).sum() == 5
+    assert shards.class_names == ("a", "b")
+
+
 def test_bad_layouts_say_what_was_found(tmp_path):
     def said(name: str, **kwargs) -> str:
         with pytest.raises((DataFileError, ValueError)) as error:
@@ -505,6 +558,73 @@ def test_pixel_formats(tmp_path, channels):
             read(filled(mode, 7), "x.tif")
     with pytest.raises(ValueError, match="no known range"):
         to_uint8(Image.new("F", (2, 2)), channels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_read_as_they_are_seen(tmp_path, suffix, orientation):
+    """Stored pixels are turned by EXIF's orientation: its corner values name where row 0 and column 0 are."""
+    seen = np.zeros((24, 24), np.uint8)
+    seen[:12, :12], seen[:12, 12:], seen[12:, :12] = 250, 150, 70
+    back = {6: 1, 8: 3, 3: 2}  # quarter turns to the left that store it
+    stored = {
+        2: seen[:, ::-1],
+        4: seen[::-1],
+        5: seen.T,
+        7: np.rot90(seen, 2).T,
+        **{value: np.rot90(seen, turns) for value, turns in back.items()},
+    }.get(orientation, seen)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(path, exif=exif)
+    for draw in (None, 5):
+        got = read_image(path, 24, 1, 28, draw)[..., 0].astype(int)
+        assert abs(got[[4, 4, 18, 18], [4, 18, 4, 18]] - [250, 150, 70, 0]).max() < 12, got
+
+
+def test_damaged_exif_does_not_matter(tmp_path):
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01")
+    assert np.array_equal(read_image(tmp_path / "x.png", 8, 1, 9)[..., 0], pixels)
+
+
+def test_size_is_that_of_the_picture_as_it_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("L", (30, 10)).save(tmp_path / "x.jpg", exif=exif)
+    Image.new("L", (30, 10)).save(tmp_path / "y.jpg")
+    assert image_size(str(tmp_path / "x.jpg")) == (10, 30) and image_size(str(tmp_path / "y.jpg")) == (30, 10)
+
+
+def test_a_fourth_band_of_tiff_that_is_no_transparency(tmp_path):
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 200, (16, 16, 3), dtype=np.uint8)
+
+    def read(band: np.ndarray, tags: dict[int, Any] | None = None, suffix: str = "tif") -> np.ndarray:
+        picture = Image.fromarray(np.dstack([colors, band.astype(np.uint8)]))
+        picture.save(tmp_path / f"x.{suffix}", **({"tiffinfo": tags} if tags else {}))
+        return read_image(tmp_path / f"x.{suffix}", 16, 3, 18)
+
+    infrared = rng.integers(0, 256, (16, 16))
+    assert np.array_equal(read(infrared), colors)
+    assert np.array_equal(read(np.zeros((16, 16))), colors)  # would be a white picture
+    shape = np.where(np.arange(16) < 8, 255, 0) * np.ones((16, 1))
+    expected = np.where(shape[..., None] == 255, colors, 255)
+    assert np.array_equal(read(shape), expected)
+    assert np.array_equal(read(shape, {33550: (1.0, 1.0, 0.0)}), colors)  # georeferenced: no transparency
+    assert not np.array_equal(read(infrared, suffix="png"), colors)  # PNG has no other fourth band
+
+
+def test_too_many_pixels_say_what_to_do(tmp_path, monkeypatch):
+    Image.new("L", (40, 40)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ImageFileError) as error:
+        read_image(tmp_path / "x.png", 8, 1, 9)
+    assert str(error.value) == (
+        f"cannot read image {tmp_path}/x.png: Image size (1600 pixels) exceeds limit of 1400 pixels: make it "
+        "smaller or cut it into tiles, or pass over such files (max_unreadable)"
+    )
 
 
 def test_random_crops_are_a_function_of_seed_epoch_and_index(tmp_path, monkeypatch):

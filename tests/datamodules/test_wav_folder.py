@@ -195,3 +195,49 @@ def test_bad_options_and_folders(digits: Path, tmp_path: Path) -> None:
     write(digits / "nofields.wav", noise())
     with pytest.raises(ValueError, match=r"pattern .* does not fit the name of nofields\.wav"):
         WavFolder(str(digits), **FSDD).dataset("train")
+
+
+# ---- given splits ------------------------------------------------------------------------------------------
+
+
+def test_split_folders(tmp_path: Path) -> None:
+    for split in ("Train", "validation", "testing"):
+        for word in ("cat", "dog"):
+            for i in range(4):
+                write(tmp_path / "a" / split / word / f"{i}.wav", noise(seed=i))
+    data = WavFolder(str(tmp_path / "a"), sample_rate=8000)
+    assert data.class_names == ("cat", "dog")
+    for split, folder in (("train", "Train"), ("val", "validation"), ("test", "testing")):
+        assert {Path(f).parts[-3] for f in data.files(split)} == {folder} and len(data.files(split)) == 8
+    names = WavFolder(str(tmp_path / "a"), sample_rate=8000, pattern="{label}")  # likewise with other labels
+    assert {Path(f).parts[-3] for f in names.files("test")} == {"testing"}
+    assert names.class_names == ("0", "1", "2", "3")
+
+
+def test_speech_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(wav_folder, "rank_zero_info", said.append)
+    for word in ("yes", "no"):
+        for i in range(10):
+            write(tmp_path / word / f"{'ab'[i % 2]}_nohash_{i}.wav", noise(seed=i))
+    write(tmp_path / "_background_noise_" / "rain.wav", noise(9000))
+    (tmp_path / "validation_list.txt").write_text("yes/a_nohash_0.wav\nno/a_nohash_0.wav\n")
+    (tmp_path / "testing_list.txt").write_text("yes/b_nohash_1.wav\nno/b_nohash_1.wav\n")
+    data = WavFolder(str(tmp_path), sample_rate=8000)
+    assert data.class_names == ("no", "yes")
+    assert [Path(f).name for f in data.files("val")] == ["a_nohash_0.wav"] * 2
+    assert [Path(f).name for f in data.files("test")] == ["b_nohash_1.wav"] * 2
+    assert len(data.files("train")) == 16
+    assert said[0] == f"{tmp_path}: left out beside the audio files: 2 .txt, 1 in _background_noise_"
+    speakers = WavFolder(
+        str(tmp_path),
+        sample_rate=8000,
+        pattern="{speaker}_nohash_{index}",
+        split_field="speaker",
+        test_values=["b"],
+    )
+    assert speakers.class_names == ("no", "yes")
+    assert {Path(f).name[0] for f in speakers.files("test")} == {"b"}
+    assert {Path(f).name[0] for f in speakers.files("train")} == {"a"}
+    labels = speakers.dataset("test").labels
+    assert [Path(f).parent.name for f in speakers.files("test")] == [("no", "yes")[i] for i in labels]
