@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
@@ -181,6 +182,23 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         """
         return {"raw_input": raw_input}
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells whether the files are those that a run began with, cheap and without reading contents:
+        ``count`` and ``digest``. None where nothing can be added to them.
+        """
+        return None
+
+    def remarks(self) -> list[str]:
+        """Lines to be said before training about what is odd with the data."""
+        return []
+
+    def class_counts(self, split: Split = "bank") -> dict[str, int]:
+        """Samples of each class in ``split``; empty without labels."""
+        labels = np.asarray(getattr(self.dataset(split), "labels", ()), dtype=np.int64)
+        names = getattr(self, "class_names", ()) or range(self.num_classes or 0)
+        counts = np.bincount(labels[labels >= 0], minlength=len(names))
+        return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+
     def save(self, folder: Path) -> None:
         """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
 
@@ -241,7 +259,9 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     # ---- loaders -------------------------------------------------------------------------------------------
 
     def check_batch_size(self, world_size: int) -> None:
-        """ValueError if the training split does not fill one batch of ``world_size`` processes."""
+        """ConfigError if the training split does not fill one batch of ``world_size`` processes, or one of
+        them is left without a validation sample.
+        """
         n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
         if n < each:
             raise ConfigError(
@@ -250,9 +270,19 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                 f"x {world_size} processes): give --data.batch_size {max(1, n // world_size)} or less"
             )
 
+        for split in ("val", "bank") if world_size > 1 else ():
+            if (n := len(self.dataset(split))) < world_size:  # type: ignore[arg-type]
+                raise ConfigError(
+                    f"{type(self).__name__} has {n} samples in the split {split}, fewer than the "
+                    f"{world_size} processes: give --trainer.devices {n} or less, or more data"
+                )
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer is not None:
             self.check_batch_size(self.trainer.world_size)
+            if self.trainer.global_rank == 0:
+                for line in self.remarks():
+                    rank_zero_info(line)
 
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self.dataset("train"), self.trainer
@@ -297,12 +327,20 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     # ---- resume --------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, int]:
-        return {"batch_size": self.batch_size, "world_size": self.trainer.world_size if self.trainer else 1}
+    def state_dict(self) -> dict[str, Any]:
+        world_size = self.trainer.world_size if self.trainer else 1
+        return {"batch_size": self.batch_size, "world_size": world_size, "files": self.fingerprint()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         now = SSLDataModule.state_dict(self)
-        if state != now:
+        files, before = now["files"], state.get("files")  # checkpoints of earlier versions hold none
+        if files and before and files != before:
+            raise ConfigError(
+                f"the files of {getattr(self, 'root', 'the data')} have changed since the checkpoint was "
+                f"written ({before['count']} then, {files['count']} now, or other names or sizes): splits "
+                "and the order of samples would change inside the run. Restore the files, or start a new run"
+            )
+        if any(state[key] != now[key] for key in ("batch_size", "world_size")):
             raise ConfigError(
                 f"the checkpoint was written with batch_size {state['batch_size']} on "
                 f"{state['world_size']} processes, now "

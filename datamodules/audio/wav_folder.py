@@ -23,6 +23,7 @@ from datamodules.class_folders import labeled_parts
 from datamodules.errors import ConfigError, DataFileError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
 from datamodules.listing import Tree, fingerprint, left_out, list_tree, printable
+from datamodules.remarks import split_remarks
 from datamodules.splits import Part, Samples, Split, complete_splits, given_splits
 
 try:
@@ -235,6 +236,11 @@ class WavFolder(AudioDataModule):
             return None
         self._find()
         return self._fingerprint
+
+    def remarks(self) -> list[str]:
+        if self.synthetic:
+            return []
+        return split_remarks(self.root, self._find(), self.class_names)
 
     def _load(self, split: Split) -> dict[str, Dataset]:
         found = self._find()

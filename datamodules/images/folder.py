@@ -20,6 +20,7 @@ from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.images.decode import COMMON, is_image, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.listing import fingerprint, left_out, list_tree, printable
+from datamodules.remarks import split_remarks
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Samples, Split, complete_splits, given_splits
 
@@ -256,6 +257,11 @@ class ImageFolder(ImageDataModule):
             return None
         self._find()
         return self._fingerprint
+
+    def remarks(self) -> list[str]:
+        if self.synthetic:
+            return []
+        return split_remarks(self.root, self._find(), self.class_names)
 
     def _load(self, split: Split) -> dict[str, Any]:
         if split != "train":

@@ -21,6 +21,7 @@ from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
+from datamodules.remarks import split_remarks
 from datamodules.splits import Samples, splits_in
 
 CONNECTIONS = 8
@@ -158,6 +159,11 @@ class Shards(ImageFolder):
         assert index is not None
         which = np.unique(np.searchsorted(index.first, numbers, side="right") - 1)
         return [f"{self.folder}/{index.names[i]}" for i in which]
+
+    def remarks(self) -> list[str]:
+        if self.synthetic:
+            return []
+        return split_remarks(self.root, self._find(), self.class_names, are_files=False)
 
     def _find(self) -> dict[str, Samples]:
         """Records (N,) and labels (N,) of train, bank, val and test, found once."""
