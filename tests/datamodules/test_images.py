@@ -135,7 +135,7 @@ def test_other_constants_for_standardizing():
     assert torch.equal(pixels, data.decode(raw)) and torch.equal(data.unstandardize(pixels), pixels)
     assert Digits().mean == Digits.mean == (0.3064,)
     for knob, value in (("mean", (0.0, 0.0)), ("std", (0.0,))):
-        with pytest.raises(ValueError, match=rf"{knob} must .*got \[0"):
+        with pytest.raises(ValueError, match=rf"{knob} must .*got \(0"):
             Digits(**{knob: value})
 
 
