@@ -13,6 +13,7 @@ import yaml
 
 from datamodules.errors import ConfigError
 from runtime.discovery import ROOT, below, classes
+from runtime.strict_yaml import read_yaml, reason
 
 UserError = ConfigError
 
@@ -82,29 +83,46 @@ options:
 """
 
 
+def find_config(path: str) -> Path:
+    """The file that ``--config`` names: as seen from here, or one of those that come with the project.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    file = Path(path)
+    places = [file] if file.is_absolute() else [file, ROOT / file]
+    for place in places:
+        if place.is_file():
+            return place
+    if file.is_dir():
+        raise ConfigError(f"--config {path} is a folder: expected a YAML file")
+    known = [str(p.relative_to(ROOT)) for p in config_files()]
+    looked = " and ".join(dict.fromkeys(str(place.parent.resolve()) for place in places))
+    raise ConfigError(
+        f"--config {path} does not exist: expected a YAML file{did_you_mean(path, known)}. Looked in {looked}"
+    )
+
+
 def read_config(path: str) -> dict[str, Any]:
     """A YAML file as a dict; ``ConfigError`` with the nearest file or the line if it is not one."""
-    file = Path(path)
-    if not file.is_file():
-        here = [str(p.relative_to(ROOT)) for p in config_files()]
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigError(f"--config {path} {kind}: expected a YAML file{did_you_mean(path, here)}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(find_config(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
+        place, problem = reason(error)
         raise ConfigError(f"--config {path}{place}: broken YAML ({problem}): mend that line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8"
         ) from None
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"--config {path} holds {type(content).__name__}, expected keys such as model, data and trainer"
-        )
+        kind = "is empty" if content is None else f"holds {describe(content)}"
+        raise ConfigError(f"--config {path} {kind}: expected keys such as model, data and trainer")
     return content
+
+
+def describe(value: Any) -> str:
+    """A value of the wrong kind in words."""
+    return "a list" if isinstance(value, list) else f"only {value!r}"
 
 
 def config_arguments(argv: list[str]) -> list[str]:

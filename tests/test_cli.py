@@ -441,7 +441,7 @@ BAD = [
     ),
     (["--config", "{top}"], r"unknown key 'trainr' \(did you mean 'trainer'\?\)"),
     (["--config", "{flat}"], "options of SimCLR go under init_args"),
-    (["--config", "{list}"], "holds list, expected keys"),
+    (["--config", "{list}"], "holds a list: expected keys"),
     (
         [*DIGITS, "--model", "SimCRL"],
         r"unknown method 'SimCRL' \(did you mean 'SimCLR'\?\); known: .*Inpainting, .*SimCLR",
