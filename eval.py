@@ -127,7 +127,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return given, rest
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import torch
     from rich.console import Console
 
@@ -136,7 +136,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from evaluation.commands.export import export
     from evaluation.commands.features import export_features
     from evaluation.commands.restore import restore
-    from evaluation.report import PROBES, evaluate
+    from evaluation.probes import probes as known_probes
+    from evaluation.report import evaluate
     from evaluation.tables import print_report
     from runtime.checkpoints import initial_module, load_module, read_checkpoint
     from runtime.command_line import trusted_packages
@@ -149,6 +150,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     trusted_packages(
         ["--trust_config_classes", arguments.trust_config_classes] if arguments.trust_config_classes else []
     )
+    PROBES = known_probes()
     probes = [
         p.strip()
         for p in (",".join(PROBES) if arguments.probes is None else arguments.probes).split(",")
@@ -192,7 +194,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if lines is not None:
         for line in lines:  # a name may hold bytes that no terminal can show
             print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
-        return
+        return 0
     target = target or folder / f"results{suffix}.json"
     outputs.check_target(target)
     report = evaluate(module, initial_module(content), data, source, probes, device, seed=seed)
@@ -201,16 +203,16 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     console = Console(soft_wrap=True)
     print_report(report, console)
     console.print(f"{told}: {target}")
+    return 1 if report["failed"] else 0
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit status; a message of one line for whatever the user can mend."""
     try:
         arguments, overrides = parse(argv)
-        run(arguments, overrides)
+        return run(arguments, overrides)
     except Exception as error:
         return finish(error)
-    return 0
 
 
 if __name__ == "__main__":

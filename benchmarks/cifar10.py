@@ -54,9 +54,9 @@ sys.path.insert(
 
 from datamodules.base import SSLDataModule
 from datamodules.images.arrays import CIFAR10
+from evaluation.accuracy import top1
 from evaluation.features import extract_features
 from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import top1
 from evaluation.report import evaluate
 from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.command_line import SSLCommandLine

@@ -35,8 +35,8 @@ sys.path.insert(
 )  # so that it runs from a clone without installing
 
 from datamodules.images.arrays import MNIST
+from evaluation.accuracy import top1
 from evaluation.measures.frechet import frechet_distance
-from evaluation.probes.linear import top1
 from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.environment import describe_environment
 from sslmodules.gan import GAN

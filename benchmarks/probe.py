@@ -40,8 +40,9 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # so that it runs from a clone without installing
 
+from evaluation.accuracy import top1
 from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import fit_linear_probe, top1
+from evaluation.probes.linear import fit_linear_probe
 
 NUM_CLASSES = 10
 L2 = 1e-5

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.checks import check_at_least, check_positive
+from evaluation.accuracy import top1
 from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
 from evaluation.media import log_texts
 from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import fit_linear_probe, top1
+from evaluation.probes.linear import fit_linear_probe
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:

@@ -1,16 +1,20 @@
 """Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and
 ``eval.py`` writes.
 
-The same clean samples are seen by the pre-trained encoder, by the same network with its initial random
-weights, and by the baselines of the data (the input itself, a bag of words). Everything chosen is chosen on
-``val``, a piece of the training data; ``test`` is only counted.
+The same clean samples are seen by the pre-trained encoder, by the same network with random weights, and by
+the baselines of the data (the input itself, a bag of words). Everything chosen is chosen on ``val``, a piece
+of the training data; ``test`` is only counted.
+
+What is measured is in ``evaluation/probes`` (of features with labels) and ``evaluation/measures`` (the
+rest). One that cannot run leaves the others alone and is named in the report.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from statistics import mean, stdev
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,47 +22,24 @@ from torch import Tensor
 
 from datamodules.base import SSLDataModule
 from datamodules.checks import check_one_of
-from evaluation.features import extract_features
-from evaluation.measures.language import language_report
-from evaluation.measures.reconstruction import denoising_psnr, reconstruction_psnr
-from evaluation.probes.few_shot import few_shot_accuracy
-from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import select_linear_probe, top1
+from datamodules.splits import Split
+from evaluation.attempts import Attempts
+from evaluation.features import extract_features, known_labels, names_of_classes
+from evaluation.measures import measures
+from evaluation.probes import probes as known_probes
+from evaluation.probes.base import Labeled, Probe
 from runtime.discovery import first_paragraph
 from sslmodules.base import SSLModule
 
-PROBES = ("linear", "knn", "fewshot")
-KNN_K, KNN_TEMPERATURE = 20, 0.07
-FEWSHOT_SHOTS, FEWSHOT_DRAWS, FEWSHOT_L2 = 5, 10, 1e-2
-L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+SCHEMA = 2
+"""Version of ``results.json``. 1 (not written) had no ``majority_share``, ``left_out``, ``failed`` and
+``collapse``, no macro and top-5 accuracies, and in early runs ``standardise`` for ``standardize``.
+"""
 
+Encode = Callable[[Tensor], Tensor]
+"""Standardized clean ``input`` (B, ...) to features (B, D)."""
 
-def probe_features(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    num_classes: int,
-    probes: Sequence[str] = PROBES,
-    seed: int = 0,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Accuracies on ``test`` of the asked probes, and what was chosen on ``val`` on the way."""
-    results: dict[str, float] = {}
-    chosen: dict[str, Any] = {}
-    if "linear" in probes:
-        probe, chosen["linear_l2"] = select_linear_probe(*train, *val, num_classes, l2_grid=L2_GRID)
-        results["linear_top1"] = top1(probe.predict(test[0]), test[1])
-    if "knn" in probes:
-        chosen["knn_k"] = min(KNN_K, len(train[0]))
-        predictions = knn_predict(
-            test[0], *train, num_classes, k=chosen["knn_k"], temperature=KNN_TEMPERATURE
-        )
-        results["knn_top1"] = top1(predictions, test[1])
-    if "fewshot" in probes:
-        draws = few_shot_accuracy(
-            *train, *test, num_classes, shots=FEWSHOT_SHOTS, draws=FEWSHOT_DRAWS, seed=seed, l2=FEWSHOT_L2
-        )
-        results["fewshot_top1"], results["fewshot_top1_std"] = mean(draws), stdev(draws)
-    return results, chosen
+SPLITS: tuple[Split, ...] = ("bank", "val", "test")
 
 
 def evaluate(
@@ -66,7 +47,7 @@ def evaluate(
     random_init: SSLModule,
     data: SSLDataModule,
     checkpoint: str,
-    probes: Sequence[str] = PROBES,
+    probes: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -74,80 +55,151 @@ def evaluate(
 
     Args:
         module: with trained weights.
-        random_init: the same method as it was built, not trained.
-        data: a DataModule with labels; ``prepare_data`` and ``setup`` are called here.
+        random_init: the same method with random weights.
+        data: ``prepare_data`` and ``setup`` are called here.
         checkpoint: where the weights come from, for the report.
-        probes: which of ``PROBES``.
+        probes: names of probes; None = all. Data without labels has none.
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
 
     Returns:
-        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, and for methods
-        that fill holes or remove noise the PSNR beside its baselines.
+        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, a section for
+        each measure that applies, and by name what was ``left_out`` and what ``failed``, with the reason.
 
     Raises:
-        ValueError: an unknown probe.
+        ConfigError: an unknown probe.
     """
-    for probe in probes:
-        check_one_of(tuple(PROBES), probes=probe)
+    chosen = named_probes(probes)
     device = torch.device(device)
     data.prepare_data()
     data.setup("test")
     was_training = module.training
     trained, untrained = (m.to(device).eval() for m in (module, random_init))
+    attempts = Attempts()
     report: dict[str, Any] = {
+        "schema": SCHEMA,
         "method": type(module).__name__,
         "data": type(data).__name__,
         "checkpoint": checkpoint,
         "protocol": {
             "features": f"{type(module).__name__}.embed of the clean input, eval mode, frozen",
-            "random_init": "the same network with its initial weights",
-            "standardize": True,
-            "knn_k": KNN_K,
-            "knn_temperature": KNN_TEMPERATURE,
-            "linear_l2": 1e-5,
-            "linear_l2_grid": list(L2_GRID),
-            "fewshot_shots": FEWSHOT_SHOTS,
-            "fewshot_draws": FEWSHOT_DRAWS,
-            "fewshot_l2": FEWSHOT_L2,
+            "random_init": "the same network with random weights",
             "selection_split": "val",
             "reported_split": "test",
             "seed": seed,
         },
         "results": {},
+        "left_out": {},
+        "failed": attempts.failed,
     }
     if data.num_classes is not None:
-        baselines = data.baselines()
-        encoders: dict[str, Callable[[Tensor], Tensor]] = {
-            "pretrained": trained.embed,
-            "random_init": untrained.embed,
-            **baselines,
-        }
-        report["protocol"] |= {name: first_paragraph(inspect.getdoc(f)) for name, f in baselines.items()}
-        splits = {split: extract_features(encoders, data, split, device) for split in ("bank", "val", "test")}
-        selected = {}
-        for name in encoders:
-            report["results"][name], chosen = probe_features(
-                splits["bank"][name],
-                splits["val"][name],
-                splits["test"][name],
-                data.num_classes,
-                probes,
-                seed,
-            )
-            selected[name] = chosen.pop("linear_l2", None)
-            report["protocol"].update(chosen)
-        report["protocol"]["linear_l2"] = selected["pretrained"]
-        report["protocol"]["linear_l2_by_encoder"] = selected
-        report["protocol"]["samples"] = {split: len(f["pretrained"][1]) for split, f in splits.items()}
-    if hasattr(trained, "reconstruct"):
-        raw = data.dataset("test").__getitems__([0])  # type: ignore[attr-defined]
-        added = data.transform(raw, torch.Generator(raw["input"].device).manual_seed(0))
-        if "mask" in added:
-            report["reconstruction"] = reconstruction_psnr(trained, data, device)
-        elif "corrupted" in added:
-            report["denoising"] = denoising_psnr(trained, data, device)
-    if hasattr(data, "vocab_size") or getattr(trained, "pixels", None) is not None:
-        report["language"] = language_report(trained, data, device)
+        with attempts.of("probes"):
+            encoders: dict[str, Encode] = {"pretrained": trained.embed, "random_init": untrained.embed}
+            _probe(report, chosen, encoders, data, device, attempts)
+    for name, measure in measures().items():
+        with attempts.of(name):
+            if measure.applies(trained, data):
+                report[name] = measure.measure(trained, data, device)
     module.train(was_training)
     return report
+
+
+def named_probes(names: Iterable[str] | None) -> list[Probe]:
+    """The probes called so, in the order of the table; None = all.
+
+    Raises:
+        ConfigError: there is no such probe.
+    """
+    known = known_probes()
+    names = list(known) if names is None else list(names)
+    for name in names:
+        check_one_of(tuple(known), probes=name)
+    return [probe for name, probe in known.items() if name in names]
+
+
+def obstacles(probes: Iterable[Probe], labels: dict[Split, Tensor], data: SSLDataModule) -> dict[str, str]:
+    """By the probe's name, why it cannot run on samples with these labels (N,) of each split."""
+    empty = [split for split, values in labels.items() if len(values) == 0]
+    if empty:
+        return {probe.name: f"no sample of the split {empty[0]} has a label" for probe in probes}
+    names = names_of_classes(data)
+    found = {probe.name: probe.obstacle(labels["bank"], names) for probe in probes}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def foreseen_obstacles(data: SSLDataModule) -> dict[str, str]:
+    """As ``obstacles`` of all probes, told before training: from the labels alone, no sample is read."""
+    if data.num_classes is None:
+        return {}
+    labels = {split: known_labels(data, split) for split in SPLITS}
+    listed = {split: values for split, values in labels.items() if values is not None}
+    return obstacles(known_probes().values(), listed, data) if "bank" in listed else {}
+
+
+def is_complete(results: Path) -> bool:
+    """Does a ``results.json`` exist, of any version, in which nothing failed?"""
+    try:
+        return not json.loads(results.read_text(encoding="utf-8")).get("failed")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _probe(
+    report: dict[str, Any],
+    probes: list[Probe],
+    encoders: dict[str, Encode],
+    data: SSLDataModule,
+    device: torch.device,
+    attempts: Attempts,
+) -> None:
+    """Add the accuracies of every encoder and baseline to the report, and the protocol that they need."""
+    protocol, seed = report["protocol"], report["protocol"]["seed"]
+    with attempts.of("baselines"):
+        baselines = data.baselines()
+        encoders = {**encoders, **baselines}
+        protocol |= {name: first_paragraph(inspect.getdoc(f)) for name, f in baselines.items()}
+    splits = _features(encoders, data, device, attempts)
+    if not splits["test"]:
+        return
+    labels: dict[Split, Tensor] = {split: next(iter(found.values()))[1] for split, found in splits.items()}
+    protocol["samples"] = {split: len(values) for split, values in labels.items()}
+    report["left_out"] = obstacles(probes, labels, data)
+    if len(labels["test"]):
+        report["majority_share"] = int(labels["test"].bincount().max()) / len(labels["test"])
+    runnable = [probe for probe in probes if probe.name not in report["left_out"]]
+    for probe in runnable:
+        protocol |= probe.protocol(len(labels["bank"]))
+    for encoder in splits["test"]:
+        train, val, test = (splits[split][encoder] for split in SPLITS)
+        row = report["results"].setdefault(encoder, {})
+        for probe in runnable:
+            with attempts.of(f"{probe.name} of {encoder}"):
+                scores, settings = probe.score(train, val, test, data.num_classes or 0, seed)
+                row |= scores
+                for key, value in settings.items():
+                    protocol.setdefault(f"{key}_by_encoder", {})[encoder] = value
+                    if encoder == "pretrained":
+                        protocol[key] = value
+
+
+def _features(
+    encoders: dict[str, Encode],
+    data: SSLDataModule,
+    device: torch.device,
+    attempts: Attempts,
+) -> dict[Split, dict[str, Labeled]]:
+    """Features of every split and encoder, without the encoders that failed on the way."""
+    broken: set[str] = set()
+
+    def guarded(name: str) -> Encode:
+        def encode(x: Tensor) -> Tensor:
+            with attempts.of(f"features of {name}"):
+                if name not in broken:
+                    return encoders[name](x)
+            broken.add(name)
+            return torch.zeros(len(x), 1, device=device)
+
+        return encode
+
+    found = {s: extract_features({n: guarded(n) for n in encoders}, data, s, device) for s in SPLITS}
+    return {s: {n: pair for n, pair in rows.items() if n not in broken} for s, rows in found.items()}

@@ -7,48 +7,49 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.report import FEWSHOT_SHOTS
+from evaluation.measures import measures
+from evaluation.probes import probes
+
+METRICS = {"top1": "top-1", "macro": "macro", "top5": "top-5"}
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as tables on the terminal."""
-    names = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": f"{FEWSHOT_SHOTS}-shot"}
-    results = report["results"]
-    if results:
-        shown = [key for key in names if any(key in row for row in results.values())]
-        table = Table(title=f"{report['method']} on {report['data']}: accuracy on the test split")
-        table.add_column("encoder")
-        for key in shown:
-            table.add_column(names[key], justify="right")
-        for encoder, row in results.items():
-            table.add_row(encoder, *(f"{row[key]:.3f}" for key in shown))
-        console.print(table)
-    else:
+    """Accuracies by encoder, what else was measured, and what was left out or failed."""
+    if any(report["results"].values()):
+        console.print(_accuracies(report))
+    elif not (report["left_out"] or report["failed"]):
         console.print(f"{report['data']} has no labels: no probes.")
-    if "language" in report:
-        table = Table(
-            title="test split: nats per token or pixel value, beside frequency tables of the training split"
-        )
-        language = report["language"]
-        numbers = {**language["nats_per_token"], "perplexity": language["test"]["perplexity"]}
-        terms = {**language["test"], **language}
-        more = ("bits_per_character", "bits_per_dimension", "masked_word_accuracy", "next_sentence_accuracy")
-        numbers |= {key: terms[key] for key in more if key in terms}
-        for key in numbers:
-            table.add_column(key.replace("_", " "), justify="right")
-        table.add_row(
-            *(f"{value:.2f}" if key == "perplexity" else f"{value:.3f}" for key, value in numbers.items())
-        )
-        console.print(table)
-    for section, values_key, title in (
-        ("reconstruction", "psnr_hidden", "hidden region of the test images: PSNR in dB"),
-        ("denoising", "psnr", "test images without their noise: PSNR in dB"),
-    ):
-        if section not in report:
-            continue
-        table = Table(title=title)
-        values = report[section][values_key]
-        for key in values:
-            table.add_column(key, justify="right")
-        table.add_row(*(f"{value:.2f}" for value in values.values()))
-        console.print(table)
+    for name, measure in measures().items():
+        if name in report:
+            title, cells = measure.table(report[name])
+            console.print(_table(title, list(cells), [list(cells.values())]))
+    for heading in ("left_out", "failed"):
+        for name, reason in report[heading].items():
+            console.print(f"{heading.replace('_', ' ')}: {name}: {reason}", markup=False, highlight=False)
+
+
+def _accuracies(report: dict[str, Any]) -> Table:
+    """A row for each encoder, a column for each accuracy of each probe."""
+    rows = report["results"]
+    columns = {
+        f"{probe.name}_{metric}": f"{probe.heading}\n{text}"
+        for probe in probes().values()
+        for metric, text in METRICS.items()
+    }
+    shown = [key for key in columns if any(key in row for row in rows.values())]
+    title = f"{report['method']} on {report['data']}: accuracy on the test split"
+    common = f"the most common class has {report['majority_share']:.1%} of it"
+    cells = [
+        [encoder, *(f"{row[key]:.3f}" if key in row else "-" for key in shown)]
+        for encoder, row in rows.items()
+    ]
+    return _table(f"{title}; {common}", ["encoder", *(columns[key] for key in shown)], cells)
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "encoder" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -169,3 +169,8 @@ def find_class(name: str) -> type | None:
         return None
     module, _, short = path.rpartition(".")
     return getattr(importlib.import_module(module), short)
+
+
+def implementations(root: str) -> list[Any]:
+    """The project's public classes derived from the one called ``root``, imported, by name."""
+    return [find_class(name) for name in below([root])]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from datamodules.seeding import run_seed
-from evaluation.report import evaluate
+from evaluation.report import evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
 from runtime.checkpoints import initial_module
 from runtime.command_line import RunLogger, SSLCommandLine
@@ -55,7 +55,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         epochs, steps = folder.progress()
         stopped = folder.stopped()
         complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
-        if (complete or stopped) and (folder.results.is_file() or not cli.config.evaluate):
+        if (complete or stopped) and (is_complete(folder.results) or not cli.config.evaluate):
             why = f", stopped early ({stopped})" if stopped else ""
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}")
             return 0
@@ -72,6 +72,8 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if not exists:
         held.enter_context(folder.in_use())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    for probe, reason in foreseen_obstacles(data).items() if cli.config.evaluate else ():
+        say(f"the results will be without the {probe} probe: {reason}")
     if trainer.is_global_zero:
         data.save(folder.path)
     if resume is not None:

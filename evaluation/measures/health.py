@@ -8,16 +8,57 @@ floats. N samples, D features.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.base import SSLDataModule
 from datamodules.checks import check_positive
+from evaluation.features import embed_split
+from evaluation.measures.base import Measure
+from sslmodules.base import SSLModule
 
 # Thresholds of `is_collapsed`.
 MIN_FEATURE_STD = 0.01
 MIN_RANKME = 1.5
+
+
+MAX_SAMPLES = 2048
+
+
+class Collapse(Measure):
+    """Is the representation alive? Collapse metrics of the features of test samples."""
+
+    name = "collapse"
+
+    def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
+        return len(data.dataset("test")) >= 2  # type: ignore[arg-type]
+
+    def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+        """Of up to ``MAX_SAMPLES`` samples, spread evenly over the split."""
+        n = len(data.dataset("test"))  # type: ignore[arg-type]
+        rows = torch.linspace(0, n - 1, min(n, MAX_SAMPLES)).round().long().tolist()
+        features, _ = embed_split({"": module.embed}, data, "test", device, rows)
+        return collapse_report(features[""])
+
+    def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        names = {"rankme": "RankMe", "feature_std": "feature std", "uniformity": "uniformity"}
+        cells = {heading: f"{values[key]:.3f}" for key, heading in names.items() if key in values}
+        title = f"features of {values['samples']} test samples"
+        return title, {**cells, "collapsed": values["collapsed"] or "no"}
+
+
+def collapse_report(features: Tensor) -> dict[str, Any]:
+    """``collapsed``: the reason or None, ``samples``, and where the features allow it ``rankme``,
+    ``feature_std`` and ``uniformity`` of features (N, D).
+    """
+    report: dict[str, Any] = {"samples": len(features), "collapsed": is_collapsed(features)}
+    if features.isfinite().all() and features.any():
+        for name, measure in (("rankme", rankme), ("feature_std", feature_std), ("uniformity", uniformity)):
+            report[name] = measure(features)
+    return report
 
 
 def rankme(features: Tensor) -> float:

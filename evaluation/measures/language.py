@@ -13,11 +13,32 @@ from datamodules.base import SSLDataModule
 from datamodules.seeding import mix_seed
 from datamodules.splits import Split
 from datamodules.text.tokenizer import SPECIALS
+from evaluation.measures.base import Measure
 from sslmodules.base import SSLModule
 from sslmodules.networks import PixelTokens
 
 COUNTED = 5_000_000
 """At most about so many tokens of the training split are counted for the tables."""
+
+
+class Language(Measure):
+    """Cross entropy of a model of tokens beside that of two tables of frequencies."""
+
+    name = "language"
+
+    def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
+        return hasattr(data, "vocab_size") or getattr(module, "pixels", None) is not None
+
+    def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+        return language_report(module, data, device)
+
+    def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        title = "test split: nats per token or pixel value, beside frequency tables of the training split"
+        terms = {**values["test"], **values}
+        more = ("bits_per_character", "bits_per_dimension", "masked_word_accuracy", "next_sentence_accuracy")
+        cells = {name: f"{value:.3f}" for name, value in values["nats_per_token"].items()}
+        cells["perplexity"] = f"{terms['perplexity']:.2f}"
+        return title, cells | {key.replace("_", " "): f"{terms[key]:.3f}" for key in more if key in terms}
 
 
 def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:

@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import SSLDataModule
+from datamodules.base import Batch, SSLDataModule
 from datamodules.checks import check
 from datamodules.seeding import mix_seed
+from evaluation.measures.base import Measure
+from sslmodules.base import SSLModule
 
-if TYPE_CHECKING:
-    from lightning import LightningModule
+
+class Reconstruction(Measure):
+    """PSNR of what a method predicts where the views hide pixels."""
+
+    name = "reconstruction"
+
+    def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
+        return hasattr(module, "reconstruct") and "mask" in _views_of_one(data)
+
+    def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+        return reconstruction_psnr(module, data, device)
+
+    def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        title = "hidden region of the test images: PSNR in dB"
+        return title, {name: f"{value:.2f}" for name, value in values["psnr_hidden"].items()}
+
+    def scalars(self, values: dict[str, Any]) -> dict[str, float]:
+        return {f"psnr_hidden_{name}": value for name, value in values["psnr_hidden"].items()}
+
+
+class Denoising(Measure):
+    """PSNR of what a method makes of images to which the views add noise."""
+
+    name = "denoising"
+
+    def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
+        added = _views_of_one(data) if hasattr(module, "reconstruct") else {}
+        return "corrupted" in added and "mask" not in added
+
+    def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+        return denoising_psnr(module, data, device)
+
+    def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        title = "test images without their noise: PSNR in dB"
+        return title, {name: f"{value:.2f}" for name, value in values["psnr"].items()}
+
+
+def _views_of_one(data: SSLDataModule) -> Batch:
+    """A batch of one test sample with what the views add."""
+    raw = data.dataset("test").__getitems__([0])  # type: ignore[attr-defined]
+    return data.transform(raw, torch.Generator(raw["input"].device).manual_seed(0))
 
 
 def psnr(squared_error: Tensor | float, peak: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error, for values in [0, ``peak``]: 10 log10(peak^2
     / mse).
+
+    ``torchmetrics`` has it for whole images only and sums in float32; here a region may count, in float64.
     """
     mse = torch.as_tensor(squared_error, dtype=torch.float64)
     return float(10 * torch.log10(peak**2 / mse))
 
 
 @torch.no_grad()
-def reconstruction_psnr(module: LightningModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+def reconstruction_psnr(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
     """PSNR of the hidden pixels of the test split, the mean squared error taken over all of them at once.
 
     Args:
@@ -92,7 +135,7 @@ def median_filter(images: Tensor, size: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def denoising_psnr(module: LightningModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+def denoising_psnr(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
     """PSNR against the clean images of the test split, the mean squared error taken over all pixels at once.
 
     Args:

@@ -1,0 +1,16 @@
+"""Probes of frozen features, one per file. A new file is known at once, without an edit here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.discovery import implementations
+
+if TYPE_CHECKING:
+    from evaluation.probes.base import Probe
+
+
+def probes() -> dict[str, Probe]:
+    """Every probe of the project by its name, in the order of the table."""
+    found: list[Probe] = [cls() for cls in implementations("Probe")]
+    return {probe.name: probe for probe in sorted(found, key=lambda probe: (probe.order, probe.name))}

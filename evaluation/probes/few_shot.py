@@ -18,31 +18,62 @@ Protocol, the same for every encoder:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
-from evaluation.probes.linear import check_labeled_features, feature_statistics, fit_linear_probe, top1
+from evaluation.probes.base import Fitted, Labeled, Probe
+from evaluation.probes.linear import (
+    LinearClassifier,
+    check_labeled_features,
+    feature_statistics,
+    fit_linear_probe,
+)
+
+SHOTS, DRAWS, L2 = 5, 10, 1e-2
 
 
-def few_shot_accuracy(
+class FewShotProbe(Probe):
+    """Linear probes on a few training samples of each class: mean and deviation over draws of them."""
+
+    name = "fewshot"
+    heading = f"{SHOTS}-shot"
+    order = 3
+
+    def protocol(self, num_train: int) -> dict[str, Any]:
+        return {"standardize": True, "fewshot_shots": SHOTS, "fewshot_draws": DRAWS, "fewshot_l2": L2}
+
+    def obstacle(self, train_labels: Tensor, class_names: Sequence[str]) -> str | None:
+        counts = train_labels.bincount(minlength=len(class_names)).tolist()
+        short = [f"{name!r} has {n}" for name, n in zip(class_names, counts, strict=True) if n < SHOTS]
+        if not short:
+            return None
+        more = f" ({len(short)} classes have too few)" if len(short) > 1 else ""
+        return f"class {short[0]} labeled training samples, {SHOTS} of each class are needed{more}"
+
+    def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
+        fitted = fit_few_shot_probes(*train, num_classes, SHOTS, DRAWS, seed, L2)
+        return Fitted([classifier.logits for classifier in fitted], {})
+
+
+def fit_few_shot_probes(
     train_features: Tensor,
     train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
     num_classes: int,
-    shots: int = 5,
-    draws: int = 10,
+    shots: int = SHOTS,
+    draws: int = DRAWS,
     seed: int = 0,
-    l2: float = 1e-2,
-) -> list[float]:
-    """Top-1 accuracy on the test features of linear probes fitted on ``shots`` examples per class.
+    l2: float = L2,
+) -> list[LinearClassifier]:
+    """Linear probes, each fitted on a draw of ``shots`` examples per class.
 
     Args:
         train_features: (N, D); the shots are drawn from them, and all of them give the standardization.
         train_labels: (N,) integers in [0, num_classes), every class at least ``shots`` times.
-        test_features: (M, D). ``test_labels``: (M,).
         num_classes: K.
         shots: labeled examples per class, default 5, drawn without replacement.
         draws: independent draws, default 10. More draws leave the first ones as they are.
@@ -50,18 +81,13 @@ def few_shot_accuracy(
         l2: as in ``fit_linear_probe``, default 1e-2.
 
     Returns:
-        One accuracy in [0, 1] per draw; report mean and standard deviation.
+        A probe for each draw; it takes raw features.
 
     Raises:
-        ValueError: a class with fewer than ``shots`` training examples (names it and its count); shots or
+        ConfigError: a class with fewer than ``shots`` training examples (names it and its count); shots or
             draws < 1; otherwise as ``fit_linear_probe``.
     """
     check_labeled_features(train_features, train_labels, num_classes, "train features")
-    check_labeled_features(test_features, test_labels, num_classes, "test features")
-    if train_features.shape[1] != test_features.shape[1]:
-        raise ValueError(
-            f"train features are {train_features.shape[1]} wide, test features {test_features.shape[1]}"
-        )
     check_at_least(1, shots=shots, draws=draws)
     labels_cpu = train_labels.cpu()
     members = [(labels_cpu == c).nonzero().squeeze(1) for c in range(num_classes)]  # (N_c,) indices per class
@@ -72,9 +98,8 @@ def few_shot_accuracy(
             )
 
     mean, std = feature_statistics(train_features.detach())
-    test = (test_features.detach().float() - mean).div_(std)
     generator = torch.Generator().manual_seed(seed)
-    accuracies = []
+    fitted = []
     for _ in range(draws):
         chosen = torch.cat(
             [indices[torch.randperm(len(indices), generator=generator)[:shots]] for indices in members]
@@ -82,5 +107,5 @@ def few_shot_accuracy(
         chosen = chosen.to(train_features.device)
         shots_features = (train_features[chosen].detach().float() - mean).div_(std)
         probe = fit_linear_probe(shots_features, train_labels[chosen], num_classes, l2=l2, standardize=False)
-        accuracies.append(top1(probe.predict(test), test_labels))
-    return accuracies
+        fitted.append(probe._replace(mean=mean, std=std))
+    return fitted

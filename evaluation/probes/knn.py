@@ -10,13 +10,35 @@ Shapes: Q queries, N bank samples, D features, K classes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_within
+from evaluation.probes.base import Fitted, Labeled, Probe
 from evaluation.probes.linear import check_features, check_labeled_features
+
+K, TEMPERATURE = 20, 0.07
+
+
+class KNNProbe(Probe):
+    """Weighted nearest neighbors among all training features."""
+
+    name = "knn"
+    heading = "kNN"
+    order = 2
+
+    def protocol(self, num_train: int) -> dict[str, Any]:
+        return {"knn_k": min(K, num_train), "knn_temperature": TEMPERATURE}
+
+    def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
+        def votes(features: Tensor) -> Tensor:
+            k = min(K, len(train[0]))
+            return knn_votes(features, *train, num_classes, k=k, temperature=TEMPERATURE)
+
+        return Fitted([votes], {})
 
 
 def knn_predict(
@@ -24,12 +46,24 @@ def knn_predict(
     bank: Tensor,
     bank_labels: Tensor,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = K,
+    temperature: float = TEMPERATURE,
     chunk_size: int = 1024,
 ) -> Tensor:
-    """Classify each query by its k most similar bank samples, which vote with weight exp(s / T), s = cosine
-    similarity.
+    """The class with the most votes for each query, (Q,) int64; arguments as for ``knn_votes``."""
+    return knn_votes(query, bank, bank_labels, num_classes, k, temperature, chunk_size).argmax(dim=1)
+
+
+def knn_votes(
+    query: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    num_classes: int,
+    k: int = K,
+    temperature: float = TEMPERATURE,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """Votes of the k bank samples most similar to each query, with weight exp(s / T), s = cosine similarity.
 
     The query must not be in the bank: it would be its own nearest neighbor. Features are brought to unit
     length, not centered. Works in float32 whatever the input's type and inside autocast. Uses memory for one
@@ -46,7 +80,7 @@ def knn_predict(
         chunk_size: queries compared at once, default 1024; changes memory, not the result.
 
     Returns:
-        (Q,) int64 predicted classes.
+        (Q, num_classes) float32 votes, relative to the weight of the most similar sample.
 
     Raises:
         ValueError: empty or non-finite features, widths that differ, a label outside [0, num_classes), k
@@ -60,7 +94,7 @@ def knn_predict(
     check_within(0, math.inf, "()", temperature=temperature)
     check_at_least(1, chunk_size=chunk_size)
 
-    predictions = []
+    votes = []
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         bank_t = F.normalize(bank.float(), dim=1).T  # (D, N)
         labels = bank_labels.long()
@@ -69,6 +103,6 @@ def knn_predict(
             # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
             # small T.
             weights = ((similarity - similarity[:, :1]) / temperature).exp()
-            votes = weights.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[index], weights)
-            predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+            empty = weights.new_zeros(len(chunk), num_classes)
+            votes.append(empty.scatter_add_(1, labels[index], weights))
+    return torch.cat(votes)

@@ -19,16 +19,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from datamodules.checks import check, check_at_least, check_within
 from datamodules.errors import ConfigError
+from evaluation.accuracy import top1
+from evaluation.probes.base import Fitted, Labeled, Probe
+
+L2_GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
-class LinearProbe(NamedTuple):
+class LinearProbe(Probe):
+    """A linear probe on all training features, its L2 penalty chosen on the validation split."""
+
+    name = "linear"
+    heading = "linear"
+    order = 1
+
+    def protocol(self, num_train: int) -> dict[str, Any]:
+        return {"standardize": True, "linear_l2_grid": list(L2_GRID)}
+
+    def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
+        classifier, l2 = select_linear_probe(*train, *val, num_classes, l2_grid=L2_GRID)
+        return Fitted([classifier.logits], {"linear_l2": l2})
+
+
+class LinearClassifier(NamedTuple):
     """A fitted probe. ``weight`` (K, D) and ``bias`` (K,) act on features standardized by ``mean`` and
     ``std`` (D,).
     """
@@ -46,24 +65,6 @@ class LinearProbe(NamedTuple):
     def predict(self, features: Tensor) -> Tensor:
         """Most likely class (N,), int64, of raw features (N, D)."""
         return self.logits(features).argmax(dim=1)
-
-
-def top1(predictions: Tensor, labels: Tensor) -> float:
-    """Share of correct predictions, in [0, 1].
-
-    Args:
-        predictions: (N,) predicted classes.
-        labels: (N,) true classes.
-
-    Raises:
-        ValueError: the shapes differ or there is nothing to count.
-    """
-    if predictions.shape != labels.shape or predictions.numel() == 0:
-        raise ValueError(
-            f"top1 needs as many predictions as labels and at least one, "
-            f"got shapes {tuple(predictions.shape)} and {tuple(labels.shape)}"
-        )
-    return (predictions == labels).sum().item() / labels.numel()
 
 
 def check_labeled_features(
@@ -142,7 +143,7 @@ def fit_linear_probe(
     l2: float = 1e-5,
     standardize: bool = True,
     max_iterations: int = 100,
-) -> LinearProbe:
+) -> LinearClassifier:
     """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights: deterministic, in
     float32.
 
@@ -178,7 +179,7 @@ def fit_linear_probe(
         max_iterations,
         *_zero_init(features, num_classes),
     )
-    return LinearProbe(weight, bias, mean, std)
+    return LinearClassifier(weight, bias, mean, std)
 
 
 def select_linear_probe(
@@ -187,10 +188,10 @@ def select_linear_probe(
     val_features: Tensor,
     val_labels: Tensor,
     num_classes: int,
-    l2_grid: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    l2_grid: Sequence[float] = L2_GRID,
     standardize: bool = True,
     max_iterations: int = 100,
-) -> tuple[LinearProbe, float]:
+) -> tuple[LinearClassifier, float]:
     """Fit one probe per l2 on the training split and keep the one with the best top-1 on the validation
     split.
 
@@ -223,14 +224,14 @@ def select_linear_probe(
     mean, std = _statistics_or_identity(train_features, standardize)
     inputs, targets = (train_features.detach().float() - mean).div_(std), train_labels.long()
 
-    best: tuple[LinearProbe, float] | None = None
+    best: tuple[LinearClassifier, float] | None = None
     best_accuracy = -1.0
     # Neighboring optima are close: on digits, starting at the last one takes a third less time than from
     # zero.
     weight, bias = _zero_init(train_features, num_classes)
     for l2 in sorted(l2_grid, reverse=True):
         weight, bias = _minimize(inputs, targets, l2, max_iterations, weight, bias)
-        probe = LinearProbe(weight, bias, mean, std)
+        probe = LinearClassifier(weight, bias, mean, std)
         accuracy = top1(probe.predict(val_features), val_labels)
         if accuracy > best_accuracy:  # strictly better: a tie keeps the stronger l2, which came first
             best, best_accuracy = (probe, l2), accuracy

@@ -13,9 +13,10 @@ from torch import nn
 
 from datamodules import Digits, GaussianNoise, RandomBlock, TwoViews, View
 from datamodules.images.module import ArrayDataset
+from evaluation.accuracy import top1
 from evaluation.callbacks import CollapseMetrics, FeatureProbe, OnlineLinearProbe
 from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import fit_linear_probe, top1
+from evaluation.probes.linear import fit_linear_probe
 from evaluation.samples import ImageGrid
 from runtime.callbacks import Throughput
 from sslmodules import SimCLR

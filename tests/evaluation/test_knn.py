@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from evaluation.accuracy import top1
 from evaluation.probes.knn import knn_predict
-from evaluation.probes.linear import top1
 
 
 def loop_knn(query, bank, labels, num_classes, k, temperature):

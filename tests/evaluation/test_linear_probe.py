@@ -11,7 +11,8 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from evaluation.probes.linear import feature_statistics, fit_linear_probe, select_linear_probe, top1
+from evaluation.accuracy import top1
+from evaluation.probes.linear import feature_statistics, fit_linear_probe, select_linear_probe
 
 
 def gaussian_classes(n, dim=16, classes=4, distance=1.0, seed=0):

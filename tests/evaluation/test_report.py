@@ -11,9 +11,9 @@ import torch
 
 from datamodules import CenterHole, Digits, GaussianNoise, MaskingNoise
 from datamodules.base import raw_input
+from evaluation.accuracy import top1
 from evaluation.features import extract_features
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
-from evaluation.probes.linear import top1
 from evaluation.report import evaluate, probe_features
 from tests.conftest import build
 

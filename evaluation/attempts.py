@@ -1,0 +1,34 @@
+"""Parts of an evaluation that run one after the other: one that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datamodules.errors import ConfigError, DataFileError
+
+
+class Attempts:
+    """Collects the errors of the parts that failed.
+
+    Attributes:
+        failed: by the part's name its error, on one line.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Run the block; an exception ends the block, not the program, and is noted under ``name``.
+
+        The traceback of a bug is printed on stderr; errors of the user's files and settings have none.
+        """
+        try:
+            yield
+        except (ConfigError, DataFileError) as error:
+            self.failed[name] = " ".join(str(error).split())
+        except Exception as error:
+            traceback.print_exc()
+            self.failed[name] = " ".join(f"{type(error).__name__}: {error}".split())

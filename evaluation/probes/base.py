@@ -1,0 +1,68 @@
+"""What a probe is: a way to measure how well frozen features separate the classes of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from evaluation.accuracy import accuracies
+
+Labeled = tuple[Tensor, Tensor]
+"""Features (N, D) float32 and labels (N,) int64 in [0, K)."""
+
+
+class Fitted(NamedTuple):
+    """A probe that has seen the training features.
+
+    Attributes:
+        predictors: each makes class scores (M, K) of features (M, D). Of several, which are repetitions on
+            other draws, the mean and the standard deviation of the accuracy are reported.
+        chosen: settings chosen on the validation split, by their key in ``results.json``.
+    """
+
+    predictors: Sequence[Callable[[Tensor], Tensor]]
+    chosen: dict[str, float]
+
+
+class Probe(ABC):
+    """A file in ``evaluation/probes`` with a subclass is all that a new probe needs.
+
+    Attributes:
+        name: as in ``--probes`` and in the keys of ``results.json``.
+        heading: of its columns in the table on the terminal.
+        order: of its columns in that table, the smallest first.
+    """
+
+    name: ClassVar[str]
+    heading: ClassVar[str]
+    order: ClassVar[int] = 100
+
+    def protocol(self, num_train: int) -> dict[str, Any]:
+        """The fixed settings for ``num_train`` labeled training samples, by their key in ``results.json``."""
+        return {}
+
+    def obstacle(self, train_labels: Tensor, class_names: Sequence[str]) -> str | None:
+        """Why the probe cannot be fitted to these training samples (N,) of these K classes, or None."""
+        return None
+
+    @abstractmethod
+    def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
+        """Fit to ``train``. Whatever is chosen is chosen on ``val``; draws come from ``seed``."""
+
+    def score(
+        self, train: Labeled, val: Labeled, test: Labeled, num_classes: int, seed: int = 0
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Accuracies on ``test`` by their key in ``results.json``, and what was chosen on ``val``."""
+        fitted = self.fit(train, val, num_classes, seed)
+        rows = [accuracies(predict(test[0]), test[1]) for predict in fitted.predictors]
+        results = {}
+        for metric in rows[0]:
+            values = [row[metric] for row in rows]
+            results[f"{self.name}_{metric}"] = mean(values)
+            if len(values) > 1:
+                results[f"{self.name}_{metric}_std"] = stdev(values)
+        return results, fitted.chosen
