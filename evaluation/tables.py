@@ -17,6 +17,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     """Accuracies by encoder, what else was measured, and what was left out or failed."""
     if any(report["results"].values()):
         console.print(_accuracies(report))
+        console.print(f"the most common class has {report['majority_share']:.1%} of the test split")
     elif not (report["left_out"] or report["failed"]):
         console.print(f"{report['data']} has no labels: no probes.")
     for name, measure in measures().items():
@@ -38,12 +39,11 @@ def _accuracies(report: dict[str, Any]) -> Table:
     }
     shown = [key for key in columns if any(key in row for row in rows.values())]
     title = f"{report['method']} on {report['data']}: accuracy on the test split"
-    common = f"the most common class has {report['majority_share']:.1%} of it"
     cells = [
         [encoder, *(f"{row[key]:.3f}" if key in row else "-" for key in shown)]
         for encoder, row in rows.items()
     ]
-    return _table(f"{title}; {common}", ["encoder", *(columns[key] for key in shown)], cells)
+    return _table(title, ["encoder", *(columns[key] for key in shown)], cells)
 
 
 def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:

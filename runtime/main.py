@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from datamodules.seeding import run_seed
+from evaluation.attempts import Attempts
+from evaluation.measures import measures
 from evaluation.report import evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
 from runtime.checkpoints import initial_module
@@ -95,19 +97,33 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if cli.ending.stopped:
         say(f"stopped early in step {trainer.global_step} ({cli.ending.stopped})")
     receiver.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
+    failed = False
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": run_seed()})
-        report = evaluate(
-            module, untrained, data, str(folder.last), device=trainer.strategy.root_device, seed=run_seed()
-        )
-        print_report(report, Console(soft_wrap=True))
-        log_hyperparameters(trainer, cli.plain_config, report)
-        write_json(folder.results, report)  # the last thing: with it the run counts as finished
+        failed = evaluate_run(cli)
     where = shlex.quote(str(folder.path))
     say(f"run folder:   {where}")
     say(f"TensorBoard:  tensorboard --logdir {where}")
     say(f"evaluate:     python eval.py {where}")
-    return 0
+    return 1 if failed else 0
+
+
+def evaluate_run(cli: SSLCommandLine) -> bool:
+    """Measure what was trained: tables on the terminal, scalars in the loggers, ``results.json``.
+
+    Returns:
+        Whether a part failed. The report names it, and the other parts are there.
+    """
+    trainer, module, seed = cli.trainer, cli.model, run_seed()
+    untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
+    where, device = str(cli.run_folder.last), trainer.strategy.root_device
+    report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
+    attempts = Attempts()
+    with attempts.of("loggers"):
+        log_hyperparameters(trainer, cli.plain_config, report)
+    report["failed"] |= attempts.failed
+    print_report(report, Console(soft_wrap=True))
+    write_json(cli.run_folder.results, report)  # last: with it the run counts as finished
+    return bool(report["failed"])
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:
@@ -131,9 +147,9 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[s
         if k in ("max_epochs", "max_steps", "precision")
     }
     scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
-    scores |= {
-        f"test/psnr_hidden_{k}": v for k, v in report.get("reconstruction", {}).get("psnr_hidden", {}).items()
-    }
+    for name, measure in measures().items():
+        if name in report:
+            scores |= {f"test/{k}": v for k, v in measure.scalars(report[name]).items()}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             TensorBoardLogger.log_hyperparams(logger, flat, scores)

@@ -8,8 +8,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import evaluation.probes.few_shot
-from evaluation.probes.few_shot import few_shot_accuracy
+from evaluation.accuracy import top1
+from evaluation.probes.few_shot import FewShotProbe, fit_few_shot_probes
 from evaluation.probes.linear import feature_statistics, fit_linear_probe
+
+
+def few_shot_accuracy(train_features, train_labels, test_features, test_labels, num_classes, **options):
+    """Top-1 accuracy of the probe of each draw."""
+    fitted = fit_few_shot_probes(train_features, train_labels, num_classes, **options)
+    return [top1(probe.predict(test_features), test_labels) for probe in fitted]
 
 
 def two_blobs(n, distance, seed):
@@ -110,18 +117,18 @@ def test_exactly_as_many_examples_as_shots_suffice():
         ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"l2": -1.0}, r"l2 must be in \[0, inf\), got"),
-        ({"test_labels": torch.full((10,), -1)}, "test features: 10 of 10 labels are negative"),
-        ({"test_features": torch.zeros(10, 7)}, "train features are 8 wide, test features 7"),
     ],
 )
 def test_bad_input_is_refused(change, message):
     x, y = two_blobs(10, 5.0, 0)
-    arguments = {
-        "train_features": x,
-        "train_labels": y,
-        "test_features": x,
-        "test_labels": y,
-        "num_classes": 2,
-    }
     with pytest.raises(ValueError, match=message):
-        few_shot_accuracy(**(arguments | change))
+        fit_few_shot_probes(x, y, **({"num_classes": 2} | change))
+
+
+def test_classes_with_too_few_samples_are_named():
+    labels = torch.tensor([0] * 9 + [1] * 4 + [2] * 5)
+    probe, enough = FewShotProbe(), torch.arange(15) % 3
+    needed = "labeled training samples, 5 of each class are needed"
+    assert probe.obstacle(enough, "abc") is None
+    assert probe.obstacle(labels, "abc") == f"class 'b' has 4 {needed}"
+    assert probe.obstacle(labels, "abcd") == f"class 'b' has 4 {needed} (2 classes have too few)"

@@ -212,14 +212,6 @@ def test_selection_cannot_see_a_test_split():
     assert parameters[:5] == ["train_features", "train_labels", "val_features", "val_labels", "num_classes"]
 
 
-def test_top1_by_hand():
-    assert top1(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 1])) == 0.5
-    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
-        top1(torch.zeros(2), torch.zeros(3))
-    with pytest.raises(ValueError, match="at least one"):
-        top1(torch.zeros(0), torch.zeros(0))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from datamodules import CenterHole, Digits, GaussianNoise, MaskingNoise
 from datamodules.base import raw_input
 from evaluation.accuracy import top1
 from evaluation.features import extract_features
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
-from evaluation.report import evaluate, probe_features
+from evaluation.probes import probes
+from evaluation.report import evaluate, foreseen_obstacles, is_complete
+from evaluation.tables import print_report
+from runtime import discovery
 from tests.conftest import build
 
 
@@ -39,17 +48,20 @@ def test_the_test_split_chooses_nothing() -> None:
     x = torch.randn(300, 8, generator=generator)
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
     train, val, test = ((x[i : i + 100], y[i : i + 100]) for i in (0, 100, 200))
-    first, chosen = probe_features(train, val, test, 4)
-    second, chosen_again = probe_features(train, val, (test[0].flip(1), test[1]), 4)
-    assert chosen == chosen_again and first["linear_top1"] > 0.8 > second["linear_top1"]
+    other = (test[0].flip(1), test[1])
+    for probe in probes().values():
+        first, chosen = probe.score(train, val, test, 4)
+        second, chosen_again = probe.score(train, val, other, 4)
+        key = f"{probe.name}_top1"
+        assert chosen == chosen_again and first[key] > 0.6 > second[key]
 
 
 def test_only_the_asked_probes_run() -> None:
     module, data = build("configs/digits/simclr.yaml")
     report = evaluate(module, module, data, "x.ckpt", probes=("knn",))
-    assert set(report["results"]["pretrained"]) == {"knn_top1"}
+    assert set(report["results"]["pretrained"]) == {"knn_top1", "knn_macro"}
     assert report["results"]["pretrained"] == report["results"]["random_init"]
-    with pytest.raises(ValueError, match="got 'knnn'"):
+    with pytest.raises(ValueError, match="probes must be one of linear, knn, fewshot, got 'knnn'"):
         evaluate(module, module, data, "x.ckpt", probes=("knnn",))
 
 
@@ -128,3 +140,189 @@ def test_what_a_method_restores_depends_on_what_the_views_damage() -> None:
 
 def test_top1_is_a_share() -> None:
     assert top1(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 0, 1])) == 0.5
+
+
+# ---- a new file is known, and what cannot run leaves the rest alone ----------------------------------------
+
+PROBE = '''
+import torch
+from evaluation.probes.base import Fitted, Probe
+
+
+class NearestMean(Probe):
+    """The class with the nearest mean."""
+
+    name, heading = "mean", "nearest mean"
+
+    def fit(self, train, val, num_classes, seed):
+        means = torch.stack([train[0][train[1] == c].mean(0) for c in range(num_classes)])
+        return Fitted([lambda features: -torch.cdist(features, means)], {"mean_offset": 0.5})
+'''
+
+MEASURE = '''
+from evaluation.measures.base import Measure
+
+
+class Parameters(Measure):
+    """How large the encoder is."""
+
+    name = "parameters"
+
+    def applies(self, module, data):
+        return type(data).__name__ == "Digits"
+
+    def measure(self, module, data, device):
+        return {"encoder": sum(p.numel() for p in module.encoder.parameters())}
+
+    def table(self, values):
+        return "size", {"encoder": str(values["encoder"])}
+'''
+
+
+@pytest.fixture
+def new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the project in which two files were added, and nothing else is edited."""
+    for package in discovery.PACKAGES:
+        shutil.copytree(discovery.ROOT / package, tmp_path / package)
+    for folder, name, text in (("probes", "mean", PROBE), ("measures", "parameters", MEASURE)):
+        (tmp_path / "evaluation" / folder / f"{name}.py").write_text(text)
+        package_module = sys.modules[f"evaluation.{folder}"]
+        monkeypatch.setattr(package_module, "__path__", [str(tmp_path / "evaluation" / folder)])
+        monkeypatch.delitem(sys.modules, f"evaluation.{folder}.{name}", raising=False)
+    monkeypatch.setattr(discovery, "ROOT", tmp_path)
+    discovery.classes.cache_clear()
+    yield
+    discovery.classes.cache_clear()
+
+
+def shown(report: dict[str, Any]) -> str:
+    """The report as the terminal shows it."""
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+@pytest.mark.usefixtures("new_files")
+def test_a_new_probe_and_a_new_measure_are_one_file_each() -> None:
+    module, data = build("configs/digits/simclr.yaml")
+    report = evaluate(module, module, data, "x.ckpt", probes=("mean",))
+    assert set(report["results"]["raw_input"]) == {"mean_top1", "mean_macro"}
+    assert report["results"]["raw_input"]["mean_top1"] > 0.9
+    assert report["protocol"]["mean_offset"] == 0.5
+    size = sum(p.numel() for p in module.encoder.parameters())
+    assert report["parameters"] == {"encoder": size} and report["failed"] == {}
+    text = shown(report)
+    assert "nearest mean" in text and "size" in text and str(size) in text
+    assert list(probes()) == ["linear", "knn", "fewshot", "mean"]
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("no\nluck")
+
+
+def test_what_fails_is_named_and_leaves_the_rest_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A probe, a measure, a baseline and the embedding of one encoder, each with a bug."""
+    module, data = build("configs/digits/inpainting.yaml")
+    untrained, _ = build("configs/digits/inpainting.yaml")
+    whole = evaluate(module, untrained, data, "x.ckpt")
+    monkeypatch.setattr("evaluation.probes.knn.knn_votes", broken)
+    monkeypatch.setattr("evaluation.measures.reconstruction.reconstruction_psnr", broken)
+    monkeypatch.setattr(untrained, "embed", broken)
+    report = evaluate(module, untrained, data, "x.ckpt")
+    error = "RuntimeError: no luck"
+    assert report["failed"] == {
+        "features of random_init": error,
+        "knn of pretrained": error,
+        "knn of raw_input": error,
+        "reconstruction": error,
+    }
+    assert capsys.readouterr().err.count("Traceback") == 4
+    kept = {
+        encoder: {key: value for key, value in row.items() if not key.startswith("knn")}
+        for encoder, row in whole["results"].items()
+        if encoder != "random_init"
+    }
+    assert report["results"] == kept and report["collapse"] == whole["collapse"]
+    assert "reconstruction" not in report and "reconstruction" in whole
+    assert "failed: knn of pretrained: RuntimeError: no luck\n" in shown(report)
+
+
+def test_what_was_given_fails_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data = build("configs/digits/simclr.yaml")
+    monkeypatch.setattr(module, "embed", lambda x: torch.full((len(x), 4), float("nan")))
+    report = evaluate(module, module, data, "x.ckpt", probes=("knn",))
+    n = len(data.dataset("test"))  # type: ignore[arg-type]
+    reason = f"query features: {n} of {n} rows hold NaN or infinity: the encoder has diverged"
+    assert report["failed"] == {"knn of pretrained": reason, "knn of random_init": reason}
+    assert "knn_top1" in report["results"]["raw_input"] and report["collapse"]["collapsed"]
+    assert capsys.readouterr().err == ""
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_class_with_few_samples_costs_the_few_shot_probe_only() -> None:
+    module, data = build("configs/digits/simclr.yaml")
+    bank: Any = data.dataset("bank")
+    few = np.flatnonzero(bank.labels == 3)[2:]
+    bank.labels[few] = -1
+    reason = "class '3' has 2 labeled training samples, 5 of each class are needed"
+    assert foreseen_obstacles(data) == {"fewshot": reason}
+    report = evaluate(module, module, data, "x.ckpt")
+    assert report["left_out"] == {"fewshot": reason} and report["failed"] == {}
+    assert set(report["results"]["pretrained"]) == {"linear_top1", "linear_macro", "knn_top1", "knn_macro"}
+    assert "fewshot_shots" not in report["protocol"]
+    assert shown(report).endswith(f"left out: fewshot: {reason}\n")
+
+
+def test_a_split_without_labels_leaves_out_every_probe() -> None:
+    module, data = build("configs/digits/simclr.yaml")
+    test: Any = data.dataset("test")
+    test.labels[:] = -1
+    reason = "no sample of the split test has a label"
+    expected = {name: reason for name in ("linear", "knn", "fewshot")}
+    assert foreseen_obstacles(data) == expected
+    report = evaluate(module, module, data, "x.ckpt")
+    assert report["left_out"] == expected and report["failed"] == {} and "majority_share" not in report
+    assert set(report["results"]["pretrained"]) == set()
+
+
+def test_a_report_is_complete_unless_something_failed(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert not is_complete(path)
+    for text, expected in (
+        ('{"results": {}}', True),  # schema 1
+        ('{"results": {}, "failed": {}}', True),
+        ('{"results": {}, "failed": {"knn of pretrained": "RuntimeError"}}', False),
+        ("[]", False),
+        ("{", False),
+    ):
+        path.write_text(text)
+        assert is_complete(path) is expected
+
+
+def test_the_table_of_accuracies() -> None:
+    report = {
+        "method": "SimCLR",
+        "data": "Digits",
+        "majority_share": 0.125,
+        "results": {
+            "pretrained": {
+                "linear_top1": 0.5,
+                "linear_macro": 0.25,
+                "fewshot_top1": 1,
+                "fewshot_top1_std": 0.1,
+            },
+            "raw_input": {"fewshot_top1": 0.75},
+        },
+        "left_out": {},
+        "failed": {},
+    }
+    cells = [[cell.strip() for cell in line.split("\u2502")][1:-1] for line in shown(report).splitlines()]
+    assert [row for row in cells if row] == [
+        ["pretrained", "0.500", "0.250", "1.000"],
+        ["raw_input", "-", "-", "0.750"],
+    ]
+    assert shown(report).endswith("the most common class has 12.5% of the test split\n")
