@@ -83,9 +83,9 @@ def test_an_old_run_is_resumed_and_ends_as_it_would_have(
     assert content["state_dict"].keys() == finished.keys()
     for key, value in finished.items():  # bit for bit on one machine; other kernels may round otherwise
         torch.testing.assert_close(content["state_dict"][key], value, rtol=1e-4, atol=1e-5, msg=key)
-    expected = json.loads((OLD_RUN / "finished.json").read_text())
-    now = numbers({key: results(old_run)[key] for key in expected})
-    assert now == pytest.approx(numbers(expected), abs=0.02)
+    expected = numbers(json.loads((OLD_RUN / "finished.json").read_text()))
+    now = numbers(results(old_run))  # of a later schema, which has more
+    assert {key: now[key] for key in expected} == pytest.approx(expected, abs=0.02)
 
 
 def test_an_old_run_remembers_its_best_epoch(old_run: Path) -> None:
