@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.checks import check_at_least
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
@@ -72,7 +72,7 @@ def ignore_foreign_signals(worker: int) -> None:
 
 
 class Fetch(Dataset):
-    """The same data set; an error while fetching also says which samples were asked for."""
+    """The same data set; an error in the code also says which samples were asked for."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -83,6 +83,8 @@ class Fetch(Dataset):
     def __getitems__(self, indices: list[int]) -> Any:
         try:
             return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        except (ConfigError, DataFileError):  # complete as they are
+            raise
         except Exception as error:
             shown = ", ".join(map(str, indices[:5])) + (
                 f", ... ({len(indices)} in all)" if len(indices) > 5 else ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.base import SSLDataModule
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, DataFileError
 from sslmodules import SSLModule
 
 
@@ -57,7 +57,7 @@ def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
     module.eval()
     try:
         return module.embed(x)
-    except ConfigError:
+    except (ConfigError, DataFileError):
         raise
     except Exception as error:
         reason = misfit(encoder, x) if shapes and shapes[-1] == x.shape else None

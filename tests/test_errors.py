@@ -1,0 +1,445 @@
+"""What ends in one line and what keeps its traceback: decided by the class of the exception, not by the time.
+
+``ConfigError`` (what was given) and ``DataFileError`` (files) are shortened wherever and whenever they are
+raised, also in a data-loading worker. An error in the code never is.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import re
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import eval as evaluation_script
+import train
+from datamodules import checks
+from datamodules.errors import ConfigError, DataFileError, ImageFileError, readable
+from datamodules.images.arrays import Digits
+from datamodules.images.module import ArrayDataset
+from runtime.callbacks import Throughput
+from runtime.messages import ROOT
+from sslmodules import SimCLR, SSLModule
+
+QUICK = ["--config", str(ROOT / "tests" / "quick.yaml")]
+DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml"), *QUICK]
+LATE = 5  # a step of the second epoch
+
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    monkeypatch.delenv("SSL_TRACEBACK", raising=False)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.chdir(tmp_path)
+
+
+def error_of(capture: Capture) -> list[str]:
+    """What stands on stderr but for the lines of Lightning and of the libraries below."""
+    return [
+        x for x in capture.readouterr().err.splitlines() if x.startswith(("error: ", "note: ", "Traceback"))
+    ]
+
+
+# ---- by class, in every place ------------------------------------------------------------------------------
+
+
+def in_losses(patch: Patch, happens: Callable[[], Any], step: int = 0) -> list[str]:
+    original = SimCLR.losses
+
+    def losses(self: SimCLR, batch: Any) -> Any:
+        if self.global_step == step:
+            happens()
+        return original(self, batch)
+
+    patch.setattr(SimCLR, "losses", losses)
+    return []
+
+
+def in_a_late_step(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    return in_losses(patch, happens, LATE)
+
+
+def in_embed(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    patch.setattr(SimCLR, "embed", lambda self, x: happens())
+    return []
+
+
+def in_a_constructor(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    original = SimCLR.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        happens()
+
+    patch.setattr(SimCLR, "__init__", __init__)
+    return []
+
+
+def in_a_callback(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    patch.setattr(Throughput, "on_train_epoch_start", lambda *args: happens())
+    return []
+
+
+def in_setup(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    patch.setattr(Digits, "prepare_data", lambda self: happens())
+    return []
+
+
+def in_the_dataset(patch: Patch, happens: Callable[[], Any], workers: int = 0) -> list[str]:
+    original, calls = ArrayDataset.__getitems__, []
+
+    def getitems(self: ArrayDataset, indices: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # the first call is the trial before training; a worker counts for itself
+            happens()
+        return original(self, indices)
+
+    patch.setattr(ArrayDataset, "__getitems__", getitems)
+    return ["--data.num_workers", str(workers)]
+
+
+def in_a_worker(patch: Patch, happens: Callable[[], Any]) -> list[str]:
+    return in_the_dataset(patch, happens, workers=1)
+
+
+PLACES = [
+    in_losses,
+    in_a_late_step,
+    in_embed,
+    in_a_constructor,
+    in_a_callback,
+    in_setup,
+    in_the_dataset,
+    in_a_worker,
+]
+
+
+def raiser(error: Exception) -> Callable[[], NoReturn]:
+    def happens() -> NoReturn:
+        raise error
+
+    return happens
+
+
+@pytest.mark.parametrize("error", [ValueError("a slip"), OSError(2, "a slip")], ids=["ValueError", "OSError"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_error_in_the_code_keeps_its_traceback(
+    place: Any, error: Exception, monkeypatch: Patch, capsys: Capture
+) -> None:
+    options = place(monkeypatch, raiser(error))
+    with pytest.raises(type(error), match="a slip") as caught:
+        train.main([*DIGITS, "--run_dir", "run", *options])
+    lines = [entry.name for entry in caught.traceback]
+    if place is in_a_worker:  # torch puts the worker's traceback into the message
+        assert "in happens" in str(caught.value) and "Original Traceback" in str(caught.value)
+    else:
+        assert lines[-1] == "happens"
+    note = "note: SimCLR.embed failed for 2 samples of Digits of shape (1, 8, 8), before training"
+    assert error_of(capsys) == ([note] if place is in_embed else [])
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("give it another way"), DataFileError("x.dat is damaged: fetch it again")], ids=repr
+)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_was_given_and_files_end_in_one_line(
+    place: Any, error: Exception, monkeypatch: Patch, capsys: Capture
+) -> None:
+    options = place(monkeypatch, raiser(error))
+    assert train.main([*DIGITS, "--run_dir", "run", *options]) == 2
+    where = "model: " if place is in_a_constructor and isinstance(error, ConfigError) else ""
+    assert error_of(capsys) == [f"error: {where}{error}"]
+
+
+def test_lightnings_own_word_for_a_wrong_option_ends_in_one_line(monkeypatch: Patch, capsys: Capture) -> None:
+    in_a_late_step(monkeypatch, raiser(MisconfigurationException("no such\nmonitor")))
+    assert train.main([*DIGITS, "--run_dir", "run"]) == 2
+    assert error_of(capsys) == ["error: no such monitor"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_the_traceback_can_be_asked_for(workers: str, monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setenv("SSL_TRACEBACK", "1")
+    options = in_the_dataset(monkeypatch, raiser(DataFileError("x.dat is damaged")), int(workers))
+    assert train.main([*DIGITS, "--run_dir", "run", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("\nerror: x.dat is damaged\n") and "in happens" in err
+
+
+def test_evaluation_follows_the_same_rule(monkeypatch: Patch, capsys: Capture) -> None:
+    expected = "nowhere does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)"
+    assert evaluation_script.main(["nowhere"]) == 2
+    assert error_of(capsys) == [f"error: {expected}"]
+    monkeypatch.setenv("SSL_TRACEBACK", "1")
+    assert evaluation_script.main(["nowhere"]) == 2
+    assert error_of(capsys) == ["Traceback (most recent call last):", f"error: {expected}"]
+    monkeypatch.delenv("SSL_TRACEBACK")
+    monkeypatch.setattr("runtime.rebuild.checkpoint_of", lambda *args: raiser(ValueError("a slip"))())
+    with pytest.raises(ValueError, match="a slip"):
+        evaluation_script.main(["nowhere"])
+
+
+# ---- the classes -------------------------------------------------------------------------------------------
+
+
+class Failing(Dataset):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, i: int) -> NoReturn:
+        raise self.error
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataFileError, ImageFileError])
+def test_class_and_message_survive_a_worker(kind: type[Exception]) -> None:
+    message = f"a.png: it is empty. {kind.__name__}: twice"
+    with pytest.raises(kind) as caught:
+        next(iter(DataLoader(Failing(kind("a.png: it is empty")), num_workers=1)))
+    assert type(caught.value) is kind and str(caught.value) == "a.png: it is empty"
+    assert "in __getitem__" in str(caught.value.__cause__)
+    assert str(kind(message)) == message and str(pickle.loads(pickle.dumps(kind(message)))) == message
+
+
+def test_the_classes_are_of_the_builtin_kinds_and_import_nothing_heavy() -> None:
+    assert issubclass(ConfigError, ValueError) and issubclass(DataFileError, OSError)
+    code = "import sys, datamodules.checks, runtime.failures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_the_system_says_about_a_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError) as caught, readable(tmp_path / "x"):
+        (tmp_path / "x").read_bytes()
+    assert str(caught.value) == f"{tmp_path / 'x'} cannot be read: No such file or directory"
+    with pytest.raises(DataFileError, match="as it is"), readable("x"):
+        raise DataFileError("as it is")
+
+
+# ---- range checks ------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: checks.check_positive(lr=0), "lr must be positive, got 0"),
+        (lambda: checks.check_positive(lr=NAN), "lr must be positive, got nan"),
+        (lambda: checks.check_positive(std=(1, 0)), "std must be positive, got (1, 0)"),
+        (lambda: checks.check_at_least(2, n=3, m=1), "m must be at least 2, got 1"),
+        (lambda: checks.check_at_least(0, n=NAN), "n must be at least 0, got nan"),
+        (lambda: checks.check_within(0, 1, p=1.5), "p must be in [0, 1], got 1.5"),
+        (lambda: checks.check_within(0, 1, "[)", p=1), "p must be in [0, 1), got 1"),
+        (lambda: checks.check_within(0, 1, "()", p=0), "p must be in (0, 1), got 0"),
+        (lambda: checks.check_within(0, 1, p=NAN), "p must be in [0, 1], got nan"),
+        (lambda: checks.check_one_of(("a", "b"), kind="c"), "kind must be one of a, b, got 'c'"),
+        (lambda: checks.check_layers(hidden=()), "hidden must be at least one width of 1 or more, got ()"),
+        (
+            lambda: checks.check_layers(hidden=[2, 0]),
+            "hidden must be at least one width of 1 or more, got [2, 0]",
+        ),
+        (lambda: checks.check(False, "n", "even", 3), "n must be even, got 3"),
+    ],
+)
+def test_a_range_check_has_one_wording(call: Callable[[], None], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_what_is_in_range_or_not_given_passes() -> None:
+    checks.check_positive(lr=0.1, std=(1, 2), other=None)
+    checks.check_at_least(0, n=0, m=None)
+    checks.check_within(0, 1, p=0, q=1, r=None)
+    checks.check_within(0, 1, "[)", p=0)
+    checks.check_one_of(("a", "b"), kind="a", other=None)
+    checks.check_layers(hidden=[1])
+
+
+# ---- a constructor's own message, with its option in front -------------------------------------------------
+
+RESNETS = (
+    "resnet101, resnet152, resnet18, resnet34, resnet50, resnext101_32x8d, resnext101_64x4d, "
+    "resnext50_32x4d, wide_resnet101_2, wide_resnet50_2"
+)
+#: (options, the whole line)
+REFUSED = [
+    ("--model.temperature -1", "model.temperature must be positive, got -1.0"),
+    ("--model.warmup_epochs -2", "model.warmup_epochs must be at least 0, got -2.0"),
+    ("--model.final_lr_factor 2", "model.final_lr_factor must be in [0, 1], got 2.0"),
+    ("--model.projector_layers 0", "model.projector_layers must be at least 1, got 0"),
+    ("--model.optimizer.lr -1", "model.optimizer: Invalid learning rate: -1.0"),
+    ("--model.optimizer LARS --model.optimizer.lr -1", "model.optimizer.lr must be at least 0, got -1.0"),
+    ("--model.encoder.in_channels 0", "model.encoder.in_channels must be at least 1, got 0"),
+    (
+        "--model.encoder ResNetEncoder --model.encoder.name resnet19",
+        f"model.encoder.name must be one of torchvision's ResNets ({RESNETS}), got 'resnet19'",
+    ),
+    ("--data.batch_size 0", "data.batch_size must be at least 1, got 0"),
+    ("--data.num_workers -1", "data.num_workers must be at least 0, got -1"),
+    ("--data.views SimCLRViews --data.views.size 0", "data.views.size must be at least 1, got 0"),
+    ("--data.views.view1.flip_p 2", "data.views.view1.flip_p must be in [0, 1], got 2.0"),
+    ("--data.views.view2.flip_p 2", "data.views.view2.flip_p must be in [0, 1], got 2.0"),
+    (
+        "--trainer.callbacks+=OnlineLinearProbe --trainer.callbacks.lr=-1",
+        "trainer.callbacks.lr must be positive, got -1.0",
+    ),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=x --trainer.callbacks.mode=up",
+        "trainer.callbacks: `mode` can be min, max, got up",
+    ),
+    (
+        "--trainer.logger lightning.pytorch.loggers.WandbLogger",
+        "trainer.logger: Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U "
+        "'wandb>=0.12.10'`",
+    ),
+    ("--save_every_n_steps 0", "save_every_n_steps must be positive, got 0"),
+    (
+        "--trainer.accelerator foo",
+        "trainer: You selected an invalid accelerator name: `accelerator='foo'`. Available names are: auto, "
+        "tpu, cpu, mps, cuda.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "line"), REFUSED, ids=[options for options, _ in REFUSED])
+def test_a_constructors_own_message_with_the_option_in_front(
+    options: str, line: str, capsys: Capture
+) -> None:
+    assert train.main([*DIGITS, "--run_dir", "run", *options.split()]) == 2
+    assert error_of(capsys) == [f"error: {line}"]
+
+
+# ---- damaged files, while the run is under way -------------------------------------------------------------
+
+
+def images(folder: Path, patch: Patch) -> list[str]:
+    rng = np.random.default_rng(0)
+    for i in range(40):  # of two sizes: decoded as they are needed
+        pixels = rng.integers(0, 255, (16 + i % 2, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return [
+        *DIGITS,
+        *["--data", "ImageFolder", "--data.image_size", "16", "--model.encoder.in_channels", "3"],
+    ]
+
+
+def shards(folder: Path, patch: Patch) -> list[str]:
+    from datamodules.images.pack import make_shards
+
+    photos = folder / "photos"
+    photos.mkdir()
+    options = images(photos, patch)
+    make_shards(photos, folder / "shards", 10)
+    return [*options, "--data", "Shards"]
+
+
+def sounds(folder: Path, patch: Patch) -> list[str]:
+    patch.setattr("datamodules.audio.wav_folder.MEMORY_LIMIT", 0)  # read as they are needed
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        with wave.open(str(folder / f"{i % 2}_a_{i}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(rng.integers(-9999, 9999, 8000).astype("<i2").tobytes())
+    small = ["--data.split_field", "null", "--data.test_values", "null", "--model.encoder.width", "16"]
+    return ["--config", str(ROOT / "configs" / "fsdd" / "apc.yaml"), *QUICK, *small]
+
+
+MODALITIES = [
+    (images, r"cannot read image .*\d\d\.png: it is empty"),
+    (shards, r"shard .*\.tar is truncated: .*"),
+    (sounds, r"cannot read audio file .*_a_\d+\.wav: .*"),
+]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(("make", "line"), MODALITIES, ids=["image", "shard", "sound"])
+def test_a_file_that_is_damaged_while_the_run_reads_it(
+    make: Any, line: str, workers: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    (tmp_path / "data").mkdir()
+    options, steps = make(tmp_path / "data", monkeypatch), []
+    root = tmp_path / "data" / ("shards" if make is shards else "")
+
+    def damage(module: SSLModule, *args: Any) -> None:
+        steps.append(module.global_step)
+        if module.global_step == 1:
+            for path in (path for path in root.rglob("*") if path.suffix in (".png", ".tar", ".wav")):
+                path.write_bytes(b"")
+
+    monkeypatch.setattr(SSLModule, "on_train_batch_end", damage, raising=False)
+    options += ["--data.root", str(root), "--data.batch_size", "4", "--data.num_workers", workers]
+    assert train.main([*options, "--run_dir", "run"]) == 2
+    assert len(steps) >= 1
+    (shown,) = error_of(capsys)
+    assert re.fullmatch(f"error: {line}", shown)
+
+
+def text(folder: Path) -> list[str]:
+    (folder / "a.txt").write_bytes(b"caf\xe9 " * 1000)
+    return ["--config", str(ROOT / "configs" / "shakespeare" / "gpt.yaml")]
+
+
+def sequences(folder: Path) -> list[str]:
+    (folder / "a.fa").write_text(">one\nACGT\n>two\nMKVL\n")
+    return ["--config", str(ROOT / "configs" / "dna" / "gpt.yaml"), "--data.synthetic", "false"]
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (text, r".*a\.txt is not UTF-8 \(byte 0xe9: .*\): convert it, such as with iconv -f latin1 -t utf-8"),
+        (sequences, r".*a\.fa.* record two, has 'L' at position 4, which is no letter of DNA .*"),
+    ],
+    ids=["text", "sequence"],
+)
+def test_a_damaged_file_that_is_read_at_the_start(
+    make: Any, line: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "data").mkdir()
+    assert train.main([*make(tmp_path / "data"), *QUICK, "--data.root", str(tmp_path / "data")]) == 2
+    (shown,) = error_of(capsys)
+    assert re.fullmatch(f"error: {line}", shown)
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "line"),
+    [
+        (
+            "3",
+            "ConvEncoder does not take samples of Digits of shape (1, 8, 8): its in_channels is 3; give "
+            "--model.encoder.in_channels 1",
+        ),
+    ],
+)
+def test_an_encoder_that_declares_other_samples(in_channels: str, line: str, capsys: Capture) -> None:
+    assert train.main([*DIGITS, "--run_dir", "run", "--model.encoder.in_channels", in_channels]) == 2
+    assert error_of(capsys) == [f"error: {line}"]
+    assert not Path("run").exists()
+
+
+def test_a_bug_is_not_blamed_on_the_encoder(monkeypatch: Patch, capsys: Capture) -> None:
+    """The encoder is right for the data; what ``embed`` hands it is not."""
+    monkeypatch.setattr(SimCLR, "embed", lambda self, x: self.encoder(x.repeat(1, 3, 1, 1)))
+    with pytest.raises(RuntimeError, match="to have 1 channels, but got 3 channels instead"):
+        train.main([*DIGITS, "--run_dir", "run"])
+    assert error_of(capsys) == [
+        "note: SimCLR.embed failed for 2 samples of Digits of shape (1, 8, 8), before training"
+    ]
