@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from datamodules.errors import ConfigError
 from evaluation.media import last_step
+from runtime.checkpoints import LAST
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
@@ -132,11 +133,11 @@ class FiniteLoss(Callback):
     skipped, in the logs.
 
     Args:
-        checkpoint: the run's last checkpoint, for the message.
+        checkpoint: the run's last checkpoint, for the message; None: the one in the run folder.
         max_skipped: steps in a row. Each halves the scale, 65536 at the start, so that 20 leave it below 1.
     """
 
-    def __init__(self, checkpoint: Path, max_skipped: int = 20) -> None:
+    def __init__(self, checkpoint: Path | None = None, max_skipped: int = 20) -> None:
         self.checkpoint, self.max_skipped = checkpoint, max_skipped
         self.skipped, self.skipped_in_a_row = 0, 0
         self.loss: Tensor | None = (
@@ -144,6 +145,9 @@ class FiniteLoss(Callback):
         )
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.checkpoint = self.checkpoint or Path(trainer.default_root_dir) / "checkpoints" / LAST
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         loss = loss.detach()
@@ -214,6 +218,7 @@ class FiniteLoss(Callback):
         )
         what += f" in {self.skipped_in_a_row} steps in a row, last" if scaled and math.isfinite(loss) else ""
         before = "" if self.norm_before is None else f" ({self.norm_before:.3g} in the step before)"
+        assert self.checkpoint is not None
         kept = (
             f"{self.checkpoint} is of an earlier step"
             if self.checkpoint.is_file()

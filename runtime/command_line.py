@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -19,14 +21,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
+from evaluation.callbacks import FeatureProbe
+from runtime import callback_lists
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
 from runtime.constructors import own_words
-from runtime.discovery import with_public_names
+from runtime.discovery import public_name, with_public_names
 from runtime.folder import RunFolder
 from runtime.lightning_internals import hide_events_from, resolved_config
 from runtime.messages import DEFAULTS, config_arguments, read_config
-from runtime.names import check_command_line, check_layer
+from runtime.names import check_command_line, check_layer, check_options
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
 from runtime.stopping import Preemption
 from runtime.trust import admit, denied_name, enforce, outside, trust
@@ -92,6 +96,12 @@ class SSLCommandLine(LightningCLI):
             "--evaluate", type=bool, default=True, help="Probe the features on the test split at the end."
         )
         parser.add_argument(
+            "--disable_callbacks",
+            type=str | list[str] | None,
+            default=None,
+            help="Names of the project's callbacks to turn off.",
+        )
+        parser.add_argument(
             "--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps."
         )
         parser.add_argument(
@@ -109,6 +119,11 @@ class SSLCommandLine(LightningCLI):
         admit(self.config)  # before anything is built
 
     def before_instantiate_classes(self) -> None:
+        self.off = callback_lists.turned_off(self.config.disable_callbacks)
+        self.config.trainer.callbacks = [
+            spec for spec in self.config.trainer.callbacks if public_name(spec.class_path) not in self.off
+        ]
+        _name_enums(self.config.trainer)
         parsed = resolved_config(self)
         plain = with_public_names({k: v for k, v in parsed.items() if k not in ("config", "run_dir")})
         self.data_name, self.method_name = (
@@ -137,17 +152,11 @@ class SSLCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
-        self.preemption = Preemption(
-            self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes
-        )
-        self.ending = Ending()
-        labeled = self.datamodule.num_classes is not None
-        validates = config.get("limit_val_batches") != 0
         if config.get("logger") is None or config["logger"] is True:
             config["logger"] = RunLogger(self.run_folder.path)
-        config["callbacks"] = [*(config.get("callbacks") or []), *self._own_callbacks(labeled, validates)]
-        if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(ProgressBar())
+        config["callbacks"] = self._with_every_runs_callbacks(config["callbacks"])
+        if "ProgressBar" in self.off:
+            config["enable_progress_bar"] = False
         writer = AtomicCheckpointIO()
         plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
         config["plugins"] = [*_as_list(config.get("plugins")), plugin]
@@ -162,17 +171,42 @@ class SSLCommandLine(LightningCLI):
         except ValueError as error:  # of options only: no data and no method yet
             raise ConfigError(f"trainer: {error}") from error
 
-    def _own_callbacks(self, labeled: bool, validates: bool) -> list[Callback]:
-        callbacks: list[Callback] = [
-            Throughput(),
-            FiniteLoss(self.run_folder.last),
-            self.ending,
-        ]
-        if validates:
-            callbacks.append(
-                BestCheckpoint("val/linear_top1", "max") if labeled else BestCheckpoint("val/loss", "min")
-            )
-        return [*callbacks, LastCheckpoint(), self.preemption]
+    def _with_every_runs_callbacks(self, listed: list[Callback]) -> list[Callback]:
+        """The listed callbacks and those of every run, unless they are turned off or listed themselves.
+
+        Raises:
+            ConfigError: two that a checkpoint could not tell apart.
+        """
+        self.ending = Ending()
+        self.preemption = Preemption(
+            self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes
+        )
+        probed = self.datamodule.num_classes is not None and any(isinstance(c, FeatureProbe) for c in listed)
+        best = BestCheckpoint("val/linear_top1", "max") if probed else BestCheckpoint("val/loss", "min")
+        own = [Throughput(), FiniteLoss(), best, LastCheckpoint(), self.preemption]
+        if self.config.trainer.enable_progress_bar is not False and not any(
+            isinstance(c, LightningProgressBar) for c in listed
+        ):
+            own.append(ProgressBar())
+        given = {type(c) for c in listed}
+        own = [c for c in own if type(c) not in given and type(c).__name__ not in self.off]
+        callbacks = [*listed, *own, self.ending]
+        callback_lists.check_state_keys(callbacks)
+        # Lightning calls checkpoints in the order of the list: each has to hold the states of those before it
+        order = [Ending, BestCheckpoint, LastCheckpoint, Preemption]
+        return sorted(callbacks, key=lambda c: order.index(type(c)) if type(c) in order else -1)
+
+
+def _name_enums(node: Any) -> None:
+    """Strings that are enums, such as a default of ``Timer``, become plain ones, which fit into YAML."""
+    if isinstance(node, Namespace):
+        for key, value in vars(node).items():
+            if isinstance(value, str) and isinstance(value, Enum):
+                setattr(node, key, value.value)
+            _name_enums(value)
+    elif isinstance(node, list):
+        for item in node:
+            _name_enums(item)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -194,7 +228,7 @@ def checked_arguments(args: list[str]) -> list[str]:
         raise SystemExit(0)
     args = trusted_packages(args)
     chosen: dict[str, type | None] = {"model": None, "data": None}
-    check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
+    project = check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
     files = config_arguments(args)
     layers = [check_layer(read_config(file), chosen, file) for file in files]
     rest, skip = [], False
@@ -206,6 +240,8 @@ def checked_arguments(args: list[str]) -> list[str]:
         elif not arg.startswith("--config="):
             rest.append(arg)
     before = dict(chosen)
+    added, rest = callback_lists.from_command_line(rest)
+    line = {"trainer": check_options({"callbacks": added}, Trainer, "--trainer")}
     rest = check_command_line(rest, chosen, layers, list(PARSER_OPTIONS))
     wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
     for group in ("model", "data"):
@@ -219,7 +255,9 @@ def checked_arguments(args: list[str]) -> list[str]:
                 f"--{group} {new.__name__} replaces {old.__name__}: its options from the file are kept "
                 "where both have them"
             )
-    return [*(f"--config={json.dumps(layer)}" for layer in layers), *rest]
+    callbacks = callback_lists.merge([project, *layers, line])
+    files = [json.dumps(callback_lists.without_callbacks(layer)) for layer in layers]
+    return [*(f"--config={file}" for file in files), callback_lists.as_argument(callbacks), *rest]
 
 
 def trusted_packages(args: list[str]) -> list[str]:

@@ -33,10 +33,12 @@ MACHINE = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.profiler",
+    "trainer.logger",
     "data.init_args.root",
     "data.init_args.download",
     "data.init_args.num_workers",
     "evaluate",
+    "disable_callbacks",  # what it turns off is missing in trainer.callbacks
     "save_every_n_steps",
     "save_every_minutes",
     "save_in_background",
@@ -279,5 +281,5 @@ def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
         return {prefix.rstrip("."): node}
 
     old, new = flat(earlier), flat(now)
-    keys = [k for k in {**old, **new} if k not in MACHINE]
+    keys = [k for k in {**old, **new} if not any(k == m or k.startswith(f"{m}.") for m in MACHINE)]
     return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys if old.get(k) != new.get(k)]

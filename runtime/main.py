@@ -86,6 +86,8 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if trainer.logger is not None:
         # once, with the results: a second entry in the HParams tab would show a run without any
         trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]
+    if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
+        receiver.raises = LISTENED
     try:
         trainer.fit(module, data, ckpt_path=resume)
     except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers

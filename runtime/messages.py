@@ -76,7 +76,9 @@ options:
   --save_every_minutes M    save the run's state so often inside an epoch, besides its end (default 15); also
                             --save_every_n_steps N; --save_in_background true trains on meanwhile
   --seed_everything N       seed of weights, order, views and noise (default 0)
-  --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them)
+  --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them). Callbacks add:
+                            --trainer.callbacks+=NAME --trainer.callbacks.OPTION=VALUE
+  --disable_callbacks A,B   turn off some of the project's callbacks
   --trust_config_classes P  let the configuration build classes of your package P, which runs their code
   --print_config            show the whole configuration with all defaults, and stop
   --help                    this text

@@ -14,7 +14,8 @@ from typing import Any
 
 import timm
 import yaml
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,8 +28,23 @@ from sslmodules.base import SSLModule
 from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
 
 SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
+#: Where classes of these kinds lie that are meant to be used beside the project's.
+FRAMEWORKS = {
+    Optimizer: "torch.optim",
+    Callback: "lightning.pytorch.callbacks",
+    Logger: "lightning.pytorch.loggers",
+}
 WRAPPED = "{{class_path: WrappedEncoder, init_args: {{net: {}, num_features: D}}}}"
-TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "run_dir", "evaluate", *SAVING)
+TOP_LEVEL = (
+    "seed_everything",
+    "trainer",
+    "model",
+    "data",
+    "run_dir",
+    "evaluate",
+    "disable_callbacks",
+    *SAVING,
+)
 
 
 def subclasses(base: type[Any]) -> Iterator[type[Any]]:
@@ -50,9 +66,9 @@ def known_names(base: type) -> list[str]:
         for c in subclasses(base)
         if not inspect.isabstract(c) and not c.__name__.startswith("_") and c is not base
     ]
-    if base is Optimizer:  # torch's are meant to be used
-        own += [c.__name__ for c in every if c.__module__.startswith("torch.optim")]
-    return sorted(own or {c.__name__ for c in every})
+    if package := FRAMEWORKS.get(base):
+        own += [c.__name__ for c in every if c.__module__.startswith(package)]
+    return sorted(set(own) or {c.__name__ for c in every})
 
 
 def may_be_built(cls: type, base: type) -> bool:

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 
 from runtime.checkpoints import BEST, LAST
+from runtime.lightning_internals import log_at_global_step
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -68,7 +69,8 @@ class LastCheckpoint(_RunCheckpoint):
 
 
 class Ending(Checkpoint):
-    """Validates at the end of a run, whatever the interval of validations, and knows who ended it early.
+    """Validates at the end of a run, whatever the interval of validations, and knows who ended it early. A
+    resumed run logs at the right step.
 
     A ``Checkpoint`` because Lightning calls those after all others: ``Timer`` and ``EarlyStopping`` have
     decided by then.
@@ -80,6 +82,7 @@ class Ending(Checkpoint):
 
     def __init__(self) -> None:
         self.stopped: str | None = None
+        self.resumed = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped": self.stopped}
@@ -96,6 +99,18 @@ class Ending(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validate_in_last_epoch(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.resumed = True
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.resumed:
+            log_at_global_step(trainer)
+            self.resumed = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

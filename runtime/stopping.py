@@ -18,7 +18,6 @@ from runtime.lightning_internals import (
     accumulates,
     before_this_batch,
     keep_own_signal_handlers,
-    log_at_global_step,
     repeat_validation_when_resumed,
 )
 from runtime.signals import Preempted, StopRequest, receiver
@@ -68,7 +67,6 @@ class Preemption(Checkpoint):
         self.batches = 0  # of training, since the last vote
         self.voted_at = time.monotonic()
         self.saved_at = time.monotonic()
-        self.resumed = False
         self.common_batches: list[float] = []  # of each validation loader: the number that every rank has
 
     # ---- the vote ------------------------------------------------------------------------------------------
@@ -116,17 +114,9 @@ class Preemption(Checkpoint):
 
     # ---- training ------------------------------------------------------------------------------------------
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.resumed = True
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.resumed:
-            log_at_global_step(trainer)
-            self.resumed = False
         if self.request == StopRequest.NONE:
             return
         with before_this_batch(trainer):

@@ -1,0 +1,142 @@
+"""Which callbacks a run has: the project's and what files and the command line add, less what is off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from lightning import Callback
+
+from datamodules.errors import ConfigError
+from runtime.discovery import public_name
+from runtime.messages import DEFAULTS, did_you_mean, read_config
+
+OPTION = "--trainer.callbacks"
+#: Every run has these beside the ones in configs/default.yaml.
+EVERY_RUN = (
+    "Throughput",
+    "FiniteLoss",
+    "ProgressBar",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "Preemption",
+)
+
+Spec = dict[str, Any]
+
+
+def merge(layers: Iterable[dict[str, Any]]) -> list[Spec]:
+    """The callbacks of all layers. Those of a later one are added; of a class that both have, only the later
+    layer's are kept.
+
+    Args:
+        layers: configurations with checked names: the project's, each file's, the command line's.
+    """
+    callbacks: list[Spec] = []
+    for layer in layers:
+        added = _listed(layer)
+        replaced = {spec["class_path"] for spec in added}
+        callbacks = [spec for spec in callbacks if spec["class_path"] not in replaced] + added
+    return callbacks
+
+
+def _listed(layer: dict[str, Any]) -> list[Spec]:
+    trainer = layer.get("trainer") or {}
+    lists = [trainer.get(key) or [] for key in ("callbacks", "callbacks+")]
+    specs = [spec for given in lists for spec in (given if isinstance(given, list) else [given])]
+    for spec in specs:
+        if not isinstance(spec, dict) or "class_path" not in spec:
+            raise ConfigError(
+                f"trainer.callbacks: expected a list of names or of mappings with class_path, got {spec!r}"
+            )
+    return specs
+
+
+def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer without its list: the parser would put the last one in the place of all others."""
+    if not isinstance(layer.get("trainer"), dict):
+        return layer
+    rest = {k: v for k, v in layer["trainer"].items() if k not in ("callbacks", "callbacks+")}
+    return {**layer, "trainer": rest}
+
+
+def from_command_line(args: list[str]) -> tuple[list[Spec], list[str]]:
+    """The callbacks that a command line lists, and what else stands on it.
+
+    ``--trainer.callbacks NAME`` (also with ``+=``) adds one, ``--trainer.callbacks.OPTION VALUE`` sets an
+    option of the one before. A list or mapping in YAML adds all of it; ``null`` adds none.
+
+    Raises:
+        ConfigError: an option before any callback, or a value that is not YAML.
+    """
+    specs: list[Spec] = []
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        path = option.removesuffix("+").removeprefix(OPTION).strip(".").split(".")
+        if not f"{option.removesuffix('+')}.".startswith(f"{OPTION}.") or path == ["help"]:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "null")
+        if path in ([""], ["class_path"]):
+            specs += _named(value, option)
+        elif not specs:
+            raise ConfigError(f"{option}: give the callback first: {OPTION}+=NAME {option}={value}")
+        else:
+            node = specs[-1].setdefault("init_args", {})
+            *parents, last = [part for part in path if part != "init_args"]
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = value
+    return specs, rest
+
+
+def _named(value: str, option: str) -> list[Spec]:
+    try:
+        given = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{option}: {value!r} is neither the name of a class nor YAML") from None
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    return [spec if isinstance(spec, dict) else {"class_path": str(spec)} for spec in listed]
+
+
+def as_argument(specs: list[Spec]) -> str:
+    """What tells the parser that a run has these and no others."""
+    return f"--config={json.dumps({'trainer': {'callbacks': specs}})}"
+
+
+def turned_off(given: str | list[str] | None) -> set[str]:
+    """Names of the callbacks that ``--disable_callbacks`` turns off.
+
+    Args:
+        given: a name, names with commas between, or a list.
+
+    Raises:
+        ConfigError: one that is not the project's, with the nearest of them.
+    """
+    known = [*(spec["class_path"] for spec in _listed(read_config(str(DEFAULTS)))), *EVERY_RUN]
+    names = given.split(",") if isinstance(given, str) else given or []
+    names = [public_name(name.strip()) for name in names]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--disable_callbacks {name}{did_you_mean(name, known)}: expected some of {', '.join(known)}"
+            )
+    return set(names)
+
+
+def check_state_keys(callbacks: list[Callback]) -> None:
+    """ConfigError for two callbacks whose states a checkpoint could not tell apart."""
+    seen: set[str] = set()
+    for callback in callbacks:
+        if type(callback).state_dict is Callback.state_dict:
+            continue
+        if callback.state_key in seen:
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} is there twice with the same settings "
+                f"({callback.state_key}): expected one, or several that differ in what they monitor"
+            )
+        seen.add(callback.state_key)
