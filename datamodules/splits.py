@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -108,7 +110,7 @@ class Part(NamedTuple):
         return self if inner.direct() else inner
 
 
-def given_splits(tree: Tree, classes: bool = True) -> dict[str, Part]:
+def given_splits(tree: Tree, classes: bool = True, lists: bool = True) -> dict[str, Part]:
     """The files by split: "train" and those of "val", "test" and "unlabeled" that are given.
 
     The first of these rules that fits holds; if none does, all files are "train":
@@ -122,6 +124,7 @@ def given_splits(tree: Tree, classes: bool = True) -> dict[str, Part]:
         tree: all files.
         classes: folders below the splits are classes, so folders beside each other that hold the same names
             cannot be classes themselves.
+        lists: read list files; not where text files are the data.
 
     Raises:
         DataFileError: folders that may be splits or classes, or a split that is given twice.
@@ -130,13 +133,30 @@ def given_splits(tree: Tree, classes: bool = True) -> dict[str, Part]:
     while True:
         if found := _split_folders(tree, whole, classes):
             return found
-        if found := _listed_splits(tree, whole) or _named_files(tree, whole):
+        if found := (_listed_splits(tree, whole) if lists else {}) or _named_files(tree, whole):
             return found
         inner = whole.unwrapped()
         if inner is whole:
             return {"train": whole}
         rank_zero_info(f"{tree.root}: all {tree.what} lie in {inner.folder}, which is read as the root")
         whole = inner
+
+
+def split_of_files(root: Path, files: Sequence[Path], what: str) -> dict[Path, str]:
+    """The split of each file that belongs to one, in the order of ``files``: "train" for all where none is
+    given. No list files and no class folders are looked for.
+
+    Args:
+        root: what the files lie below, or the only file itself.
+        files: those that are read.
+        what: they are called in messages.
+    """
+    if root.is_file():
+        return dict.fromkeys(files, "train")
+    names = {file.relative_to(root).as_posix(): file for file in files}
+    parts = given_splits(Tree(str(root), what, list(names), [], Counter()), classes=False, lists=False)
+    found = {names[name]: split for split, part in parts.items() for name in part.files}
+    return {file: found[file] for file in files if file in found}
 
 
 def _split_folders(tree: Tree, whole: Part, classes: bool) -> dict[str, Part]:

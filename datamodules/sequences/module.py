@@ -1,7 +1,8 @@
 """DNA from FASTA files: windows of bases as tokens, with labels from a GFF file if there is one.
 
-Splits follow the place on the chromosome and never the run's seed: each record is cut into blocks, of every
-ten of which the ninth is val and the tenth test, and no window crosses the border of a block.
+Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are these. Else splits follow
+the place on the chromosome and never the run's seed: each record is cut into blocks, of every ten of which
+the ninth is val and the tenth test, and no window crosses the border of a block.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 from datamodules.base import SSLDataModule
 from datamodules.checks import check_at_least, check_one_of, check_within
 from datamodules.errors import DataFileError
+from datamodules.listing import fingerprint, hidden_below
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.sequences.fasta import (
     BASES,
@@ -30,7 +32,7 @@ from datamodules.sequences.fasta import (
     reverse_complement,
     to_tokens,
 )
-from datamodules.splits import Split
+from datamodules.splits import Split, split_of_files
 
 BLOCK_WINDOWS = 10
 """Windows of a block of one split, where they do not overlap."""
@@ -141,6 +143,8 @@ class Fasta(SSLDataModule):
         self.num_classes = 2 if gff else None
         self.class_names: tuple[str, ...] = ("non-coding", "coding") if gff else ()
         self._datasets: dict[str, Dataset] = {}
+        self._given: dict[str, str] = {}
+        self._fingerprint: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         self.dataset("train")
@@ -193,6 +197,7 @@ class Fasta(SSLDataModule):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def _records(self) -> dict[str, np.ndarray]:
+        """Base codes by the name of the record; notes the splits of records whose files are given for one."""
         if self.synthetic:
             rng = np.random.default_rng(0)
             return {
@@ -202,12 +207,34 @@ class Fasta(SSLDataModule):
         if self.root is None:
             raise DataFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         records: dict[str, np.ndarray] = {}
-        for path in _paths(Path(self.root), self.files, "--data.root"):
+        root = Path(self.root).expanduser()
+        files = _paths(root, self.files, "--data.root")
+        for path, split in split_of_files(root, files, "FASTA files").items():
             for name, codes in read_fasta(path).items():
                 if name in records:
                     raise DataFileError(f"{path} has a record {name}, as an earlier file has: rename one")
                 records[name] = codes
+                self._given[name] = split
         return records
+
+    def _split(self, record: str, block: int) -> str:
+        """The split of a block of a record: that of its file, or by its place."""
+        given, others = self._given.get(record, "train"), set(self._given.values()) & {"val", "test"}
+        if given in others:  # what is given alone is reported as test
+            return given if len(others) == 2 else "test"
+        if given == "unlabeled" or len(others) == 2:
+            return "train"
+        return {8: "val", 9: "train" if others else "test"}.get(block % 10, "train")
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        if self.synthetic or self.root is None:
+            return None
+        if self._fingerprint is None:
+            root = Path(self.root).expanduser()
+            folder = root.parent if root.is_file() else root
+            names = [str(path.relative_to(folder)) for path in _paths(root, self.files, "--data.root")]
+            self._fingerprint = fingerprint(str(folder), names)
+        return self._fingerprint
 
     def _coding(self, records: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """(n + 1,) coding bases before each place, by record; None without labels."""
@@ -239,7 +266,7 @@ class Fasta(SSLDataModule):
         for number, (name, codes) in enumerate(records.items()):
             unknown = np.concatenate([[0], np.cumsum(codes == N)])
             for block, first in enumerate(range(0, len(codes), BLOCK_WINDOWS * span)):
-                split = {8: "val", 9: "test"}.get(block % 10, "train")
+                split = self._split(name, block)
                 last = min(len(codes), first + BLOCK_WINDOWS * span) - span
                 for start in range(first, last + 1, self.stride):
                     if 2 * (unknown[start + span] - unknown[start]) >= span:
@@ -279,7 +306,14 @@ def _paths(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataFileError(f"{option} {root} does not exist: expected a file or a folder")
-    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    found = sorted(
+        {
+            path
+            for pattern in patterns
+            for path in root.glob(pattern)
+            if path.is_file() and not hidden_below(path, root)
+        }
+    )
     if not found:
         raise DataFileError(f"{option} {root} holds no file that fits {', '.join(patterns)}")
     return found

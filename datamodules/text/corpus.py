@@ -6,25 +6,27 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataFileError, readable
+from datamodules.listing import hidden_below
 
 TABLES = (".csv", ".tsv", ".jsonl")
 DocumentUnit = Literal["file", "paragraph", "line"]
 
 
 class Document(NamedTuple):
-    """One text: ``parts``, a string for each column (plain text has one), and the label's name, None =
-    unknown.
+    """One text: ``parts``, a string for each column (plain text has one), the label's name, None = unknown,
+    and the split that its file is given for.
     """
 
     parts: tuple[str, ...]
     label: str | None = None
+    split: str = "train"
 
     @property
     def text(self) -> str:
@@ -42,7 +44,7 @@ def text_files(root: Path, pattern: str) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataFileError(f"--data.root {root} does not exist: expected a text file or a folder of them")
-    found = sorted(path for path in root.glob(pattern) if path.is_file())
+    found = sorted(path for path in root.glob(pattern) if path.is_file() and not hidden_below(path, root))
     if not found:
         raise DataFileError(f"--data.root {root} holds no file that fits --data.files {pattern!r}")
     return found
@@ -73,6 +75,7 @@ class Corpus:
         columns: of tables: names (the first line is a header, or JSON keys) or numbers from 0 (no header).
         label_column: likewise; None = unlabeled.
         unit: of plain text: what one document is: a whole file, a paragraph (blank lines between), or a line.
+        splits: of files; "train" where it is not told.
 
     Raises:
         DataFileError: plain text and tables mixed, tables without columns, or columns for plain text.
@@ -87,9 +90,11 @@ class Corpus:
         columns: Sequence[int | str] | None = None,
         label_column: int | str | None = None,
         unit: DocumentUnit = "file",
+        splits: Mapping[Path, str] | None = None,
     ) -> None:
         self.files, self.columns, self.label_column, self.unit = list(files), columns, label_column, unit
         self.skipped = 0
+        self.splits = {file: split for file, split in (splits or {}).items() if split != "train"}
         tables = [file for file in self.files if file.suffix.lower() in TABLES]
         if tables and len(tables) < len(self.files):
             other = next(file for file in self.files if file not in tables)
@@ -110,7 +115,7 @@ class Corpus:
         for file in self.files:
             for document in self._table(file) if self.are_tables else self._plain(file):
                 if document.text.strip():
-                    yield document
+                    yield document._replace(split=self.splits.get(file, "train"))
                 else:
                     skipped += 1
         self.skipped = skipped
@@ -125,7 +130,7 @@ class Corpus:
             with readable(file), file.open("rb") as stream:
                 while block := stream.read(2**20):
                     digest.update(block)
-            digest.update(b"\0end of file")
+            digest.update(b"\0end of file" + self.splits.get(file, "").encode())
         return digest.hexdigest()
 
     def _lines(self, file: Path) -> Iterator[str]:

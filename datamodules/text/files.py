@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from datamodules.checks import check, check_one_of
 from datamodules.errors import ConfigError, DataFileError
-from datamodules.splits import Split, stratified_holdout
+from datamodules.listing import fingerprint
+from datamodules.splits import Split, split_of_files, stratified_holdout
 from datamodules.text.corpus import (
     Corpus,
     Document,
@@ -55,7 +56,9 @@ class TextFiles(TextDataModule):
     """Text files, plain or tables; without any, the Python language reference that CPython carries (no
     download).
 
-    Documents are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents,
+    Files that are named for splits, or lie in folders that are (docs/data/splits.md), are these. Where only
+    one of val and test is given it is test, and val is held out as below. Else documents are split by a fixed
+    rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents,
     drawn by a fixed seed, with each class in its share. Fewer, such as one long text: the first 90 % of the
     characters are train and the last 10 % val (nanoGPT's rule), and val also serves as test: nothing should
     be chosen on it then.
@@ -123,6 +126,7 @@ class TextFiles(TextDataModule):
         self.pad_id = None if layout == "windows" else PAD
         self._corpus: Iterable[Document] | None = None
         self._split_of: np.ndarray | None = None
+        self._fingerprint: dict[str, Any] | None = None
         self._labels: list[str | None] = []
 
     # ---- documents -----------------------------------------------------------------------------------------
@@ -135,9 +139,7 @@ class TextFiles(TextDataModule):
             elif self.root is None:
                 self._corpus = embedded_documents()
             else:
-                corpus = Corpus(
-                    text_files(Path(self.root), self.files), self.columns, self.label_column, self.document
-                )
+                corpus = self._read()
                 if corpus.num_bytes() > MEMORY_LIMIT and self.cache is None:
                     raise DataFileError(
                         f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more "
@@ -149,22 +151,46 @@ class TextFiles(TextDataModule):
                     rank_zero_info(f"{self.root}: {corpus.skipped} documents without text are left out")
         return self._corpus
 
+    def _read(self) -> Corpus:
+        """The documents of the files that belong to a split."""
+        root = Path(str(self.root)).expanduser()
+        splits = split_of_files(root, text_files(root, self.files), "text files")
+        return Corpus(list(splits), self.columns, self.label_column, self.document, splits)
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        if self.synthetic or self.root is None:
+            return None
+        if self._fingerprint is None:
+            root = Path(self.root).expanduser()
+            folder = root.parent if root.is_file() else root
+            files = [str(file.relative_to(folder)) for file in text_files(root, self.files)]
+            self._fingerprint = fingerprint(str(folder), files)
+        return self._fingerprint
+
     def _assign(self) -> np.ndarray:
         """(N,) the split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are split as
         one text.
         """
         if self._split_of is None:
-            self._labels = [document.label for document in self._documents()]
-            n = len(self._labels)
-            if n == 0:
+            self._labels, given = [], []
+            for document in self._documents():
+                self._labels.append(document.label)
+                given.append(document.split)
+            if not given:
                 raise DataFileError(f"--data.root {self.root}: no text in {self.files}")
-            self._split_of = np.full(n, -1)
-            if n >= 10:
+            splits = set(given) - {"train", "unlabeled"}
+            numbers = {"train": -1, "unlabeled": 0, "val": 1 if "test" in splits else 2, "test": 2}
+            self._split_of = np.array([numbers[split] for split in given])
+            rest = np.flatnonzero(self._split_of < 0)
+            n = len(rest)
+            if len(splits) == 2:
+                self._split_of[rest] = 0
+            elif n >= 10:
                 names = class_list(self._labels)
                 classes = np.array([names.index(x) if x is not None else -1 for x in self._labels])
-                rest, test = stratified_holdout(classes, round(n / 10))
-                train, val = stratified_holdout(classes[rest], round(n / 10))
-                self._split_of[rest[train]], self._split_of[rest[val]], self._split_of[test] = 0, 1, 2
+                if not splits:
+                    rest = self._hold_out(rest, classes, round(n / 10), 2)
+                self._split_of[self._hold_out(rest, classes, round(n / 10), 1)] = 0
             elif self.layout != "windows":
                 raise DataFileError(
                     f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 "
@@ -172,6 +198,13 @@ class TextFiles(TextDataModule):
                     "files, or --data.document paragraph"
                 )
         return self._split_of
+
+    def _hold_out(self, rows: np.ndarray, classes: np.ndarray, size: int, number: int) -> np.ndarray:
+        """Give ``size`` of the documents ``rows`` to split ``number``; the rest of them."""
+        kept, held = stratified_holdout(classes[rows], size)
+        assert self._split_of is not None
+        self._split_of[rows[held]] = number
+        return rows[kept]
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -188,12 +221,12 @@ class TextFiles(TextDataModule):
     def _texts(self, split: int) -> Iterator[str]:
         """The texts of a split, for the tokenizer and for windows."""
         assigned = self._assign()
-        if assigned[0] >= 0:
-            yield from (d.text for d, own in zip(self._documents(), assigned, strict=True) if own == split)
-            return
-        whole = "\n\n".join(document.text for document in self._documents())
-        cut = int(len(whole) * 0.9)
-        yield whole[:cut] if split == 0 else whole[cut:]
+        yield from (d.text for d, own in zip(self._documents(), assigned, strict=True) if own == split)
+        if (assigned < 0).any() and (split < 2 or not (assigned == 2).any()):
+            few = (d.text for d, own in zip(self._documents(), assigned, strict=True) if own < 0)
+            whole = "\n\n".join(few)
+            cut = int(len(whole) * 0.9)
+            yield whole[:cut] if split == 0 else whole[cut:]
 
     # ---- tokens --------------------------------------------------------------------------------------------
 
@@ -206,7 +239,7 @@ class TextFiles(TextDataModule):
         return len(self.tokenizer.decode(some)) / len(some)
 
     def _make_tokenizer(self) -> Tokenizer:
-        joints = ["\n"] if len(self._assign()) > 1 else []
+        joints = ["\n"] if np.bincount(self._assign() + 1).max() > 1 else []
         texts = chain(self._texts(0), joints)
         return train_tokenizer(self.kind, texts, self.most_tokens, specials=self.layout != "windows")
 
@@ -266,7 +299,7 @@ class TextFiles(TextDataModule):
     def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]]]]:
         """(number of the document, label, (ids, unknown tokens) of each of its segments)."""
         assigned, names = self._assign(), self.class_names
-        if assigned[0] < 0:
+        if (assigned < 0).any():
             items: Iterable[tuple[int, Document]] = (
                 (i, Document((text,))) for i, text in enumerate(self._texts(split))
             )
@@ -300,15 +333,13 @@ class TextFiles(TextDataModule):
         return [frame(*pair) for pair in cut_pairs(segments, room)]
 
     def _separator(self) -> np.ndarray:
-        """What stands between two documents of a stream; nothing after a text that is the only one."""
-        if self._assign()[0] < 0:
+        """What stands between two documents of a stream; nothing where each split has one text only."""
+        assigned = self._assign()
+        if np.bincount(assigned[assigned >= 0]).max(initial=0) < 2:
             return np.empty(0, np.int64)
         return np.array([SEP]) if self.tokenizer.specials else self.tokenizer.encode(["\n\n"])[0]
 
     def _key(self) -> str:
         """Names the token files: the text, the tokenizer, and how samples are cut."""
-        corpus = Corpus(
-            text_files(Path(str(self.root)), self.files), self.columns, self.label_column, self.document
-        )
-        how = [corpus.digest(), self.tokenizer.to_json(), self.layout, self.length]
+        how = [self._read().digest(), self.tokenizer.to_json(), self.layout, self.length]
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]

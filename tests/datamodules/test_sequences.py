@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.errors import DataFileError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.sequences.fasta import base_codes, read_coding, read_fasta, reverse_complement, to_tokens
 from datamodules.sequences.module import Fasta
 
@@ -278,3 +278,33 @@ def test_what_else_cannot_work_is_named(fasta: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             data(fasta, **options)
+
+
+# ---- given splits ------------------------------------------------------------------------------------------
+
+
+def test_splits_by_file_name(tmp_path: Path) -> None:
+    for name, base in (("train", "A"), ("valid", "C"), ("test", "G")):
+        (tmp_path / f"{name}.fa").write_text(f">{name}\n{base * 100 * SPAN}\n")
+    made = data(tmp_path)
+    letters_of = [
+        {made.to_text(row) for row in everything(made.dataset(split))["input"]}
+        for split in ("train", "val", "test")
+    ]
+    assert letters_of == [{base * SPAN} for base in "ACG"]
+    (tmp_path / "valid.fa").unlink()
+    made = data(tmp_path)  # the one given is reported, val is held out of train
+    assert {split: len(made.dataset(split)) for split in ("train", "val", "test")} == {
+        "train": 90,
+        "val": 10,
+        "test": 100,
+    }
+    with pytest.raises(ConfigError, match=r"\(2 then, 3 now, "):
+        state = made.state_dict()
+        (tmp_path / "valid.fa").write_text(">valid\nACGT\n")
+        data(tmp_path).load_state_dict(state)
+
+
+def test_hidden_copies_are_skipped(tmp_path: Path, fasta: Path) -> None:
+    (tmp_path / "._genome.fna").write_bytes(b"\0\x05\x16\x07")
+    assert len(data(tmp_path).dataset("val")) == len(data(fasta).dataset("val"))

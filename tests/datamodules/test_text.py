@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.errors import DataFileError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.text.corpus import Corpus, embedded_documents, sentences
 from datamodules.text.files import TextFiles
 from datamodules.text.store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
@@ -212,6 +212,11 @@ def test_the_tokenizer_goes_with_the_checkpoint(tmp_path: Path) -> None:
     first = TextFiles(root=str(tmp_path / "a.txt"), length=10, batch_size=4)
     first.prepare_data()
     state, hparams = first.state_dict(), dict(first.hparams)
+    with pytest.raises(
+        ConfigError, match=r"the files of .*b\.txt have changed since the checkpoint was written"
+    ):
+        TextFiles(root=str(tmp_path / "b.txt"), length=10, batch_size=4).load_state_dict(state)
+    del state["files"]  # as earlier versions wrote it
     assert first.encode("cab") == [2, 0, 1]
     rebuilt = TextFiles(**{**hparams, "root": str(tmp_path / "b.txt")})
     assert rebuilt.vocab_size == 5 and rebuilt.encode("Acab") == [2, 0, 1]
@@ -329,3 +334,69 @@ def test_paragraphs_and_lines(tmp_path: Path) -> None:
     assert [d.text for d in Corpus(files, unit="paragraph")] == ["one\ntwo", "three"]
     assert [d.text for d in Corpus(files, unit="line")] == ["one", "two", "three"]
     assert [d.text for d in Corpus(files)] == ["one\ntwo\n\n\nthree\n"]
+
+
+# ---- given splits ------------------------------------------------------------------------------------------
+
+
+def test_official_splits_by_file_name(tmp_path: Path) -> None:
+    """WikiText's three files: each is one text, and nothing stands behind it."""
+    texts = {"train": "abcdefgh" * 20, "valid": "bcda" * 10, "test": "dcba" * 10}
+    for name, text in texts.items():
+        (tmp_path / f"wiki.{name}.txt").write_text(text)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "wiki.test-checkpoint.txt").write_text("zzz")
+    data = TextFiles(root=str(tmp_path), length=8, batch_size=2)
+    data.prepare_data()
+    assert data.vocab_size == 8
+    for split, name in (("train", "train"), ("val", "valid"), ("test", "test")):
+        dataset: Any = data.dataset(split)  # type: ignore[arg-type]
+        assert data.to_text(torch.tensor(dataset.flat.astype(np.int64))) == texts[name]
+
+
+def test_one_given_split_is_test_and_val_is_held_out_of_train(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a" * 90 + "b" * 10)
+    (tmp_path / "test.txt").write_text("c" * 20)
+    data = TextFiles(root=str(tmp_path), length=2, batch_size=2, tokenizer="bytes")
+    assert [set("".join(texts_of(data, split))) for split in ("bank", "val", "test")] == [{"a"}, {"b"}, {"c"}]
+    many = {
+        "root": str(tmp_path),
+        "document": "line",
+        "layout": "documents",
+        "length": 8,
+        "tokenizer": "bytes",
+    }
+    (tmp_path / "train.txt").write_text("".join(f"t{i}\n" for i in range(20)))
+    (tmp_path / "test.txt").write_text("x0\nx1\n")
+    data = TextFiles(**many)
+    assert {split: len(texts_of(data, split)) for split in ("train", "val", "test")} == {  # type: ignore[arg-type]
+        "train": 18,
+        "val": 2,
+        "test": 2,
+    }
+    assert {text[0] for text in texts_of(data, "val")} == {"t"}
+
+
+def test_split_folders_as_of_imdb(tmp_path: Path) -> None:
+    for split, kinds in (("train", ("pos", "neg", "unsup")), ("test", ("pos", "neg"))):
+        for kind in kinds:
+            (tmp_path / split / kind).mkdir(parents=True)
+            for i in range(10):
+                (tmp_path / split / kind / f"{i}_9.txt").write_text(f"{split} {i}")
+    data = TextFiles(root=str(tmp_path), layout="documents", length=12, tokenizer="bytes")
+    assert {text.split()[0] for text in texts_of(data, "test")} == {"test"} and len(
+        texts_of(data, "test")
+    ) == 20
+    assert {text.split()[0] for text in texts_of(data, "train") + texts_of(data, "val")} == {"train"}
+
+
+def test_token_files_of_another_split_are_made_again(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for i in range(2):
+        (tmp_path / "t" / f"{i}.txt").write_text("abc" * 50)
+    options: Any = {"root": str(tmp_path / "t"), "length": 4, "cache": str(tmp_path / "cache")}
+    TextFiles(**options).dataset("train")
+    (tmp_path / "t" / "0.txt").rename(tmp_path / "t" / "test.txt")
+    (tmp_path / "t" / "1.txt").rename(tmp_path / "t" / "train.txt")
+    data: Any = TextFiles(**options).dataset("test")
+    assert len(data.flat) == 150
