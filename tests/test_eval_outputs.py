@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 import eval as script
@@ -304,6 +304,26 @@ def test_restore_of_a_method_without_masks_takes_the_whole_picture(
     assert evaluate(run, "--restore", photos / "1.png", "--truth", photos / "1.png", "--output", "out") == 0
     expected = 10 * np.log10(255**2 / ((restored - given) ** 2).mean())
     assert decibels(capsys.readouterr().out) == pytest.approx(expected, abs=0.1)
+
+
+def test_restore_writes_pictures_back_as_they_are_seen(
+    run: Path, digits: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A phone stores a portrait lying on its side, with EXIF's orientation."""
+    Path("seen").mkdir()
+    Path("stored").mkdir()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned a quarter to the right to be seen
+    Image.fromarray(digits[0][0]).save("seen/a.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(digits[0][0]))).save("stored/a.png", exif=exif)
+    for name in ("seen", "stored"):
+        assert evaluate(run, "--restore", name, "--output", f"{name}-out") == 0
+    assert np.array_equal(
+        picture(Path("seen-out/a-restored.png")), picture(Path("stored-out/a-restored.png"))
+    )
+    Image.new("L", (8, 4), 255).save("mask.png")
+    Image.new("L", (4, 8)).save("portrait.png", exif=exif)  # is seen as 8 x 4
+    assert evaluate(run, "--restore", "portrait.png", "--mask", "mask.png", "--output", "masked") == 0
 
 
 # ---- features ----------------------------------------------------------------------------------------------
