@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.discovery import exported
+from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """Public classes are imported when they are first asked for: ``from datamodules import MNIST``."""
+    """``from datamodules import MNIST``: imported when it is first asked for."""
     return exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return list(exports(__name__))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
@@ -287,9 +287,8 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                     rank_zero_info(line)
 
     def train_dataloader(self) -> DataLoader:
-        dataset, trainer = self.dataset("train"), self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = EpochSampler(dataset, self.batch_size, run_seed(), rank, world_size, self)
+        dataset = self.dataset("train")
+        sampler = EpochSampler(dataset, self.batch_size, run_seed(), *self._place(), self)
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -302,11 +301,17 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         n = len(bank)  # type: ignore[arg-type]
         if n > self.bank_size:
             bank = Subset(bank, np.sort(np.random.default_rng(0).permutation(n)[: self.bank_size]).tolist())
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return [
-            self._loader(d, ShardSampler(d, rank, world_size, interleaved(d)), drop_last=False)
+            self._loader(d, ShardSampler(d, *self._place(), interleaved(d)), drop_last=False)
             for d in (self.dataset("val"), bank)
         ]
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and the number of processes, of the Trainer or of a loop of one's own."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        started = distributed.is_available() and distributed.is_initialized()
+        return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
 
     def eval_dataloader(self, dataset: Dataset) -> DataLoader:
         """All samples of ``dataset`` once and in order, in this process."""

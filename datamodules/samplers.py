@@ -26,6 +26,8 @@ class EpochSampler(DistributedSampler):
     indices are shuffled instead, from another first index in each epoch, and each rank takes every W-th
     block.
 
+    Where nobody sets the epoch, as in a loop of one's own, each new iteration is the next epoch.
+
     Args:
         dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
         batch_size: per rank; with ``start`` it tells how many indices to pass over.
@@ -46,13 +48,18 @@ class EpochSampler(DistributedSampler):
     ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.batch_size, self.datamodule = batch_size, datamodule
+        self.used = False  # since the epoch was set
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
+        self.used = False
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
+        if self.used:
+            self.set_epoch(self.epoch + 1)
+        self.used = True
         n, block = len(self.dataset), getattr(self.dataset, "block", 1)  # type: ignore[arg-type]
         rng = np.random.default_rng(mix_seed(self.seed, self.epoch))
         order = rng.permutation(n // block)[:, None] * block + np.arange(block)

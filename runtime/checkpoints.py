@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from datamodules.errors import ConfigError, DataFileError
+from runtime.construction import gaps
 from runtime.discovery import RENAMED_STATE, find_class, with_current_paths
 from runtime.files import not_written, temporary_beside, whole_file
 from runtime.lightning_internals import set_hyperparameters
@@ -150,14 +151,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return with_current_names(content)
 
 
-def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
-    """A method with initial weights from what ``train.py`` stored in a checkpoint: ``_class_path`` and its
-    options.
+def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
+    """A method with initial weights from what a checkpoint records: ``_class_path`` and its options.
+
+    Args: given: objects to use in place of what is recorded, such as ``encoder``.
 
     Raises:
-        DataFileError: no class is named, or one that is not a method of this project.
+        DataFileError: no class is named, or one that is not a method of this project; a network is not
+            recorded.
     """
-    options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
+    options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_") and k not in given}
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = find_class(class_path)
     if cls is None and is_trusted(class_path):  # of a package that the user trusts
@@ -167,18 +170,37 @@ def build_module(hyper_parameters: dict[str, Any]) -> SSLModule:
             f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
             f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
         )
+    unknown = dict(gaps(options))
+    has_optimizer = unknown.pop("optimizer", None) is None
+    if not has_optimizer:  # features need none
+        options["optimizer"] = {"class_path": "torch.optim.SGD"}
+    for place, kind in unknown.items():
+        name = place.partition(".")[0]
+        raise DataFileError(
+            f"the checkpoint does not tell how {place} was built ({kind}): give the object, "
+            f"load_module(PATH, {name}=...), or build {cls.__name__} and use load_state_dict"
+        )
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SSLModule, "model")
-    spec = with_current_paths({"class_path": class_path, "init_args": options})
+    parser.add_class_arguments(cls, "model", skip=set(given), instantiate=False)
     try:
-        module = build(parser, {"model": spec}).model
-    except (ArgumentError, ConfigError) as error:
+        arguments = build(parser, {"model": with_current_paths(options)}).model
+        module = cls(**vars(arguments), **given)
+    except (ArgumentError, ConfigError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         if denied := denied_name(error):
             reason = outside(denied, "model")
         raise DataFileError(f"the checkpoint does not build {cls.__name__}: {reason}") from None
-    set_hyperparameters(module, hyper_parameters)
+    set_hyperparameters(module, {**hyper_parameters, **given})
+    if not has_optimizer:
+        module.optimizer = _unknown_optimizer
     return module
+
+
+def _unknown_optimizer(parameters: Any) -> Any:
+    raise ConfigError(
+        "the checkpoint does not tell which optimizer it was trained with: set module.optimizer before "
+        "training, such as functools.partial(torch.optim.AdamW, lr=1e-3)"
+    )
 
 
 def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
@@ -188,11 +210,14 @@ def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
         return build_module(checkpoint.get("hyper_parameters", {})).eval()
 
 
-def load_module(path: str | Path) -> SSLModule:
-    """The method of a checkpoint that ``train.py`` wrote, with its trained weights, on the CPU, in eval mode.
+def load_module(path: str | Path, **given: Any) -> SSLModule:
+    """The method of a checkpoint of ``train.py`` or of any Trainer, with its trained weights, on the CPU, in
+    eval mode.
 
     Args:
         path: such as ``RUN/checkpoints/last.ckpt``.
+        given: networks that the checkpoint cannot record, because they are of no class of this project:
+            ``encoder=MyNetwork()``. Their weights are replaced by the trained ones.
 
     Raises:
         DataFileError: the file cannot be used; the message says why.
@@ -203,7 +228,7 @@ def load_module(path: str | Path) -> SSLModule:
         h = module.embed(images)  # (B, num_features)
     """
     checkpoint = read_checkpoint(path)
-    module = build_module(checkpoint.get("hyper_parameters", {}))
+    module = build_module(checkpoint.get("hyper_parameters", {}), **given)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

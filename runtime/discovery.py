@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,13 @@ def first_paragraph(docstring: str | None) -> str:
     return " ".join((docstring or "").split("\n\n")[0].split())
 
 
+def _parsed(*packages: str) -> Iterator[tuple[str, ast.Module]]:
+    """Every file of these packages: the name of its module and its syntax tree."""
+    for path in sorted(p for name in packages for p in (ROOT / name.replace(".", "/")).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield module, ast.parse(path.read_text(encoding="utf-8"))
+
+
 @cache
 def classes() -> dict[str, Found]:
     """Every class of the project by its name, in alphabetical order; one that begins with ``_`` only serves
@@ -60,9 +67,8 @@ def classes() -> dict[str, Found]:
         ValueError: two files define a class of the same name.
     """
     found: dict[str, Found] = {}
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for module, tree in _parsed(*PACKAGES):
+        for node in tree.body:
             if not isinstance(node, ast.ClassDef):
                 continue
             if node.name in found and not node.name.startswith("_"):
@@ -109,39 +115,36 @@ def public_name(path: str) -> str:
     return current.rsplit(".", 1)[-1] if current else path
 
 
-def exported(package: str, name: str) -> type:
-    """The public class ``name`` of a package, imported now: what a package's ``__getattr__`` returns.
+@cache
+def exports(package: str) -> dict[str, str]:
+    """Public classes and functions of a package by name, each with its module. Left out: a name that several
+    files use, or that is also a file of the package.
+    """
+    found: dict[str, list[str]] = {}
+    files = {path.stem for path in (ROOT / package.replace(".", "/")).iterdir()}
+    for module, tree in _parsed(package):
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    return {n: modules[0] for n, modules in sorted(found.items()) if len(modules) == 1 and n not in files}
+
+
+def exported(package: str, name: str) -> Any:
+    """The public class or function ``name`` of a package, imported now: what its ``__getattr__`` returns.
 
     Raises:
-        AttributeError: the package has no such class.
+        AttributeError: the package has none of this name.
     """
-    found = None if name.startswith("_") else classes().get(name)
-    if found is None or not found.module.startswith(f"{package}."):
+    if name == "__all__":  # of ``from package import *``
+        return list(exports(package))
+    if name not in exports(package):
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(found.module), name)
+    return getattr(importlib.import_module(exports(package)[name]), name)
 
 
 def with_public_names(node: Any) -> Any:
     """A copy of a configuration in which every class goes by the name to store."""
     return _with_names(node, public_name)
-
-
-def plain_values(hyperparameters: Any) -> dict[str, Any]:
-    """The entries that are plain values (numbers, strings, None and lists and dicts of them), classes under
-    public names.
-
-    Only these go into a checkpoint: an object there would make it unreadable for
-    ``torch.load(weights_only=True)``.
-    """
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, dict):
-            return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-        if isinstance(value, (list, tuple)):
-            return all(is_plain(v) for v in value)
-        return value is None or isinstance(value, (bool, int, float, str))
-
-    return with_public_names({k: v for k, v in dict(hyperparameters).items() if is_plain(v)})
 
 
 def with_current_paths(node: Any) -> Any:

@@ -1,7 +1,7 @@
 """Everything that the project does with Lightning's private attributes, each with its reason.
 
 Nothing else touches them (tests/test_lightning_internals.py), so a new version of Lightning can break no
-other file. It imports nothing of the project but ``runtime.discovery``: any package may import it.
+other file. Of the project it imports only ``runtime.construction``: any package may import it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from runtime.discovery import plain_values
+from runtime.construction import record
 
 
 def trainer_of(module: LightningModule | LightningDataModule) -> Trainer | None:
@@ -25,18 +25,23 @@ def trainer_of(module: LightningModule | LightningDataModule) -> Trainer | None:
 
 
 class PlainHyperparameters(HyperparametersMixin):
-    """Keeps of the constructor's arguments only what ``torch.load(weights_only=True)`` can read again.
+    """Keeps the constructor's arguments as ``torch.load(weights_only=True)`` can read them: see ``record``.
 
     ``save_hyperparameters`` has no hook of its own: its ``ignore`` takes names, not kinds of values.
     """
 
     def _set_hparams(self, hp: Any) -> None:
-        super()._set_hparams(plain_values(hp))
+        super()._set_hparams(record(self, hp))
 
 
 def set_hyperparameters(module: HyperparametersMixin, values: dict[str, Any]) -> None:
     """What a checkpoint of ``module`` will hold, with the name of its class, which LightningCLI would add."""
     module._set_hparams(values)
+
+
+def synchronizes_batch_norm(trainer: Trainer) -> bool:
+    """Will batch norm be converted (``sync_batchnorm``, several processes)? Nothing public tells."""
+    return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
 def keep_own_signal_handlers(trainer: Trainer) -> None:

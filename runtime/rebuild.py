@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from runtime.command_line import explain
+from runtime.construction import gaps
 from runtime.discovery import with_current_paths
 from runtime.names import check_command_line, resolve
 from runtime.options import options_of
@@ -44,7 +45,8 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     cls = chosen["data"]
     if cls is None:
         raise ConfigError("the checkpoint names no data set: give --data NAME")
-    shared = {k: v for k, v in stored.items() if k in options_of(cls)}
+    unknown = {place.partition(".")[0] for place, _ in gaps(stored)}  # such as views of a user's
+    shared = {k: v for k, v in stored.items() if k in options_of(cls) and k not in unknown}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLDataModule, "data")
     base = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": with_current_paths(shared)}

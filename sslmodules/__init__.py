@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runtime.discovery import below, exported, find_class
+from runtime.discovery import below, exported, exports, find_class
 
 if TYPE_CHECKING:
     from sslmodules.base import SSLModule
@@ -16,11 +16,15 @@ def methods() -> dict[str, type[SSLModule]]:
 
 
 def __getattr__(name: str) -> Any:
-    """Public classes are imported when they are first asked for: ``from sslmodules import SimCLR,
-    load_module``.
+    """Public classes and functions are imported when they are first asked for: ``from sslmodules import
+    SimCLR, load_module``.
     """
     if name == "load_module":
         from runtime.checkpoints import load_module
 
         return load_module
     return exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return [*exports(__name__), "load_module"]

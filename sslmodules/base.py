@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_within
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import mix_seed, run_seed
-from runtime.lightning_internals import PlainHyperparameters, trainer_of
+from runtime.lightning_internals import PlainHyperparameters, synchronizes_batch_norm, trainer_of
 from sslmodules.networks.encoder import Encoder
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
@@ -180,6 +181,24 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
                 "data.views"
             )
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **given: Any
+    ) -> Any:
+        """As ``load_module``, for a checkpoint of this class.
+
+        Args: map_location: device of the module; default the CPU. given: see ``load_module``.
+
+        Raises:
+            DataFileError: the file cannot be used, or holds another method.
+        """
+        from runtime.checkpoints import load_module  # which imports this file
+
+        module = load_module(checkpoint_path, **given)
+        if not isinstance(module, cls):
+            raise DataFileError(f"{checkpoint_path} holds {type(module).__name__}, not {cls.__name__}")
+        return module.to(map_location or "cpu")
+
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """torch's conversion to synchronized batch norm puts every network back through here."""
         super().add_module(name, module)
@@ -189,7 +208,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         if stage != "fit":
             return
         prepare_sharding(self, self.trainer.strategy)
-        if getattr(self.trainer.strategy, "_layer_sync", None):  # `sync_batchnorm`, of several processes
+        if synchronizes_batch_norm(self.trainer):
             check_convertible(self)
         if per_rank := getattr(getattr(self.trainer, "datamodule", None), "batch_size", None):
             self.check_batch_size(per_rank * self.trainer.world_size)

@@ -233,8 +233,14 @@ def test_a_checkpoint_of_a_method() -> None:
     for key in ("encoder", "optimizer"):
         with pytest.raises((ConfigError, OSError), match="load_checkpoint"):
             build_module({**good, key: LOAD})
+    net = {"class_path": "torch.nn.Sequential", "dict_kwargs": {"x": LOAD}}
     with pytest.raises((ConfigError, OSError), match="load_checkpoint"):
-        build_module({**good, "encoder": {"class_path": "torch.nn.Sequential", "dict_kwargs": {"x": LOAD}}})
+        build_module(
+            {
+                **good,
+                "encoder": {"class_path": "WrappedEncoder", "init_args": {"net": net, "num_features": 2}},
+            }
+        )
 
 
 def test_a_checkpoint_of_a_data_set() -> None:

@@ -1,0 +1,16 @@
+"""DNA from FASTA files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.discovery import exported, exports
+
+
+def __getattr__(name: str) -> Any:
+    """``from datamodules.sequences import Fasta``: imported when it is first asked for."""
+    return exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return list(exports(__name__))

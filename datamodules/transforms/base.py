@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from runtime.construction import Recorded
+
 # ------------------------------------------------------------------------------------------------------------
 # Transforms: drawing of the parameters, order of the operations
 # ------------------------------------------------------------------------------------------------------------
 
 
-class BatchTransform(nn.Module, ABC):
+class BatchTransform(Recorded, nn.Module, ABC):
     """A random transform of a batch that adds keys to it, split into drawing and applying."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_layers
 from datamodules.errors import ConfigError
+from runtime.construction import Recorded
 from sslmodules.networks.encoder import MapEncoder
 
 
@@ -55,7 +56,7 @@ class ConvEncoder(MapEncoder):
         return self.forward_features(x).mean((2, 3))
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Recorded, nn.Module):
     """Feature map to image: a 3x3 convolution at the map's size, then doubling with 3x3 convolutions, then a
     3x3 to pixels.
 

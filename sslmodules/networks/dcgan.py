@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least, check_layers, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from runtime.construction import Recorded
 from sslmodules.networks.encoder import MapEncoder
 
 WEIGHT_STD = 0.02
@@ -40,7 +41,7 @@ def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
     return smallest
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(Recorded, nn.Module):
     """Noise to image: a linear layer to a small map, then transposed 4x4 convolutions that double it up to
     the image.
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least
 from datamodules.errors import ConfigError
+from runtime.construction import Recorded
 from runtime.discovery import below
 from runtime.optional import optional
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Recorded, nn.Module, ABC):
     """A network from a batch of samples to their features.
 
     Attributes:

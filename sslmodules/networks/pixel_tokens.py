@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from datamodules.checks import check
 from datamodules.errors import ConfigError
+from runtime.construction import Recorded
 
 
-class PixelTokens(nn.Module):
+class PixelTokens(Recorded, nn.Module):
     """Gray or color values as tokens, row by row, channels of a pixel one after the other; token ``levels``
     begins an image.
 

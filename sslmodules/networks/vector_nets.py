@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_layers
+from runtime.construction import Recorded
 from sslmodules.networks.encoder import Encoder
 
 
@@ -39,7 +40,7 @@ class MLPEncoder(Encoder):
         return self.layers(x.flatten(1))
 
 
-class MLPDecoder(nn.Module):
+class MLPDecoder(Recorded, nn.Module):
     """A vector through linear layers with ReLU between them to the values of an image.
 
     Args:
@@ -73,7 +74,7 @@ class MLPDecoder(nn.Module):
         return self.layers(z).unflatten(1, self.shape)
 
 
-class VectorDecoder(nn.Module):
+class VectorDecoder(Recorded, nn.Module):
     """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to
     pixels.
 

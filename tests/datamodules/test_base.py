@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
@@ -18,7 +17,6 @@ from datamodules.images.folder import ImageFolder
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.transforms.base import BatchTransform
-from runtime.discovery import plain_values
 
 
 class Numbers(Dataset):
@@ -190,13 +188,6 @@ def test_run_seed(monkeypatch):
     assert run_seed() == 0
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     assert run_seed() == 17
-
-
-def test_plain_values():
-    kept = {"a": 1, "b": None, "c": [1, {"x": "y"}], "d": (1.0, True)}
-    dropped = {"e": nn.Linear(1, 1), "f": [torch.zeros(1)], "g": {1: 2}, "h": len}
-    assert plain_values({**kept, **dropped}) == kept
-    assert "views" not in Data(views=Shifted()).hparams and Data(batch_size=3).hparams["batch_size"] == 3
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("num_workers", -1), ("bank_size", 0)])
