@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from datamodules.errors import DataFileError, MissingDataError
+from datamodules.errors import DataFileError
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
@@ -142,7 +142,7 @@ def main() -> int:
     try:
         trained, untrained = load_module(checkpoint), initial_module(read_checkpoint(checkpoint))
         data.dataset("test")
-    except (DataFileError, MissingDataError) as error:
+    except DataFileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not isinstance(trained, GAN) or not isinstance(untrained, GAN):

@@ -430,11 +430,12 @@ def test_an_encoder_that_declares_other_samples(in_channels: str, line: str, cap
     assert not Path("run").exists()
 
 
-def test_a_bug_is_not_blamed_on_the_encoder(monkeypatch: Patch, capsys: Capture) -> None:
-    """The encoder is right for the data; what ``embed`` hands it is not."""
+@pytest.mark.parametrize("in_channels", ["1", "2"])
+def test_a_bug_is_not_blamed_on_the_encoder(in_channels: str, monkeypatch: Patch, capsys: Capture) -> None:
+    """What ``embed`` hands the encoder are not the samples, so what it declares says nothing about them."""
     monkeypatch.setattr(SimCLR, "embed", lambda self, x: self.encoder(x.repeat(1, 3, 1, 1)))
-    with pytest.raises(RuntimeError, match="to have 1 channels, but got 3 channels instead"):
-        train.main([*DIGITS, "--run_dir", "run"])
+    with pytest.raises(RuntimeError, match=f"to have {in_channels} channels, but got 3 channels instead"):
+        train.main([*DIGITS, "--run_dir", "run", "--model.encoder.in_channels", in_channels])
     assert error_of(capsys) == [
         "note: SimCLR.embed failed for 2 samples of Digits of shape (1, 8, 8), before training"
     ]
