@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, DataFileError, readable
 from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, read_checkpoint
 from runtime.discovery import public_name, with_public_names
 from runtime.environment import describe_environment
@@ -157,7 +157,7 @@ class RunFolder:
                     "another"
                 )
             return
-        earlier = with_public_names(yaml.safe_load(saved_config.read_text(encoding="utf-8")) or {})
+        earlier = with_public_names(_parsed(saved_config, yaml.safe_load) or {})
         found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
         if found != method:
             raise ConfigError(
@@ -260,9 +260,18 @@ class RunFolder:
             write_text(saved_config, text + yaml.safe_dump(config, sort_keys=False))
         now = describe_environment()
         if environment.is_file() and resumed:
-            first = json.loads(environment.read_text(encoding="utf-8"))
+            first = _parsed(environment, json.loads)
             now = {**first, "restarts": [*first.get("restarts", []), now]}
         write_json(environment, now)
+
+
+def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        with readable(file):
+            return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataFileError(f"{file} is damaged ({reason}): choose another --run_dir") from None
 
 
 def _is_begun(file: Path) -> bool:

@@ -87,10 +87,13 @@ def image_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen."""
-    with Image.open(path, formats=formats()) as file:
-        width, height = file.size
-        return (height, width) if _orientation(file) >= 5 else (width, height)
+    """(width, height) of an image file as it is seen; an ``ImageFileError`` if it is none."""
+    try:
+        with Image.open(path, formats=formats()) as file:
+            width, height = file.size
+            return (height, width) if _orientation(file) >= 5 else (width, height)
+    except Exception as error:
+        raise _refused(error, path) from None
 
 
 # ---- pixels ------------------------------------------------------------------------------------------------
@@ -146,6 +149,19 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
+def _refused(error: Exception, path: str | bytes, content: bytes | None = None) -> ImageFileError:
+    """What is wrong. A damaged one makes Pillow raise nearly anything: SyntaxError, struct.error"""
+    if isinstance(error, UnidentifiedImageError):  # its message repeats the path
+        length = os.path.getsize(path) if content is None else len(content)
+        reason = "it is empty" if length == 0 else "it is not an image"
+    elif isinstance(error, Image.DecompressionBombError):
+        told = str(error).partition(", could be")[0]
+        reason = f"{told}: make it smaller or cut it into tiles, or pass over such files (max_unreadable)"
+    else:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return ImageFileError(f"cannot read image {printable(os.fsdecode(path))}: {reason}")
+
+
 def read_image(
     path: str | bytes,
     size: int,
@@ -186,18 +202,8 @@ def read_image(
             turn = TURNS.get(_orientation(file))
             image = to_uint8(without_false_alpha(file), channels)
             image = image if turn is None else image.transpose(turn)
-    except (
-        Exception
-    ) as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
-        if isinstance(error, UnidentifiedImageError):  # its message repeats the path
-            length = os.path.getsize(path) if content is None else len(content)
-            reason = "it is empty" if length == 0 else "it is not an image"
-        elif isinstance(error, Image.DecompressionBombError):
-            told = str(error).partition(", could be")[0]
-            reason = f"{told}: make it smaller or cut it into tiles, or pass over such files (max_unreadable)"
-        else:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"cannot read image {printable(os.fsdecode(path))}: {reason}") from None
+    except Exception as error:
+        raise _refused(error, path, content) from None
     width, height = image.size
     if (width, height) != (size, size):
         w, h = _resized(image.size, shorter)

@@ -96,7 +96,7 @@ def main() -> int:
             make_shards(args.src, args.dst, args.per_shard, not args.unlabeled)
         else:
             write_index(index_folder(args.index, lambda text: print(text, flush=True)), args.index)
-    except (ValueError, OSError) as error:
+    except (ConfigError, DataFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

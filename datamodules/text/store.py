@@ -4,6 +4,7 @@ documents.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.text.tokenizer import CLS, PAD, SEP
 from runtime.files import whole_file
@@ -71,11 +72,24 @@ class TokenWriter:
 
 
 def open_tokens(path: Path) -> Tokens:
-    """The files of a ``TokenWriter``; the tokens stay on disk."""
-    with np.load(path.with_suffix(".npz")) as rest:
-        offsets, labels, documents, dtype = (rest[k] for k in ("offsets", "labels", "documents", "dtype"))
-    empty = offsets[-1] == 0  # a map needs a byte
-    flat = np.empty(0, str(dtype)) if empty else np.memmap(path.with_suffix(".bin"), str(dtype), mode="r")
+    """The files of a ``TokenWriter``; the tokens stay on disk.
+
+    Raises:
+        DataFileError: one of them is missing or damaged.
+    """
+    try:
+        with np.load(path.with_suffix(".npz")) as rest:
+            offsets, labels, documents, dtype = (rest[k] for k in ("offsets", "labels", "documents", "dtype"))
+        shape, empty = (int(offsets[-1]),), offsets[-1] == 0  # a map needs a byte
+        flat = (
+            np.empty(0, str(dtype))
+            if empty
+            else np.memmap(path.with_suffix(".bin"), str(dtype), mode="r", shape=shape)
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataFileError(
+            f"the token file {path}.npz or .bin is damaged ({error}): remove both, they are made again"
+        ) from None
     return Tokens(flat, offsets, labels, documents)
 
 

@@ -236,8 +236,8 @@ def load_tokenizer(text: str) -> Tokenizer:
         else:
             return _Symbols(content["kind"], bool(content["specials"]), content.get("characters", ""))
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"not a tokenizer ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"--data.vocabulary is not a tokenizer ({type(error).__name__}: {error})") from None
     ids = [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS]
     if ids != list(range(len(SPECIALS))):
-        raise ConfigError(f"the tokenizer's {', '.join(SPECIALS)} have the ids {ids}, expected 0 to 4")
+        raise ConfigError(f"--data.vocabulary: {', '.join(SPECIALS)} have the ids {ids}, expected 0 to 4")
     return tokenizer

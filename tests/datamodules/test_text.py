@@ -256,6 +256,20 @@ def test_token_files_are_used_again_and_change_with_the_text(
     assert len(list((tmp_path / "cache").iterdir())) == 12
 
 
+@pytest.mark.parametrize("ending", [".npz", ".bin"])
+def test_a_damaged_token_file_is_named(ending: str, tmp_path: Path) -> None:
+    writer = TokenWriter(70_000, tmp_path / "x")
+    writer.add(np.array([1, 69_999]), 3, 7)
+    writer.finish()
+    file = (tmp_path / "x").with_suffix(ending)
+    file.write_bytes(file.read_bytes()[:4])
+    with pytest.raises(DataFileError) as caught:
+        open_tokens(tmp_path / "x")
+    text = str(caught.value)
+    assert text.startswith(f"the token file {tmp_path / 'x'}.npz or .bin is damaged (")
+    assert text.endswith("): remove both, they are made again")
+
+
 def test_a_token_file_is_whole_or_absent(tmp_path: Path) -> None:
     writer = TokenWriter(70_000, tmp_path / "x")
     writer.add(np.array([1, 69_999]), 3, 7)
