@@ -39,6 +39,8 @@ from evaluation.measures.frechet import mode_counts
 from runtime.environment import describe_environment
 from runtime.quiet import silence_framework
 from sslmodules.gan import GAN, Loss
+from sslmodules.networks.decoder import Generator
+from sslmodules.networks.encoder import Encoder, WrappedEncoder
 
 SIDE, SPACING, DEVIATION = 5, 2.0, 0.05
 SCALE = SPACING * ((SIDE**2 - 1) / 12) ** 0.5  # the grid's deviation along each axis
@@ -90,31 +92,30 @@ def perceptron(inputs: int, activation: nn.Module) -> list[nn.Module]:
     return [layer for i in range(DEPTH) for layer in (nn.Linear(widths[i], widths[i + 1]), activation)]
 
 
-class Discriminator(nn.Sequential):
+def discriminator() -> Encoder:
     """(B, 2) -> (B, WIDTH)."""
-
-    num_features = WIDTH
-
-    def __init__(self) -> None:
-        super().__init__(*perceptron(2, nn.LeakyReLU(0.2)))
+    return WrappedEncoder(nn.Sequential(*perceptron(2, nn.LeakyReLU(0.2))), WIDTH)
 
 
-class Generator(nn.Sequential):
+class PointGenerator(Generator):
     """(B, LATENT) -> (B, 2)."""
 
     latent_dim = LATENT
 
     def __init__(self) -> None:
-        super().__init__(*perceptron(LATENT, nn.ReLU()), nn.Linear(WIDTH, 2))
+        super().__init__()
+        self.layers = nn.Sequential(*perceptron(LATENT, nn.ReLU()), nn.Linear(WIDTH, 2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
 
 
 def train(loss: Loss, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run; the number of Gaussians found, the share of near samples, and the seconds of training."""
     seed_everything(seed, verbose=False)
     optimizer = partial(torch.optim.Adam, lr=args.lr, betas=(0.0, 0.99))
-    module = GAN(
-        Discriminator(), Generator(), loss=loss, optimizer=optimizer, final_lr_factor=1.0, **OPTIONS[loss]
-    )
+    options = {"loss": loss, "optimizer": optimizer, "final_lr_factor": 1.0, **OPTIONS[loss]}
+    module = GAN(discriminator(), PointGenerator(), **options)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

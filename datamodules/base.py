@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 from torch.nn import functional as F
@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError, DataFileError
-from datamodules.samplers import EpochSampler, ShardSampler, interleaved
+from datamodules.samplers import EpochSampler, ShardSampler, interleaved, labels_of
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
 from datamodules.transforms.base import BatchTransform, apply_views
 from runtime.lightning_internals import PlainHyperparameters
+from runtime.optional import check_optional, optional
 
 
 class Batch(TypedDict, total=False):
@@ -130,9 +131,20 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     Attributes:
         num_classes: number of classes, or None for unlabeled data: then no probe runs.
+        class_names: one name per class; empty for unlabeled data.
+        vocab_size: how many tokens there are, where ``input`` is tokens.
+        pad_id: the token that fills up short samples; None where there is none.
+        characters_per_token: mean over the validation split, for bits per character; None where that has no
+            meaning.
+        max_unreadable: damaged files that may be passed over.
     """
 
     num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    vocab_size: int | None = None
+    pad_id: int | None = None
+    characters_per_token: float | None = None
+    max_unreadable: int = 0
 
     def __init__(
         self,
@@ -196,13 +208,31 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     def class_counts(self, split: Split = "bank") -> dict[str, int]:
         """Samples of each class in ``split``; empty without labels."""
-        labels = np.asarray(getattr(self.dataset(split), "labels", ()), dtype=np.int64)
-        names = getattr(self, "class_names", ()) or range(self.num_classes or 0)
+        labels = labels_of(self.dataset(split))
+        if labels is None:
+            return {}
+        names = self.class_names or range(self.num_classes or 0)
         counts = np.bincount(labels[labels >= 0], minlength=len(names))
         return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
+    def unreadable_files(self) -> list[str]:
+        """Files of the training split that were passed over so far."""
+        return []
+
     def save(self, folder: Path) -> None:
         """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
+
+    # ---- what data may offer -------------------------------------------------------------------------------
+
+    @optional
+    def files(self, split: Split) -> list[str]:
+        """One path for each sample of ``split``, in the order of ``dataset(split)``."""
+        raise NotImplementedError
+
+    @optional
+    def to_text(self, tokens: Tensor) -> str:
+        """Token ids (T,) as text."""
+        raise NotImplementedError
 
     # ---- batches -------------------------------------------------------------------------------------------
 
@@ -280,6 +310,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                 )
 
     def setup(self, stage: str) -> None:
+        check_optional(self)
         if stage == "fit" and self.trainer is not None:
             self.check_batch_size(self.trainer.world_size)
             if self.trainer.global_rank == 0:
@@ -343,7 +374,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         files, before = now["files"], state.get("files")  # checkpoints of earlier versions hold none
         if files and before and files != before:
             raise ConfigError(
-                f"the files of {getattr(self, 'root', 'the data')} have changed since the checkpoint was "
+                f"the files of {self.hparams.get('root', 'the data')} have changed since the checkpoint was "
                 f"written ({before['count']} then, {files['count']} now, or other names or sizes): splits "
                 "and the order of samples would change inside the run. Restore the files, or start a new run"
             )
@@ -355,3 +386,9 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                 "inside the run. "
                 "Resume with the same numbers, or start a new run"
             )
+
+
+def data_of(trainer: Trainer) -> SSLDataModule | None:
+    """The DataModule of a run; None where the Trainer was given loaders, or a DataModule of another kind."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, SSLDataModule) else None

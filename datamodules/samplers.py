@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from datamodules.seeding import mix_seed
 
 if TYPE_CHECKING:
     from datamodules.base import SSLDataModule
+
+
+class SampleDataset(Dataset, ABC):
+    """A data set whose samples are fetched by whole batches.
+
+    A plain torch ``Dataset`` with ``__getitems__`` is enough where nothing depends on the epoch.
+
+    Attributes:
+        labels: (N,) int64, -1 = unknown; None where there is no list of them.
+        block: so many neighbors are read at once, and are kept together where samples are shuffled.
+    """
+
+    labels: np.ndarray | None = None
+    block: int = 1
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """``{"input": (B, ...), "label": (B,) int64}`` in the smallest form, see ``SSLDataModule``."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called when an epoch of training begins, for what is drawn where samples are read."""
+
+
+def block_of(dataset: Dataset) -> int:
+    return dataset.block if isinstance(dataset, SampleDataset) else 1
+
+
+def labels_of(dataset: Dataset) -> np.ndarray | None:
+    return dataset.labels if isinstance(dataset, SampleDataset) else None
 
 
 class EpochSampler(DistributedSampler):
@@ -22,14 +56,14 @@ class EpochSampler(DistributedSampler):
     rank r takes every W-th index of the one permutation, so the W batches of a step together are the
     single-process batch of W times the size.
 
-    A data set with an attribute ``block`` above 1 reads neighbors at once: blocks of so many neighboring
+    A data set whose ``block`` is above 1 reads neighbors at once: blocks of so many neighboring
     indices are shuffled instead, from another first index in each epoch, and each rank takes every W-th
     block.
 
     Where nobody sets the epoch, as in a loop of one's own, each new iteration is the next epoch.
 
     Args:
-        dataset: its length, and ``set_epoch(epoch)`` if it has one (random crops in workers).
+        dataset: what is sampled; a ``SampleDataset`` is told the epoch.
         batch_size: per rank; with ``start`` it tells how many indices to pass over.
         seed: of the permutation.
         rank, world_size: of this process.
@@ -53,14 +87,14 @@ class EpochSampler(DistributedSampler):
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.used = False
-        if hasattr(self.dataset, "set_epoch"):
+        if isinstance(self.dataset, SampleDataset):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
         if self.used:
             self.set_epoch(self.epoch + 1)
         self.used = True
-        n, block = len(self.dataset), getattr(self.dataset, "block", 1)  # type: ignore[arg-type]
+        n, block = len(self.dataset), block_of(self.dataset)  # type: ignore[arg-type]
         rng = np.random.default_rng(mix_seed(self.seed, self.epoch))
         order = rng.permutation(n // block)[:, None] * block + np.arange(block)
         if block > 1:
@@ -85,7 +119,7 @@ def interleaved(dataset: Dataset) -> np.ndarray:
         >>> interleaved(Digits().dataset("val"))[:5].tolist()
         [0, 222, 85, 307, 170]
     """
-    n, block = len(dataset), getattr(dataset, "block", 1)  # type: ignore[arg-type]
+    n, block = len(dataset), block_of(dataset)  # type: ignore[arg-type]
     blocks = -(-n // block)
     fractions = np.arange(blocks) * ((5**0.5 - 1) / 2) % 1  # multiples of the golden ratio leave no gaps
     order = np.argsort(np.argsort(fractions, kind="stable"), kind="stable")

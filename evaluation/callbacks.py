@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datamodules.base import data_of
 from datamodules.checks import check_at_least, check_positive
 from evaluation.accuracy import top1
 from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
@@ -125,7 +126,8 @@ class FeatureProbe(Callback):
 
     @staticmethod
     def _num_classes(trainer: Trainer) -> int | None:
-        return getattr(trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        return None if data is None else data.num_classes
 
 
 class OnlineLinearProbe(Callback):
@@ -156,7 +158,8 @@ class OnlineLinearProbe(Callback):
         self.restored = state_dict or None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        num_classes = getattr(trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        num_classes = None if data is None else data.num_classes
         if num_classes is None:
             rank_zero_info("This data has no labels: it trains without an online probe.")
             return

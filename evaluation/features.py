@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from datamodules.base import SSLDataModule
+from datamodules.samplers import labels_of
 from datamodules.splits import Split
 
 Features = dict[str, tuple[Tensor, Tensor]]
@@ -58,14 +59,11 @@ def known_labels(data: SSLDataModule, split: Split) -> Tensor | None:
     """The labels (N,) of a split's labeled samples without reading the samples; None if the data set keeps no
     list of them.
     """
-    labels = getattr(data.dataset(split), "labels", None)
-    if labels is None:
-        return None
-    labels = torch.as_tensor(labels)
-    return labels[labels >= 0]
+    labels = labels_of(data.dataset(split))
+    return None if labels is None else torch.as_tensor(labels[labels >= 0])
 
 
 def names_of_classes(data: SSLDataModule) -> Sequence[str]:
     """A name for each of the K classes: the data set's own, or its number."""
-    names = getattr(data, "class_names", ())
+    names = data.class_names
     return names or [str(number) for number in range(data.num_classes or 0)]

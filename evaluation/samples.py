@@ -15,8 +15,10 @@ from torchvision.utils import make_grid
 
 from datamodules.audio.mel import valid_frames
 from datamodules.audio.module import AudioDataModule
+from datamodules.base import SSLDataModule, data_of
 from datamodules.checks import check_at_least
 from evaluation.media import log_image, log_sound, log_texts
+from runtime.optional import offers
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
 
@@ -119,14 +121,14 @@ class ImageGrid(FirstSamples):
             return
         if views:
             log_columns(trainer, "views", [x, *views])
-        if hasattr(module, "reconstruct"):
+        if offers(module, "reconstruct"):
             prediction = module.reconstruct(batch).to(x.dtype)
             gray = trainer.datamodule.standardize(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
             log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, gray))
-        if hasattr(module, "sample"):
+        if offers(module, "sample"):
             samples = module.sample(n * n).to(x.dtype)
             log_columns(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
-        if hasattr(module, "interpolate"):
+        if offers(module, "interpolate"):
             log_columns(trainer, "interpolations", list(module.interpolate(x, n).to(x.dtype).unbind(1)))
         attention = class_attention(module.feature_encoder, x)
         if attention is not None:  # (n, heads, h, w), shares of patches
@@ -145,7 +147,7 @@ class ImageGrid(FirstSamples):
 
 
 class Continuations(FirstSamples):
-    """Continuations at validation, drawn by methods that have ``complete(x, keep)``; others are passed over.
+    """Continuations at validation, drawn by methods that offer ``complete`` (images) or ``extend`` (tokens).
 
     Of the first validation samples the first half is kept. By kind of data, in TensorBoard:
 
@@ -175,24 +177,22 @@ class Continuations(FirstSamples):
 
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
         x = batch["input"]
-        if not hasattr(module, "complete"):
-            return
-        if x.ndim == 4:
+        data = data_of(trainer)
+        if x.ndim == 4 and offers(module, "complete"):
             self._pictures(trainer, module, x)
-        elif x.ndim == 2 and hasattr(trainer.datamodule, "to_text"):  # type: ignore[attr-defined]
-            self._texts(trainer, module, x)
+        elif x.ndim == 2 and offers(module, "extend") and data is not None and offers(data, "to_text"):
+            self._texts(trainer, module, data, x)
 
-    def _pictures(self, trainer: Trainer, module: LightningModule, x: Tensor) -> None:
+    def _pictures(self, trainer: Trainer, module: Any, x: Tensor) -> None:
         upper = x.clone()
         upper[:, :, x.shape[2] // 2 :] = 0.5
-        drawn = [module.complete(x, 0.5, **self.options).to(x.dtype) for _ in range(3)]  # type: ignore[operator]
+        drawn = [module.complete(x, 0.5, **self.options).to(x.dtype) for _ in range(3)]
         log_columns(trainer, "completions", [x, upper, *drawn])
 
-    def _texts(self, trainer: Trainer, module: LightningModule, x: Tensor) -> None:
+    def _texts(self, trainer: Trainer, module: Any, data: SSLDataModule, x: Tensor) -> None:
         kept = max(1, x.shape[1] // 2)
-        tokens = module.extend(x[:, :kept], self.length, **self.options)  # type: ignore[operator]
-        to_text = trainer.datamodule.to_text  # type: ignore[attr-defined]
-        shown = [[to_text(row[:kept]), to_text(row[kept:])] for row in tokens.cpu()]
+        tokens = module.extend(x[:, :kept], self.length, **self.options)
+        shown = [[data.to_text(row[:kept]), data.to_text(row[kept:])] for row in tokens.cpu()]
         log_texts(trainer, "continuations", ["beginning", "continuation"], shown)
 
 
@@ -246,17 +246,17 @@ class Spectrograms(FirstSamples):
         data, x = trainer.datamodule, batch["input"]  # type: ignore[attr-defined]
         if not isinstance(data, AudioDataModule):
             return
-        if hasattr(module, "fill"):
+        if offers(module, "fill"):
             masked = x.masked_fill(batch["mask"], float("-inf"))
             self._draw(trainer, "spectrograms", [x, masked, module.fill(batch)])
-        if hasattr(module, "continue_clip"):
+        if offers(module, "continue_clip"):
             self._continue(trainer, module, data, x)
 
     def _continue(self, trainer: Trainer, module: Any, data: AudioDataModule, x: Tensor) -> None:
         continued = torch.zeros_like(x)
         for row, length in enumerate(valid_frames(x).tolist()):
             half = length // 2
-            if half <= module.ahead:
+            if half < module.shortest_clip:
                 continue
             continued[row : row + 1, :, :, :length] = module.continue_clip(
                 x[row : row + 1, :, :, :half], length - half

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
+from datamodules.base import data_of
 from datamodules.errors import ConfigError
 from evaluation.media import last_step
 from runtime.checkpoints import LAST
@@ -92,8 +93,8 @@ class Throughput(Callback):
                 "time/data_wait_share": self.waited / total,
                 "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             }
-            if getattr(trainer.datamodule, "max_unreadable", 0):  # type: ignore[attr-defined]
-                rates["train/unreadable_files"] = len(trainer.datamodule.unreadable_files())  # type: ignore[attr-defined]
+            if (data := data_of(trainer)) is not None and data.max_unreadable:
+                rates["train/unreadable_files"] = len(data.unreadable_files())
             for logger in trainer.loggers:
                 logger.log_metrics(rates, step=last_step(trainer))
             self.reset()

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError, DataFileError
+from runtime.optional import check_optional
 from sslmodules import SSLModule
+from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.timm_encoder import patch_layer
 
 
 @torch.no_grad()
@@ -22,6 +25,8 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
             size than the encoder declares, or features that are not (B, num_features).
         Exception: whatever else ``embed`` raises, with its own traceback.
     """
+    for thing in (module, module.encoder, data):
+        check_optional(thing)
     data.check_batch_size(world_size)
     module.check_batch_size(data.batch_size * world_size)
     dataset = data.dataset("train")
@@ -29,7 +34,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
     x, name = batch["input"], type(data).__name__
-    given, needed = getattr(module.encoder, "vocab_size", None), getattr(data, "vocab_size", None)
+    given, needed = module.encoder.vocab_size, data.vocab_size
     if given is not None and needed is not None and given < needed:
         raise ConfigError(
             f"the encoder knows {given} tokens and {name} has {needed}: give "
@@ -77,17 +82,19 @@ def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
         module.train(was_training)
 
 
-def misfit(encoder: nn.Module, x: Tensor) -> str | None:
+def misfit(encoder: Encoder, x: Tensor) -> str | None:
     """What to do about a size that ``encoder`` declares and ``x`` (B, ...) does not have; None if all fit."""
-    channels, features = (getattr(encoder, option, None) for option in ("in_channels", "in_features"))
+    channels, features = encoder.in_channels, encoder.in_features
     if channels is not None and x.ndim < 3:
         return "they have no channels; choose an encoder for tokens, such as BertEncoder or GPTEncoder"
     if channels is not None and x.shape[1] != channels:
         return f"its in_channels is {channels}; give --model.encoder.in_channels {x.shape[1]}"
     if features is not None and x[0].numel() != features:
         return f"its in_features is {features}; give --model.encoder.in_features {x[0].numel()}"
-    patches = getattr(getattr(encoder, "net", None), "patch_embed", None)
-    fixed = tuple(getattr(patches, "img_size", None) or ())
-    if getattr(patches, "strict_img_size", False) and tuple(x.shape[2:]) != fixed:
-        return f"it takes {fixed} only; give --model.encoder.image_size {x.shape[2]}, or any_size true"
+    patches = patch_layer(encoder)
+    if patches is not None and patches.strict_img_size and tuple(x.shape[2:]) != patches.img_size:
+        return (
+            f"it takes {patches.img_size} only; give --model.encoder.image_size {x.shape[2]}, or any_size "
+            "true"
+        )
     return None

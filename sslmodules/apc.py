@@ -67,6 +67,7 @@ class APC(SSLModule):
         check_at_least(1, ahead=ahead)
         require(encoder, FrameEncoder)
         self.encoder, self.ahead = encoder, ahead
+        self.shortest_clip = ahead + 1
         self.bands = encoder.in_features
         self.predict = nn.Linear(encoder.num_features, self.bands)
 

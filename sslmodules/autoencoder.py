@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.base import Batch
+from datamodules.checks import check
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
-from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.decoder import Decoder
+from sslmodules.networks.encoder import Encoder, require
 
 
 def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -55,13 +57,11 @@ class Autoencoder(SSLModule):
         **kwargs: ``SSLModule``'s.
     """
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, **kwargs: Any) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        width, takes = encoder.num_features, getattr(decoder, "in_features", None)
-        if takes not in (None, width):
-            raise ConfigError(
-                f"decoder.in_features must be the encoder's num_features ({width}), got {takes}"
-            )
+        require(decoder, Decoder, "decoder")
+        width, takes = encoder.num_features, decoder.in_features
+        check(takes == width, "decoder.in_features", f"the encoder's num_features ({width})", takes)
         self.encoder, self.decoder = encoder, decoder
 
     def reconstruct(self, batch: Batch) -> Tensor:

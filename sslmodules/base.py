@@ -17,12 +17,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.base import Batch
+from datamodules.base import Batch, data_of
 from datamodules.checks import check_at_least, check_within
 from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import mix_seed, run_seed
 from runtime.lightning_internals import PlainHyperparameters, synchronizes_batch_norm, trainer_of
+from runtime.optional import check_optional, optional
 from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.pixel_tokens import PixelTokens
 from sslmodules.optim import constant, decay_groups, warmup_cosine
 from sslmodules.sharding import prepare_sharding
 from sslmodules.sync_batchnorm import check_convertible, keep_activations
@@ -71,6 +73,14 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     couples_batch: bool = False
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
+    #: The loss, or the term ``masked_word_loss``, is in nats per predicted token: the report compares it with
+    #: tables of frequencies.
+    predicts_tokens: bool = False
+    #: Where ``input`` is images and the loss is over their values, one after the other: what makes tokens of
+    #: them.
+    pixels: PixelTokens | None
+    #: ``continue_clip`` takes clips of at least so many frames.
+    shortest_clip: int = 1
 
     def __init__(
         self, optimizer: OptimizerCallable, warmup_epochs: float = 0.0, final_lr_factor: float = 0.0
@@ -86,6 +96,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
         self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured
+        self.pixels = None
 
     # ---- given by a method ---------------------------------------------------------------------------------
 
@@ -110,6 +121,56 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         True`` keeps the optimizer's learning rate: no warm-up, no decay.
         """
         return decay_groups(self)
+
+    # ---- what a method may offer: define what it can do, with these arguments ------------------------------
+
+    @optional
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """(B, C, H, W) images in units of ``input``: what was hidden or damaged, or all of it, predicted."""
+        raise NotImplementedError
+
+    @optional
+    def sample(self, n: int) -> Tensor:
+        """(n, C, H, W) new images in units of ``input``. Where draws have a temperature: also
+        ``temperature: float = 1.0``.
+        """
+        raise NotImplementedError
+
+    @optional
+    def interpolate(self, x: Tensor, steps: int) -> Tensor:
+        """Images (B, C, H, W) -> (B, steps, C, H, W): from each to the next, the last one to the first."""
+        raise NotImplementedError
+
+    @optional
+    def complete(
+        self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
+        """``input`` (B, ...) with everything behind its first part, a share ``keep`` of it, drawn anew."""
+        raise NotImplementedError
+
+    @optional
+    def extend(
+        self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
+        """(B, t) tokens -> (B, t + length): the tokens that follow, drawn one by one."""
+        raise NotImplementedError
+
+    @optional
+    def fill(self, batch: Batch) -> Tensor:
+        """(B, 1, M, T) log-mel in units of ``input``, with the hidden patches predicted."""
+        raise NotImplementedError
+
+    @optional
+    def continue_clip(self, x: Tensor, steps: int) -> Tensor:
+        """(B, 1, M, T) log-mel without padding, in units of ``input`` -> (B, 1, M, T + steps)."""
+        raise NotImplementedError
+
+    @optional
+    def to_transformers(self) -> Any:
+        """Network and heads as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode. Without
+        it the encoder's is exported.
+        """
+        raise NotImplementedError
 
     # ---- for a method --------------------------------------------------------------------------------------
 
@@ -205,13 +266,15 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         keep_activations(module)
 
     def setup(self, stage: str) -> None:
+        check_optional(self)
+        check_optional(self.encoder)
         if stage != "fit":
             return
         prepare_sharding(self, self.trainer.strategy)
         if synchronizes_batch_norm(self.trainer):
             check_convertible(self)
-        if per_rank := getattr(getattr(self.trainer, "datamodule", None), "batch_size", None):
-            self.check_batch_size(per_rank * self.trainer.world_size)
+        if (data := data_of(self.trainer)) is not None:
+            self.check_batch_size(data.batch_size * self.trainer.world_size)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the "

@@ -32,7 +32,8 @@ from datamodules.errors import ConfigError
 from runtime.lightning_internals import do_not_count_steps
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.dcgan import initialize
-from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.decoder import Generator
+from sslmodules.networks.encoder import Encoder, require
 from sslmodules.optim import decay_groups
 
 Loss = Literal["non_saturating", "hinge", "wgan_gp"]
@@ -177,7 +178,7 @@ class GAN(SSLModule):
     def __init__(
         self,
         encoder: Encoder,
-        generator: nn.Module,
+        generator: Generator,
         loss: Loss = "non_saturating",
         penalty_weight: float = 10.0,
         discriminator_steps: int = 1,
@@ -190,11 +191,7 @@ class GAN(SSLModule):
         check_at_least(0, penalty_weight=penalty_weight)
         check_at_least(1, discriminator_steps=discriminator_steps, accumulate=accumulate)
         check_positive(clip_norm=clip_norm)
-        if not hasattr(generator, "latent_dim"):
-            raise ConfigError(
-                f"generator must say the width of its noise as latent_dim; {type(generator).__name__} does "
-                "not"
-            )
+        require(generator, Generator, "generator")
         if loss == "wgan_gp" and any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()
         ):
@@ -207,7 +204,7 @@ class GAN(SSLModule):
         self.encoder, self.generator, self.loss = encoder, generator, loss
         self.head = nn.Linear(encoder.num_features, 1)
         initialize(self.head)
-        self.latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
+        self.latent_dim = generator.latent_dim
         self.penalty_weight, self.discriminator_steps = penalty_weight, discriminator_steps
         self.clip_norm, self.accumulate = clip_norm, accumulate
         # the same for every run, so that pictures of two runs can be laid side by side
@@ -321,8 +318,9 @@ class GAN(SSLModule):
                 f"{tuple(x.shape[1:])}: look at "
                 "its image_size and out_channels"
             )
-        low, high = getattr(self.generator, "low", None), getattr(self.generator, "high", None)
-        if low is not None and high is not None and ((x < low - 0.05).any() or (x > high + 0.05).any()):
+        reach = self.generator.value_range()
+        if reach is not None and ((x < reach[0] - 0.05).any() or (x > reach[1] + 0.05).any()):
+            low, high = reach
             raise ConfigError(
                 f"the generator's values lie in {low.min().item():.2f} to {high.max().item():.2f}, the "
                 "data's in "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import Batch
+from datamodules.base import Batch, data_of
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
@@ -79,6 +79,7 @@ class GPT(SSLModule):
     """
 
     encoder: CausalEncoder
+    predicts_tokens = True
 
     def __init__(
         self,
@@ -137,7 +138,8 @@ class GPT(SSLModule):
         metrics = self.trainer.callback_metrics
         if "val/loss" in metrics:
             self.log("val/perplexity", metrics["val/loss"].exp())
-            symbols = getattr(getattr(self.trainer, "datamodule", None), "characters_per_token", None)
+            data = data_of(self.trainer)
+            symbols = None if data is None else data.characters_per_token
             if symbols is not None and self.pixels is None:
                 self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
 

@@ -71,7 +71,7 @@ class Inpainting(SSLModule):
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        channels, declared = batch["input"].shape[1] + 1, getattr(self.encoder, "in_channels", None)
+        channels, declared = batch["input"].shape[1] + 1, self.encoder.in_channels
         expected = f"{channels}, the channels of an image and one for the mask"
         check(declared in (None, channels), "encoder.in_channels", expected, declared)
 

@@ -24,6 +24,7 @@ from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import mlp
 from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.timm_encoder import patch_layer
 
 
 def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
@@ -47,14 +48,16 @@ def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
         raise ConfigError(
             f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}"
         )
-    patches = getattr(getattr(encoder, "net", encoder), "patch_embed", None)
-    fixed, patch = (tuple(getattr(patches, name, None) or ()) for name in ("img_size", "patch_size"))
-    if getattr(patches, "strict_img_size", False) and (wrong := [size for size in sizes if size != fixed]):
+    patches = patch_layer(encoder)
+    if patches is None:
+        return
+    fixed, patch = patches.img_size, patches.patch_size
+    if patches.strict_img_size and (wrong := [size for size in sizes if size != fixed]):
         raise ConfigError(
             f"{method}: encoder takes images of {fixed} only, but views has {wrong[0]}: set any_size: true "
             "for TimmEncoder"
         )
-    if patch and (wrong := [size for size in sizes if any(n % p for n, p in zip(size, patch, strict=True))]):
+    if wrong := [size for size in sizes if any(n % p for n, p in zip(size, patch, strict=True))]:
         raise ConfigError(
             f"{method}: the sizes of views must be multiples of the encoder's patches {patch}, got {wrong[0]}"
         )

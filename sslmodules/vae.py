@@ -21,7 +21,8 @@ from datamodules.base import Batch
 from datamodules.checks import check, check_at_least, check_one_of, check_positive
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
-from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.decoder import Decoder
+from sslmodules.networks.encoder import Encoder, require
 
 #: Of log sigma^2: standard deviations from 0.00005 to 148, next to the prior's 1.
 LOGVAR_RANGE = (-20.0, 10.0)
@@ -130,7 +131,7 @@ class VAE(SSLModule):
     def __init__(
         self,
         encoder: Encoder,
-        decoder: nn.Module,
+        decoder: Decoder,
         latent_dim: int = 20,
         beta: float = 1.0,
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
@@ -138,8 +139,9 @@ class VAE(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        require(decoder, Decoder, "decoder")
         check_at_least(1, latent_dim=latent_dim)
-        takes = getattr(decoder, "in_features", latent_dim)
+        takes = decoder.in_features
         check(latent_dim == takes, "latent_dim", f"the decoder's in_features ({takes})", latent_dim)
         check_at_least(0, beta=beta)
         check_one_of(("bernoulli", "gaussian"), likelihood=likelihood)

@@ -21,6 +21,7 @@ from datamodules.audio.mel import PADDING, MelScale, valid_frames
 from datamodules.base import SSLDataModule
 from datamodules.checks import check, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from datamodules.samplers import SampleDataset
 from datamodules.splits import SPLIT_SEED, Split
 
 STATISTICS_CLIPS = 4096
@@ -44,13 +45,15 @@ def mean_log_mel(x: Tensor) -> Tensor:
     return x[:, 0].sum(2) / valid_frames(x).clamp(min=1)[:, None]  # padding frames are 0
 
 
-class ClipDataset(Dataset):
+class ClipDataset(SampleDataset):
     """Clips in memory.
 
     Args:
         clips: (N, S) int16 with ``PADDING`` behind the end of a clip.
         labels: (N,) integers, -1 = unknown.
     """
+
+    labels: np.ndarray
 
     def __init__(self, clips: np.ndarray, labels: np.ndarray) -> None:
         self.clips, self.labels = clips, labels.astype(np.int64)

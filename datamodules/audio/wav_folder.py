@@ -24,6 +24,7 @@ from datamodules.errors import ConfigError, DataFileError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
 from datamodules.listing import Tree, fingerprint, left_out, list_tree, printable
 from datamodules.remarks import split_remarks
+from datamodules.samplers import SampleDataset
 from datamodules.splits import Part, Samples, Split, complete_splits, given_splits
 
 try:
@@ -105,7 +106,7 @@ def nothing_in(samples: np.ndarray, hop: int) -> str:
     return "" if samples.any() else "silent"
 
 
-class FileClips(Dataset):
+class FileClips(SampleDataset):
     """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
 
     Args:
@@ -116,6 +117,8 @@ class FileClips(Dataset):
         hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once
             on stderr.
     """
+
+    labels: np.ndarray
 
     def __init__(
         self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int, hop: int

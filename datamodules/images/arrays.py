@@ -81,7 +81,7 @@ class _TorchvisionImages(ImageDataModule):
         ValueError: ``train_on_val`` where training images are others than those that ``val`` is taken from.
     """
 
-    files: tuple[str, ...]  # below root; all must exist
+    source_files: tuple[str, ...]  # below root; all must exist
     val_size: int
     trains_on_unlabeled = False
 
@@ -131,11 +131,11 @@ class _TorchvisionImages(ImageDataModule):
             except OSError as error:
                 raise self._missing(f"--data.root {root} cannot be created ({error})") from error
         if not download:
-            absent = [name for name in self.files if not (root / name).is_file()]
+            absent = [name for name in self.source_files if not (root / name).is_file()]
             if not root.is_dir():
                 raise self._missing(f"--data.root {root} does not exist")
             if absent:
-                count = f"{len(absent)} of {len(self.files)} files"
+                count = f"{len(absent)} of {len(self.source_files)} files"
                 raise self._missing(f"{absent[0]} ({count}) is missing in --data.root {root}")
         try:
             with inside_only():
@@ -166,8 +166,8 @@ class _TorchvisionImages(ImageDataModule):
 
     def _missing(self, reason: str) -> MissingDataError:
         folder, names = (
-            (Path(self.root) / self.files[0]).parent,
-            ", ".join(Path(name).name for name in self.files),
+            (Path(self.root) / self.source_files[0]).parent,
+            ", ".join(Path(name).name for name in self.source_files),
         )
         return MissingDataError(
             f"{type(self).__name__}: {reason}. Expected in {folder}: {names}. Get them with "
@@ -187,7 +187,7 @@ class MNIST(_TorchvisionImages):
     mean, std = (0.1307,), (0.3081,)
     num_classes = 10
     class_names = tuple("0123456789")
-    files = tuple(
+    source_files = tuple(
         f"MNIST/raw/{s}-{k}" for s in ("train", "t10k") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")
     )
     val_size = 5_000
@@ -218,7 +218,7 @@ class FashionMNIST(_TorchvisionImages):
         "bag",
         "ankle boot",
     )
-    files = tuple(f"FashionMNIST/raw/{name.rpartition('/')[2]}" for name in MNIST.files)
+    source_files = tuple(f"FashionMNIST/raw/{name.rpartition('/')[2]}" for name in MNIST.source_files)
     val_size = 5_000
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
@@ -237,7 +237,7 @@ class CIFAR10(_TorchvisionImages):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     num_classes = 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    files = (
+    source_files = (
         *(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
         "cifar-10-batches-py/test_batch",
         "cifar-10-batches-py/batches.meta",
@@ -270,7 +270,7 @@ class CIFAR100(_TorchvisionImages):
         sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
         willow_tree wolf woman worm""".split()  # noqa: SIM905
     )
-    files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
+    source_files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
     val_size = 5_000
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
@@ -290,7 +290,7 @@ class SVHN(_TorchvisionImages):
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
     num_classes = 10
     class_names = tuple("0123456789")
-    files = ("train_32x32.mat", "test_32x32.mat")
+    source_files = ("train_32x32.mat", "test_32x32.mat")
     val_size = 5_000
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
@@ -311,7 +311,9 @@ class STL10(_TorchvisionImages):
     mean, std = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
     num_classes = 10
     class_names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-    files = tuple(f"stl10_binary/{f}.bin" for f in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y"))
+    source_files = tuple(
+        f"stl10_binary/{f}.bin" for f in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y")
+    )
     val_size = 1_000
     trains_on_unlabeled = True
 

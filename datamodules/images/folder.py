@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
 from datamodules.class_folders import labeled_parts
@@ -21,6 +20,7 @@ from datamodules.images.decode import COMMON, is_image, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.listing import fingerprint, left_out, list_tree, printable
 from datamodules.remarks import split_remarks
+from datamodules.samplers import SampleDataset
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Samples, Split, complete_splits, given_splits
 
@@ -31,7 +31,7 @@ MEMORY_LIMIT = 512 * 2**20
 """Bytes up to which a folder of equally small images is decoded once and kept."""
 
 
-class FolderDataset(Dataset):
+class FolderDataset(SampleDataset):
     """Image files, decoded and cropped to squares when they are fetched.
 
     Args:
@@ -45,6 +45,8 @@ class FolderDataset(Dataset):
         max_unreadable: files that may be passed over. The next one that can be read takes the place of such a
             file, with the label -1, so that no probe counts it; each is named once on the terminal.
     """
+
+    labels: np.ndarray
 
     def __init__(
         self,

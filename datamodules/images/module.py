@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from datamodules.base import SSLDataModule
 from datamodules.checks import check, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from datamodules.samplers import SampleDataset
 from datamodules.splits import SPLIT_SEED, Split
 
 
-class ArrayDataset(Dataset):
+class ArrayDataset(SampleDataset):
     """Images in one array, fetched by whole batches (``ndarray.take`` is several times faster than tensor
     indexing).
 
@@ -32,6 +33,8 @@ class ArrayDataset(Dataset):
     Raises:
         ValueError: the array is not uint8 (N, H, W, C), or there is not one label per image.
     """
+
+    labels: np.ndarray
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         if images.dtype != np.uint8 or images.ndim != 4:

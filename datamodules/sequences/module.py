@@ -22,6 +22,7 @@ from datamodules.base import SSLDataModule
 from datamodules.checks import check_at_least, check_one_of, check_within
 from datamodules.errors import DataFileError
 from datamodules.listing import fingerprint, hidden_below
+from datamodules.samplers import SampleDataset
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.sequences.fasta import (
     BASES,
@@ -43,7 +44,7 @@ non-coding.
 """
 
 
-class SequenceWindows(Dataset):
+class SequenceWindows(SampleDataset):
     """Windows of records as tokens.
 
     Args:
@@ -54,6 +55,8 @@ class SequenceWindows(Dataset):
         k: bases of a token.
         both_strands: half of the windows, others in each epoch, are read from the other strand.
     """
+
+    labels: np.ndarray
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class Fasta(SSLDataModule):
         ValueError: a bad argument.
     """
 
-    pad_id = None
+    vocab_size: int
 
     def __init__(
         self,
@@ -137,7 +140,7 @@ class Fasta(SSLDataModule):
         check_at_least(2, length=length)
         check_at_least(1, stride=stride)
         check_within(1, 8, kmer=kmer)
-        self.root, self.files, self.gff, self.length, self.kmer = root, tuple(files), gff, length, kmer
+        self.root, self.patterns, self.gff, self.length, self.kmer = root, tuple(files), gff, length, kmer
         self.stride, self.both_strands = stride or length * kmer, both_strands
         self.vocab_size = 4**kmer + 1
         self.num_classes = 2 if gff else None
@@ -176,7 +179,7 @@ class Fasta(SSLDataModule):
         return torch.where(tokens[..., None] == 4**self.kmer, N, tokens[..., None] // powers % 4)
 
     @property
-    def characters_per_token(self) -> int:
+    def characters_per_token(self) -> float:  # type: ignore[override]
         return self.kmer
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -208,7 +211,7 @@ class Fasta(SSLDataModule):
             raise DataFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         records: dict[str, np.ndarray] = {}
         root = Path(self.root).expanduser()
-        files = _paths(root, self.files, "--data.root")
+        files = _paths(root, self.patterns, "--data.root")
         for path, split in split_of_files(root, files, "FASTA files").items():
             for name, codes in read_fasta(path).items():
                 if name in records:
@@ -232,7 +235,7 @@ class Fasta(SSLDataModule):
         if self._fingerprint is None:
             root = Path(self.root).expanduser()
             folder = root.parent if root.is_file() else root
-            names = [str(path.relative_to(folder)) for path in _paths(root, self.files, "--data.root")]
+            names = [str(path.relative_to(folder)) for path in _paths(root, self.patterns, "--data.root")]
             self._fingerprint = fingerprint(str(folder), names)
         return self._fingerprint
 

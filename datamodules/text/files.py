@@ -43,6 +43,7 @@ from datamodules.text.store import (
     open_tokens,
 )
 from datamodules.text.tokenizer import PAD, SEP, Kind, Tokenizer, train_tokenizer
+from datamodules.transforms.tokens import MaskedTokens
 
 Layout = Literal["windows", "documents", "pairs"]
 
@@ -108,14 +109,14 @@ class TextFiles(TextDataModule):
         check_one_of(get_args(Kind), tokenizer=tokenizer)
         if layout == "pairs" and columns is not None and len(columns) > 2:
             raise ConfigError(f"layout pairs takes one or two columns, got {columns}")
-        if layout != "pairs" and getattr(self.views, "next_sentence", False):
+        if layout != "pairs" and isinstance(self.views, MaskedTokens) and self.views.next_sentence:
             raise ConfigError(
                 f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout "
                 "pairs"
             )
         if layout != "windows":
             check(self.length >= 8, "length", f"at least 8 for layout {layout}", self.length)
-        self.root, self.files, self.columns, self.label_column = root, files, columns, label_column
+        self.root, self.pattern, self.columns, self.label_column = root, files, columns, label_column
         self.document, self.layout, self.kind, self.most_tokens, self.cache = (
             document,
             layout,
@@ -154,7 +155,7 @@ class TextFiles(TextDataModule):
     def _read(self) -> Corpus:
         """The documents of the files that belong to a split."""
         root = Path(str(self.root)).expanduser()
-        splits = split_of_files(root, text_files(root, self.files), "text files")
+        splits = split_of_files(root, text_files(root, self.pattern), "text files")
         return Corpus(list(splits), self.columns, self.label_column, self.document, splits)
 
     def fingerprint(self) -> dict[str, Any] | None:
@@ -163,7 +164,7 @@ class TextFiles(TextDataModule):
         if self._fingerprint is None:
             root = Path(self.root).expanduser()
             folder = root.parent if root.is_file() else root
-            files = [str(file.relative_to(folder)) for file in text_files(root, self.files)]
+            files = [str(file.relative_to(folder)) for file in text_files(root, self.pattern)]
             self._fingerprint = fingerprint(str(folder), files)
         return self._fingerprint
 
@@ -177,7 +178,7 @@ class TextFiles(TextDataModule):
                 self._labels.append(document.label)
                 given.append(document.split)
             if not given:
-                raise DataFileError(f"--data.root {self.root}: no text in {self.files}")
+                raise DataFileError(f"--data.root {self.root}: no text in {self.pattern}")
             splits = set(given) - {"train", "unlabeled"}
             numbers = {"train": -1, "unlabeled": 0, "val": 1 if "test" in splits else 2, "test": 2}
             self._split_of = np.array([numbers[split] for split in given])
@@ -231,7 +232,7 @@ class TextFiles(TextDataModule):
     # ---- tokens --------------------------------------------------------------------------------------------
 
     @property
-    def characters_per_token(self) -> float | None:
+    def characters_per_token(self) -> float | None:  # type: ignore[override]
         """Of the validation windows, for bits per character; None for the other layouts."""
         if self.layout != "windows":
             return None

@@ -91,7 +91,7 @@ class TextDataModule(SSLDataModule, ABC):
             self.views.set_tokenizer(tokenizer)
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int:  # type: ignore[override]
         """Number of token ids, special ones included."""
         return self.tokenizer.vocab_size
 

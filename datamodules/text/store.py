@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.errors import ConfigError, DataFileError
+from datamodules.samplers import SampleDataset
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.text.tokenizer import CLS, PAD, SEP
 from runtime.files import whole_file
@@ -93,7 +93,7 @@ def open_tokens(path: Path) -> Tokens:
     return Tokens(flat, offsets, labels, documents)
 
 
-class WindowDataset(Dataset):
+class WindowDataset(SampleDataset):
     """Windows of ``length`` consecutive tokens of one stream, without padding.
 
     Neighbors share one token, so that a model that predicts each token of a window but its first predicts
@@ -142,7 +142,7 @@ class WindowDataset(Dataset):
         return {"input": torch.from_numpy(tokens), "label": torch.full((len(indices),), -1)}
 
 
-class DocumentDataset(Dataset):
+class DocumentDataset(SampleDataset):
     """Samples of different lengths, padded with [PAD] to one length.
 
     Args:
@@ -154,7 +154,7 @@ class DocumentDataset(Dataset):
         self.tokens, self.length = tokens, length
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray:  # type: ignore[override]
         return self.tokens.labels
 
     def __len__(self) -> int:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.audio.wav_folder import WavFolder
 from datamodules.base import SSLDataModule
-from datamodules.images.folder import ImageFolder
 from datamodules.splits import Split
 from evaluation.commands.outputs import check_target, write_arrays
+from runtime.optional import offers
 from sslmodules import SSLModule
 
 SPLITS: tuple[tuple[Split, str], ...] = (("bank", "train"), ("val", "val"), ("test", "test"))
@@ -29,8 +28,8 @@ def export_features(
     """Write the frozen features of all labeled training, validation and test samples of a data set.
 
     Arrays, a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown), ``split``
-    (N,) "train", "val" or "test", ``index`` (N,) int64 within the split and, for ``ImageFolder``, ``files``
-    (N,) the paths. Also ``class_names``.
+    (N,) "train", "val" or "test", ``index`` (N,) int64 within the split and, for data that offers them,
+    ``files`` (N,) the paths. Also ``class_names``.
 
     Args:
         module: in eval mode.
@@ -57,9 +56,9 @@ def export_features(
             count += len(x)
         parts["split"].append(np.full(count, name))
         parts["index"].append(np.arange(count))
-        if isinstance(data, (ImageFolder, WavFolder)) and not data.synthetic:
+        if offers(data, "files") and not data.synthetic:
             parts["files"].append(np.array(data.files(split)))
     arrays = {name: np.concatenate(rows) for name, rows in parts.items() if rows}
-    arrays["class_names"] = np.array(getattr(data, "class_names", ()), dtype=str)
+    arrays["class_names"] = np.array(data.class_names, dtype=str)
     sizes = ", ".join(f"{len(rows)} {name}" for rows, (_, name) in zip(parts["split"], SPLITS, strict=True))
     yield f"{write_arrays(output, checkpoint, arrays)}  features {arrays['features'].shape} float32: {sizes}"

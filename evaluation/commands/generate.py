@@ -116,7 +116,7 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     check_target(arrays, ".npz")
     options: dict[str, Any] = {}
     if asked.temperature is not None:
-        if "temperature" not in inspect.signature(module.sample).parameters:  # type: ignore[arg-type]
+        if "temperature" not in inspect.signature(module.sample).parameters:
             raise ConfigError(f"--temperature: {type(module).__name__} draws without one; leave it out")
         options["temperature"] = asked.temperature
     beginning = None if asked.prompt is None else _picture(asked.prompt, data).to(asked.device)
@@ -124,9 +124,9 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     for start in range(0, asked.number, BATCH):
         count = min(BATCH, asked.number - start)
         if beginning is None:
-            samples = module.sample(count, **options)  # type: ignore[operator]
+            samples = module.sample(count, **options)
         else:
-            samples = module.complete(beginning.expand(count, -1, -1, -1), **options)  # type: ignore[operator]
+            samples = module.complete(beginning.expand(count, -1, -1, -1), **options)
         if start == 0:
             first = samples
         elif asked.temperature != 0 and torch.equal(samples, first[: len(samples)]):
@@ -184,9 +184,9 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
             lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))
         ):
             yield f"--prompt {_short(prompt)}: {lost} of its characters are not in the vocabulary"
-    tokens = torch.tensor([ids], device=asked.device) if ids else module.sample(1, 1)  # type: ignore[operator]
+    tokens = torch.tensor([ids], device=asked.device) if ids else (module.rand(1, 1) * data.vocab_size).long()
     temperature = 1.0 if asked.temperature is None else asked.temperature
-    text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())  # type: ignore[operator]
+    text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())
     yield text
     yield write_text(
         asked.output, text, f"{asked.number} tokens, temperature {temperature:g}, {asked.checkpoint}"
@@ -243,7 +243,7 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
     x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
     if x.shape[3] == 0:
         raise ConfigError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
-    whole = module.continue_clip(x, asked.number)  # type: ignore[operator]
+    whole = module.continue_clip(x, asked.number)
     if not whole.isfinite().all():
         raise ConfigError(
             f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"

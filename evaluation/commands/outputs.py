@@ -24,6 +24,7 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.images.module import ImageDataModule
 from runtime.files import whole_file
+from runtime.optional import offers
 from sslmodules import SSLModule, methods
 
 MADE_BY = "lightning-ssl eval.py"
@@ -125,9 +126,9 @@ def write_arrays(path: Path, checkpoint: str, arrays: dict[str, Any]) -> str:
 
 
 def check_able(module: SSLModule, function: str, option: str) -> None:
-    """ValueError for a method without ``function``, with the methods that have it."""
-    if not hasattr(module, function):
-        able = [name for name, cls in methods().items() if hasattr(cls, function)]
+    """ConfigError for a method that does not offer ``function``, with the methods that do."""
+    if not offers(module, function):
+        able = [name for name, cls in methods().items() if offers(cls, function)]
         raise ConfigError(
             f"{option}: {type(module).__name__} has no {function}(); methods that have it: "
             f"{', '.join(able) or 'none'}"

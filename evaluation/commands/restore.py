@@ -161,7 +161,7 @@ def restore(
                 hidden, 0.0
             )  # whatever is there, the method must not see it
         batch["corrupted"] = batch["input"]  # what a denoising method starts from
-        prediction = shown_images(images, module.reconstruct(batch), module)  # type: ignore[operator]
+        prediction = shown_images(images, module.reconstruct(batch), module)
         restored = torch.where(hidden, prediction, picture)  # (B, C, H, W)
 
         known = picture if own_mask else None

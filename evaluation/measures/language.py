@@ -27,7 +27,7 @@ class Language(Measure):
     name = "language"
 
     def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
-        return hasattr(data, "vocab_size") or getattr(module, "pixels", None) is not None
+        return module.predicts_tokens and (data.vocab_size, module.pixels) != (None, None)
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
         return language_report(module, data, device)
@@ -102,7 +102,7 @@ def frequency_entropies(
     Special tokens are not counted where the data has padding (``pad_id`` 0). ``pixels`` makes tokens of
     images.
     """
-    first = len(SPECIALS) if getattr(data, "pad_id", None) is not None else 0
+    first = len(SPECIALS) if data.pad_id is not None else 0
     tokens, pairs = {}, {}
     parts: tuple[Split, Split] = ("bank", split)
     for part in parts:
@@ -110,7 +110,8 @@ def frequency_entropies(
         tokens[part] = np.concatenate([row[row >= first] for row in rows])
         neighbors = np.concatenate([np.stack([row[:, :-1], row[:, 1:]], -1).reshape(-1, 2) for row in rows])
         pairs[part] = neighbors[(neighbors >= first).all(1)]
-    vocab_size: int = data.vocab_size if pixels is None else pixels.levels  # type: ignore[attr-defined]
+    vocab_size = data.vocab_size if pixels is None else pixels.levels
+    assert vocab_size is not None
     return {
         "unigram": unigram_entropy(tokens["bank"], tokens[split], vocab_size),
         "bigram": bigram_entropy(pairs["bank"], pairs[split], vocab_size),
@@ -154,12 +155,12 @@ def language_report(module: SSLModule, data: SSLDataModule, device: torch.device
     """
     terms = held_out_terms(module, data, device)
     model = terms.get("masked_word_loss", terms["loss"])
-    pixels = getattr(module, "pixels", None)
+    pixels = module.pixels
     report: dict[str, Any] = {
         "test": terms,
         "nats_per_token": {"model": model, **frequency_entropies(data, pixels=pixels)},
     }
-    characters = getattr(data, "characters_per_token", None)
+    characters = data.characters_per_token
     if characters and "masked_word_loss" not in terms:
         report["bits_per_character"] = model / math.log(2) / characters
     return report

@@ -12,6 +12,7 @@ from datamodules.base import Batch, SSLDataModule
 from datamodules.checks import check
 from datamodules.seeding import mix_seed
 from evaluation.measures.base import Measure
+from runtime.optional import offers
 from sslmodules.base import SSLModule
 
 
@@ -21,7 +22,7 @@ class Reconstruction(Measure):
     name = "reconstruction"
 
     def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
-        return hasattr(module, "reconstruct") and "mask" in _views_of_one(data)
+        return offers(module, "reconstruct") and "mask" in _views_of_one(data)
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
         return reconstruction_psnr(module, data, device)
@@ -40,7 +41,7 @@ class Denoising(Measure):
     name = "denoising"
 
     def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
-        added = _views_of_one(data) if hasattr(module, "reconstruct") else {}
+        added = _views_of_one(data) if offers(module, "reconstruct") else {}
         return "corrupted" in added and "mask" not in added
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def reconstruction_psnr(module: SSLModule, data: SSLDataModule, device: torch.de
         batch = data.transform({"input": raw["input"].to(device)}, generator)
         x = data.decode(raw["input"].to(device)).double()
         hidden = batch["mask"].expand_as(x)
-        prediction = data.unstandardize(module.reconstruct(batch)).double()  # type: ignore[operator]
+        prediction = data.unstandardize(module.reconstruct(batch)).double()
         model_error = model_error + ((prediction - x).square() * hidden).sum()
         image_error = image_error + ((mean_image - x).square() * hidden).sum()
         per_channel = (0, 2, 3)
@@ -155,7 +156,7 @@ def denoising_psnr(module: SSLModule, data: SSLDataModule, device: torch.device)
         clean = data.decode(x).double()
         noisy = data.unstandardize(batch["corrupted"])
         outputs = {
-            "model": data.unstandardize(module.reconstruct(batch)),  # type: ignore[operator]
+            "model": data.unstandardize(module.reconstruct(batch)),
             "noisy": noisy,
             "median_filter": median_filter(noisy),
         }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least, check_layers, check_one_of, check_positive
 from datamodules.errors import ConfigError
-from runtime.construction import Recorded
+from sslmodules.networks.decoder import Generator
 from sslmodules.networks.encoder import MapEncoder
 
 WEIGHT_STD = 0.02
@@ -41,7 +41,7 @@ def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
     return smallest
 
 
-class DCGANGenerator(Recorded, nn.Module):
+class DCGANGenerator(Generator):
     """Noise to image: a linear layer to a small map, then transposed 4x4 convolutions that double it up to
     the image.
 
@@ -106,6 +106,9 @@ class DCGANGenerator(Recorded, nn.Module):
         """(B, latent_dim) -> (B, C, H, W)."""
         x = self.start(z).view(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
         return self.low + (self.layers(x) + 1) * (0.5 * (self.high - self.low))
+
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        return self.low, self.high
 
 
 class DCGANDiscriminator(MapEncoder):

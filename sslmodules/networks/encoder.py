@@ -23,9 +23,16 @@ class Encoder(Recorded, nn.Module, ABC):
 
     Attributes:
         num_features: D, the width of the features.
+        vocab_size: how many tokens it knows; None where ``input`` is not tokens.
+        in_channels: C of the images that it takes; None where that is not known.
+        in_features: values of a sample, or of a step of a sequence, that it takes; None where any number will
+            do.
     """
 
     num_features: int
+    in_channels: int | None = None
+    in_features: int | None = None
+    vocab_size: int | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -166,12 +173,13 @@ class CausalEncoder(SequenceEncoder, ABC):
         """
 
 
-def require(encoder: nn.Module, kind: type) -> None:
-    """ConfigError unless ``encoder`` is of the kind that a method needs, with the encoders that are."""
-    if not isinstance(encoder, kind):
+def require(network: nn.Module, kind: type, option: str = "encoder") -> None:
+    """ConfigError unless a network is of the kind that a method needs, with the project's that are."""
+    if not isinstance(network, kind):
         need = (kind.__doc__ or "").split("\n")[0].rstrip(".")
         need = need[:1].lower() + need[1:]
         raise ConfigError(
-            f"encoder must be {need} ({kind.__name__}: {', '.join(below([kind.__name__]))}), got "
-            f"{type(encoder).__name__}"
+            f"{option} must be {need} ({kind.__name__}: {', '.join(below([kind.__name__]))}), got "
+            f"{type(network).__name__}",
+            option,
         )

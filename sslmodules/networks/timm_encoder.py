@@ -6,11 +6,17 @@ from difflib import get_close_matches
 from typing import Any
 
 import timm
-from torch import Tensor
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
 
 from datamodules.checks import check
 from datamodules.errors import ConfigError
 from sslmodules.networks.encoder import MapEncoder
+
+
+def patch_layer(encoder: nn.Module) -> PatchEmbed | None:
+    """The layer that makes tokens of patches in one of timm's ViTs; None in other networks."""
+    return next((part for part in encoder.modules() if isinstance(part, PatchEmbed)), None)
 
 
 class TimmEncoder(MapEncoder):

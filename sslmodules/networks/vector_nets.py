@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.checks import check, check_at_least, check_layers
-from runtime.construction import Recorded
+from sslmodules.networks.decoder import Decoder
 from sslmodules.networks.encoder import Encoder
 
 
@@ -40,7 +40,7 @@ class MLPEncoder(Encoder):
         return self.layers(x.flatten(1))
 
 
-class MLPDecoder(Recorded, nn.Module):
+class MLPDecoder(Decoder):
     """A vector through linear layers with ReLU between them to the values of an image.
 
     Args:
@@ -74,7 +74,7 @@ class MLPDecoder(Recorded, nn.Module):
         return self.layers(z).unflatten(1, self.shape)
 
 
-class VectorDecoder(Recorded, nn.Module):
+class VectorDecoder(Decoder):
     """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to
     pixels.
 

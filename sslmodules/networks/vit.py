@@ -240,7 +240,8 @@ def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
         a map sums to at most 1. None for an encoder without a class token, or one whose images have other
         channels.
     """
-    vit: Any = getattr(encoder, "net", encoder)
+    kinds = (ViTEncoder, VisionTransformer)
+    vit: Any = next((part for part in encoder.modules() if isinstance(part, kinds)), None)
     if isinstance(vit, ViTEncoder):
         channels, patch, prefix = vit.in_channels, (vit.patch_size, vit.patch_size), 1
     elif (

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
 from datamodules.images.arrays import Digits
 from datamodules.images.folder import ImageFolder
-from datamodules.samplers import EpochSampler, ShardSampler, interleaved
+from datamodules.samplers import EpochSampler, SampleDataset, ShardSampler, interleaved
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.transforms.base import BatchTransform
 
 
-class Numbers(Dataset):
+class Numbers(SampleDataset):
     """Sample i is the number i."""
 
     def __init__(self, n: int) -> None:

@@ -175,7 +175,7 @@ def make_files(cls, root: Path, rng: np.random.Generator) -> dict[str, tuple[np.
     for part, n in (("train", 50), ("test", 20), ("unlabeled", 7)):
         images = rng.integers(0, 256, (n, height, width, channels), dtype=np.uint8)
         parts[part] = images, np.arange(n) % cls.num_classes if part != "unlabeled" else np.full(n, -1)
-    for name in cls.files:
+    for name in cls.source_files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
     for part in ("train", "test", "unlabeled"):
         images, labels = parts[part]
@@ -184,7 +184,7 @@ def make_files(cls, root: Path, rng: np.random.Generator) -> dict[str, tuple[np.
             write_idx(Path(f"{prefix}-images-idx3-ubyte"), images[..., 0])
             write_idx(Path(f"{prefix}-labels-idx1-ubyte"), labels.astype(np.uint8))
         elif cls in (CIFAR10, CIFAR100) and part != "unlabeled":
-            base, key = (root / cls.files[0]).parent, "labels" if cls is CIFAR10 else "fine_labels"
+            base, key = (root / cls.source_files[0]).parent, "labels" if cls is CIFAR10 else "fine_labels"
             names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
             rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
             for name, piece in zip(
@@ -253,7 +253,7 @@ def test_missing_data_is_one_clear_error_and_nothing_is_created(cls, tmp_path):
         for part in (
             cls.__name__,
             f"{root} does not exist",
-            Path(cls.files[-1]).name,
+            Path(cls.source_files[-1]).name,
             "--data.download",
             "configs/digits",
         ):
@@ -264,14 +264,14 @@ def test_missing_data_is_one_clear_error_and_nothing_is_created(cls, tmp_path):
 
 def test_an_incomplete_folder_names_the_missing_file(tmp_path):
     make_files(MNIST, tmp_path, np.random.default_rng(0))
-    (tmp_path / MNIST.files[2]).unlink()
+    (tmp_path / MNIST.source_files[2]).unlink()
     with pytest.raises(MissingDataError, match=r"t10k-images-idx3-ubyte \(1 of 4 files\) is missing"):
         MNIST(root=str(tmp_path)).dataset("train")
 
 
 def test_damaged_files_are_reported(tmp_path):
     make_files(MNIST, tmp_path, np.random.default_rng(0))
-    path = tmp_path / MNIST.files[0]
+    path = tmp_path / MNIST.source_files[0]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(MissingDataError, match="MNIST: cannot be read"):
         MNIST(root=str(tmp_path)).dataset("train")

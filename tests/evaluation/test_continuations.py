@@ -46,11 +46,13 @@ def test_temperature_and_top_k_reach_the_draw(tmp_path: Path, monkeypatch: pytes
     module, data = build("configs/text/gpt.yaml")
     asked: list[tuple[int, float, int | None]] = []
 
-    def extend(tokens: Any, length: int, temperature: float = 1.0, top_k: int | None = None) -> Any:
+    def extend(
+        self: Any, tokens: Any, length: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Any:
         asked.append((length, temperature, top_k))
         return torch.cat([tokens, tokens[:, :1]], 1)
 
-    monkeypatch.setattr(module, "extend", extend)
+    monkeypatch.setattr(type(module), "extend", extend)
     callbacks: list[Any] = [Continuations(length=7, temperature=0.5, top_k=3)]
     trainer_for(tmp_path, callbacks=callbacks, max_epochs=1, limit_train_batches=1, limit_val_batches=2).fit(
         module, data

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules import Digits, GaussianNoise
 from sslmodules.autoencoder import Autoencoder, reconstruction_error
 from sslmodules.networks import MLPDecoder, MLPEncoder, TimmEncoder, VectorDecoder
+from sslmodules.networks.decoder import Decoder
+from sslmodules.networks.encoder import Encoder
 from tests.conftest import batch_of, trainer_for
 
 
@@ -29,10 +31,10 @@ def batch(n: int = 4) -> dict[str, Tensor]:
     return {"input": x, "corrupted": x + noise}
 
 
-class Flat(nn.Module):
-    """Copies: as an encoder with ``num_features``, or back to an image."""
+class Flat(Encoder, Decoder):
+    """Copies: as an encoder, or back to an image."""
 
-    num_features = 64
+    num_features = in_features = 64
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) if x.ndim == 4 else x.view(-1, 1, 8, 8)

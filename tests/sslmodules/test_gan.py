@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from datamodules import Digits
+from datamodules.errors import ConfigError
 from runtime.callbacks import Throughput
 from sslmodules.gan import GAN, discriminator_loss, diversity, generator_loss, gradient_penalty
 from sslmodules.networks import ConvEncoder, DCGANDiscriminator, DCGANGenerator
@@ -579,7 +580,9 @@ def test_networks_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match=r"loss wgan_gp .* batch norm .* norm: layer"):
         gan("batch", loss="wgan_gp")
     with pytest.raises(
-        ValueError, match="generator must say the width of its noise as latent_dim; Identity does not"
+        ConfigError,
+        match=r"^generator must be a network from noise to a sample \(Generator: DCGANGenerator\), got "
+        r"Identity$",
     ):
         GAN(ConvEncoder(1), nn.Identity(), optimizer=sgd)
     for function in (

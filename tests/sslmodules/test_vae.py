@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from sslmodules.networks import MLPDecoder, MLPEncoder
+from sslmodules.networks.decoder import Decoder
 from sslmodules.vae import (
     LOGVAR_RANGE,
     VAE,
@@ -118,7 +119,7 @@ def test_loss_equals_the_slow_reference() -> None:
 # ---- the bound ---------------------------------------------------------------------------------------------
 
 
-class Scale(nn.Module):
+class Scale(Decoder):
     """z -> w z as an image of one pixel: a model whose log p(x) is known, N(0, w^2 + std^2)."""
 
     in_features = 1
