@@ -6,7 +6,6 @@ import json
 import re
 import warnings
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,20 +14,19 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from evaluation.callbacks import FeatureProbe
-from runtime import callback_lists
+from runtime import callback_lists, inside
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
 from runtime.constructors import own_words
 from runtime.discovery import public_name, with_public_names
 from runtime.folder import RunFolder
-from runtime.lightning_internals import hide_events_from, resolved_config
+from runtime.lightning_internals import resolved_config
+from runtime.loggers import TensorBoardLogger, hyper_parameters
 from runtime.messages import DEFAULTS, config_arguments, read_config
 from runtime.names import check_command_line, check_layer, check_options
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
@@ -37,23 +35,6 @@ from runtime.trust import admit, denied_name, enforce, outside, trust
 from sslmodules.base import SSLModule
 
 PARSER_OPTIONS = ("config", "print_config", "help")
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml
-    beside it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=str(folder), name="", version="", default_hp_metric=False)
-
-    def resume_at(self, step: int) -> None:
-        """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
-        hide_events_from(self, step)
-
-    @rank_zero_only
-    def save(self) -> None:
-        self.experiment.flush()
 
 
 class SSLCommandLine(LightningCLI):
@@ -131,6 +112,7 @@ class SSLCommandLine(LightningCLI):
         )
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
+        self.hyper_parameters = hyper_parameters(plain) if plain["trainer"]["enable_autolog_hparams"] else {}
         limits = plain["trainer"]
         if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
             raise ConfigError(
@@ -146,6 +128,8 @@ class SSLCommandLine(LightningCLI):
                 "or cpu"
             )
 
+        inside.keep_inside(self.config.trainer, self.run_folder.path)
+
     def instantiate_classes(self) -> None:
         with own_words(self.plain_config):
             super().instantiate_classes()
@@ -153,7 +137,10 @@ class SSLCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self.config_init["trainer"])
         if config.get("logger") is None or config["logger"] is True:
-            config["logger"] = RunLogger(self.run_folder.path)
+            config["logger"] = TensorBoardLogger(str(self.run_folder.path))
+        inside.check_loggers(_as_list(config["logger"]))
+        inside.check_checkpoints(config["callbacks"], self.run_folder.path)
+        config["enable_autolog_hparams"] = False  # runtime/loggers.py does it
         config["callbacks"] = self._with_every_runs_callbacks(config["callbacks"])
         if "ProgressBar" in self.off:
             config["enable_progress_bar"] = False

@@ -6,23 +6,19 @@ import os
 import shlex
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from datamodules.seeding import run_seed
-from evaluation.attempts import Attempts
-from evaluation.measures import measures
 from evaluation.report import evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
 from runtime.checkpoints import initial_module
-from runtime.command_line import RunLogger, SSLCommandLine
+from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit
+from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.quiet import silence_framework
 from runtime.signals import LISTENED, Preempted, receiver
 
@@ -81,11 +77,10 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
         folder.forget()
-        if isinstance(trainer.logger, RunLogger):
-            trainer.logger.resume_at(steps)
-    if trainer.logger is not None:
-        # once, with the results: a second entry in the HParams tab would show a run without any
-        trainer.logger.log_hyperparams = rank_zero_only(lambda *_: None)  # type: ignore[method-assign]
+        for logger in trainer.loggers:
+            if isinstance(logger, (TensorBoardLogger, CSVLogger)):
+                logger.resume_at(steps)
+    log_hyperparameters(trainer.loggers, cli.hyper_parameters)
     if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
         receiver.raises = LISTENED
     try:
@@ -104,7 +99,8 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         failed = evaluate_run(cli)
     where = shlex.quote(str(folder.path))
     say(f"run folder:   {where}")
-    say(f"TensorBoard:  tensorboard --logdir {where}")
+    if any(folder.path.rglob("events.out.tfevents.*")):
+        say(f"TensorBoard:  tensorboard --logdir {where}")
     say(f"evaluate:     python eval.py {where}")
     return 1 if failed else 0
 
@@ -119,41 +115,7 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
     where, device = str(cli.run_folder.last), trainer.strategy.root_device
     report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
-    attempts = Attempts()
-    with attempts.of("loggers"):
-        log_hyperparameters(trainer, cli.plain_config, report)
-    report["failed"] |= attempts.failed
+    report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
     print_report(report, Console(soft_wrap=True))
     write_json(cli.run_folder.results, report)  # last: with it the run counts as finished
     return bool(report["failed"])
-
-
-def log_hyperparameters(trainer: Trainer, config: dict[str, Any], report: dict[str, Any]) -> None:
-    """The configuration and the final numbers in TensorBoard's HParams tab, where runs are compared."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key == "class_path":  # `model: SimCLR`, `model/encoder: ConvEncoder`
-                    flat[prefix.replace("init_args/", "")] = value.rsplit(".", 1)[-1]
-                else:
-                    walk(value, f"{prefix}/{key}" if prefix else str(key))
-        elif isinstance(node, (int, float, str, bool)):
-            flat[prefix.replace("init_args/", "")] = node
-
-    walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
-    flat |= {
-        f"trainer/{k}": v
-        for k, v in config["trainer"].items()
-        if k in ("max_epochs", "max_steps", "precision")
-    }
-    scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
-    for name, measure in measures().items():
-        if name in report:
-            scores |= {f"test/{k}": v for k, v in measure.scalars(report[name]).items()}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            TensorBoardLogger.log_hyperparams(logger, flat, scores)
-            logger.log_metrics(scores, step=trainer.global_step)
-            logger.experiment.flush()

@@ -13,7 +13,7 @@ NOT_FOR_USERS = (
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*It is recommended to use .*sync_dist=True.*",  # what is logged so is the same on every rank already
     r".*torch\.distributed\.nn\.functional\.all_gather is deprecated.*",
-    r".*Checkpoint directory .* exists and is not empty.*",  # the run folder has its own rules
+    r".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",  # the run folder has its rules
     r".*Total length of `.*DataLoader` across ranks is zero.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler does resume
     r".*srun.*command is available on your system but is not used.*",

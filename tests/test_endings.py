@@ -127,7 +127,7 @@ def test_a_run_without_its_hyper_parameters_is_not_finished(monkeypatch: pytest.
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "log_hyperparameters", killed)
+        patch.setattr(main, "log_results", killed)
         with pytest.raises(Killed):
             train.main([*RUN, *limits])
     assert not Path("run/results.json").exists()

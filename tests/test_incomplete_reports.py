@@ -90,9 +90,9 @@ def test_a_logger_that_fails_at_the_end(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise ConnectionError("the server is gone")
 
-    monkeypatch.setattr("runtime.main.log_hyperparameters", broken)
+    monkeypatch.setattr("runtime.loggers.TensorBoardLogger.log_hyperparams", broken)
     command = [*CONFIG, *QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
     assert train.main([*command, "--data.synthetic", "true", "--run_dir", "run"]) == 1
-    assert "failed: loggers: ConnectionError: the server is gone\n" in capsys.readouterr().out
-    assert results()["failed"] == {"loggers": "ConnectionError: the server is gone"}
+    assert "failed: TensorBoardLogger: ConnectionError: the server is gone\n" in capsys.readouterr().out
+    assert results()["failed"] == {"TensorBoardLogger": "ConnectionError: the server is gone"}
     assert "knn_top1" in results()["results"]["pretrained"]

@@ -18,7 +18,14 @@ from runtime.discovery import PACKAGES, ROOT, below, find_class
 
 HOME = ROOT / "runtime" / "lightning_internals.py"
 FILES = [ROOT / "train.py", ROOT / "eval.py", *(p for x in PACKAGES for p in (ROOT / x).rglob("*.py"))]
-KINDS = ("SSLModule", "SSLDataModule", "Callback", "RunLogger", "LightningCLI", "TorchCheckpointIO")
+KINDS = (
+    "SSLModule",
+    "SSLDataModule",
+    "Callback",
+    "CSVLogger",
+    "LightningCLI",
+    "TorchCheckpointIO",
+)
 
 
 def is_private(name: str) -> bool:

@@ -1,0 +1,113 @@
+"""What loggers, callbacks and profilers write stays in the run folder, and replaces nothing there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Callback
+from lightning.pytorch import loggers
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+
+from datamodules.errors import ConfigError
+from runtime.checkpoints import BEST, LAST, PREVIOUS
+from runtime.loggers import CSVLogger
+
+#: Options that name a folder, and options that become part of a path below it.
+FOLDERS = ("save_dir", "dirpath", "dir", "offline_directory", "root_dir")
+PARTS = ("name", "version", "filename", "sub_dir")
+#: Options that name a server or a folder.
+ADDRESSES = ("tracking_uri", "artifact_location")
+
+
+def keep_inside(trainer: Namespace, folder: Path) -> None:
+    """Make the folders that a parsed configuration names relative to the run folder.
+
+    Args:
+        trainer: the options of the Trainer, of which loggers, callbacks and profiler are changed.
+        folder: the run folder.
+
+    Raises:
+        ConfigError: one that lies elsewhere.
+    """
+    if trainer.default_root_dir is not None:
+        raise ConfigError(
+            f"trainer.default_root_dir {trainer.default_root_dir}: all of a run goes into its run folder; "
+            "give --run_dir"
+        )
+    for key in ("logger", "callbacks", "profiler"):
+        _walk(trainer[key], f"trainer.{key}", folder)
+
+
+def _walk(node: Any, where: str, folder: Path) -> None:
+    if isinstance(node, list):
+        for item in node:
+            _walk(item, where, folder)
+    elif isinstance(node, (Namespace, dict)):
+        items = vars(node) if isinstance(node, Namespace) else node
+        for key, value in items.items():
+            if isinstance(value, (str, os.PathLike)) and str(value):
+                items[key] = _inside(key, value, where, folder)
+            else:
+                _walk(value, where, folder)
+
+
+def _inside(key: str, value: Any, where: str, folder: Path) -> Any:
+    """The value of an option, as a path below ``folder`` if it names a folder."""
+    text = str(value)
+    address = key in ADDRESSES
+    if address:
+        if "://" in text and not text.startswith("file:"):
+            return value
+        text = text.removeprefix("file:")
+    if key in FOLDERS or address:
+        path = folder / text
+        if not path.resolve().is_relative_to(folder.resolve()) or "://" in text:
+            raise _outside(key, value, where, folder)
+        return f"file:{path.resolve()}" if address else str(path)
+    if key in PARTS and (PurePath(text).is_absolute() or ".." in PurePath(text).parts):
+        raise _outside(key, value, where, folder)
+    return value
+
+
+def _outside(key: str, value: Any, where: str, folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{where}: {key} {str(value)!r} leads out of the run folder {folder}, where all of a run is kept: "
+        "leave it out, or give a folder below it"
+    )
+
+
+def check_checkpoints(callbacks: list[Callback], folder: Path) -> None:
+    """Checkpoints of a user's callbacks lie in the run folder, and are none of the run's own.
+
+    Raises:
+        ConfigError: one would replace ``last.ckpt``, ``best.ckpt`` or another file of the run.
+    """
+    own = os.path.realpath(folder / "checkpoints")
+    for callback in callbacks:
+        if not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
+            continue
+        callback.dirpath = callback.dirpath or own  # not a folder of the logger's
+        names = [f"{callback.filename}.ckpt"]
+        if isinstance(callback, ModelCheckpoint) and callback.save_last:
+            names.append(f"{callback.CHECKPOINT_NAME_LAST}.ckpt")
+        taken = [name for name in names if name in (LAST, PREVIOUS, BEST, "damaged.ckpt")]
+        if taken and os.path.realpath(callback.dirpath) == own:
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} would replace checkpoints/{taken[0]}, which "
+                "the run keeps itself: give another filename or dirpath, and no save_last"
+            )
+
+
+def check_loggers(given: list[loggers.Logger]) -> None:
+    """ConfigError for a logger that would delete the metrics of an earlier start."""
+    for logger in given:
+        if isinstance(logger, loggers.CSVLogger) and not isinstance(logger, CSVLogger):
+            file = Path(logger.log_dir) / "metrics.csv"
+            if file.is_file():
+                raise ConfigError(
+                    f"trainer.logger: {type(logger).__module__}.{type(logger).__name__} would delete {file}: "
+                    "give no version, or use the project's CSVLogger, which goes on in its file"
+                )

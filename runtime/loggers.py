@@ -1,0 +1,134 @@
+"""What loggers get besides the scalars of training: hyper-parameters and test results; and the loggers that
+write into the run folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import loggers
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from evaluation.attempts import Attempts
+from evaluation.measures import measures
+from runtime.lightning_internals import hide_events_from
+
+
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml
+    beside it.
+
+    Args:
+        save_dir: below the run folder; by default the run folder itself.
+        name: a folder below it.
+        version: a folder below that.
+        **kwargs: of Lightning's logger.
+    """
+
+    def __init__(
+        self, save_dir: str = ".", name: str | None = "", version: int | str | None = "", **kwargs: Any
+    ) -> None:
+        super().__init__(save_dir, name=name, version=version, default_hp_metric=False, **kwargs)
+
+    def resume_at(self, step: int) -> None:
+        """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
+        hide_events_from(self, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class CSVLogger(loggers.CSVLogger):
+    """Scalars in ``metrics.csv`` and hyper-parameters in ``hparams.yaml``, straight in the run folder. A
+    resumed run goes on in the same file.
+
+    Args:
+        save_dir: below the run folder; by default the run folder itself.
+        name: a folder below it.
+        version: a folder below that.
+        **kwargs: of Lightning's logger.
+    """
+
+    def __init__(
+        self, save_dir: str = ".", name: str | None = "", version: int | str | None = "", **kwargs: Any
+    ) -> None:
+        super().__init__(save_dir, name=name, version=version, **kwargs)
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Keep what an earlier start has logged before this step; the rest is logged again.
+
+        Lightning deletes the file that it finds. So it is moved aside until its rows are written anew, and
+        whenever this is interrupted, the next start finds all of them.
+        """
+        file = Path(self.log_dir) / "metrics.csv"
+        aside = file.with_name(".metrics.csv.earlier")
+        if file.is_file() and not aside.is_file():
+            os.replace(file, aside)
+        if not aside.is_file():
+            return
+        with aside.open(newline="", encoding="utf-8") as earlier:
+            rows = [row for row in csv.DictReader(earlier) if int(row["step"]) < step]
+        self.experiment.metrics = [{k: v for k, v in row.items() if v} for row in rows]
+        self.save()
+        aside.unlink()
+
+
+def log_hyperparameters(given: list[loggers.Logger], parameters: dict[str, Any]) -> None:
+    """Hyper-parameters to every logger before training. TensorBoard's HParams tab gets them with the results:
+    an entry of now would show a run without any.
+    """
+    for logger in given:
+        if parameters and not isinstance(logger, loggers.TensorBoardLogger):
+            logger.log_hyperparams(parameters)
+
+
+def log_results(
+    given: list[loggers.Logger], parameters: dict[str, Any], report: dict[str, Any], step: int
+) -> dict[str, str]:
+    """The results on the test split to every logger, as scalars ``test/...``; to TensorBoard also as an entry
+    of its HParams tab, where runs are compared.
+
+    Returns:
+        By the name of each logger that failed its error.
+    """
+    scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
+    for name, measure in measures().items():
+        if name in report:
+            scores |= {f"test/{k}": v for k, v in measure.scalars(report[name]).items()}
+    attempts = Attempts()
+    for logger in given:
+        with attempts.of(type(logger).__name__):
+            if parameters and isinstance(logger, loggers.TensorBoardLogger):
+                logger.log_hyperparams(parameters, scores)
+            logger.log_metrics(scores, step=step)
+            logger.save()
+    return attempts.failed
+
+
+def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Method, data and the limits of training as one flat mapping, such as ``{"model": "SimCLR",
+    "model/temperature": 0.2}``.
+
+    Args:
+        config: the resolved configuration, plain values.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key == "class_path":  # `model: SimCLR`, `model/encoder: ConvEncoder`
+                    flat[prefix.replace("init_args/", "")] = value.rsplit(".", 1)[-1]
+                else:
+                    walk(value, f"{prefix}/{key}" if prefix else str(key))
+        elif isinstance(node, (int, float, str, bool)):
+            flat[prefix.replace("init_args/", "")] = node
+
+    walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
+    limits = ("max_epochs", "max_steps", "precision")
+    return flat | {f"trainer/{k}": v for k, v in config["trainer"].items() if k in limits}

@@ -1,0 +1,275 @@
+"""All loggers of a run get all of it, go on when it is resumed, and write into its folder only."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from runtime.loggers import CSVLogger, hyper_parameters
+from runtime.messages import ROOT
+from tests.loggers import WandbLike
+from tests.resume import Killed
+
+RUN = [
+    *("--config", str(ROOT / "configs" / "digits" / "simclr.yaml"), "--run_dir", "run"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_train_batches", "2", "--trainer.log_every_n_steps", "1"),
+    *("--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"),
+]
+SEVERAL = [
+    "--trainer.logger",
+    "[{class_path: tests.loggers.WandbLike}, {class_path: CSVLogger}, {class_path: TensorBoardLogger}]",
+    *("--trust_config_classes", "tests"),
+]
+SCALARS = {
+    *("train/loss", "train/lr", "time/samples_per_s", "val/loss", "val/linear_top1", "val/knn_top1"),
+    *("val/rankme", "test/linear_top1", "test/knn_top1", "test/fewshot_top1"),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.chdir(tmp_path)
+    WandbLike.made.clear()
+    yield
+    WandbLike.made.clear()
+
+
+def killed_in_epoch(epoch: int, patch: pytest.MonkeyPatch) -> None:
+    from sslmodules.base import SSLModule
+
+    begin = SSLModule.on_train_batch_start
+
+    def kill(self: Any, batch: Any, index: int) -> None:
+        if self.trainer.current_epoch == epoch and index == 1:
+            raise Killed
+        begin(self, batch, index)
+
+    patch.setattr(SSLModule, "on_train_batch_start", kill)
+
+
+def rows(file: str) -> list[dict[str, str]]:
+    """What is logged, without what the clock says, in order."""
+    with open(file, newline="", encoding="utf-8") as opened:
+        found = [{k: v for k, v in row.items() if v and "time/" not in k} for row in csv.DictReader(opened)]
+    return sorted(found, key=lambda row: (int(row["step"]), sorted(row)))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbLike]:
+    """A run with three loggers at once."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_RUN_DIR", raising=False)
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        assert train.main([*RUN, *SEVERAL, "--run_dir", str(folder)]) == 0
+    return folder, WandbLike.made.pop()
+
+
+def test_every_logger_gets_all_scalars(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, fake = undisturbed
+    table = rows(str(folder / "metrics.csv"))
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= SCALARS
+    assert fake.scalars.keys() == tags
+    assert {name for row in table for name in row} == {t for t in tags if "time/" not in t} | {"step"}
+    for tag in SCALARS - {"time/samples_per_s"}:
+        curve = fake.scalars[tag]
+        assert [(int(row["step"]), float(row[tag])) for row in table if tag in row] == curve
+        shown = events.Scalars(tag)[-len(curve) :]  # of results the HParams tab has one more, at step 0
+        assert [event.step for event in shown] == [step for step, _ in curve]
+        assert [event.value for event in shown] == pytest.approx([value for _, value in curve])
+
+
+def test_every_logger_gets_the_hyper_parameters(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, fake = undisturbed
+    expected = hyper_parameters(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert expected["model"] == "SimCLR" and expected["model/temperature"] == 0.2
+    assert expected["trainer/max_epochs"] == 3 and expected["seed_everything"] == 0
+    assert fake.hyper_parameters == [expected]
+    assert yaml.safe_load((folder / "hparams.yaml").read_text()) == expected
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_pictures_reach_every_logger_that_takes_them(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, fake = undisturbed
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    shown = [(event.step, event.width, event.height) for event in events.Images("views")]
+    assert [(step, *image.size) for _, _, step, [image], _ in fake.media] == shown
+    assert [media[:3] for media in fake.media] == [("image", "views", step) for step in (1, 3, 5)]
+
+
+def test_loggers_go_on_where_a_killed_run_was(
+    undisturbed: tuple[Path, WandbLike], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = undisturbed
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in_epoch(1, patch)
+        train.main([*RUN, *SEVERAL])
+    assert train.main([*RUN, *SEVERAL]) == 0
+    assert rows("run/metrics.csv") == rows(str(folder / "metrics.csv"))
+    first, second = WandbLike.made
+    assert first.hyper_parameters == second.hyper_parameters == whole.hyper_parameters
+    for tag, curve in whole.scalars.items():
+        if not tag.startswith("time/"):  # another start is another run there: both together are the curve
+            assert [x for x in first.scalars.get(tag, []) if x[0] < 2] + second.scalars[tag] == curve
+
+
+def test_what_was_moved_aside_is_found_again(undisturbed: tuple[Path, WandbLike]) -> None:
+    """Killed while it goes on: before the rows are written anew, or in the middle of that."""
+    folder, _ = undisturbed
+    for leftover in (None, "step,train/loss\n0,"):
+        shutil.rmtree("log", ignore_errors=True)
+        Path("log").mkdir()
+        shutil.copy(folder / "metrics.csv", "log/.metrics.csv.earlier")
+        if leftover:
+            Path("log/metrics.csv").write_text(leftover)
+        CSVLogger("log").resume_at(4)
+        expected = [row for row in rows(str(folder / "metrics.csv")) if int(row["step"]) < 4]
+        assert rows("log/metrics.csv") == expected and len(expected) > 4
+        assert [path.name for path in Path("log").iterdir()] == ["metrics.csv"]
+
+
+def test_tensorboard_is_named_only_where_it_has_something_to_show(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*RUN, "--trainer.max_steps", "1", "--evaluate", "false"]
+    for logger, lines in (("null", 1), ("CSVLogger", 0), ("false", 0)):
+        shutil.rmtree("run", ignore_errors=True)
+        assert train.main([*command, "--trainer.logger", logger]) == 0
+        out = capsys.readouterr().out
+        assert out.count("TensorBoard:  tensorboard --logdir run\n") == lines
+        assert out.endswith("evaluate:     python eval.py run\n")
+
+
+def test_hyper_parameters_can_be_left_out() -> None:
+    options = ["--trainer.max_steps", "1", "--evaluate", "false", "--trainer.enable_autolog_hparams", "false"]
+    assert train.main([*RUN, *SEVERAL, *options]) == 0
+    assert WandbLike.made[0].hyper_parameters == []
+
+
+# ---- what is written stays in the run folder ---------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert train.main([*RUN, *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value"),
+    [
+        (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=/tmp"], "logger: save_dir", "/tmp"),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=../other"],
+            "logger: save_dir",
+            "../other",
+        ),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=s3://b/x"],
+            "logger: save_dir",
+            "s3://b/x",
+        ),
+        (["--trainer.logger=CSVLogger", "--trainer.logger.version=../x"], "logger: version", "../x"),
+        (["--trainer.logger=TensorBoardLogger", "--trainer.logger.name=/x"], "logger: name", "/x"),
+        (
+            ["--trainer.logger=MLFlowLogger", "--trainer.logger.tracking_uri=file:/x"],
+            "logger: tracking_uri",
+            "file:/x",
+        ),
+        (
+            ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=.."],
+            "callbacks: dirpath",
+            "..",
+        ),
+        (
+            ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=../../a"],
+            "callbacks: filename",
+            "../../a",
+        ),
+        (
+            ["--trainer.profiler=SimpleProfiler", "--trainer.profiler.dirpath=/x"],
+            "profiler: dirpath",
+            "/x",
+        ),
+    ],
+)
+def test_folders_elsewhere_are_refused(
+    options: list[str], key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *options) == (
+        f"error: trainer.{key} {value!r} leads out of the run folder run, where all of a run is kept: "
+        "leave it out, or give a folder below it"
+    )
+    assert not Path("run").exists()
+
+
+def test_another_root_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "--trainer.default_root_dir", "elsewhere") == (
+        "error: trainer.default_root_dir elsewhere: all of a run goes into its run folder; give --run_dir"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--trainer.callbacks.filename=best"], "best"),
+        (["--trainer.callbacks.filename=previous", "--trainer.callbacks.dirpath=checkpoints"], "previous"),
+        (["--trainer.callbacks.save_last=true"], "last"),
+    ],
+)
+def test_the_runs_own_checkpoints_are_not_replaced(
+    options: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, "--trainer.callbacks+=ModelCheckpoint", *options) == (
+        f"error: trainer.callbacks: ModelCheckpoint would replace checkpoints/{name}.ckpt, which the run "
+        "keeps itself: give another filename or dirpath, and no save_last"
+    )
+
+
+def test_folders_are_below_the_run_folder() -> None:
+    """Those of checkpoints, loggers and profilers; an absolute one, too."""
+    checkpoint = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=mine"]
+    checkpoint += ["--trainer.callbacks.save_last=true"]  # not the run's own there
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={Path('run/logs').resolve()}"]
+    profiler = ["--trainer.profiler=SimpleProfiler", "--trainer.profiler.filename=times"]
+    profiler += ["--trainer.profiler.dirpath=."]
+    options = [*checkpoint, *logger, *profiler, "--trainer.max_epochs", "1", "--evaluate", "false"]
+    assert train.main([*RUN, *options]) == 0
+    for file in ("mine/last.ckpt", "mine/epoch=0-step=2.ckpt", "logs/metrics.csv", "fit-times.txt"):
+        assert Path("run", file).is_file()
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+def test_lightnings_csv_logger_deletes_no_earlier_metrics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"]
+    options += ["--trainer.logger.version=mine", "--evaluate", "false"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in_epoch(1, patch)
+        train.main([*RUN, *options])
+    file = Path("run/logs/lightning_logs/mine/metrics.csv")
+    before = file.read_text()
+    assert refused(capsys, *options) == (
+        f"error: trainer.logger: lightning.pytorch.loggers.csv_logs.CSVLogger would delete {file}: give no "
+        "version, or use the project's CSVLogger, which goes on in its file"
+    )
+    assert file.read_text() == before
