@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.base import SSLDataModule
+from datamodules import Digits
 from evaluation.callbacks import FeatureProbe
 from runtime.messages import ROOT
 from tests.conftest import CONFIGS, EMBEDDED
@@ -142,7 +142,7 @@ def test_another_batch_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_another_number_of_processes_is_refused() -> None:
     """Also where the configuration does not tell: `devices: auto` on a machine of another size."""
-    data = SSLDataModule(batch_size=16)
+    data = Digits(batch_size=16)
     data.load_state_dict({"batch_size": 16, "world_size": 1})
     with pytest.raises(
         ValueError, match="written with batch_size 16 on 4 processes, now it is 16 on 1: the order of samples"
