@@ -22,7 +22,7 @@ from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
 from datamodules.remarks import split_remarks
-from datamodules.splits import Samples, splits_in
+from datamodules.splits import Samples, Split, splits_in
 
 CONNECTIONS = 8
 """Requests that one worker has under way at a time."""
@@ -62,15 +62,25 @@ class ShardDataset(FolderDataset):
         """Member and shard of a sample; the member's header is read if it is not given."""
         header = self._contents([index])[0][:512] if header is None else header
         shard = int(np.searchsorted(self.index.first, self.paths[index], side="right")) - 1
-        member = header[:100].rstrip(bytes(1)).decode("utf-8", "replace")
-        return f"{member} in shard {self.root}/{self.index.names[shard]}"
+        return f"{_member(header)} in shard {self.root}/{self.index.names[shard]}"
 
-    def _contents(self, indices: Sequence[int]) -> list[bytes]:
+    def members(self) -> list[str]:
+        """Shard and member of every sample, as ``ROOT/SHARD.tar/MEMBER``; only headers are read."""
+        names = []
+        for first in range(0, len(self), 4096):
+            indices = range(first, min(first + 4096, len(self)))
+            shards = np.searchsorted(self.index.first, self.paths.take(indices), side="right") - 1
+            for shard, header in zip(shards, self._contents(indices, headers_only=True), strict=True):
+                names.append(f"{self.root}/{self.index.names[shard]}/{_member(header)}")
+        return names
+
+    def _contents(self, indices: Sequence[int], headers_only: bool = False) -> list[bytes]:
         """Header and content of each sample; neighbors are read at once, by URL several at a time."""
         numbers = self.paths.take(indices, 0)
         records = self.index.records[numbers]
         shards = np.searchsorted(self.index.first, numbers, side="right") - 1
-        starts, ends = records["offset"] - 512, records["offset"] + records["size"]
+        starts = records["offset"] - 512
+        ends = records["offset"] + (0 if headers_only else records["size"])
         places = list(zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True))
         runs = list(merged(places))
         members = [b""] * len(places)
@@ -152,13 +162,9 @@ class Shards(ImageFolder):
         if not self.synthetic:
             self._find()  # one process per node writes an index that is missing
 
-    def files(self, split: Any) -> list[str]:
-        """Shards that hold the samples of ``split``."""
-        numbers, _ = self._find()[split]
-        index = self._index
-        assert index is not None
-        which = np.unique(np.searchsorted(index.first, numbers, side="right") - 1)
-        return [f"{self.folder}/{index.names[i]}" for i in which]
+    def files(self, split: Split) -> list[str]:
+        """Shard and member of the samples of ``split``, in the order of ``dataset(split)``."""
+        return self._crops(self._find()[split], self.standard_size, random_crop=False).members()
 
     def remarks(self) -> list[str]:
         if self.synthetic:
@@ -213,6 +219,13 @@ class Shards(ImageFolder):
         )
         self._opened.append(dataset)
         return dataset
+
+
+def _member(header: bytes) -> str:
+    """The name in a tar header; a long one has its beginning in another field."""
+    beginning = header[345:500] if header[257:263] == b"ustar\0" else b""
+    parts = (part.partition(bytes(1))[0].decode("utf-8", "replace") for part in (beginning, header[:100]))
+    return "/".join(part for part in parts if part)
 
 
 def split_pattern(root: str) -> tuple[str, str | None]:
