@@ -130,7 +130,7 @@ class BarlowTwins(SSLModule):
         # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
         loss, invariance, redundancy = barlow_twins_loss(
-            self.gather(z1), self.gather(z2), self.off_diagonal_weight
+            self.gather(z1).rows, self.gather(z2).rows, self.off_diagonal_weight
         )
         return {"loss": loss, "invariance": invariance, "redundancy": redundancy}
 

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -48,6 +48,13 @@ def full_precision(x: Tensor) -> Tensor:
     precision.
     """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class Gathered(NamedTuple):
+    """Rows of all ranks, and where those of this rank begin."""
+
+    rows: Tensor  # (W * B, ...)
+    offset: int
 
 
 class SSLModule(PlainHyperparameters, LightningModule, ABC):
@@ -180,19 +187,19 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         trainer = trainer_of(self)
         return 1 if trainer is None else trainer.world_size
 
-    def gather(self, z: Tensor) -> Tensor:
-        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients; ``z`` itself outside
-        training.
+    def gather(self, z: Tensor) -> Gathered:
+        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients, and where the rows of this
+        rank begin; ``z`` itself and 0 outside training.
 
         The backward sums over ranks, so that with DDP's mean over ranks the gradient of a loss over the
         gathered batch is that of one process with the joined batch. Validation batches differ in size between
         ranks: no gathering.
         """
         if not self.training or self.world_size == 1:
-            return z
+            return Gathered(z, 0)
         gathered = self.all_gather(z, sync_grads=True)
         assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
+        return Gathered(gathered.flatten(0, 1), self.global_rank * len(z))
 
     def progress(self) -> float:
         """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules

@@ -113,7 +113,7 @@ class BERT(SSLModule):
         logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
         # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a
         # mean of means.
-        counts = self.gather(selected.sum(1).float())
+        counts = self.gather(selected.sum(1).float()).rows
         total = counts.sum() * len(target) / len(counts)
         masked = masked_word_loss(logits, words, total)
         terms = {

@@ -247,7 +247,7 @@ class DINO(SSLModule):
         """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) over the views and batches
         of all ranks.
         """
-        mean = self.gather(full_precision(logits).mean((0, 1))[None]).mean(0)  # (K,)
+        mean = self.gather(full_precision(logits).mean((0, 1))[None]).rows.mean(0)  # (K,)
         self.center.lerp_(mean[None].to(self.center.dtype), 1 - self.center_momentum)
 
     def current_teacher_temperature(self) -> float:

@@ -125,7 +125,7 @@ class GPT(SSLModule):
             real = tokens[:, 1:] != self.padding
             # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that
             # over tokens
-            count = self.gather(real.sum().to(nll.dtype)[None]).mean().clamp(min=1)
+            count = self.gather(real.sum().to(nll.dtype)[None]).rows.mean().clamp(min=1)
             loss = (nll * real).sum() / count
         terms = {
             "loss": loss,

@@ -188,6 +188,6 @@ class LeJEPA(SSLModule):
         z = self.project(batch["views"])  # (V, B, D)
         directions = self.directions(z.shape[2], z.device)
         prediction = prediction_loss(z, self.num_global)
-        gaussianity = sigreg(z, directions, self.t_max, self.points, self.gather)
+        gaussianity = sigreg(z, directions, self.t_max, self.points, lambda x: self.gather(x).rows)
         loss = (1 - self.sigreg_weight) * prediction + self.sigreg_weight * gaussianity
         return {"loss": loss, "prediction": prediction, "sigreg": gaussianity}

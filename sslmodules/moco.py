@@ -133,7 +133,7 @@ class MoCo(SSLModule):
             "queue_fill": self.queue_filled / self.queue_size,
         }
         if self.training:  # after the queue was read: a key is no negative of its own query
-            self._push(self.gather(k))
+            self._push(self.gather(k).rows)
         return terms
 
     def update_teacher(self) -> None:

@@ -25,7 +25,7 @@ from sslmodules.networks import MomentumCopy, cosine_momentum, mlp
 from sslmodules.networks.encoder import Encoder
 
 
-def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: int = 0) -> Tensor:
+def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, offset: int = 0) -> Tensor:
     """2T times the cross entropy of each query's own key among all keys of the batch (Chen et al. 2021,
     Algorithm 1).
 
@@ -37,7 +37,7 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: in
         q: (B, D) queries of this process; any scale, normalized here, in float32 or better.
         keys: (W * B, D) keys of all processes in the order of ranks; no gradient flows into them.
         temperature: T > 0; 1.0 for ResNet-50 in the official code, 0.2 for ViTs.
-        rank: place of the local rows among the keys.
+        offset: row of ``keys`` at which those of the local queries begin.
 
     Returns:
         Scalar. Its mean over ranks is the loss of one process with the joined batch.
@@ -48,7 +48,7 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, rank: in
     check_positive(temperature=temperature)
     with torch.autocast(q.device.type, enabled=False):
         q, keys = F.normalize(full_precision(q), dim=1), F.normalize(full_precision(keys.detach()), dim=1)
-        own = torch.arange(len(q), device=q.device) + rank * len(q)  # column of each query's key
+        own = torch.arange(len(q), device=q.device) + offset  # column of each query's key
         return 2 * temperature * F.cross_entropy(q @ keys.T / temperature, own)
 
 
@@ -106,11 +106,10 @@ class MoCoV3(SSLModule):
         view1, view2 = batch["views"][:2]
         q1 = self.predictor(self.projector(self.encoder(view1)))  # (B, out)
         q2 = self.predictor(self.projector(self.encoder(view2)))
-        k1, k2 = self.gather(self.teacher(view1)), self.gather(self.teacher(view2))  # (W * B, out) each
-        rank = self.global_rank if len(k1) > len(q1) else 0  # validation batches are not gathered
-        loss = contrastive_loss(q1, k2, self.temperature, rank) + contrastive_loss(
-            q2, k1, self.temperature, rank
-        )
+        k1, offset = self.gather(self.teacher(view1))  # (W * B, out)
+        k2, _ = self.gather(self.teacher(view2))
+        loss = contrastive_loss(q1, k2, self.temperature, offset)
+        loss = loss + contrastive_loss(q2, k1, self.temperature, offset)
         return {"loss": loss}
 
     def update_teacher(self) -> None:

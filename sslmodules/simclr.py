@@ -27,7 +27,7 @@ def nt_xent(
     z2: Tensor,
     temperature: float = 0.1,
     gathered: tuple[Tensor, Tensor] | None = None,
-    rank: int = 0,
+    offset: int = 0,
 ) -> Tensor:
     """Normalized temperature-scaled cross entropy (Chen et al. 2020, Eq. 1), the mean over the 2B local
     views.
@@ -42,7 +42,7 @@ def nt_xent(
         temperature: T > 0; the paper's best on ImageNet is 0.1, on CIFAR-10 0.5.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
             process.
-        rank: place of the local rows in ``gathered``.
+        offset: row of ``gathered`` at which the local ones begin.
 
     Returns:
         Scalar. Its mean over ranks is the loss of one process with the joined batch.
@@ -57,7 +57,7 @@ def nt_xent(
             local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)
         )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
-        row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
+        row = torch.arange(b, device=z1.device) + offset  # place among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
         logits = local @ everyone.T / temperature  # (2B, 2N)
         logits = logits.scatter(1, itself[:, None], float("-inf"))  # a view is not its own negative
@@ -99,7 +99,6 @@ class SimCLR(SSLModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = self.projector(self.encoder(torch.cat(batch["views"][:2]))).chunk(2)  # (B, D) each
-        all1, all2 = self.gather(z1), self.gather(z2)  # (W * B, D) each
-        if all1 is z1:
-            return {"loss": nt_xent(z1, z2, self.temperature)}
-        return {"loss": nt_xent(z1, z2, self.temperature, (all1, all2), self.global_rank)}
+        all1, offset = self.gather(z1)  # (W * B, D)
+        gathered = None if all1 is z1 else (all1, self.gather(z2).rows)
+        return {"loss": nt_xent(z1, z2, self.temperature, gathered, offset)}

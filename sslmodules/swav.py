@@ -271,10 +271,8 @@ class SwAV(SSLModule):
             (2, B, K) of this process.
         """
         b = z.shape[1]
-        everyone = self.gather(z.transpose(0, 1)).transpose(
-            0, 1
-        )  # (2, W * B, D); validation batches are not gathered
-        place = self.global_rank * b if everyone.shape[1] > b else 0
+        rows, place = self.gather(z.transpose(0, 1))  # (W * B, 2, D)
+        everyone = rows.transpose(0, 1)  # (2, W * B, D)
         assigned = everyone
         # a queue that is full ends in a projection; zeros would be assigned like samples
         if self.queue is not None and self.training and bool(self.queue[:, -1].any()):

@@ -32,7 +32,7 @@ def mine_distances(
     z2: Tensor,
     mining: Mining = "semi_hard",
     gathered: tuple[Tensor, Tensor] | None = None,
-    rank: int = 0,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Squared distances of each local view to its positive and to the negative that mining picks for it.
 
@@ -45,7 +45,7 @@ def mine_distances(
         mining: ``semi_hard`` or ``batch_hard``.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
             process.
-        rank: place of the local rows in ``gathered``.
+        offset: row of ``gathered`` at which the local ones begin.
 
     Returns:
         Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image there
@@ -62,7 +62,7 @@ def mine_distances(
         )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
         distance = 2 - 2 * local @ everyone.T  # (2B, 2N)
-        row = torch.arange(b, device=z1.device) + rank * b  # place among the N first views
+        row = torch.arange(b, device=z1.device) + offset  # place among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
         to_positive = distance.gather(1, positive[:, None])  # (2B, 1)
         # neither the view itself nor its positive is a negative
@@ -147,9 +147,9 @@ class Triplet(SSLModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = self.projector(self.encoder(torch.cat(batch["views"][:2]))).chunk(2)  # (B, D) each
-        gathered = (self.gather(z1), self.gather(z2))  # (N, D) each
-        rank = 0 if gathered[0] is z1 else self.global_rank
-        to_positive, to_negative = mine_distances(z1, z2, self.mining, gathered, rank)
+        all1, offset = self.gather(z1)  # (N, D)
+        gathered = (all1, self.gather(z2).rows)
+        to_positive, to_negative = mine_distances(z1, z2, self.mining, gathered, offset)
         loss = triplet_loss(to_positive, to_negative, self.margin)
         return {
             "loss": loss,

@@ -155,4 +155,4 @@ class VICReg(SSLModule):
         # one pass for each view, as in the official code: the views' recipes differ, and so do their batch
         # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
-        return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1), self.gather(z2)))
+        return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1).rows, self.gather(z2).rows))

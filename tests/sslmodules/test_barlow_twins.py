@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datamodules import Digits
 from datamodules.transforms.views import TwoViews, View
 from sslmodules.barlow_twins import BarlowTwins, barlow_twins_loss, cross_correlation, off_diagonal
+from sslmodules.base import Gathered
 from sslmodules.networks import ConvEncoder
 from sslmodules.optim import LARS, warmup_cosine
 from tests.conftest import trainer_for
@@ -128,7 +129,7 @@ def test_the_loss_is_of_the_gathered_batch_with_its_gradients(monkeypatch: pytes
     whole = module.losses({"views": views})["loss"]
     expected = torch.autograd.grad(whole, parameters)
     everyone = iter([module.projector(module.encoder(view)) for view in views])
-    monkeypatch.setattr(module, "gather", lambda z: next(everyone))
+    monkeypatch.setattr(module, "gather", lambda z: Gathered(next(everyone), 0))
     loss = module.losses({"views": [view[8:] for view in views]})["loss"]
     torch.testing.assert_close(loss, whole)
     for got, right in zip(torch.autograd.grad(loss, parameters), expected, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -290,3 +291,15 @@ def test_a_bare_timm_model_is_an_encoder() -> None:
 def test_bad_knobs_of_encoders(make: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_gather_tells_where_the_local_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 of 2 in training; outside of it the rows are its own, whatever its rank is."""
+    module, z = Counting(), torch.arange(6.0).view(3, 2)
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(world_size=2, global_rank=1))
+    monkeypatch.setattr(module, "all_gather", lambda z, sync_grads: torch.stack([-z, z]))
+    rows, offset = module.train().gather(z)
+    assert torch.equal(rows, torch.cat([-z, z])) and offset == 3
+    assert torch.equal(rows[offset : offset + len(z)], z)
+    rows, offset = module.eval().gather(z)
+    assert rows is z and offset == 0

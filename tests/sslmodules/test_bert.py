@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from datamodules.text.tokenizer import CLS, MASK, PAD, SEP
 from datamodules.transforms.tokens import segments_of
 from sslmodules import BERT
+from sslmodules.base import Gathered
 from sslmodules.bert import masked_word_loss
 from sslmodules.networks import BertEncoder, ConvEncoder
 from tests.conftest import build, trainer_for
@@ -117,7 +118,7 @@ def test_the_loss_is_a_mean_over_tokens_of_all_ranks() -> None:
     everyone = (joined["target"] != -100).sum(1).float()
     assert everyone.tolist() == [2, 3]
     expected = module.losses(joined)["masked_word_loss"]  # type: ignore[arg-type]
-    module.gather = lambda z: everyone  # type: ignore[method-assign]
+    module.gather = lambda z: Gathered(everyone, 0)  # type: ignore[method-assign]
     got = torch.stack([module.losses(half)["masked_word_loss"] for half in halves]).mean()  # type: ignore[arg-type]
     torch.testing.assert_close(got, expected)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Digits, MultiCrop, View
+from sslmodules.base import Gathered
 from sslmodules.dino import DINO, DINOHead, dino_loss, teacher_probabilities
 from sslmodules.networks import ConvEncoder, TimmEncoder
 from tests.conftest import trainer_for
@@ -180,7 +181,7 @@ def test_the_step_is_the_papers() -> None:
 
 def test_center_is_the_mean_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     net, mine, other = module(), random(2, 4, 6), random(2, 4, 6, seed=1)
-    monkeypatch.setattr(net, "gather", lambda z: torch.cat([z, other.mean((0, 1))[None]]))
+    monkeypatch.setattr(net, "gather", lambda z: Gathered(torch.cat([z, other.mean((0, 1))[None]]), 0))
     net.update_center(mine)
     torch.testing.assert_close(
         net.center.double(), 0.1 * torch.cat([mine, other], 1).mean((0, 1))[None], atol=1e-6, rtol=1e-5

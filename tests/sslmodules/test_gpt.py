@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from datamodules.base import SSLDataModule
 from sslmodules import GPT
+from sslmodules.base import Gathered
 from sslmodules.gpt import choose, next_token_nll
 from sslmodules.networks import GPTEncoder, PixelTokens, RecurrentEncoder
 from tests.conftest import trainer_for
@@ -212,7 +213,7 @@ def test_padding_counts_over_all_ranks() -> None:
     module = sharpened(method(padding=0)).double()
     tokens = torch.tensor([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 10, 1]])
     together = module.losses({"input": tokens})["loss"]
-    module.gather = lambda z: torch.tensor([2.0, 5.0], dtype=z.dtype)  # type: ignore[method-assign]
+    module.gather = lambda z: Gathered(torch.tensor([2.0, 5.0], dtype=z.dtype), 0)  # type: ignore[method-assign]
     each = [module.losses({"input": row[None]})["loss"] for row in tokens]
     torch.testing.assert_close((each[0] + each[1]) / 2, together)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Digits, TwoViews, View
+from sslmodules.base import Gathered
 from sslmodules.moco import MoCo, info_nce
 from sslmodules.networks import ConvEncoder
 from tests.conftest import trainer_for
@@ -125,9 +126,9 @@ def test_the_queue_is_in_the_checkpoint() -> None:
 def test_every_rank_pushes_the_keys_of_all_ranks_in_their_order() -> None:
     module, gathered = small().train(), []
 
-    def gather(z: Tensor) -> Tensor:
+    def gather(z: Tensor) -> Gathered:
         gathered.append(torch.cat([z, -z]))  # as if a second rank had the opposite keys
-        return gathered[-1]
+        return Gathered(gathered[-1], 0)
 
     module.gather = gather  # type: ignore[method-assign]
     module.losses({"views": views()})

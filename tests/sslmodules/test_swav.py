@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Digits, MultiCrop, View
+from sslmodules.base import Gathered
 from sslmodules.networks import ConvEncoder, TimmEncoder
 from sslmodules.swav import SwAV, encode_views, sinkhorn, swav_loss
 from tests.conftest import trainer_for
@@ -287,8 +288,7 @@ def test_queue_of_all_ranks_and_the_place_of_this_ranks_codes(monkeypatch: pytes
     net = module(queue_size=8, queue_start_epoch=0)
     c = net.unit_prototypes().detach()
     expected = torch.stack([sinkhorn(z @ c.T)[4:] for z in both])
-    monkeypatch.setattr(net, "gather", lambda z: both.transpose(0, 1))
-    monkeypatch.setattr(type(net), "global_rank", property(lambda _: 1))
+    monkeypatch.setattr(net, "gather", lambda z: Gathered(both.transpose(0, 1), 4))
     torch.testing.assert_close(net.codes(both[:, 4:], c), expected)
     torch.testing.assert_close(net.queue, both)
 

@@ -130,8 +130,7 @@ def test_shares_of_two_ranks_average_to_the_whole(mining: Any) -> None:
     z1, z2 = pair(8)
     whole = triplet_loss(*mine_distances(z1, z2, mining))
     shares = [
-        triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining, (z1, z2), rank))
-        for rank, i in enumerate((0, 4))
+        triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining, (z1, z2), i)) for i in (0, 4)
     ]
     torch.testing.assert_close(sum(shares) / 2, whole)
     alone = sum(triplet_loss(*mine_distances(z1[i : i + 4], z2[i : i + 4], mining)) for i in (0, 4)) / 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslmodules.base import Gathered
 from sslmodules.networks import ConvEncoder
 from sslmodules.vicreg import VICReg, covariance_term, variance_term, vicreg_loss
 
@@ -169,7 +170,7 @@ def test_the_loss_gathers_with_gradients(monkeypatch: pytest.MonkeyPatch) -> Non
     total = [torch.zeros_like(p) for p in parameters]
     for half in (slice(0, 8), slice(8, 16)):
         everyone = iter([module.projector(module.encoder(view)) for view in views])
-        monkeypatch.setattr(module, "gather", lambda z, everyone=everyone: next(everyone))
+        monkeypatch.setattr(module, "gather", lambda z, everyone=everyone: Gathered(next(everyone), 0))
         loss = module.losses({"views": [view[half] for view in views]})["loss"]
         total = [t + g / 2 for t, g in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
     for got, right in zip(total, expected, strict=True):
