@@ -121,8 +121,8 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 class FiniteLoss(Callback):
-    """Stops training within one step of a loss or gradient that is NaN or infinite, before a checkpoint could
-    hold it.
+    """Stops training within one step of a loss or gradient that is NaN or infinite, and before weights or
+    statistics that are not finite would be saved.
 
     On CPU the step is looked at before the optimizer makes it, so the weights are those of the step before.
     On CUDA the two numbers are copied to pinned memory without blocking and looked at while the device works
@@ -146,8 +146,10 @@ class FiniteLoss(Callback):
         )
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
+        self.as_built: set[str] = set()  # never finite, such as a mask of -inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.as_built = set(_not_finite(pl_module))
         self.checkpoint = self.checkpoint or Path(trainer.default_root_dir) / "checkpoints" / LAST
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -180,6 +182,7 @@ class FiniteLoss(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look_at_pending(trainer)  # the best checkpoint is written after it
+        self._look_at_state(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look_at_pending(trainer)
@@ -188,6 +191,7 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._look_at_pending(trainer)
+        self._look_at_state(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.loss = self.pending = None
@@ -219,15 +223,42 @@ class FiniteLoss(Callback):
         )
         what += f" in {self.skipped_in_a_row} steps in a row, last" if scaled and math.isfinite(loss) else ""
         before = "" if self.norm_before is None else f" ({self.norm_before:.3g} in the step before)"
+        raise ConfigError(
+            f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, "
+            f"gradient norm {norm:.3g}{before}. {self._advice()}"
+        )
+
+    def _look_at_state(self, trainer: Trainer, module: LightningModule) -> None:
+        """Raises ``ConfigError`` if the weights or statistics that a checkpoint would hold are not finite.
+
+        With finite losses, too: a running variance overflows where each batch is normalized by its own.
+        """
+        if wrong := [name for name in _not_finite(module) if name not in self.as_built]:
+            others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else math.nan
+            raise ConfigError(
+                f"{wrong[0]}{others} of {type(module).__name__} is not finite after step "
+                f"{trainer.global_step}: learning rate {lr:.4g}. {self._advice()}"
+            )
+
+    def _advice(self) -> str:
         assert self.checkpoint is not None
         kept = (
             f"{self.checkpoint} is of an earlier step"
             if self.checkpoint.is_file()
             else "no checkpoint was written yet"
         )
-        raise ConfigError(
-            f"{what} in step {reading.step} (epoch {reading.epoch}): learning rate {reading.lr:.4g}, "
-            "gradient norm "
-            f"{norm:.3g}{before}. Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
+        return (
+            f"Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
             "--trainer.gradient_clip_val 1, or --trainer.precision 32-true"
         )
+
+
+def _not_finite(module: LightningModule) -> list[str]:
+    """Names of the parameters and buffers that hold NaN or infinity; the host waits for the device once."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
+    if not tensors:
+        return []
+    finite = torch.stack([t.detach().isfinite().all().to(module.device) for t in tensors.values()]).tolist()
+    return [name for name, good in zip(tensors, finite, strict=True) if not good]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,12 +16,13 @@ import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.errors import ConfigError, DataFileError, readable
+from datamodules.errors import ConfigError, readable
 from runtime.checkpoints import LAST, PREVIOUS, DamagedCheckpoint, read_checkpoint
 from runtime.discovery import public_name, with_public_names
 from runtime.environment import describe_environment
 from runtime.failures import forget_failures
 from runtime.files import remove_leftovers, temporary_beside, write_json, write_text
+from runtime.lock import LOCK, only_run_in, wait_for_first_process
 from runtime.signals import slurm_job
 from sslmodules import SSLModule
 
@@ -60,6 +60,9 @@ class RunFolder:
         self.content: dict[str, Any] = {}  # of it, until ``forget``
         self.results = path / "results.json"
         self.saved_config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.damaged: list[Path] = []  # of the files above: those that cannot be read
+        self.rebuilt: dict[str, Any] | None = None  # config.yaml as the checkpoint holds it
 
     @classmethod
     def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
@@ -69,18 +72,21 @@ class RunFolder:
                 Path(os.environ["SSL_RUN_DIR"])
             )  # from the process that Lightning started this one from
         if run_dir is not None:
-            if not run_dir.strip():
-                raise ConfigError("--run_dir is empty: expected the name of a folder")
-            return cls(Path(run_dir))
+            return cls(_local_path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
         if SLURMEnvironment.detect():
             return cls(parent / f"slurm-{slurm_job()}")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise ConfigError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
-        return cls(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        path = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        others = itertools.count(2)
+        while path.exists():  # a run that was started in the same second
+            path = path.with_name(f"{path.name[:19]}_{next(others)}")
+        return cls(path)
 
     def inspect(self, config: dict[str, Any], method: str) -> Path | None:
-        """Is the folder new, or does it hold this very run? Writes nothing.
+        """Is the folder new, or does it hold this very run? Writes nothing; called when no other process can,
+        ``in_use``.
 
         Args:
             config: the resolved configuration, plain values.
@@ -92,11 +98,16 @@ class RunFolder:
         Raises:
             ConfigError: no run folder, another configuration, another method, or an unreadable checkpoint.
         """
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # for all; a process started a moment later would see the folder that this one makes
-            self._check_config(config, method)
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        earlier = self._earlier_config() if first else None  # another would see the folder that rank 0 makes
+        if earlier is not None:
+            self._check_config(earlier, config, method)
         self._read_newest()
         if self.resume is None:
             return None
+        if first and self.saved_config in self.damaged and "config" in self.content:
+            self.rebuilt = self.content["config"]
+            self._check_config(self.rebuilt, config, method)
         stored = public_name(str(self.content.get("hyper_parameters", {}).get("_class_path", ""))).rsplit(
             ".", 1
         )[-1]
@@ -146,27 +157,39 @@ class RunFolder:
         """Give back the memory of the checkpoint."""
         self.content = {}
 
-    def _check_config(self, config: dict[str, Any], method: str) -> None:
-        path, saved_config = self.path, self.saved_config
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--run_dir {path} is a file: expected a folder, new or of an earlier run")
-        if not saved_config.is_file():
+    def _earlier_config(self) -> dict[str, Any] | None:
+        """What ``config.yaml`` holds; None in a new folder, and where the file is damaged, which is noted.
+
+        Raises:
+            ConfigError: this is no run folder.
+        """
+        path = self.path
+        if not self.saved_config.is_file():
             if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
                 raise ConfigError(
                     f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose "
                     "another"
                 )
-            return
-        earlier = with_public_names(_parsed(saved_config, yaml.safe_load) or {})
-        found = earlier.get("model", {}).get("class_path", "").rsplit(".", 1)[-1]
+            return None
+        earlier = _content(self.saved_config, yaml.safe_load)
+        if isinstance(earlier, dict) and isinstance(earlier.get("model"), dict):
+            return with_public_names(earlier)
+        if earlier is not None or not self.last.parent.is_dir():
+            raise ConfigError(f"{self.saved_config} is not of a run: --run_dir {path} is no run folder")
+        self.damaged.append(self.saved_config)
+        return None
+
+    def _check_config(self, earlier: dict[str, Any], config: dict[str, Any], method: str) -> None:
+        """ConfigError unless the run that is there is the one that was asked for."""
+        found = str(earlier["model"].get("class_path", "")).rsplit(".", 1)[-1]
         if found != method:
             raise ConfigError(
-                f"--run_dir {path} holds a run of {found}, not of {method}: choose another folder"
+                f"--run_dir {self.path} holds a run of {found}, not of {method}: choose another folder"
             )
         if differences := difference(earlier, config):
             shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
             raise ConfigError(
-                f"--run_dir {path} holds a run of another configuration ({shown}): "
+                f"--run_dir {self.path} holds a run of another configuration ({shown}): "
                 "repeat its options to resume it, or choose another folder"
             )
 
@@ -184,32 +207,18 @@ class RunFolder:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps other runs out of the folder (rank 0), as long as this process lives, even if it is killed.
+        """Keeps other runs out of the folder. One that was made for it and is not used is removed again.
 
         Raises:
-            ConfigError: another process is at it.
+            ConfigError: another process is at it, or it cannot be made.
         """
-        if rank_zero_only.rank != 0 or not self.path.is_dir():  # type: ignore[attr-defined]
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--run_dir {self.path} is a file: expected a folder, new or of an earlier run")
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            wait_for_first_process(self.path)
             yield
             return
-        with (self.path / ".lock").open("w") as lock:
-            patience = (
-                time.monotonic() + 10
-            )  # data-loading workers of a killed run hold its lock for some seconds
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > patience:
-                        raise ConfigError(
-                            f"--run_dir {self.path} is in use by another process: end it, or choose another"
-                        ) from None
-                    time.sleep(0.2)
-                except OSError:  # a file system without locks
-                    break
-            for folder in (self.path, self.last.parent):
-                remove_leftovers(folder)
+        with only_run_in(self.path):
             yield
 
     def check_weights(self, module: SSLModule) -> None:
@@ -250,35 +259,61 @@ class RunFolder:
                 f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
             ) from None
         forget_failures(path)
+        for folder in (path, self.last.parent):
+            remove_leftovers(folder)
         if self.resume is not None and self.resume != self.last and self.last.exists():
             os.replace(
                 self.last, self.last.with_name("damaged.ckpt")
             )  # or the next save would keep it as the one before
-        saved_config, environment = self.saved_config, path / "environment.json"
-        if not saved_config.is_file():
-            text = f"# python train.py --config {saved_config}   repeats this run in a new folder\n"
-            write_text(saved_config, text + yaml.safe_dump(config, sort_keys=False))
         now = describe_environment()
-        if environment.is_file() and resumed:
-            first = _parsed(environment, json.loads)
-            now = {**first, "restarts": [*first.get("restarts", []), now]}
-        write_json(environment, now)
+        if resumed and self.environment.is_file():
+            first = _content(self.environment, json.loads)
+            if isinstance(first, dict):
+                now = {**first, "restarts": [*first.get("restarts", []), now]}
+            else:
+                self.damaged.append(self.environment)
+        for file in self.damaged:
+            aside = file.with_stem(f"{file.stem}.damaged")
+            os.replace(file, aside)
+            print(
+                f"warning: {file} is damaged: kept as {aside.name}, written anew", file=sys.stderr, flush=True
+            )
+        if not self.saved_config.is_file():
+            text = f"# python train.py --config {self.saved_config}   repeats this run in a new folder\n"
+            write_text(self.saved_config, text + yaml.safe_dump(self.rebuilt or config, sort_keys=False))
+        write_json(self.environment, now)
 
 
-def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
+def _local_path(run_dir: str) -> Path:
+    """A folder of this machine's file systems.
+
+    Raises:
+        ConfigError: an address, or a name that Lightning and fsspec would take for one.
+    """
+    if not run_dir.strip():
+        raise ConfigError("--run_dir is empty: expected the name of a folder")
+    path = Path(run_dir).expanduser()
+    if "://" in run_dir or "::" in str(path.absolute()):
+        raise ConfigError(
+            f"--run_dir {run_dir}: expected a folder on this machine, and no '://' or '::' in its path"
+        )
+    return path
+
+
+def _content(file: Path, parse: Callable[[str], Any]) -> Any:
+    """What a file holds; None if it is damaged."""
     try:
         with readable(file):
             return parse(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataFileError(f"{file} is damaged ({reason}): choose another --run_dir") from None
+    except (ValueError, yaml.YAMLError):
+        return None
 
 
 def _is_begun(file: Path) -> bool:
     """Is this all that a run leaves which is killed before it has written ``config.yaml``?"""
     if file.name == "checkpoints" and file.is_dir():
         return not any(file.iterdir())
-    return file.name in (".lock", ".failed") or file.suffix == ".tmp"
+    return file.name in (LOCK, ".failed") or file.suffix == ".tmp"
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from evaluation.attempts import Attempts
 from evaluation.measures import measures
+from runtime.event_files import put_before_now
 from runtime.lightning_internals import hide_events_from
 
 
@@ -33,8 +34,10 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     ) -> None:
         super().__init__(save_dir, name=name, version=version, default_hp_metric=False, **kwargs)
 
+    @rank_zero_only
     def resume_at(self, step: int) -> None:
         """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
+        put_before_now(Path(self.log_dir))
         hide_events_from(self, step)
 
     @rank_zero_only

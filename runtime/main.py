@@ -20,6 +20,7 @@ from runtime.files import write_json
 from runtime.fit import check_fit
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.quiet import silence_framework
+from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
 
 
@@ -48,6 +49,8 @@ def run(argv: list[str]) -> int:
 def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     trainer, module, data, folder = cli.trainer, cli.model, cli.datamodule, cli.run_folder
     say = rank_zero_only(partial(print, flush=True))
+    trainer.callbacks.append(KeepConfig(cli.plain_config))  # type: ignore[attr-defined]
+    held.enter_context(folder.in_use())
     resume = folder.inspect(cli.plain_config, cli.method_name)
     if resume is not None:
         epochs, steps = folder.progress()
@@ -57,8 +60,6 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
             why = f", stopped early ({stopped})" if stopped else ""
             say(f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}")
             return 0
-    if exists := folder.saved_config.is_file():
-        held.enter_context(folder.in_use())
     if resume is not None:
         folder.check_weights(module)
     data.prepare_data()
@@ -67,8 +68,6 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     check_fit(module, data, trainer.world_size)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
-    if not exists:
-        held.enter_context(folder.in_use())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
     for probe, reason in foreseen_obstacles(data).items() if cli.config.evaluate else ():
         say(f"the results will be without the {probe} probe: {reason}")
@@ -77,9 +76,9 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
         folder.forget()
-        for logger in trainer.loggers:
-            if isinstance(logger, (TensorBoardLogger, CSVLogger)):
-                logger.resume_at(steps)
+    for logger in trainer.loggers:
+        if isinstance(logger, (TensorBoardLogger, CSVLogger)):  # also of a run killed before it saved
+            logger.resume_at(0 if resume is None else steps)
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
     if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
         receiver.raises = LISTENED

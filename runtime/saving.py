@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 
 from runtime.checkpoints import BEST, LAST
@@ -66,6 +66,22 @@ class LastCheckpoint(_RunCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+
+class KeepConfig(Callback):
+    """Keeps the configuration in ``last.ckpt``, from which a damaged ``config.yaml`` is written anew.
+
+    Args:
+        config: plain values.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
 
 
 class Ending(Checkpoint):

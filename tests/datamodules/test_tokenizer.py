@@ -91,7 +91,7 @@ def test_what_cannot_be() -> None:
         train_tokenizer("bpe", ["a"], 260, True)
     with pytest.raises(ValueError, match="no character"):
         train_tokenizer("characters", [""], 0, False)
-    with pytest.raises(ValueError, match="--data.vocabulary is not a tokenizer"):
+    with pytest.raises(ValueError, match=r"--data.vocabulary is not a tokenizer"):
         load_tokenizer('{"kind": 3')
     moved = json.loads(train_tokenizer("bpe", ["a"], 300, True).to_json())
     moved["added_tokens"], moved["model"]["vocab"] = (
