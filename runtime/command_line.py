@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from datamodules.base import SSLDataModule
+from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
 from evaluation.callbacks import FeatureProbe
 from runtime import callback_lists, inside
@@ -113,20 +114,7 @@ class SSLCommandLine(LightningCLI):
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
         self.hyper_parameters = hyper_parameters(plain) if plain["trainer"]["enable_autolog_hparams"] else {}
-        limits = plain["trainer"]
-        if limits["max_epochs"] == -1 and limits["max_steps"] == -1 and limits["max_time"] is None:
-            raise ConfigError(
-                "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps "
-                "or max_time"
-            )
-        for name in ("limit_train_batches", "max_steps", "max_epochs"):
-            if limits[name] == 0:
-                raise ConfigError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
-        if plain["trainer"]["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise ConfigError(
-                f"--trainer.accelerator {plain['trainer']['accelerator']}: there is no GPU here; use auto "
-                "or cpu"
-            )
+        check_trainer(plain["trainer"])
 
         inside.keep_inside(self.config.trainer, self.run_folder.path)
 
@@ -194,6 +182,25 @@ def _name_enums(node: Any) -> None:
     elif isinstance(node, list):
         for item in node:
             _name_enums(item)
+
+
+def check_trainer(options: dict[str, Any]) -> None:
+    """Refuse options that Lightning takes and that would train nothing, never end, or fail at a step."""
+    if options["max_epochs"] == -1 and options["max_steps"] == -1 and options["max_time"] is None:
+        raise ConfigError(
+            "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps "
+            "or max_time"
+        )
+    for name in ("limit_train_batches", "max_steps", "max_epochs"):
+        if options[name] == 0:
+            raise ConfigError(f"--trainer.{name} 0 leaves nothing to train: expected more than 0")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
+        check_at_least(1, **{f"--trainer.{name}": options[name]})
+    check_at_least(0, **{"--trainer.gradient_clip_val": options["gradient_clip_val"]})
+    if options["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--trainer.accelerator {options['accelerator']}: there is no GPU here; use auto or cpu"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

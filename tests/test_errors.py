@@ -268,6 +268,9 @@ REFUSED = [
         "trainer.logger: Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U "
         "'wandb>=0.12.10'`",
     ),
+    ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches must be at least 1, got 0"),
+    ("--trainer.log_every_n_steps 0", "--trainer.log_every_n_steps must be at least 1, got 0"),
+    ("--trainer.gradient_clip_val -1", "--trainer.gradient_clip_val must be at least 0, got -1"),
     ("--save_every_n_steps 0", "save_every_n_steps must be positive, got 0"),
 ]
 
