@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError, DataFileError
+from datamodules.remarks import rare_classes
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved, labels_of
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
@@ -204,7 +205,8 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     def remarks(self) -> list[str]:
         """Lines to be said before training about what is odd with the data."""
-        return []
+        line = "" if self.synthetic else rare_classes(self.class_counts())
+        return [f"{self.hparams.get('root') or type(self).__name__}: {line}"] if line else []
 
     def class_counts(self, split: Split = "bank") -> dict[str, int]:
         """Samples of each class in ``split``; empty without labels."""
@@ -369,14 +371,23 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         world_size = self.trainer.world_size if self.trainer else 1
         return {"batch_size": self.batch_size, "world_size": world_size, "files": self.fingerprint()}
 
+    def changed_files(self, state: dict[str, Any]) -> str:
+        """How the files differ from those of the run that ``state`` is of, in words; "" if they do not."""
+        before, now = state.get("files"), self.fingerprint()  # checkpoints of earlier versions hold none
+        if not before or not now or before == now:
+            return ""
+        root = self.hparams.get("root", "the data")
+        return (
+            f"the files of {root} have changed since the checkpoint was written ({before['count']} then, "
+            f"{now['count']} now, or other names or sizes)"
+        )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = SSLDataModule.state_dict(self)
-        files, before = now["files"], state.get("files")  # checkpoints of earlier versions hold none
-        if files and before and files != before:
+        if changed := self.changed_files(state):
             raise ConfigError(
-                f"the files of {self.hparams.get('root', 'the data')} have changed since the checkpoint was "
-                f"written ({before['count']} then, {files['count']} now, or other names or sizes): splits "
-                "and the order of samples would change inside the run. Restore the files, or start a new run"
+                f"{changed}: splits and the order of samples would change inside the run. Restore the files, "
+                "or start a new run"
             )
         if any(state[key] != now[key] for key in ("batch_size", "world_size")):
             raise ConfigError(

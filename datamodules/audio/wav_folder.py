@@ -243,7 +243,7 @@ class WavFolder(AudioDataModule):
     def remarks(self) -> list[str]:
         if self.synthetic:
             return []
-        return split_remarks(self.root, self._find(), self.class_names)
+        return super().remarks() + split_remarks(self.root, self._find(), self.class_names)
 
     def _load(self, split: Split) -> dict[str, Dataset]:
         found = self._find()

@@ -191,6 +191,8 @@ class ImageFolder(ImageDataModule):
             to split.
     """
 
+    samples_are_files = True
+
     def __init__(
         self,
         root: str,
@@ -263,7 +265,8 @@ class ImageFolder(ImageDataModule):
     def remarks(self) -> list[str]:
         if self.synthetic:
             return []
-        return split_remarks(self.root, self._find(), self.class_names)
+        found = split_remarks(self.root, self._find(), self.class_names, self.samples_are_files)
+        return super().remarks() + found
 
     def _load(self, split: Split) -> dict[str, Any]:
         if split != "train":

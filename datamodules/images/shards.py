@@ -21,7 +21,6 @@ from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
-from datamodules.remarks import split_remarks
 from datamodules.splits import Samples, Split, splits_in
 
 CONNECTIONS = 8
@@ -149,6 +148,8 @@ class Shards(ImageFolder):
         ValueError: a bad argument.
     """
 
+    samples_are_files = False
+
     def __init__(self, root: str, block: int | None = None, timeout: float = 30.0, **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
         check_at_least(1, block=block)
@@ -165,11 +166,6 @@ class Shards(ImageFolder):
     def files(self, split: Split) -> list[str]:
         """Shard and member of the samples of ``split``, in the order of ``dataset(split)``."""
         return self._crops(self._find()[split], self.standard_size, random_crop=False).members()
-
-    def remarks(self) -> list[str]:
-        if self.synthetic:
-            return []
-        return split_remarks(self.root, self._find(), self.class_names, are_files=False)
 
     def _find(self) -> dict[str, Samples]:
         """Records (N,) and labels (N,) of train, bank, val and test, found once."""
