@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError, DataFileError
+from datamodules.listing import difference
 from datamodules.remarks import rare_classes
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved, labels_of
 from datamodules.seeding import mix_seed, run_seed
@@ -373,14 +374,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     def changed_files(self, state: dict[str, Any]) -> str:
         """How the files differ from those of the run that ``state`` is of, in words; "" if they do not."""
-        before, now = state.get("files"), self.fingerprint()  # checkpoints of earlier versions hold none
-        if not before or not now or before == now:
-            return ""
-        root = self.hparams.get("root", "the data")
-        return (
-            f"the files of {root} have changed since the checkpoint was written ({before['count']} then, "
-            f"{now['count']} now, or other names or sizes)"
-        )
+        return difference(self.hparams.get("root"), state.get("files"), self.fingerprint())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         now = SSLDataModule.state_dict(self)

@@ -111,6 +111,16 @@ def fingerprint(root: str, files: Sequence[str]) -> dict[str, Any]:
     return {"count": len(files), "digest": digest.hexdigest()[:32]}
 
 
+def difference(root: str | None, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+    """How two fingerprints of the files of ``root`` differ, in words; "" if not, or if one is not known."""
+    if not before or not now or before == now:
+        return ""
+    return (
+        f"the files of {root} have changed since the checkpoint was written ({before['count']} then, "
+        f"{now['count']} now, or other names or sizes)"
+    )
+
+
 def printable(names: str | Sequence[str], most: int = 5) -> str:
     """File names for a message: the first few, printable whatever bytes they are made of, escape sequences
     too.
