@@ -23,6 +23,7 @@ from datamodules.images.pack import make_shards
 from datamodules.splits import Split
 from runtime.discovery import below, find_class
 from runtime.optional import offers
+from runtime.options import options_of
 from tests.conftest import trainer_for
 
 SPLITS = get_args(Split)
@@ -101,6 +102,8 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     options: dict[str, Any] = {"batch_size": 16}
     if kind == "synthetic":  # no file is needed, whatever is named
         options |= {"synthetic": True, **{argument: "nowhere" for argument in required(cls)}}
+        if "image_size" in options_of(cls):
+            options["image_size"] = 32
     elif kind == "files":
         options |= FILES[name](tmp_path_factory.mktemp(name))
 

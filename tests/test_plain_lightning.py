@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
+import eval as eval_command
 from datamodules import Digits, SimCLRViews
 from datamodules.errors import ConfigError, DataFileError
 from runtime.checkpoints import load_module
@@ -116,6 +118,15 @@ def test_load_from_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(DataFileError) as error:
         BYOL.load_from_checkpoint(path)
     assert str(error.value) == f"{path} holds SimCLR, not BYOL"
+
+
+def test_a_checkpoint_is_evaluated_by_the_command(tmp_path: Path) -> None:
+    _, path = trained(tmp_path)
+    target = tmp_path / "results.json"
+    assert eval_command.main([str(path), "--probes", "knn", "--device", "cpu", "--output", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert (report["method"], report["data"]) == ("SimCLR", "Digits")
+    assert report["results"].keys() == {"pretrained", "random_init", "raw_input"}
 
 
 def test_an_optimizer_that_cannot_be_recorded(tmp_path: Path) -> None:
