@@ -13,8 +13,15 @@ from evaluation.probes import probes
 METRICS = {"top1": "top-1", "macro": "macro", "top5": "top-5"}
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """Accuracies by encoder, what else was measured, and what was left out or failed."""
+FILE_WIDTH = 160
+"""Columns where the output is no terminal: tables in a log are not squeezed into 80."""
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Accuracies by encoder, what else was measured, what was left out, what failed; on stdout by default."""
+    if console is None:
+        console = Console(soft_wrap=True)
+        console.width = console.width if console.is_terminal else FILE_WIDTH
     if any(report["results"].values()):
         console.print(_accuracies(report))
         console.print(f"the most common class has {report['majority_share']:.1%} of the test split")

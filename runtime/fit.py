@@ -1,4 +1,4 @@
-"""Does the method take the data? Tried with two samples before training starts."""
+"""Does the method take the data? Tried with two samples before training or evaluation starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
     indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
     batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]
     module.check_batch(batch)
-    x, name = batch["input"], type(data).__name__
+    check_samples(module, data, batch["input"])
+
+
+@torch.no_grad()
+def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = None) -> None:
+    """Does the encoder take samples ``x`` (B, ...) of the data? Two test samples if none are given.
+
+    Raises:
+        ConfigError, Exception: as ``check_fit``.
+    """
+    name = type(data).__name__
+    if x is None:
+        dataset = data.dataset("test")
+        indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
+        raw = dataset.__getitems__(indices)["input"].to(module.device)  # type: ignore[attr-defined]
+        x = data.transform({"input": raw}, None)["input"]
     given, needed = module.encoder.vocab_size, data.vocab_size
     if given is not None and needed is not None and given < needed:
         raise ConfigError(

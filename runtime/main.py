@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from functools import partial
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 
 from datamodules.seeding import run_seed
 from evaluation.report import evaluate, foreseen_obstacles, is_complete
@@ -115,6 +114,6 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     where, device = str(cli.run_folder.last), trainer.strategy.root_device
     report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
-    print_report(report, Console(soft_wrap=True))
+    print_report(report)
     write_json(cli.run_folder.results, report)  # last: with it the run counts as finished
     return bool(report["failed"])

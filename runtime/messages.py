@@ -22,9 +22,9 @@ DEFAULTS = ROOT / "configs" / "default.yaml"
 USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v]"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` with the nearest of ``known``, or nothing if none is near."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`` (did you mean 'x'?)`` with the nearest of ``known``, or nothing if none is near (1 = the same)."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

@@ -388,7 +388,7 @@ def test_eval_rebuilds_from_the_checkpoint(
         evaluation_script.main([str(best), "--probes", "knn", "--output", str(output), "--device", "cpu"])
         == 0
     )
-    assert set(json.loads(output.read_text())["results"]["pretrained"]) == {"knn_top1"}
+    assert set(json.loads(output.read_text())["results"]["pretrained"]) == {"knn_top1", "knn_macro"}
 
 
 def test_eval_takes_other_data(trained: Path, tmp_path: Path) -> None:
@@ -601,9 +601,9 @@ def test_a_checkpoint_that_cannot_be_resumed(
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["nowhere"], "nowhere does not exist: expected a run folder or a checkpoint"),
+        (["nowhere"], "nowhere does not exist: expected a run folder, a checkpoint, or one of the commands"),
         (["."], r"holds no checkpoints/last.ckpt"),
-        (["{run}", "--probes", "linaer"], r"unknown probe 'linaer' \(did you mean 'linear'\?\)"),
+        (["{run}", "--probes", "linaer"], "probes must be one of linear, knn, fewshot, got 'linaer'"),
         (["{run}", "--data", "MNITS"], r"unknown data set 'MNITS' \(did you mean 'MNIST'\?\)"),
         (["{run}", "--data.rot", "x"], r"Digits has no option 'rot' \(did you mean 'root'\?\)"),
         (["{run}", "--data", "MNIST", "--data.root", "nowhere"], "MNIST: --data.root nowhere does not exist"),

@@ -133,6 +133,8 @@ def test_the_shown_method_trains_and_is_evaluated(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert results["method"] == method
     assert 0.5 < results["results"]["pretrained"]["linear_top1"] <= 1
+    assert 0.5 < results["results"]["raw_input"]["mean_top1"] <= 1 and results["failed"] == {}
+    assert "nearest mean" in done.stdout
 
 
 @pytest.mark.parametrize("file", [f for f in SHOWN if f.endswith(".py")])

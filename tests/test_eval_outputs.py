@@ -1,4 +1,4 @@
-"""``eval.py --generate, --restore and --features`` from end to end on digits, and what their documentation
+"""``eval.py generate, restore and features`` from end to end on digits, and what their documentation
 says.
 """
 
@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ import train
 from datamodules.images.arrays import Digits
 from datamodules.seeding import mix_seed
 from evaluation.commands.generate import GRID_LIMIT
-from evaluation.commands.outputs import is_result
 from runtime.checkpoints import load_module
+from runtime.eval_help import choose
+from runtime.eval_main import parse
 from runtime.messages import ROOT
 from sslmodules import Inpainting
 
@@ -112,7 +115,7 @@ def picture(path: Path) -> np.ndarray:
 
 @pytest.mark.usefixtures("generator")
 def test_generate_writes_a_picture_and_arrays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--generate", 70, "--output", "samples.png") == 0
+    assert evaluate("generate", run, 70, "--output", "samples.png") == 0
     out = capsys.readouterr().out
     assert "written: samples.png" in out and "written: samples.npz" in out and "(70, 8, 8, 1)" in out
     with np.load("samples.npz") as arrays:  # without pickle
@@ -138,35 +141,51 @@ def test_generate_again_gives_the_same_and_says_that_it_replaced(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(run, "copy"))
-    assert evaluate(copy, "--generate", 3) == 0
+    assert evaluate("generate", copy, 3) == 0
     first = np.load(copy / "samples.npz")["images"]
     torch.manual_seed(99)
-    assert evaluate(copy, "--generate", 3) == 0
+    assert evaluate("generate", copy, 3, "--overwrite") == 0
     assert f"replaced: {copy / 'samples.png'}" in capsys.readouterr().out
     assert (np.load(copy / "samples.npz")["images"] == first).all()
-    assert evaluate(copy / "checkpoints" / "best.ckpt", "--generate", GRID_LIMIT + 1) == 0
+    assert evaluate("generate", copy / "checkpoints" / "best.ckpt", GRID_LIMIT + 1) == 0
     assert f"the first {GRID_LIMIT}" in capsys.readouterr().out
     assert len(np.load(copy / "samples-best.npz")["images"]) == GRID_LIMIT + 1
     assert not [p for p in copy.iterdir() if p.name.startswith(".") and p.name != ".lock"]
 
 
 @pytest.mark.usefixtures("generator")
-def test_only_results_are_overwritten(run: Path, capsys: pytest.CaptureFixture[str], photos: Path) -> None:
-    for name, option in (("mine.png", "--generate"), ("mine.npz", "--generate"), ("mine.npz", "--features")):
-        path = Path(name)
-        if name.endswith("png"):
-            shutil.copy(photos / "0.png", path)
-        else:
-            np.savez(path, images=np.zeros(3))
-        before = path.read_bytes()
-        command = [option, 2, "--output", "mine.png"] if option == "--generate" else [option, path]
-        assert f"{name} exists and is no result of eval.py" in error_of(capsys, run, *command)
-        assert path.read_bytes() == before
-        path.unlink()
-    Path("notes.json").write_text('{"mine": 1}')
-    assert "notes.json exists" in error_of(capsys, run, "--probes", "knn", "--output", "notes.json")
-    Path("empty.npz").touch()
-    assert not is_result(Path("empty.npz")) and is_result(run / "results.json")
+def test_nothing_is_overwritten_unless_asked(
+    run: Path, capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    """Whoever made the file: an image, an array file, restored pictures, features, a foreign json."""
+    Path("out").mkdir()
+    for command, name in (
+        (["generate", run, 2, "--output", "mine.png"], "mine.png"),
+        (["generate", run, 2, "--output", "mine.png"], "mine.npz"),  # beside the picture
+        (["features", run, "mine.npz"], "mine.npz"),
+        (["restore", run, photos, "--output", "out"], "out/2-restored.png"),
+        (["probe", run, "--probes", "knn", "--output", "mine.json"], "mine.json"),
+    ):
+        Path(name).write_text('{"results": 1, "mine": 2}')
+        before = sorted(Path().rglob("*"))
+        error = error_of(capsys, *command)
+        assert f"{name} exists" in error and Path(name).read_text() == '{"results": 1, "mine": 2}'
+        assert sorted(Path().rglob("*")) == before
+        if "json" not in name:
+            assert f"error: --output {name} exists: give --overwrite" in error.replace("FILE.npz", "--output")
+            assert evaluate(*command, "--overwrite") == 0
+            assert f"replaced: {name}" in capsys.readouterr().out
+        Path(name).unlink()
+
+
+def test_an_earlier_results_file_is_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of this version and of the first, which told no schema."""
+    old = {"method": "SimCLR", "protocol": {"standardise": True}, "results": {}}
+    Path("old.json").write_text(json.dumps(old))
+    for _ in range(2):
+        assert evaluate(run, "--probes", "knn", "--output", "old.json") == 0
+        assert "replaced: old.json" in capsys.readouterr().out
+    assert json.loads(Path("old.json").read_text())["schema"] == 2
 
 
 @pytest.mark.usefixtures("generator")
@@ -175,13 +194,13 @@ def test_samples_that_cannot_be_used(
 ) -> None:
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.full((n, 1, 8, 8), float("nan")))
     assert "Inpainting gave values that are not finite" in error_of(
-        capsys, run, "--generate", 2, "--output", "s.png"
+        capsys, "generate", run, 2, "--output", "s.png"
     )
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.zeros(n, 2))
-    assert "gave (2, 2)" in error_of(capsys, run, "--generate", 2, "--output", "s.png")
+    assert "gave (2, 2)" in error_of(capsys, "generate", run, 2, "--output", "s.png")
     fixed = torch.rand(64, 1, 8, 8)
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: fixed[:n])
-    assert "the same samples in every call" in error_of(capsys, run, "--generate", 65, "--output", "s.png")
+    assert "the same samples in every call" in error_of(capsys, "generate", run, 65, "--output", "s.png")
     assert not list(Path().glob("s.*"))
 
 
@@ -195,7 +214,7 @@ def decibels(line: str) -> float:
 def test_restore_hides_as_the_run_does_and_measures(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(run, "--restore", photos, "--output", "out") == 0
+    assert evaluate("restore", run, photos, "--output", "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(p.name for p in Path("out").iterdir()) == [f"{i}-restored.png" for i in range(5)]
     total = 0.0
@@ -228,9 +247,9 @@ def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest
     damaged = picture(photos / "0.png").copy()
     damaged[hole > 0] = 255
     Image.fromarray(damaged).save("damaged.png")
-    assert evaluate(run, "--restore", "damaged.png", "--mask", "mask.png", "--output", "a") == 0
+    assert evaluate("restore", run, "damaged.png", "--mask", "mask.png", "--output", "a") == 0
     assert "PSNR" not in capsys.readouterr().out
-    command = [run, "--restore", photos / "0.png", "--mask", "mask.png", "--output", "b"]
+    command = ["restore", run, photos / "0.png", "--mask", "mask.png", "--output", "b"]
     assert evaluate(*command, "--truth", photos / "0.png") == 0
     from_damaged, from_whole = picture(Path("a/damaged-restored.png")), picture(Path("b/0-restored.png"))
     assert (from_damaged == from_whole).all()
@@ -241,7 +260,7 @@ def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest
     originals = Path(shutil.copytree(photos, "originals"))
     elsewhere = np.where(hole, truth, 255 - truth).astype(np.uint8)  # what is visible does not count
     Image.fromarray(elsewhere).save(originals / "0.png")
-    assert evaluate(*command, "--truth", originals) == 0
+    assert evaluate(*command, "--truth", originals, "--overwrite") == 0
     out = capsys.readouterr().out
     assert "replaced: b/0-restored.png" in out and decibels(out) == pytest.approx(expected, abs=0.1)
 
@@ -254,10 +273,10 @@ def test_a_method_never_sees_what_is_under_the_mask(
     hole = np.zeros((8, 8), np.uint8)
     hole[2:6, 2:6] = 255
     Image.fromarray(hole).save("mask.png")
-    assert evaluate(run, "--restore", photos / "0.png", "--mask", "mask.png", "--output", "out") == 0
+    assert evaluate("restore", run, photos / "0.png", "--mask", "mask.png", "--output", "out") == 0
     restored = picture(Path("out/0-restored.png"))
     assert set(restored[hole > 0]) == {round(Digits.mean[0] * 255)}
-    assert evaluate(run, "--restore", photos / "0.png", "--output", "own") == 0
+    assert evaluate("restore", run, photos / "0.png", "--output", "own") == 0
     changed = picture(Path("own/0-restored.png"))[
         picture(Path("own/0-restored.png")) != picture(photos / "0.png")
     ]
@@ -273,7 +292,7 @@ def test_restore_resizes_to_the_size_of_the_run(run: Path, photos: Path) -> None
     mask = Image.new("L", (120, 80))
     mask.paste(255, (50, 40, 60, 50))  # in the square: columns 30 to 39, rows 40 to 49 of 80
     mask.save("mask.png")
-    assert evaluate(run, "--restore", "wide.jpg", "--mask", "mask.png", "--output", "out") == 0
+    assert evaluate("restore", run, "wide.jpg", "--mask", "mask.png", "--output", "out") == 0
     restored = picture(Path("out/wide-restored.png")).astype(int)
     difference = abs(restored - picture(photos / "0.png"))
     hidden = np.zeros((8, 8), bool)
@@ -297,11 +316,12 @@ def test_restore_of_a_method_without_masks_takes_the_whole_picture(
 
     monkeypatch.setattr(Inpainting, "batch_keys", ("corrupted",))
     monkeypatch.setattr(Inpainting, "reconstruct", brighter)
-    assert evaluate(run, "--restore", photos / "1.png", "--output", "out") == 0
+    assert evaluate("restore", run, photos / "1.png", "--output", "out") == 0
     assert "PSNR" not in capsys.readouterr().out and "mask" not in seen
     given, restored = (picture(p).astype(float) for p in (photos / "1.png", Path("out/1-restored.png")))
     assert abs(restored - (given + 0.5 * Digits.std[0] * 255).clip(0, 255)).max() < 1
-    assert evaluate(run, "--restore", photos / "1.png", "--truth", photos / "1.png", "--output", "out") == 0
+    again = ["--truth", photos / "1.png", "--output", "out", "--overwrite"]
+    assert evaluate("restore", run, photos / "1.png", *again) == 0
     expected = 10 * np.log10(255**2 / ((restored - given) ** 2).mean())
     assert decibels(capsys.readouterr().out) == pytest.approx(expected, abs=0.1)
 
@@ -330,7 +350,7 @@ def test_restore_writes_pictures_back_as_they_are_seen(
 
 
 def test_features_of_every_split(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(run, "--features", "features.npz") == 0
+    assert evaluate("features", run, "features.npz") == 0
     out = capsys.readouterr().out
     assert "written: features.npz" in out and "1077 train, 360 val, 360 test" in out
     arrays = np.load("features.npz")
@@ -360,7 +380,7 @@ def test_features_of_a_folder_have_file_names(
         Image.fromarray(image).save(f"images/class{label}/{i:02}.png")
     data = ["--data", "ImageFolder", "--data.root", "images", "--data.image_size", 8, "--data.channels", 1]
     data += ["--data.mean", "[0.3064]", "--data.std", "[0.3767]", "--data.batch_size", 7]
-    assert evaluate(run, "--features", "f.npz", *data) == 0
+    assert evaluate("features", run, "f.npz", *data) == 0
     arrays = np.load("f.npz")
     assert len(set(arrays["files"].tolist())) == len(arrays["features"]) == 60
     module, transform = load_module(run / "checkpoints" / "last.ckpt"), Digits().transform
@@ -376,7 +396,7 @@ def test_features_of_a_folder_have_file_names(
         np.testing.assert_allclose(arrays["features"][row], h, rtol=1e-4, atol=1e-5)
 
     unlabeled = [*data, "--data.labeled", "false"]
-    assert evaluate(run, "--features", "f.npz", *unlabeled) == 0
+    assert evaluate("features", run, "f.npz", "--overwrite", *unlabeled) == 0
     assert "replaced: f.npz" in capsys.readouterr().out
     assert set(np.load("f.npz")["labels"]) == {-1}
 
@@ -387,55 +407,58 @@ def test_features_of_a_folder_have_file_names(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--generate", 4], r"Inpainting has no sample\(\); methods that have it: "),
-        (["--generate", 0, "--output", "s.png"], "--generate must be at least 1, got 0"),
+        (["generate", 4], r"Inpainting has no sample\(\); methods that have it: "),
+        (["generate", 0, "--output", "s.png"], "N must be at least 1, got 0"),
         (
-            ["--generate", "many"],
-            r"argument --generate: invalid int value: 'many'; see python eval.py --help",
+            ["generate", "many"],
+            r"argument N: invalid int value: 'many'; see python eval.py generate --help",
         ),
-        (["--generate", 4, "--restore", "photos"], "not allowed with argument"),
-        (["--generate", 4, "--probes", "knn"], "--probes is for probing"),
-        (["--features", "f.txt"], "--features f.txt: expected a name that ends in .npz"),
-        (["--features", "no/f.npz"], "the folder no does not exist"),
-        (["--features", "f.npz", "--output", "g.npz"], "leave --output out"),
-        (["--mask", "m.png"], "--mask belongs to --restore"),
-        (["--truth", "m.png", "--features", "f.npz"], "--truth belongs to --restore"),
-        (["--restore", "nowhere"], "nowhere does not exist: expected an image or a folder of images"),
-        (["--restore", "empty"], "no images in empty: expected files that Pillow opens"),
-        (["--restore", "text.png", "--output", "o"], "cannot read image text.png: it is not an image"),
-        (["--restore", "photos", "--output", "photos"], "is the folder of the pictures: choose another"),
-        (["--restore", "photos", "--output", "text.png"], "--output text.png: expected a folder"),
+        (["generate"], "the following arguments are required: N; see python eval.py generate --help"),
+        (["generate", 4, "--probes", "knn"], "unrecognized arguments: --probes knn"),
+        (["features", "f.txt"], "FILE.npz f.txt: expected a name that ends in .npz"),
+        (["features", "no/f.npz"], "the folder no does not exist"),
+        (["features", "f.npz", "--output", "g.npz"], "unrecognized arguments: --output g.npz"),
         (
-            ["--restore", "photos", "--output", "a/b"],
+            ["probe", "--mask", "m.png"],
+            "unrecognized arguments: --mask m.png; see python eval.py probe --help",
+        ),
+        (["restore", "nowhere"], "nowhere does not exist: expected an image or a folder of images"),
+        (["restore", "empty"], "no images in empty: expected files that Pillow opens"),
+        (["restore", "text.png", "--output", "o"], "cannot read image text.png: it is not an image"),
+        (["restore", "photos", "--output", "photos"], "is the folder of the pictures: choose another"),
+        (["restore", "photos", "--output", "text.png"], "--output text.png: expected a folder"),
+        (
+            ["restore", "photos", "--output", "a/b"],
             "expected a folder, new or not, in a folder that exists",
         ),
-        (["--restore", "photos", "--output", "o", "--mask", "black.png"], "black.png hides nothing"),
-        (["--restore", "photos", "--output", "o", "--mask", "text.png"], "cannot read image text.png"),
+        (["restore", "photos", "--output", "o", "--mask", "black.png"], "black.png hides nothing"),
+        (["restore", "photos", "--output", "o", "--mask", "text.png"], "cannot read image text.png"),
+        (["restore", "photos/0.png", "--output", "o", "--truth", "text.png"], "cannot read image text.png"),
         (
-            ["--restore", "photos", "--output", "o", "--mask", "wide.png"],
+            ["restore", "photos", "--output", "o", "--mask", "wide.png"],
             "wide.png is 16x8 and .* is 8x8: expected the same",
         ),
         (
-            ["--restore", "photos", "--output", "o", "--truth", "twins"],
+            ["restore", "photos", "--output", "o", "--truth", "twins"],
             "twins: a.bmp and a.png have the same name",
         ),
         (
-            ["--restore", "photos", "--output", "o", "--truth", "wide.png"],
+            ["restore", "photos", "--output", "o", "--truth", "wide.png"],
             "--truth wide.png has no picture named 0 for",
         ),
         (
-            ["--restore", "photos", "--output", "taken"],
-            "taken/3-restored.png exists and is no result of eval.py",
+            ["restore", "photos", "--output", "taken"],
+            "taken/3-restored.png exists: give --overwrite",
         ),
         (
-            ["--restore", "photos", "--output", "o", "--data.views", "null"],
+            ["restore", "photos", "--output", "o", "--data.views", "null"],
             "needs to know what is hidden: give --mask IMAGE",
         ),
         (
-            ["--restore", "photos", "--output", "o", "--data.views", "CenterHole"],
+            ["restore", "photos", "--output", "o", "--data.views", "CenterHole"],
             "hole from start=10 to stop=20 does not fit",
         ),
-        (["--outptu", "o"], "unrecognized arguments: --outptu o"),
+        (["probe", "--outptu", "o"], "unrecognized arguments: --outptu o"),
     ],
 )
 def test_one_line_for_what_cannot_work(
@@ -449,7 +472,7 @@ def test_one_line_for_what_cannot_work(
     for name in ("twins/a.png", "twins/a.bmp", "taken/3-restored.png"):
         Image.new("L", (8, 8)).save(name)
     before = sorted(Path().rglob("*"))
-    assert re.search(expected, error_of(capsys, run, *arguments))
+    assert re.search(expected, error_of(capsys, arguments[0], run, *arguments[1:]))
     assert sorted(Path().rglob("*")) == before  # nothing is written
 
 
@@ -459,18 +482,61 @@ def test_generate_names_the_methods_that_can(
     from sslmodules import SimCLR
 
     monkeypatch.setattr(SimCLR, "sample", lambda self, n: None, raising=False)
-    assert re.search(r"methods that have it: .*\bSimCLR\b", error_of(capsys, run, "--generate", 1))
+    assert re.search(r"methods that have it: .*\bSimCLR\b", error_of(capsys, "generate", run, 1))
 
 
-def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        script.main(["--help"])
+OPTIONS = {
+    "probe": ["--probes", "--output"],
+    "generate": [" N ", "--prompt", "--temperature", "--output", "--overwrite"],
+    "restore": [" PICTURES ", "--mask", "--truth", "--output", "--overwrite"],
+    "features": [" FILE.npz ", "--overwrite"],
+    "export": [" DIR "],
+}
+
+
+def test_help_shows_the_commands_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert not [
-        o
-        for o in ("--generate N", "--restore PICTURES", "--features FILE.npz", "--mask", "--truth")
-        if o not in text
+    assert re.findall(r"^  (\w+) RUN", text, flags=re.MULTILINE) == [
+        "probe",
+        "export",
+        "features",
+        "generate",
+        "restore",
     ]
+    assert script.main([]) == 2 and capsys.readouterr().out == text
+    for command, options in OPTIONS.items():
+        with pytest.raises(SystemExit, match="0"):
+            script.main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: python eval.py {command} RUN")
+        assert [o for o in options if o not in shown] == []
+        others = {o for more in OPTIONS.values() for o in more if o.startswith("--")} - set(options)
+        assert [o for o in others if o in shown] == []
+
+
+def test_help_comes_without_torch() -> None:
+    code = "import sys, eval; status = eval.main(['--help']); sys.exit(status or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("flag", ["--generate", "--restore", "--features", "--export"])
+@pytest.mark.parametrize("value", [[" 4"], ["=4"]])
+def test_an_option_of_earlier_versions_names_the_command(
+    flag: str, value: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = flag.removeprefix("--")
+    words = f"{flag}{value[0]}".split()
+    more = {"generate": "N", "restore": "PICTURES", "features": "FILE.npz", "export": "DIR"}[name]
+    expected = f"error: {words[0]} is a command now: python eval.py {name} RUN {more}\n"
+    assert error_of(capsys, run, *words) == expected
+
+
+def test_a_word_that_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "genrate", "RUN", 4) == (
+        "error: genrate does not exist (did you mean 'generate'?): expected a run folder, a checkpoint, or "
+        "one of the commands probe, export, features, generate, restore\n"
+    )
 
 
 # ---- the pages of the documentation ------------------------------------------------------------------------
@@ -492,8 +558,9 @@ def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPat
     assert len(commands) >= 5
     for command in commands:
         arguments = shlex.split(command, comments=True)
-        if "DIR" in arguments or arguments[0] != "RUN":
-            script.parse(arguments)
+        if "DIR" in arguments or "RUN" not in arguments:
+            Path(arguments[1]).touch()
+            parse(*choose(arguments))
         else:
             assert evaluate(*arguments) == 0, command
     for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):

@@ -82,7 +82,7 @@ def test_the_audio_tab_has_both_clips(run: Path) -> None:
 
 
 def test_features(run: Path, tmp_path: Path) -> None:
-    assert evaluate(run, "--features", tmp_path / "f.npz") == 0
+    assert evaluate("features", run, tmp_path / "f.npz") == 0
     arrays = np.load(tmp_path / "f.npz")
     assert (
         arrays["features"].shape == (60, 16) and np.isfinite(arrays["features"]).all()
@@ -95,11 +95,11 @@ def test_a_clip_goes_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     write(
         prompt, np.random.default_rng(1).integers(-3000, 3000, 22050), 44100
     )  # half a second at another rate
-    assert evaluate(run, "--generate", 40, "--prompt", prompt, "--output", out) == 0
+    assert evaluate("generate", run, 40, "--prompt", prompt, "--output", out) == 0
     assert "0.5 s given, 0.4 s predicted" in capsys.readouterr().out
     rate, samples = wavfile.read(out)
     assert (rate, samples.dtype, len(samples)) == (8000, np.int16, 7200) and samples[4000:].std() > 1
     prompt.write_bytes(b"no sound")
-    assert evaluate(run, "--generate", 40, "--prompt", prompt, "--output", tmp_path / "no.wav") == 2
+    assert evaluate("generate", run, 40, "--prompt", prompt, "--output", tmp_path / "no.wav") == 2
     error = capsys.readouterr().err
     assert "prompt.wav" in error and error.startswith("error: ") and not (tmp_path / "no.wav").exists()

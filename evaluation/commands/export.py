@@ -1,53 +1,47 @@
-"""A trained text network as a folder that the ``transformers`` library loads: ``python eval.py RUN --export
-DIR``.
-"""
+"""A trained text network as a folder that the ``transformers`` library loads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
+from evaluation.commands.base import Command, TrainedRun, say
 from runtime.files import whole_folder
 from runtime.optional import offers
-from sslmodules import SSLModule
 
 
-def export(module: SSLModule, data: SSLDataModule, folder: Path) -> Iterator[str]:
-    """Write network and tokenizer, whole or not at all.
+class ExportCommand(Command):
+    """export RUN DIR: a text network and its tokenizer, as AutoModel.from_pretrained loads them."""
 
-    Args:
-        module: in eval mode; its encoder, or that and the method, offer ``to_transformers``.
-        data: the run's; its bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one
-            as ``vocabulary.json`` in this project's form.
-        folder: new, or empty.
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
 
-    Yields:
-        Lines for the terminal.
-
-    Raises:
-        ValueError: a method without such a network, or a folder that holds something.
-    """
-    if not offers(module.encoder, "to_transformers"):
-        raise ConfigError(
-            "--export writes text networks (BertEncoder, GPTEncoder), and this run's is "
-            f"{type(module.encoder).__name__}"
-        )
-    source: Any = module if offers(module, "to_transformers") else module.encoder
-    if not folder.absolute().parent.is_dir():
-        raise ConfigError(f"--export {folder}: the folder {folder.parent} does not exist")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--export {folder} exists and is not empty: choose a new folder")
-    with whole_folder(folder.absolute()) as temporary:
-        source.to_transformers().save_pretrained(temporary)
-        if isinstance(data, TextDataModule):
-            _write_tokenizer(data, temporary)
-    for file in sorted(folder.iterdir()):
-        yield f"written: {file}"
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        """A bpe or wordpiece tokenizer is written as ``AutoTokenizer`` reads it, another one as
+        ``vocabulary.json`` in this project's form.
+        """
+        module, folder = run.module, given.folder
+        if not offers(module.encoder, "to_transformers"):
+            raise ConfigError(
+                "export writes text networks (BertEncoder, GPTEncoder), and this run's is "
+                f"{type(module.encoder).__name__}"
+            )
+        source: Any = module if offers(module, "to_transformers") else module.encoder
+        if not folder.absolute().parent.is_dir():
+            raise ConfigError(f"DIR {folder}: the folder {folder.parent} does not exist")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"DIR {folder} exists and is not empty: choose a new folder")
+        with whole_folder(folder.absolute()) as temporary:
+            source.to_transformers().save_pretrained(temporary)
+            if isinstance(run.data, TextDataModule):
+                _write_tokenizer(run.data, temporary)
+        for file in sorted(folder.iterdir()):
+            say(f"written: {file}")
+        return 0
 
 
 def _write_tokenizer(data: TextDataModule, folder: Path) -> None:

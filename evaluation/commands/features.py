@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from datamodules.base import SSLDataModule
 from datamodules.splits import Split
+from evaluation.commands.base import Command, TrainedRun, add_overwrite, say
 from evaluation.commands.outputs import check_target, write_arrays
+from evaluation.features import embed_split
 from runtime.optional import offers
-from sslmodules import SSLModule
 
 SPLITS: tuple[tuple[Split, str], ...] = (("bank", "train"), ("val", "val"), ("test", "test"))
 
 
-# ---- features ----------------------------------------------------------------------------------------------
+class FeaturesCommand(Command):
+    """features RUN FILE.npz: features, labels and file names of the train, val and test samples."""
+
+    reads_data = True
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("file", metavar="FILE.npz", type=Path, help="what to write")
+        add_overwrite(parser)
+
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        check_target(given.file, ".npz", given.overwrite, option="FILE.npz")
+        arrays = feature_arrays(run)
+        told = write_arrays(given.file, str(run.checkpoint), arrays)
+        sizes = ", ".join(f"{(arrays['split'] == name).sum()} {name}" for _, name in SPLITS)
+        say(f"{told}  features {arrays['features'].shape} float32: {sizes}")
+        return 0
 
 
-@torch.no_grad()
-def export_features(
-    module: SSLModule, data: SSLDataModule, output: Path, checkpoint: str, device: torch.device
-) -> Iterator[str]:
-    """Write the frozen features of all labeled training, validation and test samples of a data set.
+def feature_arrays(run: TrainedRun) -> dict[str, np.ndarray]:
+    """The frozen features of all training, validation and test samples.
 
-    Arrays, a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown), ``split``
-    (N,) "train", "val" or "test", ``index`` (N,) int64 within the split and, for data that offers them,
-    ``files`` (N,) the paths. Also ``class_names``.
-
-    Args:
-        module: in eval mode.
-        data: any data set that fits the encoder; "train" is its bank, the labeled training data as probes see
-            it.
-        output: an npz file.
-        checkpoint: where the weights come from, noted in the file.
-        device: where to compute.
-
-    Yields:
-        Lines for the terminal.
+    Returns:
+        Arrays with a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown),
+        ``split`` (N,) "train" (the probes' bank: the labeled training samples), "val" or "test", ``index``
+        (N,) int64 within the split and, for data that offers them, ``files`` (N,) the paths. Also ``class_names``.
     """
-    check_target(output, ".npz", "--features")
-    data.prepare_data()
-    data.setup("test")
-    module.to(device)
+    data = run.data
     parts: dict[str, list[Any]] = {name: [] for name in ("features", "labels", "split", "index", "files")}
     for split, name in SPLITS:
-        count = 0
-        for raw in data.eval_dataloader(data.dataset(split)):
-            x = data.transform({"input": raw["input"].to(device)}, None)["input"]
-            parts["features"].append(module.embed(x).flatten(1).float().cpu().numpy())
-            parts["labels"].append(raw["label"].numpy())
-            count += len(x)
-        parts["split"].append(np.full(count, name))
-        parts["index"].append(np.arange(count))
+        features, labels = embed_split({"": run.module.embed}, data, split, run.device)
+        parts["features"].append(features[""].cpu().numpy())
+        parts["labels"].append(labels.cpu().numpy())
+        parts["split"].append(np.full(len(labels), name))
+        parts["index"].append(np.arange(len(labels)))
         if offers(data, "files") and not data.synthetic:
             parts["files"].append(np.array(data.files(split)))
     arrays = {name: np.concatenate(rows) for name, rows in parts.items() if rows}
     arrays["class_names"] = np.array(data.class_names, dtype=str)
-    sizes = ", ".join(f"{len(rows)} {name}" for rows, (_, name) in zip(parts["split"], SPLITS, strict=True))
-    yield f"{write_arrays(output, checkpoint, arrays)}  features {arrays['features'].shape} float32: {sizes}"
+    return arrays

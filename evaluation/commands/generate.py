@@ -1,13 +1,13 @@
-"""New data points from a trained method, one function for each kind of data. ``eval.py --generate`` calls
-``generate``.
+"""New data points from a trained method, one function for each kind of data.
 
-As for every output: all is checked before anything is computed, and files are written whole or not at all.
+All is checked before anything is computed.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
 from datamodules.sequences.module import Fasta
 from datamodules.text.module import TextDataModule
+from evaluation.commands.base import Command, TrainedRun, add_output, say
 from evaluation.commands.outputs import (
     BATCH,
     check_able,
@@ -48,55 +49,72 @@ PROMPT_LIMIT = 2**20
 """Bytes of a prompt's file."""
 
 
-class Request(NamedTuple):
-    """What was asked for on the command line."""
+class GenerateCommand(Command):
+    """generate RUN N: N new images, N more tokens of a text, or N more frames of a sound."""
 
-    number: int  # of samples, or of tokens to add to a text
-    output: Path
-    checkpoint: str  # noted in the files
-    prompt: str | None
-    temperature: float | None
-    device: torch.device
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("number", metavar="N", type=int, help="of images, tokens or frames")
+        parser.add_argument(
+            "--prompt",
+            metavar="TEXT_OR_FILE",
+            help="what is continued: a text or a file with it, a picture (its upper half is kept), a sound",
+        )
+        parser.add_argument(
+            "--temperature",
+            metavar="T",
+            type=float,
+            help="below 1 likelier, above 1 more varied (default: 1)",
+        )
+        add_output(parser, "samples.png and .npz, .txt or .wav in the run folder")
+
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        output = given.output or run.folder / f"samples{run.suffix}{ending(run.data)}"
+        where = Target(output, given.overwrite, str(run.checkpoint))
+        asked = Request(given.number, where, given.prompt, given.temperature, run.device)
+        for line in generate(run.module, run.data, asked, run.seed):
+            say(line)
+        return 0
+
+
+class Target(NamedTuple):
+    """Where results go."""
+
+    path: Path  # ends as ``ending(data)`` says
+    overwrite: bool
+    checkpoint: str  # where the weights come from, noted in array files
+
+
+class Request(NamedTuple):
+    """What was asked for."""
+
+    number: int  # of images, of tokens to add to a text, of frames to add to a sound; at least 1
+    target: Target
+    prompt: str | None  # what to continue; None = nothing
+    temperature: float | None  # None = 1
+    device: torch.device  # where the method is
 
 
 @torch.no_grad()
-def generate(
-    module: SSLModule,
-    data: SSLDataModule,
-    number: int,
-    output: Path,
-    checkpoint: str,
-    device: torch.device,
-    seed: int = 0,
-    prompt: str | None = None,
-    temperature: float | None = None,
-) -> Iterator[str]:
+def generate(module: SSLModule, data: SSLDataModule, asked: Request, seed: int) -> Iterator[str]:
     """Draw new data: images as a picture and arrays, or the continuation of a text or of a sound.
 
     Args:
         module: in eval mode.
         data: the run's data set, for the way back to pixels or letters; its files are not read.
-        number: how many images, tokens of a text, or frames of a sound.
-        output: the file, which ends as ``ending(data)`` says.
-        checkpoint: where the weights come from, noted in the files.
-        device: where to compute.
+        asked: what.
         seed: of the draws.
-        prompt: what to continue: a text or the file that holds it, a picture of which the upper half is kept,
-            a sound file. None = nothing.
-        temperature: below 1 likelier, above 1 more varied; None = 1.
 
     Yields:
         Lines for the terminal.
 
     Raises:
-        ValueError: a setting out of range, or something that method or data cannot do.
+        ConfigError: a setting out of range, or something that method or data cannot do.
     """
-    check(number >= 1, "--generate", "at least 1", number)
-    check_within(0, math.inf, "[)", **{"--temperature": temperature})
+    check(asked.number >= 1, "N", "at least 1", asked.number)
+    check_within(0, math.inf, "[)", **{"--temperature": asked.temperature})
     _, draw = _kind(data)
-    module.to(device)
     torch.manual_seed(mix_seed(seed, 3))
-    yield from draw(module, data, Request(number, output, checkpoint, prompt, temperature, device))
+    yield from draw(module, data, asked)
 
 
 # ---- images ------------------------------------------------------------------------------------------------
@@ -106,14 +124,14 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     """A picture of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H,
     W, C) uint8 and ``labels`` (N,) of -1.
     """
-    check_able(
-        module,
-        "sample" if asked.prompt is None else "complete",
-        "--generate" if asked.prompt is None else "--prompt",
-    )
-    arrays = asked.output.with_suffix(".npz")
-    check_target(asked.output, ".png")
-    check_target(arrays, ".npz")
+    if asked.prompt is None:
+        check_able(module, "sample", "generate")
+    else:
+        check_able(module, "complete", "--prompt")
+    target = asked.target
+    arrays = target.path.with_suffix(".npz")
+    check_target(target.path, ".png", target.overwrite)
+    check_target(arrays, ".npz", target.overwrite)
     options: dict[str, Any] = {}
     if asked.temperature is not None:
         if "temperature" not in inspect.signature(module.sample).parameters:
@@ -140,10 +158,9 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
     part = "" if asked.number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
-    yield write_picture(asked.output, grid.permute(1, 2, 0).numpy()) + part
-    told = write_arrays(
-        arrays, asked.checkpoint, {"images": pixels, "labels": np.full(asked.number, -1, np.int64)}
-    )
+    yield write_picture(target.path, grid.permute(1, 2, 0).numpy()) + part
+    labels = np.full(asked.number, -1, np.int64)
+    told = write_arrays(arrays, target.checkpoint, {"images": pixels, "labels": labels})
     yield f"{told}  images {pixels.shape} uint8"
 
 
@@ -173,8 +190,8 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
     """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new
     line, or with a random token where the data has no line breaks.
     """
-    check_able(module, "extend", "--generate")
-    check_target(asked.output, ".txt")
+    check_able(module, "extend", "generate")
+    check_target(asked.target.path, ".txt", asked.target.overwrite)
     prompt = "\n" if asked.prompt is None else _words(asked.prompt)
     ids = data.encode(prompt)
     if asked.prompt is not None:
@@ -188,9 +205,7 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
     temperature = 1.0 if asked.temperature is None else asked.temperature
     text = data.to_text(module.extend(tokens, asked.number, temperature)[0].cpu())
     yield text
-    yield write_text(
-        asked.output, text, f"{asked.number} tokens, temperature {temperature:g}, {asked.checkpoint}"
-    )
+    yield write_text(asked.target.path, text)
 
 
 def _words(prompt: str) -> str:
@@ -226,10 +241,10 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
     What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose
     files are read.
     """
-    check_able(module, "continue_clip", "--generate")
+    check_able(module, "continue_clip", "generate")
     if asked.temperature is not None:
         raise ConfigError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
-    check_target(asked.output, ".wav")
+    check_target(asked.target.path, ".wav", asked.target.overwrite)
     if asked.prompt is None:
         samples = data.dataset("val").__getitems__([0])["input"][0].numpy()  # type: ignore[attr-defined]
         samples = samples[samples != PADDING]
@@ -250,7 +265,7 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
         )
     sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
     seconds = [n * data.scale.hop / data.scale.sample_rate for n in (x.shape[3], asked.number)]
-    written = write_sound(asked.output, sound, data.scale.sample_rate)
+    written = write_sound(asked.target.path, sound, data.scale.sample_rate)
     yield f"{written}  {seconds[0]:g} s given, {seconds[1]:g} s predicted"
 
 
@@ -269,7 +284,7 @@ def _kind(data: SSLDataModule) -> tuple[str, Callable[[Any, Any, Request], Itera
     for cls, kind in KINDS.items():
         if isinstance(data, cls):
             return kind
-    raise ConfigError(f"--generate: there is no way to show samples of {type(data).__name__}")
+    raise ConfigError(f"generate: there is no way to show samples of {type(data).__name__}")
 
 
 def ending(data: SSLDataModule) -> str:

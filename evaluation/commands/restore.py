@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +17,9 @@ from datamodules.errors import ConfigError
 from datamodules.images.decode import image_files, image_size, read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
+from evaluation.commands.base import Command, TrainedRun, add_output, say
 from evaluation.commands.outputs import (
     BATCH,
-    _images_of,
     check_able,
     check_target,
     pixels_of,
@@ -33,11 +35,175 @@ is left in.
 """
 
 
-# ---- restore -----------------------------------------------------------------------------------------------
+class RestoreCommand(Command):
+    """restore RUN PICTURES: what is hidden or damaged in a picture, or in a folder of them, filled in."""
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("pictures", metavar="PICTURES", type=Path, help="a picture or a folder of them")
+        parser.add_argument(
+            "--mask",
+            metavar="PICTURE",
+            type=Path,
+            help="white = hidden (default: what the run's own mask hides)",
+        )
+        parser.add_argument(
+            "--truth",
+            metavar="PICTURES",
+            type=Path,
+            help="the undamaged pictures, same names, to measure PSNR",
+        )
+        add_output(parser, "the folder restored/ in the run folder")
+
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        output = given.output or run.folder / f"restored{run.suffix}"
+        pictures = find_pictures(given.pictures, given.mask, given.truth)
+        check_folder(output, pictures, given.overwrite)
+        for line in restore(run.module, run.data, pictures, output, run.device, run.seed):
+            say(line)
+        return 0
+
+
+class Pictures(NamedTuple):
+    """What to restore. Files go by their name without ending: it names the result and finds the truth."""
+
+    files: dict[str, str]
+    truths: dict[str, str]  # a truth for each file, or empty
+    mask: Path | None
+
+
+def find_pictures(source: Path, mask: Path | None = None, truth: Path | None = None) -> Pictures:
+    """The pictures of ``source``, a file or a folder of which the files directly in it are taken.
+
+    Args:
+        mask: a picture of the same shape as each of them.
+        truth: the undamaged picture, or a folder with pictures of the same names.
+
+    Raises:
+        ConfigError: two pictures of the same name, one without truth, or of another shape than its mask or
+            truth.
+    """
+    files, truths = _by_stem(source, "PICTURES"), {}
+    if mask is not None:
+        for file in files.values():
+            _check_same_frame("--mask", str(mask), file)
+    if truth is not None:
+        truths = _by_stem(truth, "--truth")
+        if len(files) == len(truths) == 1:  # two files given by name belong together
+            truths = dict(zip(files, truths.values(), strict=True))
+        for stem, file in files.items():
+            if stem not in truths:
+                raise ConfigError(f"--truth {truth} has no picture named {stem} for {file}")
+            _check_same_frame("--truth", truths[stem], file)
+    return Pictures(files, truths, mask)
+
+
+def check_folder(output: Path, pictures: Pictures, overwrite: bool) -> None:
+    """May the results be written to ``output``? A folder apart from the pictures; nothing in it is replaced
+    unless that was asked for.
+    """
+    if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
+        raise ConfigError(f"--output {output}: expected a folder, new or not, in a folder that exists")
+    if any(output.resolve() == Path(file).parent.resolve() for file in pictures.files.values()):
+        raise ConfigError(
+            f"--output {output} is the folder of the pictures: choose another, so that they stay apart"
+        )
+    if output.is_dir():
+        for stem in pictures.files:
+            check_target(_result(output, stem), ".png", overwrite)
+
+
+@torch.no_grad()
+def restore(
+    module: SSLModule,
+    data: SSLDataModule,
+    pictures: Pictures,
+    output: Path,
+    device: torch.device,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Fill in what is hidden of pictures and save them as ``<name>-restored.png``, at the size of the run's
+    images.
+
+    What is hidden: the white part of the mask; else, for a method that learnt from masks, what the run's own
+    mask hides (the truth is then the picture itself); else the whole picture counts as damaged. The method
+    sees hidden pixels as the data's mean color, and visible ones are kept as they are.
+
+    Args:
+        module: in eval mode, on ``device``, with ``reconstruct``.
+        data: the run's image data set, for size, standardization and masks; its files are not read.
+        pictures: what to restore.
+        output: the folder of the results; made if its parent exists.
+        device: where to compute.
+        seed: of the run's own masks.
+
+    Yields:
+        Lines for the terminal: each file, with the PSNR of the hidden region where the truth is known.
+    """
+    check_able(module, "reconstruct", "restore")
+    if not isinstance(data, ImageDataModule):
+        raise ConfigError(f"restore writes pictures, and {type(data).__name__} holds none")
+    mask = None if pictures.mask is None else _read_mask(pictures.mask, data).to(device)
+    if mask is None and "mask" in module.batch_keys and data.views is None:
+        raise ConfigError(
+            f"restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = "
+            "hidden)"
+        )
+    torch.manual_seed(mix_seed(seed, 3))
+    total, values, stems = 0.0, 0, list(pictures.files)
+    for index, start in enumerate(range(0, len(stems), BATCH)):
+        chosen = stems[start : start + BATCH]
+        raw = _read([pictures.files[stem] for stem in chosen], data).to(device)
+        picture = data.decode(raw)
+        restored, hidden = _restored(module, data, raw, mask, mix_seed(seed, index))
+        known = picture if mask is None and "mask" in module.batch_keys else None
+        if pictures.truths:
+            known = data.decode(_read([pictures.truths[stem] for stem in chosen], data).to(device))
+        output.mkdir(exist_ok=True)
+        region = hidden.expand_as(picture)
+        counts = region.flatten(1).sum(1).tolist()
+        if known is not None:
+            errors = ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
+        for row, (stem, pixels) in enumerate(zip(chosen, pixels_of(restored), strict=True)):
+            told = write_picture(_result(output, stem), pixels)
+            if known is not None:
+                told += f"  {_decibel(errors[row], counts[row])}"
+                total, values = total + errors[row], values + counts[row]
+            yield told
+    if values and len(stems) > 1:
+        yield f"{len(stems)} pictures, all hidden pixels together: {_decibel(total, values)}"
+
+
+def _restored(
+    module: SSLModule, data: ImageDataModule, raw: Tensor, mask: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The pictures (B, C, H, W) in [0, 1] with the hidden part predicted, and what that is, (B, 1, H, W)."""
+    own_mask = mask is None and "mask" in module.batch_keys
+    generator = torch.Generator(raw.device).manual_seed(seed) if own_mask else None
+    batch: Batch = data.transform({"input": raw}, generator)
+    hidden = torch.ones_like(raw[:, :1], dtype=torch.bool)
+    if own_mask:
+        module.check_batch(batch)
+        hidden = batch["mask"]
+    elif mask is not None:
+        hidden = mask.expand(len(raw), -1, -1, -1)
+    if own_mask or mask is not None:
+        batch["mask"] = hidden
+        # whatever is there, the method must not see it
+        batch["input"] = batch["input"].masked_fill(hidden, 0.0)
+    batch["corrupted"] = batch["input"]  # what a denoising method starts from
+    prediction = shown_images(data, module.reconstruct(batch), module)
+    return torch.where(hidden, prediction, data.decode(raw)), hidden
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _result(output: Path, stem: str) -> Path:
+    return output / f"{stem}-restored.png"
 
 
 def _by_stem(source: Path, option: str) -> dict[str, str]:
-    """Image files by name without ending: the result's name, and what links a picture to its truth."""
+    """Image files by name without ending."""
     found: dict[str, str] = {}
     for file in image_files(source):
         stem = Path(file).stem
@@ -55,134 +221,29 @@ def _read(files: list[str], data: ImageDataModule, channels: int | None = None) 
     depth, height, width = data.image_shape
     if height != width:
         raise ConfigError(
-            f"--restore reads square pictures, and images of {type(data).__name__} are {height}x{width}"
+            f"restore reads square pictures, and images of {type(data).__name__} are {height}x{width}"
         )
     pixels = np.stack([read_image(file, height, channels or depth, height) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
+def _read_mask(file: Path, data: ImageDataModule) -> Tensor:
+    """(1, 1, H, W) bool, True = hidden."""
+    mask = _read([str(file)], data, channels=1) >= HIDDEN_FROM
+    if not mask.any():
+        raise ConfigError(
+            f"--mask {file} hides nothing: white is hidden, and it has no white at the run's size"
+        )
+    return mask
+
+
 def _check_same_frame(option: str, other: str, file: str) -> None:
-    """ValueError unless both pictures have the same shape: the center squares would show different places."""
+    """Pictures of another shape are refused: the center squares would show different places."""
     (width, height), (w, h) = image_size(other), image_size(file)
     if width * h != w * height:
         raise ConfigError(
             f"{option} {other} is {width}x{height} and {file} is {w}x{h}: expected the same shape"
         )
-
-
-@torch.no_grad()
-def restore(
-    module: SSLModule,
-    data: SSLDataModule,
-    source: Path,
-    output: Path,
-    device: torch.device,
-    mask: Path | None = None,
-    truth: Path | None = None,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Fill in what is hidden of pictures and save them as ``<name>-restored.png``, at the size of the run's
-    images.
-
-    What is hidden: the white part of ``mask``; else, for a method that learnt from masks, what the run's own
-    mask hides (the truth is then the picture itself); else the whole picture counts as damaged. The method
-    sees hidden pixels as the data's mean color, and visible ones are kept as they are.
-
-    Args:
-        module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)`` in standardized units.
-        data: the run's image data set, for size, standardization and masks; its files are not read.
-        source: a picture, or a folder of which the pictures directly in it are taken.
-        output: the folder of the results; made if its parent exists.
-        device: where to compute.
-        mask: a picture of the same shape as each of ``source``.
-        truth: the undamaged picture, or a folder with pictures of the same names.
-        seed: of the run's own masks.
-
-    Yields:
-        Lines for the terminal: each file, with the PSNR of the hidden region where the truth is known.
-    """
-    check_able(module, "reconstruct", "--restore")
-    images = _images_of(data, "--restore")
-    files = _by_stem(source, "--restore")
-    truths: dict[str, str] = {}
-    if truth is not None:
-        truths = _by_stem(truth, "--truth")
-        if len(files) == len(truths) == 1:  # two files given by name belong together
-            truths = dict(zip(files, truths.values(), strict=True))
-        if absent := [stem for stem in files if stem not in truths]:
-            raise ConfigError(f"--truth {truth} has no picture named {absent[0]} for {files[absent[0]]}")
-    own_mask = mask is None and "mask" in module.batch_keys
-    if own_mask and data.views is None:
-        raise ConfigError(
-            f"--restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = "
-            "hidden)"
-        )
-    if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
-        raise ConfigError(f"--output {output}: expected a folder, new or not, in a folder that exists")
-    folder_of_source = source if source.is_dir() else source.parent
-    if output.resolve() == folder_of_source.resolve():
-        raise ConfigError(
-            f"--output {output} is the folder of the pictures: choose another, so that they stay apart"
-        )
-    for stem in files:
-        if output.is_dir():
-            check_target(output / f"{stem}-restored.png")
-    given_mask = None
-    if mask is not None:
-        given_mask = (_read([str(mask)], images, channels=1) >= HIDDEN_FROM).to(device)  # (1, 1, H, W)
-        if not given_mask.any():
-            raise ConfigError(
-                f"--mask {mask} hides nothing: white is hidden, and it has no white at the run's size"
-            )
-        for file in files.values():
-            _check_same_frame("--mask", str(mask), file)
-    for stem, file in truths.items():
-        if stem in files:
-            _check_same_frame("--truth", file, files[stem])
-
-    module.to(device)
-    torch.manual_seed(mix_seed(seed, 3))
-    total, values = 0.0, 0
-    stems = list(files)
-    for index, start in enumerate(range(0, len(stems), BATCH)):
-        chosen = stems[start : start + BATCH]
-        raw = _read([files[stem] for stem in chosen], images).to(device)
-        generator = torch.Generator(device).manual_seed(mix_seed(seed, index)) if own_mask else None
-        batch: Batch = data.transform({"input": raw}, generator)
-        picture, hidden = images.decode(raw), torch.ones_like(raw[:, :1], dtype=torch.bool)
-        if own_mask:
-            module.check_batch(batch)
-            hidden = batch["mask"]
-        elif given_mask is not None:
-            hidden = given_mask.expand(len(raw), -1, -1, -1)
-        if own_mask or given_mask is not None:
-            batch["mask"] = hidden
-            batch["input"] = batch["input"].masked_fill(
-                hidden, 0.0
-            )  # whatever is there, the method must not see it
-        batch["corrupted"] = batch["input"]  # what a denoising method starts from
-        prediction = shown_images(images, module.reconstruct(batch), module)
-        restored = torch.where(hidden, prediction, picture)  # (B, C, H, W)
-
-        known = picture if own_mask else None
-        if truth is not None:
-            known = images.decode(_read([truths[stem] for stem in chosen], images).to(device))
-        output.mkdir(exist_ok=True)
-        region = hidden.expand_as(picture)
-        counts = region.flatten(1).sum(1).tolist()
-        errors = (
-            []
-            if known is None
-            else ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
-        )
-        for row, (stem, pixels) in enumerate(zip(chosen, pixels_of(restored), strict=True)):
-            told = write_picture(output / f"{stem}-restored.png", pixels)
-            if known is not None:
-                told += f"  {_decibel(errors[row], counts[row])}"
-                total, values = total + errors[row], values + counts[row]
-            yield told
-    if values and len(stems) > 1:
-        yield f"{len(stems)} pictures, all hidden pixels together: {_decibel(total, values)}"
 
 
 def _decibel(squared_error: float, values: int) -> str:

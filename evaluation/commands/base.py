@@ -1,0 +1,76 @@
+"""What a command of ``eval.py`` is, and the run that it works on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from datamodules.base import SSLDataModule
+from sslmodules import SSLModule
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained method with its data, read from a checkpoint.
+
+    Attributes:
+        module: with trained weights, in eval mode, on ``device``.
+        data: the run's data set, or another one that the command line names.
+        random_init: builds the same method with random weights.
+        checkpoint: where the weights come from.
+        folder: of the run, where results go unless another place is given.
+        suffix: of the names of results: tells another checkpoint than ``last.ckpt`` and another data set.
+        seed: the run's.
+        device: where to compute.
+    """
+
+    module: SSLModule
+    data: SSLDataModule
+    random_init: Callable[[], SSLModule]
+    checkpoint: Path
+    folder: Path
+    suffix: str
+    seed: int
+    device: torch.device
+
+
+class Command(ABC):
+    """A file in ``evaluation/commands`` with a subclass is a command, called as the file is.
+
+    Its docstring begins with how it is called, ``command RUN MORE: what it does.``: ``eval.py --help`` shows
+    that line.
+
+    Attributes:
+        reads_data: the samples of the data set go through the encoder, so that it has to take them.
+    """
+
+    reads_data: ClassVar[bool] = False
+
+    @abstractmethod
+    def add_options(self, parser: ArgumentParser) -> None:
+        """Add the command's arguments and options behind ``RUN``."""
+
+    @abstractmethod
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        """Do it, with lines on the terminal; returns the exit status."""
+
+
+def add_output(parser: ArgumentParser, default: str) -> None:
+    """The options of commands whose results have a place in the run folder."""
+    parser.add_argument("--output", metavar="PATH", type=Path, help=f"where to write (default: {default})")
+    add_overwrite(parser)
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def say(line: str) -> None:
+    """Print a line; names of files may hold bytes that no terminal can show."""
+    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

@@ -1,0 +1,104 @@
+"""A command of ``eval.py``: parse, open the run, do it."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+
+from datamodules.errors import ConfigError
+from evaluation.commands.base import Command, TrainedRun
+from runtime.checkpoints import initial_module, load_module, read_checkpoint
+from runtime.command_line import trusted_packages
+from runtime.discovery import find_class
+from runtime.eval_help import commands, usages
+from runtime.fit import check_samples
+from runtime.quiet import silence_framework
+from runtime.rebuild import build_data, checkpoint_of
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Do what the command called ``name`` does with these arguments; returns the exit status."""
+    command, given, overrides = parse(name, argv)
+    silence_framework()
+    if given.trust_config_classes:
+        trusted_packages(["--trust_config_classes", given.trust_config_classes])
+    opened = _open(given, overrides)
+    if command.reads_data:
+        opened.data.prepare_data()
+        check_samples(opened.module, opened.data)
+    return command.run(opened, given)
+
+
+def parse(name: str, argv: list[str]) -> tuple[Command, argparse.Namespace, list[str]]:
+    """The command called ``name``, its arguments, and the options of the data."""
+    cls: Any = find_class(commands()[name])
+    command: Command = cls()
+    own, overrides = _split(argv)
+    return command, _parser(name, command).parse_args(own), overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong option is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"python eval.py {name}",
+        usage=f"{usages()[name]} [options]",
+        epilog="also any option of the data: see python eval.py --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
+    command.add_options(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--trust_config_classes",
+        metavar="PACKAGE",
+        default="",
+        help="also build classes of this package that a checkpoint names",
+    )
+    return parser
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Own arguments, and those that begin with ``--data``."""
+    own, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--data" or word.startswith(("--data.", "--data=")):
+            rest += [word] if "=" in word else [word, next(words, "")]
+        else:
+            own.append(word)
+    return own, rest
+
+
+def _open(given: argparse.Namespace, overrides: list[str]) -> TrainedRun:
+    checkpoint, folder = checkpoint_of(given.run)
+    device = _device(given.device)
+    content = read_checkpoint(checkpoint)
+    data = build_data(dict(content.get("datamodule_hyper_parameters", {})), overrides)
+    suffix = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
+    if overrides:
+        suffix += f"-{type(data).__name__.lower()}"
+    return TrainedRun(
+        module=load_module(checkpoint).to(device),
+        data=data,
+        random_init=partial(initial_module, content),
+        checkpoint=checkpoint,
+        folder=folder,
+        suffix=suffix,
+        seed=content.get("seed", 0),
+        device=device,
+    )
+
+
+def _device(name: str) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not cuda):
+        raise ConfigError(f"--device {name}: expected auto, cpu or cuda, and cuda only where there is a GPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and cuda) else "cpu")
