@@ -337,13 +337,13 @@ def test_restore_writes_pictures_back_as_they_are_seen(
     Image.fromarray(digits[0][0]).save("seen/a.png")
     Image.fromarray(np.ascontiguousarray(np.rot90(digits[0][0]))).save("stored/a.png", exif=exif)
     for name in ("seen", "stored"):
-        assert evaluate(run, "--restore", name, "--output", f"{name}-out") == 0
+        assert evaluate("restore", run, name, "--output", f"{name}-out") == 0
     assert np.array_equal(
         picture(Path("seen-out/a-restored.png")), picture(Path("stored-out/a-restored.png"))
     )
     Image.new("L", (8, 4), 255).save("mask.png")
     Image.new("L", (4, 8)).save("portrait.png", exif=exif)  # is seen as 8 x 4
-    assert evaluate(run, "--restore", "portrait.png", "--mask", "mask.png", "--output", "masked") == 0
+    assert evaluate("restore", run, "portrait.png", "--mask", "mask.png", "--output", "masked") == 0
 
 
 # ---- features ----------------------------------------------------------------------------------------------
