@@ -44,7 +44,15 @@ def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
     return everyone.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]
 
 
-class FeatureProbe(Callback):
+class MetricsCallback(Callback):
+    """A callback that names the metrics it logs: what monitors them can be checked before training."""
+
+    def metrics(self, data: Any) -> list[str]:
+        """Names of the metrics that are logged for a DataModule."""
+        return []
+
+
+class FeatureProbe(MetricsCallback):
     """At validation: a linear probe and weighted kNN, fitted afresh on the bank and counted on val.
 
     Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment,
@@ -71,6 +79,9 @@ class FeatureProbe(Callback):
         )
         self.validations = 0
         self.rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def metrics(self, data: Any) -> list[str]:
+        return [] if data.num_classes is None else ["val/linear_top1", "val/knn_top1"]
 
     def state_dict(self) -> dict[str, int]:
         return {"validations": self.validations}
@@ -130,7 +141,7 @@ class FeatureProbe(Callback):
         return None if data is None else data.num_classes
 
 
-class OnlineLinearProbe(Callback):
+class OnlineLinearProbe(MetricsCallback):
     """A linear head trained beside the method on the features of each training batch: a curve per step, at
     extra cost.
 
@@ -148,6 +159,9 @@ class OnlineLinearProbe(Callback):
         self.lr = lr
         self.head: nn.Module | None = None
         self.restored: dict[str, Any] | None = None
+
+    def metrics(self, data: Any) -> list[str]:
+        return [] if data.num_classes is None else ["train/online_top1"]
 
     def state_dict(self) -> dict[str, Any]:
         if self.head is None:
@@ -204,7 +218,7 @@ class OnlineLinearProbe(Callback):
             pl_module.log("train/online_top1", right)
 
 
-class CollapseMetrics(Callback):
+class CollapseMetrics(MetricsCallback):
     """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the
     validation features.
 
@@ -223,6 +237,9 @@ class CollapseMetrics(Callback):
         self.features: list[Tensor] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.warned = False
+
+    def metrics(self, data: Any) -> list[str]:
+        return [f"val/{name}" for name in ("collapsed", "rankme", "feature_std", "uniformity", "alignment")]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.features, self.pairs = [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,11 +100,6 @@ def _named(value: str, option: str) -> list[Spec]:
         raise ConfigError(f"{option}: {value!r} is neither the name of a class nor YAML") from None
     listed = given if isinstance(given, list) else [] if given is None else [given]
     return [spec if isinstance(spec, dict) else {"class_path": str(spec)} for spec in listed]
-
-
-def as_argument(specs: list[Spec]) -> str:
-    """What tells the parser that a run has these and no others."""
-    return f"--config={json.dumps({'trainer': {'callbacks': specs}})}"
 
 
 def turned_off(given: str | list[str] | None) -> set[str]:

@@ -250,8 +250,10 @@ def checked_arguments(args: list[str]) -> list[str]:
                 "where both have them"
             )
     callbacks = callback_lists.merge([project, *layers, line])
-    files = [json.dumps(callback_lists.without_callbacks(layer)) for layer in layers]
-    return [*(f"--config={file}" for file in files), callback_lists.as_argument(callbacks), *rest]
+    checked = [callback_lists.without_callbacks(layer) for layer in layers]
+    if callbacks != callback_lists.merge([project]):
+        checked.append({"trainer": {"callbacks": callbacks}})
+    return [*(f"--config={json.dumps(layer)}" for layer in checked), *rest]
 
 
 def trusted_packages(args: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from datamodules.errors import ConfigError
 from runtime.checkpoints import BEST, LAST, PREVIOUS
 from runtime.loggers import CSVLogger
+from runtime.saving import BestCheckpoint, LastCheckpoint
 
 #: Options that name a folder, and options that become part of a path below it.
 FOLDERS = ("save_dir", "dirpath", "dir", "offline_directory", "root_dir")
@@ -87,7 +88,8 @@ def check_checkpoints(callbacks: list[Callback], folder: Path) -> None:
     """
     own = os.path.realpath(folder / "checkpoints")
     for callback in callbacks:
-        if not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
+        own_class = isinstance(callback, (BestCheckpoint, LastCheckpoint))
+        if own_class or not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
             continue
         callback.dirpath = callback.dirpath or own  # not a folder of the logger's
         names = [f"{callback.filename}.ckpt"]

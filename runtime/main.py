@@ -18,6 +18,7 @@ from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
+from runtime.monitors import check_monitors
 from runtime.quiet import silence_framework
 from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
@@ -65,6 +66,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if alone:
         receiver.end_if_asked()
     check_fit(module, data, trainer.world_size)
+    check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None)
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")

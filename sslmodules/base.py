@@ -80,6 +80,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     couples_batch: bool = False
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
+    #: Metrics that are logged in hooks, or in training only, such as ``val/perplexity``.
+    extra_metrics: tuple[str, ...] = ()
     #: The loss, or the term ``masked_word_loss``, is in nats per predicted token: the report compares it with
     #: tables of frequencies.
     predicts_tokens: bool = False

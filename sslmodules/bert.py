@@ -60,6 +60,7 @@ class BERT(SSLModule):
     batch_keys: tuple[str, ...] = ("corrupted", "target", "segment", "is_next")
     encoder: TokenEncoder
     predicts_tokens = True
+    extra_metrics = ("train/perplexity", "val/perplexity")
 
     def __init__(self, encoder: TokenEncoder, next_sentence: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)

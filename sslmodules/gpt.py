@@ -80,6 +80,7 @@ class GPT(SSLModule):
 
     encoder: CausalEncoder
     predicts_tokens = True
+    extra_metrics = ("train/perplexity", "val/perplexity", "val/bits_per_character")
 
     def __init__(
         self,
