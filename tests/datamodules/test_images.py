@@ -157,7 +157,7 @@ def test_synthetic_touches_no_file_and_can_be_learnt(cls, tmp_path):
 
 def test_constructor_arguments_are_plain_values_of_a_checkpoint(tmp_path):
     assert MNIST(root=tmp_path, batch_size=8).hparams["root"] == str(tmp_path)
-    assert ImageFolder(root=tmp_path, mean=[0.5] * 3).hparams["mean"] == (0.5, 0.5, 0.5)
+    assert ImageFolder(root=tmp_path, mean=[0.5] * 3).hparams["mean"] == [0.5, 0.5, 0.5]
 
 
 # ---- data sets that torchvision reads ----------------------------------------------------------------------

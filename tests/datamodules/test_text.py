@@ -212,6 +212,7 @@ def test_the_tokenizer_goes_with_the_checkpoint(tmp_path: Path) -> None:
     first = TextFiles(root=str(tmp_path / "a.txt"), length=10, batch_size=4)
     first.prepare_data()
     state, hparams = first.state_dict(), dict(first.hparams)
+    assert hparams.pop("_class_path") == "TextFiles"
     with pytest.raises(
         ConfigError, match=r"the files of .*b\.txt have changed since the checkpoint was written"
     ):
