@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 from runtime.eval_help import HELP, choose, help_text
 from runtime.failures import finish
+from runtime.messages import flush
 
 
 def main(argv: list[str]) -> int:
@@ -22,5 +24,13 @@ def main(argv: list[str]) -> int:
         return finish(error)
 
 
+def start() -> NoReturn:
+    """What ``ssl-eval`` runs."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start()

@@ -5,10 +5,20 @@ configs/digits/simclr.yaml``.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from runtime.failures import finish
-from runtime.messages import config_arguments, help_text, read_config
+from runtime.help import class_help
+from runtime.messages import config_arguments, flush, help_text, read_config
 from runtime.signals import Preempted, check_launch, die_with_parent, end, receiver
+
+
+def show(text: str, status: int = 0) -> int:
+    """Print a text; returns the exit status."""
+    with suppress(BrokenPipeError):
+        print(text)
+    return status
 
 
 def main(argv: list[str]) -> int:
@@ -18,8 +28,9 @@ def main(argv: list[str]) -> int:
     with receiver.listening():
         try:
             if not argv or set(argv) & {"--help", "-h"}:
-                print(help_text())
-                return 0 if argv else 2
+                return show(help_text(), 0 if argv else 2)
+            if (text := class_help(argv)) is not None:
+                return show(text)
             for file in config_arguments(argv):
                 read_config(file)
             check_launch()
@@ -33,5 +44,13 @@ def main(argv: list[str]) -> int:
             return finish(error)
 
 
+def start() -> NoReturn:
+    """What ``ssl-train`` runs."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start()

@@ -122,13 +122,13 @@ class Worker:
         self.told_to_stop = 0  # by this signal
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.receive)
-        from runtime.command_line import checked_arguments  # with torch: a signal in these seconds is heard
+        from runtime.command_line import CheckedCommandLine  # with torch: a signal in these seconds is heard
 
         first = {
             name: values[0] if isinstance(values, list) else values["low"]
             for name, values in self.space.items()
         }
-        checked_arguments([*options, *as_options(first)])
+        CheckedCommandLine([*options, *as_options(first)])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -11,6 +11,8 @@ from lightning import Callback
 from datamodules.errors import ConfigError
 from runtime.discovery import public_name
 from runtime.messages import DEFAULTS, did_you_mean, read_config
+from runtime.names import resolve
+from runtime.strict_yaml import read_yaml
 
 OPTION = "--trainer.callbacks"
 #: Every run has these beside the ones in configs/default.yaml.
@@ -31,7 +33,7 @@ def merge(layers: Iterable[dict[str, Any]]) -> list[Spec]:
     layer's are kept.
 
     Args:
-        layers: configurations with checked names: the project's, each file's, the command line's.
+        layers: configurations: the project's, each file's, the command line's.
     """
     callbacks: list[Spec] = []
     for layer in layers:
@@ -45,12 +47,25 @@ def _listed(layer: dict[str, Any]) -> list[Spec]:
     trainer = layer.get("trainer") or {}
     lists = [trainer.get(key) or [] for key in ("callbacks", "callbacks+")]
     specs = [spec for given in lists for spec in (given if isinstance(given, list) else [given])]
-    for spec in specs:
-        if not isinstance(spec, dict) or "class_path" not in spec:
-            raise ConfigError(
-                f"trainer.callbacks: expected a list of names or of mappings with class_path, got {spec!r}"
-            )
-    return specs
+    return [_full(spec) for spec in specs]
+
+
+def _full(given: Any) -> Spec:
+    """A callback by the full name of its class; a name that does not exist stays, for the parser to refuse.
+
+    Raises:
+        ConfigError: neither a name nor a mapping with one.
+    """
+    spec = {"class_path": given} if isinstance(given, str) else given
+    if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
+        raise ConfigError(
+            f"trainer.callbacks: expected a list of names or of mappings with class_path, got {given!r}"
+        )
+    try:
+        cls = resolve(spec["class_path"], Callback, "trainer.callbacks")
+    except ConfigError:
+        return spec
+    return {**spec, "class_path": f"{cls.__module__}.{cls.__qualname__}"}
 
 
 def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +110,7 @@ def from_command_line(args: list[str]) -> tuple[list[Spec], list[str]]:
 
 def _named(value: str, option: str) -> list[Spec]:
     try:
-        given = yaml.safe_load(value)
+        given = read_yaml(value)
     except yaml.YAMLError:
         raise ConfigError(f"{option}: {value!r} is neither the name of a class nor YAML") from None
     listed = given if isinstance(given, list) else [] if given is None else [given]
@@ -111,7 +126,7 @@ def turned_off(given: str | list[str] | None) -> set[str]:
     Raises:
         ConfigError: one that is not the project's, with the nearest of them.
     """
-    known = [*(spec["class_path"] for spec in _listed(read_config(str(DEFAULTS)))), *EVERY_RUN]
+    known = [*(public_name(spec["class_path"]) for spec in _listed(read_config(str(DEFAULTS)))), *EVERY_RUN]
     names = given.split(",") if isinstance(given, str) else given or []
     names = [public_name(name.strip()) for name in names]
     for name in names:

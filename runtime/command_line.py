@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from enum import Enum
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
@@ -21,6 +20,7 @@ from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
 from evaluation.callbacks import FeatureProbe
 from runtime import callback_lists, inside
+from runtime.arguments import read_arguments
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
 from runtime.constructors import own_words
@@ -28,14 +28,11 @@ from runtime.discovery import public_name, with_public_names
 from runtime.folder import RunFolder
 from runtime.lightning_internals import resolved_config
 from runtime.loggers import TensorBoardLogger, hyper_parameters
-from runtime.messages import DEFAULTS, config_arguments, read_config
-from runtime.names import check_command_line, check_layer, check_options
+from runtime.names import look_for_mistakes
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
 from runtime.stopping import Preemption
-from runtime.trust import admit, denied_name, enforce, outside, trust
+from runtime.trust import admit, denied_name, outside
 from sslmodules.base import SSLModule
-
-PARSER_OPTIONS = ("config", "print_config", "help")
 
 
 class SSLCommandLine(LightningCLI):
@@ -50,6 +47,9 @@ class SSLCommandLine(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.run_folder: RunFolder
+        given = read_arguments(args)
+        for line in given.replaced():
+            print(line)
         try:
             super().__init__(
                 SSLModule,
@@ -63,11 +63,11 @@ class SSLCommandLine(LightningCLI):
                 parser_kwargs={
                     "exit_on_error": False,
                     "allow_abbrev": False,
-                    "default_config_files": [str(DEFAULTS)],
                 },
-                args=checked_arguments(args),
+                args=given.for_parser(),
             )
         except ArgumentError as error:
+            look_for_mistakes(given.files, given.words)
             raise ConfigError(explain(error)) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -203,72 +203,18 @@ def check_trainer(options: dict[str, Any]) -> None:
         )
 
 
+class CheckedCommandLine(SSLCommandLine):
+    """A command line that is parsed and admitted; nothing is built, and no folder is chosen."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def checked_arguments(args: list[str]) -> list[str]:
-    """The arguments with every name checked and every file replaced by its checked content.
-
-    Raises:
-        ConfigError: a missing or broken file, or a name that does not exist.
-    """
-    if "--trainer.help" in args:  # the parser has this for classes of a choice only, and there is one Trainer
-        parser = ArgumentParser(
-            prog="train.py", description="Options of Lightning's Trainer.", add_help=False
-        )
-        parser.add_class_arguments(Trainer, "trainer")
-        parser.print_help()
-        raise SystemExit(0)
-    args = trusted_packages(args)
-    chosen: dict[str, type | None] = {"model": None, "data": None}
-    project = check_layer(read_config(str(DEFAULTS)), chosen, DEFAULTS.name)
-    files = config_arguments(args)
-    layers = [check_layer(read_config(file), chosen, file) for file in files]
-    rest, skip = [], False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg in ("--config", "-c"):
-            skip = True
-        elif not arg.startswith("--config="):
-            rest.append(arg)
-    before = dict(chosen)
-    added, rest = callback_lists.from_command_line(rest)
-    line = {"trainer": check_options({"callbacks": added}, Trainer, "--trainer")}
-    rest = check_command_line(rest, chosen, layers, list(PARSER_OPTIONS))
-    wants_help = any(arg.split("=")[0].endswith(("help", "print_config")) for arg in rest)
-    for group in ("model", "data"):
-        if chosen[group] is None and not wants_help:
-            raise ConfigError(
-                f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME"
-            )
-        old, new = before[group], chosen[group]
-        if old is not None and new is not None and old is not new:
-            print(
-                f"--{group} {new.__name__} replaces {old.__name__}: its options from the file are kept "
-                "where both have them"
-            )
-    callbacks = callback_lists.merge([project, *layers, line])
-    checked = [callback_lists.without_callbacks(layer) for layer in layers]
-    if callbacks != callback_lists.merge([project]):
-        checked.append({"trainer": {"callbacks": callbacks}})
-    return [*(f"--config={json.dumps(layer)}" for layer in checked), *rest]
-
-
-def trusted_packages(args: list[str]) -> list[str]:
-    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line,
-    never in a file.
-    """
-    rest, words = [], iter(args)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option != "--trust_config_classes":
-            rest.append(word)
-            continue
-        trust((value if equals else next(words, "")).split(","))
-    enforce()
-    return rest
 
 
 def explain(error: BaseException) -> str:

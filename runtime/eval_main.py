@@ -10,8 +10,8 @@ import torch
 
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, TrainedRun
+from runtime.arguments import trusted_packages
 from runtime.checkpoints import initial_module, load_module, read_checkpoint
-from runtime.command_line import trusted_packages
 from runtime.discovery import find_class
 from runtime.eval_help import commands, usages
 from runtime.fit import check_samples

@@ -4,7 +4,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,23 @@ def config_arguments(argv: list[str]) -> list[str]:
         elif arg.startswith("--config="):
             files.append(arg.partition("=")[2])
     return files
+
+
+def pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    """(option, value) of ``--option value`` and ``--option=value``, the value empty if there is none."""
+    i = 0
+    while i < len(words):
+        option, equals, value = words[i].partition("=")
+        i += 1
+        if option.startswith("--") and not equals and i < len(words) and not words[i].startswith("--"):
+            value = words[i]
+            i += 1
+        yield option, value
+
+
+def flush() -> None:
+    """Write what was printed. Whoever read it may be gone, as in ``train.py --help | head``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

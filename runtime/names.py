@@ -1,16 +1,13 @@
-"""Are the names of a configuration right? Asked before the parser, whose own words for a typo run over seven
-lines.
+"""Names of classes and options. The parser decides what is right; what is here finds the class that a name
+stands for, and, when the parser has refused something, the sentence that says what was meant.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import types
-import typing
 from abc import ABC
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_origin
 
 import timm
 import yaml
@@ -20,9 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
 from runtime.discovery import PACKAGES, below, classes, find_class
-from runtime.messages import UserError, did_you_mean
-from runtime.options import class_in, options_of
+from runtime.messages import did_you_mean
+from runtime.options import class_in, members, options_of
+from runtime.strict_yaml import read_yaml, reason
 from runtime.trust import find
 from sslmodules.base import SSLModule
 from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
@@ -34,7 +33,6 @@ FRAMEWORKS = {
     Callback: "lightning.pytorch.callbacks",
     Logger: "lightning.pytorch.loggers",
 }
-WRAPPED = "{{class_path: WrappedEncoder, init_args: {{net: {}, num_features: D}}}}"
 TOP_LEVEL = (
     "seed_everything",
     "trainer",
@@ -45,6 +43,24 @@ TOP_LEVEL = (
     "disable_callbacks",
     *SAVING,
 )
+#: Options that are no part of a configuration.
+OTHERS = ("config", "print_config", "trust_config_classes", "help")
+WRAPPED = "{{class_path: WrappedEncoder, init_args: {{net: {}, num_features: D}}}}"
+#: What others call an option, and what it is called here.
+USUAL_NAMES = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "epochs": "max_epochs",
+    "steps": "max_steps",
+    "bs": "batch_size",
+    "gpus": "devices",
+    "workers": "num_workers",
+    "img_size": "image_size",
+    "seed": "seed_everything",
+    "output_dir": "run_dir",
+    "tau": "temperature",
+    "backbone": "encoder",
+}
 
 
 def subclasses(base: type[Any]) -> Iterator[type[Any]]:
@@ -71,9 +87,9 @@ def known_names(base: type) -> list[str]:
     return sorted(set(own) or {c.__name__ for c in every})
 
 
-def may_be_built(cls: type, base: type) -> bool:
-    """Is it below ``base``, and not marked as a base class itself?"""
-    return issubclass(cls, base) and ABC not in cls.__bases__
+def may_be_built(cls: Any, base: type) -> bool:
+    """Is it a class below ``base``, and not marked as a base class itself?"""
+    return isinstance(cls, type) and issubclass(cls, base) and ABC not in cls.__bases__
 
 
 def article(noun: str) -> str:
@@ -81,252 +97,194 @@ def article(noun: str) -> str:
 
 
 def resolve(name: str, base: type, where: str) -> type:
-    """The class called ``name``, short or with its module; a ``UserError`` with the known ones otherwise."""
-    kind = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}.get(
-        base, f"{base.__name__} class"
-    )
+    """The class called ``name``, short or with its module.
+
+    Raises:
+        ConfigError: there is none; the message lists the known ones.
+    """
+    kinds = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}
+    kind = kinds.get(base, f"{base.__name__} class")
     known = known_names(base)
-    if (cls := find_class(name)) is not None and may_be_built(cls, base):
-        return cls
+    cls = find_class(name)
+    if may_be_built(cls, base):
+        return cls  # type: ignore[return-value]
     if "." in name:
         cls = find(name, where)
-        if not (isinstance(cls, type) and may_be_built(cls, base)):
-            wrap = isinstance(cls, type) and issubclass(cls, nn.Module) and issubclass(WrappedEncoder, base)
-            raise UserError(
-                f"{where}: {name!r} is not {article(kind)}; known: {', '.join(known)}"
-                + (f"; or wrap it: {WRAPPED.format(name)}" if wrap else "")
-            )
-        return cls
+        if may_be_built(cls, base):
+            return cls
+        wrap = may_be_built(cls, nn.Module) and issubclass(WrappedEncoder, base)
+        raise ConfigError(
+            f"{where}: {name!r} is not {article(kind)}; known: {', '.join(known)}"
+            + (f"; or wrap it: {WRAPPED.format(name)}" if wrap else "")
+        )
     matches = [c for c in subclasses(base) if c.__name__ == name and may_be_built(c, base)]
     if not matches:
         listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
-        timms = issubclass(TimmEncoder, base)
+        timms = issubclass(TimmEncoder, base) and base is not nn.Module
         extra = ", or the name of a timm model" if timms else ""
         near = did_you_mean(name, [*known, *timm.list_models()] if timms else known)
-        raise UserError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
+        raise ConfigError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
     return next((c for c in matches if c.__module__.startswith(PACKAGES)), matches[0])
 
 
-def spec_of(value: Any, base: type) -> Any:
-    """A class given by its bare name as the mapping that the parser takes; a timm model's name becomes a
-    ``TimmEncoder``.
+def timm_by_name(encoder: Any) -> Any:
+    """What stands for an encoder, or, if it is the name of a timm model, the ``TimmEncoder`` of that name."""
+    if isinstance(encoder, str) and find_class(encoder) is None and timm.is_model(encoder):
+        return {"class_path": f"{TimmEncoder.__module__}.TimmEncoder", "init_args": {"name": encoder}}
+    return encoder
+
+
+class Mistakes:
+    """Looks through what was given, in its order, for a name that does not exist.
+
+    Each method raises ``ConfigError`` with a sentence for the first one.
     """
-    if (
-        isinstance(value, str)
-        and issubclass(TimmEncoder, base)
-        and "." not in value.split("/")[0][:1]
-        and is_timm_name(value)
-    ):
-        return {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}
-    return {"class_path": value} if isinstance(value, str) else value
 
+    def __init__(self) -> None:
+        self.classes: dict[tuple[str, ...], type] = {("trainer",): Trainer}  # chosen so far, by their place
 
-def is_timm_name(value: str) -> bool:
-    return not any(c.__name__ == value for c in subclasses(nn.Module)) and timm.is_model(value)
+    def in_file(self, content: dict[str, Any], source: str) -> None:
+        for key, value in content.items():
+            name = str(key).removesuffix("+")
+            if name not in TOP_LEVEL:
+                near = did_you_mean(name, TOP_LEVEL)
+                raise ConfigError(f"{source}: unknown key {name!r}{near}; known: {', '.join(TOP_LEVEL)}")
+            self._top(name, value, f"{source}: {name}")
 
+    def in_words(self, words: list[str]) -> None:
+        """``--option value`` or ``--option=value``; a value is looked into where it is a list or mapping."""
+        rest = iter(words)
+        for word in rest:
+            option, equals, value = word.partition("=")
+            if not word.startswith("--"):
+                raise ConfigError(
+                    f"unexpected {word!r}: expected options such as --model.temperature 0.2 (two dashes, "
+                    "name, value)"
+                )
+            path = option.removeprefix("--").removesuffix("+").split(".")
+            if path[0] not in (*TOP_LEVEL, *OTHERS):
+                near = did_you_mean(option, [f"--{name}" for name in (*TOP_LEVEL, *OTHERS)])
+                raise ConfigError(f"unknown option {option}{self._meant(path[-1]) or near}; see --help")
+            given = _value(value if equals else next(rest, ""), option)
+            for part in reversed([part for part in path[1:] if part != "init_args"]):
+                given = {part: given}
+            if path[-1] != "help":
+                self._top(path[0], given, option)
 
-def check_spec(value: Any, base: type, where: str, current: type | None) -> tuple[Any, type | None]:
-    """Check one class and its options, nested ones too.
+    def _top(self, name: str, value: Any, where: str) -> None:
+        bases = {"model": SSLModule, "data": SSLDataModule}
+        if name in bases:
+            self._spec(value, bases[name], (name,), where)
+        elif name == "trainer" and isinstance(value, dict):
+            self._options(value, (name,), where)
+        elif name == "trainer":
+            raise ConfigError(f"{where}: expected options such as max_epochs, got {value!r}")
 
-    Args:
-        value: from YAML: a name, or a mapping with ``class_path`` and ``init_args`` (either may be left to an
-            earlier file).
-        base: what the class must derive from.
-        where: key path for messages.
-        current: the class that earlier files chose.
-
-    Returns:
-        The value with full class paths and bare names expanded, and its class.
-    """
-    value = spec_of(value, base)
-    if isinstance(value, list):
-        return [check_spec(v, base, f"{where}[{i}]", None)[0] for i, v in enumerate(value)], None
-    if not isinstance(value, dict):
-        return value, current
-    unknown = set(value) - {"class_path", "init_args"}
-    cls = current
-    if "class_path" in value:
-        cls = resolve(str(value["class_path"]), base, where)
-        value = {**value, "class_path": f"{cls.__module__}.{cls.__qualname__}"}
-    elif cls is None:
-        raise UserError(f"{where}: expected class_path, got {', '.join(map(str, value)) or 'nothing'}")
-    if unknown:
-        hint = (
-            f": options of {cls.__name__} go under init_args"
-            if cls and unknown & set(options_of(cls))
-            else ""
-        )
-        raise UserError(
-            f"{where}: unknown key {sorted(unknown)[0]!r}; expected class_path and init_args{hint}"
-        )
-    assert cls is not None
-    init_args = value.get("init_args")
-    if isinstance(init_args, dict):
-        value = {**value, "init_args": check_options(init_args, cls, where)}
-    return value, cls
-
-
-def check_options(given: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
-    """Every key of ``given`` must be an option of ``cls``; classes among the values are checked in their
-    turn.
-    """
-    options, checked = options_of(cls), dict(given)
-    for key, value in given.items():
-        name = str(key).removesuffix("+")
-        if name not in options:
-            raise UserError(
-                f"{where}.{key}: {cls.__name__} has no option {name!r}{did_you_mean(name, options)}"
+    def _spec(self, value: Any, base: type, path: tuple[str, ...], where: str) -> None:
+        """A class by its name, or a mapping with its name, its options, or both."""
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                self._spec(item, base, (*path, str(i)), f"{where}[{i}]")
+            return
+        if isinstance(timm_by_name(value), dict):
+            value = timm_by_name(value) if issubclass(TimmEncoder, base) else value
+        if isinstance(value, str):
+            value = {"class_path": value}
+        if not isinstance(value, dict):
+            return
+        if "class_path" in value:
+            self.classes[path] = resolve(str(value["class_path"]), base, where)
+        elif path not in self.classes:
+            raise ConfigError(self._no_class(path, value, where))
+        direct = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
+        if direct and "class_path" in value:
+            name = self.classes[path].__name__
+            raise ConfigError(
+                f"{where}: unknown key {next(iter(direct))!r}; expected class_path and init_args: options of "
+                f"{name} go under init_args"
             )
-        hint = options[name].annotation
-        inner = class_in(hint)
-        if inner is not None and holds_class(value, hint):
-            checked[key] = check_spec(value, inner, f"{where}.{name}", None)[0]
-    return checked
+        inner = value.get("init_args")
+        self._options({**direct, **(inner if isinstance(inner, dict) else {})}, path, where)
+
+    def _no_class(self, path: tuple[str, ...], value: dict[str, Any], where: str) -> str:
+        if where.startswith("--") and len(path) == 1:
+            return f"{where}: no {path[0]} is chosen yet: give --config FILE or --{path[0]} NAME first"
+        return f"{where}: expected class_path, got {', '.join(map(str, value)) or 'nothing'}"
+
+    def _options(self, given: dict[Any, Any], path: tuple[str, ...], where: str) -> None:
+        cls = self.classes[path]
+        options = options_of(cls)
+        for key, value in given.items():
+            name = str(key).removesuffix("+")
+            place = where if where.startswith("--") else f"{where}.{name}"
+            if name not in options:
+                near = did_you_mean(name, options)
+                near = self._meant(name, cls) or near
+                raise ConfigError(f"{place}: {cls.__name__} has no option {name!r}{near}")
+            inner = class_in(options[name].annotation)
+            if inner is not None and self._stands_for_a_class(value, options[name].annotation, (*path, name)):
+                self._spec(value, inner, (*path, name), place)
+
+    def _stands_for_a_class(self, value: Any, hint: Any, path: tuple[str, ...]) -> bool:
+        """Is it an object to build, and not plain data of a type that also takes data?"""
+        if isinstance(value, list):
+            return bool(value) and all(self._stands_for_a_class(v, hint, path) for v in value)
+        if isinstance(value, dict):
+            return "class_path" in value or path in self.classes
+        return isinstance(value, str) and not takes_text(hint)
+
+    def _meant(self, name: str, cls: type | None = None) -> str:
+        """`` (did you mean '--X'?)`` with an option of this name, or of one that means the same, in a class
+        that is chosen.
+        """
+        usual = USUAL_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
+        options = {
+            f"--{'.init_args.'.join(path)}.{option}": option
+            for path, chosen in self.classes.items()
+            if chosen is not cls
+            for option in options_of(chosen)
+        }
+        options |= {f"--{option}": option for option in TOP_LEVEL}
+        same = [place for place, option in options.items() if option == usual]
+        return f" (did you mean '{min(same, key=len)}'?)" if same else ""
 
 
 def takes_text(hint: Any) -> bool:
     """May a value of this type be a plain word or number, as in ``Union[str, Strategy]``?"""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(takes_text(h) for h in typing.get_args(hint))
-    return hint in (str, int, float, Any) or typing.get_origin(hint) is typing.Literal
+    if inner := members(hint):
+        return any(takes_text(h) for h in inner)
+    return hint in (str, int, float, Any) or get_origin(hint) is Literal
 
 
-def holds_class(value: Any, hint: Any) -> bool:
-    """Does a value stand for an object to build, and not for plain data of a type that also takes data?"""
-    if isinstance(value, list):
-        return bool(value) and all(holds_class(v, hint) for v in value)
-    if isinstance(value, dict):
-        return "class_path" in value
-    return isinstance(value, str) and not takes_text(hint) and value not in ("null", "true", "false")
+def _value(text: str, option: str) -> Any:
+    """The value of an option: a list or a mapping if it is one, otherwise the word."""
+    if not text.startswith(("{", "[")):
+        return None if text in ("null", "true", "false", "") else text
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option}: {text!r} is neither YAML nor JSON ({reason(error)[1]})") from None
 
 
-def check_layer(layer: dict[str, Any], chosen: dict[str, type | None], source: str) -> dict[str, Any]:
-    """Check one configuration file; ``chosen`` holds the classes of model and data and is brought up to
-    date.
-    """
-    checked = dict(layer)
-    for key, value in layer.items():
-        name = str(key).removesuffix("+")
-        if name not in TOP_LEVEL:
-            raise UserError(
-                f"{source}: unknown key {name!r}{did_you_mean(name, TOP_LEVEL)}; known: "
-                f"{', '.join(TOP_LEVEL)}"
-            )
-        where = f"{source}: {name}"
-        if name == "trainer":
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: expected options of Lightning's Trainer, got {value!r}")
-            checked[key] = check_options(value, Trainer, where)
-        elif name in ("model", "data"):
-            base = SSLModule if name == "model" else SSLDataModule
-            checked[key], chosen[name] = check_spec(value, base, where, chosen[name])
-    return checked
-
-
-def check_command_line(
-    args: list[str], chosen: dict[str, type | None], layers: list[dict[str, Any]], known: list[str]
-) -> list[str]:
-    """Check the options of the command line (without ``--config``) and expand bare names of timm models.
+def look_for_mistakes(
+    files: list[tuple[str, dict[str, Any]]], words: list[str], groups: Iterable[str] = ("model", "data")
+) -> None:
+    """Called when the parser has refused what was given.
 
     Args:
-        args: such as ``["--model.temperature", "0.2", "--trainer.max_epochs=3"]``.
-        chosen: classes of model and data from the files; ``--model NAME`` on the line changes them.
-        layers: the checked files, which tell the classes of nested options.
-        known: options outside the three groups.
+        files: name and content, in their order.
+        words: the command line without files.
+        groups: what has to be chosen.
+
+    Raises:
+        ConfigError: a sentence for the first mistake, if one is found.
     """
-    nested: dict[tuple[str, ...], type] = {}
-    out: list[str] = []
-    i = 0
-    while i < len(args):
-        arg = args[i]
-        if not arg.startswith("--"):
-            raise UserError(
-                f"unexpected {arg!r}: expected options such as --model.temperature 0.2 (two dashes, name, "
-                "value)"
+    mistakes = Mistakes()
+    for source, content in files:
+        mistakes.in_file(content, source)
+    mistakes.in_words(words)
+    for group in groups:
+        if (group,) not in mistakes.classes:
+            raise ConfigError(
+                f"no {group} is chosen: give --config FILE (see --help for the list) or --{group} NAME"
             )
-        option, equals, value = arg.partition("=")
-        takes = not equals and i + 1 < len(args) and not args[i + 1].startswith("--")
-        if takes:
-            value = args[i + 1]
-        path = [
-            part for part in option.removeprefix("--").removesuffix("+").split(".") if part != "init_args"
-        ]
-        if path[0] not in (*TOP_LEVEL, *known):
-            near = did_you_mean(path[0], [*TOP_LEVEL, *known]).replace("'", "'--", 1)
-            raise UserError(f"unknown option {option}{near}; see --help")
-        value = _check_option(option, path, value, chosen, layers, nested)
-        out += [f"{option}={value}"] if equals else [option, value] if takes else [option]
-        i += 2 if takes else 1
-    return out
-
-
-def from_text(value: str, option: str) -> Any:
-    """A list or mapping given on the command line, as YAML or JSON."""
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{option}: {value!r} is neither YAML nor JSON") from None
-
-
-def _check_option(
-    option: str,
-    path: list[str],
-    value: str,
-    chosen: dict[str, type | None],
-    layers: list[dict[str, Any]],
-    nested: dict[tuple[str, ...], type],
-) -> str:
-    """One dotted option: every part a name that exists. Returns the value, a timm name expanded."""
-    group = path[0]
-    if path[-1] == "help" or group not in ("trainer", "model", "data"):
-        return value
-    base = {"trainer": Trainer, "model": SSLModule, "data": SSLDataModule}[group]
-    if path == ["trainer"]:  # the parser would take the name of a file that nobody has checked
-        raise UserError(f"{option}: give options such as --trainer.max_epochs 10, or --config FILE")
-    if group != "trainer" and path[1:] in ([], ["class_path"]):
-        if value.startswith("{"):
-            spec, chosen[group] = check_spec(from_text(value, option), base, option, chosen[group])
-            return json.dumps(spec)
-        chosen[group] = resolve(value, base, option)
-        return value
-    cls = Trainer if group == "trainer" else chosen[group]
-    if cls is None:
-        raise UserError(f"{option}: no {group} is chosen yet: give --config FILE or --{group} NAME first")
-    for depth, part in enumerate(path[1:], start=1):
-        options = options_of(cls)
-        if part == "class_path":
-            return value
-        if part not in options:
-            raise UserError(f"{option}: {cls.__name__} has no option {part!r}{did_you_mean(part, options)}")
-        hint, here = options[part].annotation, tuple(path[: depth + 1])
-        inner = class_in(hint)
-        if inner is None:
-            return value
-        if depth + 1 == len(path) or path[depth + 1 :] == ["class_path"]:
-            if value.startswith(("{", "[")) and holds_class(given := from_text(value, option), hint):
-                return json.dumps(check_spec(given, inner, option, nested.get(here))[0])
-            if value.startswith(("{", "[")) or not holds_class(value, hint):
-                return value
-            if issubclass(TimmEncoder, inner) and is_timm_name(value):
-                nested[here] = TimmEncoder
-                return json.dumps(
-                    {"class_path": "sslmodules.networks.TimmEncoder", "init_args": {"name": value}}
-                )
-            nested[here] = cls = resolve(value, inner, option)
-            return f"{cls.__module__}.{cls.__qualname__}"  # timm has a ConvEncoder too
-        found = nested.get(here) or _class_in_files(here, layers, inner)
-        if found is None:  # a list, such as callbacks: the parser looks at its members
-            return value
-        cls = found
-    return value
-
-
-def _class_in_files(path: tuple[str, ...], layers: list[dict[str, Any]], base: type) -> type | None:
-    """The class that the last file to name one gives for a nested option."""
-    for layer in reversed(layers):
-        node: Any = layer
-        for part in path:
-            node = node.get("init_args", node).get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict) and "class_path" in node:
-            return resolve(node["class_path"], base, ".".join(path))
-    return None

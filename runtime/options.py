@@ -37,12 +37,17 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
     return options
 
 
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; nothing for any other type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+
+
 def class_in(hint: Any) -> type | None:
     """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
     ``Callable[..., X]``: X.
     """
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType) or origin in (list, tuple):
+    if members(hint) or origin in (list, tuple):
         found = [class_in(h) for h in typing.get_args(hint)]
         return next((f for f in found if f is not None), None)
     if origin is type:  # a class itself, such as the block of a torchvision ResNet
@@ -63,6 +68,6 @@ def takes_function(hint: Any) -> bool:
     """May a value of this type be any function? ``Callable`` and ``Callable[..., float]`` take one;
     ``Callable[..., Optimizer]`` takes the class of an optimizer.
     """
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(takes_function(h) for h in typing.get_args(hint))
+    if inner := members(hint):
+        return any(takes_function(h) for h in inner)
     return (hint is Callable or typing.get_origin(hint) is Callable) and class_in(hint) is None

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import LambdaCallback
@@ -30,6 +31,7 @@ from datamodules.errors import ConfigError
 from runtime.constructors import own_words
 from runtime.discovery import PACKAGES, current_path
 from runtime.options import options_of, takes_function
+from runtime.strict_yaml import read_yaml
 
 #: The project's own packages, and the parts of the frameworks that hold networks, optimizers, callbacks and
 #: strategies.
@@ -115,11 +117,13 @@ def is_trusted(name: str, among: Iterable[str] | None = None) -> bool:
 
 
 def enforce() -> None:
-    """Let the parser import what is trusted and nothing else, wherever in a value the name of a class stands.
+    """Let the parser import what is trusted and nothing else, wherever in a value the name of a class stands,
+    and read YAML as strictly as files.
 
     Called before every parse. The setting is jsonargparse's and holds for the whole process. It looks at
     where an object is defined, so that ``timm.models.os.system`` does not pass for timm's.
     """
+    set_loader("yaml", read_yaml, exceptions=(yaml.YAMLError,))
     set_parsing_settings(
         import_path_denylist=["*", *NEVER_IMPORTED],
         import_path_allowlist=[*TRUSTED, *_more],

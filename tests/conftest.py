@@ -17,7 +17,7 @@ from lightning import Trainer, seed_everything
 
 from datamodules.base import SSLDataModule
 from datamodules.seeding import mix_seed
-from runtime.command_line import SSLCommandLine
+from runtime.command_line import CheckedCommandLine
 from runtime.messages import ROOT, config_files
 from runtime.quiet import silence_framework
 from sslmodules import methods
@@ -28,19 +28,6 @@ torch.set_num_threads(1)  # two workers on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
 
 CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]
-
-
-class Parsed(SSLCommandLine):
-    """The command line up to the point where objects are built: no run folder, nothing on disk."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def after_instantiate_classes(self) -> None:
-        pass
 
 
 #: Options that no config has, and that two processes or a resumed run could get wrong: by name, the config
@@ -72,9 +59,9 @@ VARIANTS: dict[str, tuple[str, str]] = {
 
 
 @functools.cache
-def parse(config: str, *options: str) -> Parsed:
+def parse(config: str, *options: str) -> CheckedCommandLine:
     config, more = VARIANTS.get(config, (config, ""))
-    return Parsed(["--config", str(ROOT / config), *shrunk(config), *more.split(), *options])
+    return CheckedCommandLine(["--config", str(ROOT / config), *shrunk(config), *more.split(), *options])
 
 
 def shrunk(config: str) -> list[str]:

@@ -164,8 +164,7 @@ def test_the_best_checkpoint_waits_for_a_probe_that_passes_validations_over(
         ),
         (
             ["--trainer.callbacks+=FeatureProbe", "--trainer.callbacks.knn_kk=7"],
-            "error: --trainer.callbacks[0].knn_kk: FeatureProbe has no option 'knn_kk' "
-            "(did you mean 'knn_k'?)",
+            "error: --trainer.callbacks.knn_kk: FeatureProbe has no option 'knn_kk' (did you mean 'knn_k'?)",
         ),
         (
             ["--trainer.callbacks", "[{init_args: {knn_k: 7}}]"],

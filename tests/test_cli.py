@@ -355,23 +355,12 @@ def test_help_is_complete_and_needs_no_torch() -> None:
     assert "_TorchvisionImages" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
-        (["--model.help", "SimCLR"], ["--model.temperature", "--model.warmup_epochs", "projector_out"]),
-        (["--data.help", "MNIST"], ["--data.root", "--data.batch_size", "--data.download"]),
-        (["--trainer.help"], ["--trainer.max_epochs", "--trainer.precision"]),
-        ([*DIGITS, "--print_config"], ["temperature: 0.2", "batch_size: 256", "knn_k: 20"]),
-    ],
-)
-def test_help_of_classes_and_print_config(
-    option: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        train.main(option)
+        train.main([*DIGITS, "--print_config"])
     assert end.value.code in (0, None)
     out = capsys.readouterr().out
-    assert not [e for e in expected if e not in out]
+    assert not [e for e in ("temperature: 0.2", "batch_size: 256", "knn_k: 20") if e not in out]
 
 
 def test_eval_rebuilds_from_the_checkpoint(

@@ -18,6 +18,7 @@ import yaml
 from lightning import Callback
 
 from evaluation.callbacks import FeatureProbe
+from runtime.discovery import with_current_paths
 from runtime.messages import ROOT, methods
 from sslmodules import methods as classes
 from tests.conftest import CONFIGS, EMBEDDED, batch_of, build, parse, trainer_for
@@ -84,10 +85,7 @@ def test_no_value_repeats_a_default(config: str) -> None:
                 found += repeats(value, f"{where}[{i}]")
         return found
 
-    from runtime.names import check_layer
-
-    raw = yaml.safe_load((ROOT / config).read_text())
-    checked = check_layer(raw, {"model": None, "data": None}, config)
+    checked = with_current_paths(yaml.safe_load((ROOT / config).read_text()))
     shared = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
     found = repeats(checked["model"], "model") + repeats(checked["data"], "data")
     found += [

@@ -18,7 +18,7 @@ import torch
 from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.arrays import CIFAR10, inside_only
 from runtime.checkpoints import load_module
-from runtime.command_line import checked_arguments
+from runtime.command_line import CheckedCommandLine
 from runtime.folder import RunFolder
 from runtime.messages import ROOT
 
@@ -173,11 +173,11 @@ def test_a_checkpoint_is_a_file_and_no_address(monkeypatch: pytest.MonkeyPatch) 
 def test_a_configuration_cannot_say_what_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("trust_config_classes: os\n")
     with pytest.raises(ConfigError, match="unknown key 'trust_config_classes'"):
-        checked_arguments(
+        CheckedCommandLine(
             ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
         )
     with pytest.raises(ConfigError, match="must be the name of a package"):
-        checked_arguments(["--trust_config_classes", "../os"])
+        CheckedCommandLine(["--trust_config_classes", "../os"])
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "a/b", "..", "a b", "a\nb", "a;rm -rf b"])
@@ -188,7 +188,7 @@ def test_no_path_gets_into_the_name_of_a_run(
     for key in ("model", "data"):
         (tmp_path / "c.yaml").write_text(f"{key}: {{class_path: {name!r}}}\n")
         with pytest.raises(ConfigError):
-            checked_arguments(
+            CheckedCommandLine(
                 ["--config", str(ROOT / "configs/digits/simclr.yaml"), "--config", str(tmp_path / "c.yaml")]
             )
 

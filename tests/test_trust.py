@@ -203,8 +203,8 @@ def test_a_file_that_an_option_names(tmp_path: Path) -> None:
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
-    content = callback("BackboneFinetuning", lambda_func=LOAD)["trainer"]["callbacks"]
-    monkeypatch.setenv("PL_TRAINER__CALLBACKS", json.dumps(content))
+    profiler = {"class_path": f"{L}.profilers.PyTorchProfiler", "dict_kwargs": {"on_trace_ready": LOAD}}
+    monkeypatch.setenv("PL_TRAINER__PROFILER", json.dumps(profiler))
     assert "load_checkpoint" in refused(DIGITS)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runtime.command_line import checked_arguments
+from runtime.command_line import CheckedCommandLine
 from runtime.messages import ROOT
 
 FILE = ROOT / "cluster" / "kubernetes.yaml"
@@ -63,7 +63,7 @@ def test_the_command_is_there(pod: dict[str, Any]) -> None:
 
 def test_its_options_are_those_of_train(pod: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert checked_arguments(container(pod)["args"])
+    CheckedCommandLine(container(pod)["args"])
     assert option(pod, "run_dir"), "a new pod would begin a new run"
 
 

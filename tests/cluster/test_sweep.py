@@ -328,9 +328,9 @@ def test_several_tasks_of_a_job_are_no_workers(
 def test_the_shown_space_is_one() -> None:
     space = sweep.read_space(ROOT / "cluster" / "sweep.yaml", "tpe")
     first = {k: v[0] if isinstance(v, list) else v["low"] for k, v in space.items()}
-    from runtime.command_line import checked_arguments
+    from runtime.command_line import CheckedCommandLine
 
-    checked_arguments([*CONFIG, *sweep.as_options(first)])
+    CheckedCommandLine([*CONFIG, *sweep.as_options(first)])
 
 
 # ---- for real ----------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""What was given on the command line: files, and options that override them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import yaml
+
+from runtime import callback_lists
+from runtime.discovery import classes, current_path, find_class, public_name, with_current_paths
+from runtime.messages import DEFAULTS, config_arguments, pairs, read_config
+from runtime.names import timm_by_name
+from runtime.strict_yaml import read_yaml
+from runtime.trust import enforce, trust
+
+
+class Given(NamedTuple):
+    """A command line, its files read.
+
+    Attributes:
+        files: name and content, those that every run shares first.
+        words: the other options.
+    """
+
+    files: list[tuple[str, dict[str, Any]]]
+    words: list[str]
+
+    def replaced(self) -> Iterator[str]:
+        """A line for each class of the files that ``--model NAME`` or ``--data NAME`` replaces."""
+        for group in ("model", "data"):
+            specs = [content.get(group) for _, content in self.files]
+            olds = [spec.get("class_path") if isinstance(spec, dict) else spec for spec in specs]
+            old = next((public_name(str(name)) for name in reversed(olds) if name), None)
+            new = next((value for option, value in pairs(self.words) if option == f"--{group}"), None)
+            if old and new and find_class(new) is not None and public_name(new) != old:
+                yield (
+                    f"--{group} {new} replaces {old}: its options from the file are kept where both have them"
+                )
+
+    def for_parser(self) -> list[str]:
+        """The arguments as the parser takes them: each file as JSON, every class known."""
+        added, words = callback_lists.from_command_line(words_with_full_names(self.words))
+        layers = [with_full_names(content) for _, content in self.files]
+        callbacks = callback_lists.merge([*layers, {"trainer": {"callbacks": added}}])
+        layers = [*map(callback_lists.without_callbacks, layers), {"trainer": {"callbacks": callbacks}}]
+        files = [json.dumps(layer) for layer in layers]
+        import_named([*files, *words])
+        return [*(f"--config={file}" for file in files), *words]
+
+
+def read_arguments(args: list[str]) -> Given:
+    """The command line with its files read and its trust obeyed.
+
+    Raises:
+        ConfigError: a file is missing or broken, or a name is no package.
+    """
+    args = trusted_packages(args)
+    names = [str(DEFAULTS), *config_arguments(args)]
+    words, rest = [], iter(args)
+    for word in rest:
+        if word in ("--config", "-c"):
+            next(rest)
+        elif not word.startswith("--config="):
+            words.append(word)
+    return Given([(name, read_config(name)) for name in names], words)
+
+
+def trusted_packages(args: list[str]) -> list[str]:
+    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line,
+    never in a file.
+    """
+    rest, words = [], iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--trust_config_classes":
+            rest.append(word)
+            continue
+        trust((value if equals else next(words, "")).split(","))
+    enforce()
+    return rest
+
+
+def import_named(texts: list[str]) -> None:
+    """Import every class of the project that a text names: the parser knows what is imported."""
+    for name in set(re.findall(r"\w+", " ".join(texts))) & classes().keys():
+        find_class(name)
+
+
+def full_name(value: Any) -> Any:
+    """The full name for a short one of the project, which others may have too, such as ``CSVLogger``."""
+    if isinstance(value, list):
+        return [full_name(item) for item in value]
+    return current_path(value) or value if isinstance(value, str) else value
+
+
+def with_full_names(content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with every class of the project by its full name, and the name of a timm model
+    replaced by the encoder of that name.
+    """
+    content = with_current_paths(content)
+    if isinstance(trainer := content.get("trainer"), dict):
+        content = {**content, "trainer": {key: full_name(value) for key, value in trainer.items()}}
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(options := model.get("init_args"), dict):
+        return content
+    encoder = {"encoder": timm_by_name(options["encoder"])} if "encoder" in options else {}
+    return {**content, "model": {**model, "init_args": {**options, **encoder}}}
+
+
+def words_with_full_names(words: list[str]) -> list[str]:
+    """Likewise for the command line: each option and its value in one word."""
+    out = []
+    for option, value in pairs(words):
+        if option in ("--model.encoder", "--model.init_args.encoder"):
+            encoder = timm_by_name(value)
+            value = encoder if isinstance(encoder, str) else json.dumps(encoder)
+        elif value.startswith(("{", "[")):
+            with suppress(yaml.YAMLError):  # the parser says what is wrong
+                given = read_yaml(value)
+                full = with_current_paths(given)
+                value = value if full == given else json.dumps(full)
+        elif option.startswith("--trainer."):
+            value = full_name(value)
+        out.append(f"{option}={value}" if value else option)
+    return out
