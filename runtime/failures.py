@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.errors import ConfigError, DataFileError
+from runtime.peers import LostProcess
 
 if TYPE_CHECKING:  # help and simple errors come without torch
     from lightning import Trainer
@@ -38,7 +39,7 @@ def finish(error: Exception) -> int:
 
 def one_line(error: Exception) -> str | None:
     """What the user can mend, in one line; None for an error in the code."""
-    if isinstance(error, (ConfigError, DataFileError)):
+    if isinstance(error, (ConfigError, DataFileError, LostProcess)):
         return " ".join(str(error).split())
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from runtime.construction import record
 
@@ -52,6 +53,13 @@ def keep_own_signal_handlers(trainer: Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def do_not_observe_processes() -> None:
+    """Lightning does not start its thread that kills all processes of a run without a word when one of them
+    dies; ``peers.Watch`` tells which one. It has no switch.
+    """
+    subprocess_script._launch_process_observer = lambda child_processes: None
 
 
 def log_at_global_step(trainer: Trainer) -> None:

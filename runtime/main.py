@@ -17,8 +17,10 @@ from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit
+from runtime.lightning_internals import do_not_observe_processes
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.monitors import check_monitors
+from runtime.peers import Watch, explain_lost_connection
 from runtime.quiet import silence_framework
 from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
@@ -37,10 +39,13 @@ def run(argv: list[str]) -> int:
     except Preempted:
         end_other_processes(cli.trainer, patience=30)
         raise
-    except Exception:
+    except Exception as error:
         first = is_first_failure()
-        # the first one has an error to print
-        end_other_processes(cli.trainer, patience=0 if first else 10)
+        try:
+            if first:
+                explain_lost_connection(error)
+        finally:  # the first one has an error to print
+            end_other_processes(cli.trainer, patience=0 if first else 10)
         if not first:
             return 1
         raise
@@ -83,6 +88,10 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
     if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
         receiver.raises = LISTENED
+    do_not_observe_processes()
+    watch = Watch(trainer.strategy.launcher)
+    watch.start()
+    held.callback(watch.over.set)
     try:
         trainer.fit(module, data, ckpt_path=resume)
     except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers

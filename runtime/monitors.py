@@ -23,8 +23,8 @@ HOOKS = {
 def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataModule) -> None:
     """ConfigError for a callback that monitors a metric which the run does not log.
 
-    Callbacks and hooks of a user's own may log anything: where there are some, a name that is not known is let
-    pass, and Lightning finds out when it is read.
+    Callbacks and hooks of a user's own may log anything: where there are some, a name that is not known is
+    let pass, and Lightning finds out when it is read.
     """
     asked = {
         callback.monitor: type(callback).__name__

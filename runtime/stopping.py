@@ -20,6 +20,7 @@ from runtime.lightning_internals import (
     keep_own_signal_handlers,
     repeat_validation_when_resumed,
 )
+from runtime.peers import meet
 from runtime.signals import Preempted, StopRequest, receiver
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
@@ -76,6 +77,7 @@ class Preemption(Checkpoint):
         receiver.raises = ()
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
+            meet(self.group)
         self._vote(trainer)
         self._count(trainer)
         if self.request >= StopRequest.END:  # nothing was trained since the checkpoint

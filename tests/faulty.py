@@ -10,6 +10,7 @@ nan                  the loss of step 6 is NaN
 none                 nothing
 worker-killed        a data-loading worker gets SIGKILL
 rank-raises RANK     one rank raises in step 3
+rank-killed RANK     one rank gets SIGKILL in step 3; RANK:start: before the processes have met
 """
 
 from __future__ import annotations
@@ -136,6 +137,19 @@ def rank_raises(rank: str) -> None:
     before_losses(happens)
 
 
+def rank_killed(rank: str) -> None:
+    """At once, or while the processes still look for each other."""
+    number, _, moment = rank.partition(":")
+
+    def happens(module: Any) -> None:
+        if module.training and module.global_step == 2 and module.global_rank == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "start" and os.environ.get("LOCAL_RANK", "0") == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    before_losses(happens)
+
+
 def main(arguments: list[str]) -> int:
     split = arguments.index("--")
     (name, *rest), options = arguments[:split], arguments[split + 1 :]
@@ -151,6 +165,8 @@ def main(arguments: list[str]) -> int:
         worker(lambda: os.kill(os.getpid(), signal.SIGKILL))
     elif name == "rank-raises":
         rank_raises(*rest)
+    elif name == "rank-killed":
+        rank_killed(*rest)
     return train.main(options)
 
 

@@ -1,4 +1,4 @@
-"""Forty faults, each provoked: the line that is shown, the exit status, and that nothing was lost.
+"""Faults, each provoked: the line that is shown, the exit status, and that nothing was lost.
 
 ``python -m tests.test_faults`` runs them and prints how many end as they should. The table in words:
 docs/faults.md
@@ -7,6 +7,7 @@ docs/faults.md
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -804,6 +805,57 @@ def _(bench: Bench) -> None:
     )
 
 
+@row(41, "one of two processes is killed")
+def _(bench: Bench) -> None:
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "128"]
+    for moment, status, how in (("1", 2, "is gone"), ("1:start", 1, "was ended by SIGKILL")):
+        outcome = bench.process(f"rank-killed {moment}", *two)
+        shutil.rmtree(bench.folder / "run")
+        told = [line for line in outcome.text.splitlines() if line.startswith("error: ")]
+        assert len(told) == 1 and re.match(rf"error: rank 1 \(process \d+ on .+\) {how}: ", told[0]), told
+        assert outcome.status == status and "Traceback" not in outcome.text, outcome.text
+
+
+@row(42, "config.yaml or environment.json empty after a power cut")
+def _(bench: Bench) -> None:
+    assert bench.train().status == 0
+    bench.last.with_name("previous.ckpt").replace(bench.last)
+    config = (bench.folder / "run" / "config.yaml").read_bytes()
+    for name in ("config.yaml", "environment.json"):
+        (bench.folder / "run" / name).write_bytes(b"")
+    outcome = bench.train()
+    warnings = [line.partition(": kept")[0] for line in outcome.error.splitlines()]
+    assert warnings == [
+        "warning: run/config.yaml is damaged",
+        "warning: run/environment.json is damaged",
+    ]
+    assert outcome.status == 0 and read_checkpoint(bench.last)["global_step"] == STEPS
+    assert (bench.folder / "run" / "config.yaml").read_bytes() == config
+
+
+@row(43, "statistics of batch norm overflow")
+def _(bench: Bench) -> None:
+    assert bench.train().status == 0
+    bench.last.with_name("previous.ckpt").replace(bench.last)
+
+    def overflow(module: Any, batch: Any) -> Any:
+        next(b for n, b in module.named_buffers() if n.endswith("running_var")).fill_(float("inf"))
+        return original(module, batch)
+
+    original = SimCLR.losses
+    with bench.patch.context() as patch:
+        patch.setattr(SimCLR, "losses", overflow)
+        outcome = bench.train()
+    assert outcome.status == 2 and "running_var of SimCLR is not finite after step 8" in outcome.error
+    bench.goes_on(STEPS // 2)
+
+
+@row(44, "--run_dir is an address")
+def _(bench: Bench) -> None:
+    for name in ("s3://bucket/run", "a::b"):
+        bench.refused(run=name, because=f"--run_dir {name}: expected a folder on this machine")
+
+
 # ---- all of them -------------------------------------------------------------------------------------------
 
 
@@ -823,7 +875,7 @@ def test_fault(
 
 
 def test_no_row_is_left_out() -> None:
-    assert [row.number for row in ROWS] == list(range(1, 41))
+    assert [row.number for row in ROWS] == list(range(1, 45))
 
 
 class Count:
