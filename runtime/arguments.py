@@ -122,6 +122,7 @@ def words_with_full_names(words: list[str]) -> list[str]:
             with suppress(yaml.YAMLError):  # the parser says what is wrong
                 given = read_yaml(value)
                 full = with_current_paths(given)
+                full = full_name(full) if option.startswith("--trainer.") else full
                 value = value if full == given else json.dumps(full)
         elif option.startswith("--trainer."):
             value = full_name(value)

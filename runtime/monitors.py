@@ -23,8 +23,8 @@ HOOKS = {
 def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataModule) -> None:
     """ConfigError for a callback that monitors a metric which the run does not log.
 
-    Callbacks and hooks of a user's own may log anything: where there are some, a name that is not known is
-    let pass, and Lightning finds out when it is read.
+    Callbacks and hooks of a user's own may log anything: where there are some, an unknown name is accepted,
+    and Lightning finds out when it reads the metric.
     """
     asked = {
         callback.monitor: type(callback).__name__
@@ -63,9 +63,8 @@ def _terms(module: SSLModule, data: SSLDataModule) -> list[str]:
 
 def _may_be_logged(monitor: str, callbacks: list[Callback], module: SSLModule) -> bool:
     """Is there code that may log this metric without having said so?"""
-    if any(
-        type(callback).__module__.partition(".")[0] not in (*PACKAGES, "lightning") for callback in callbacks
-    ):
+    packages = {type(callback).__module__.partition(".")[0] for callback in callbacks}
+    if packages - {*PACKAGES, "lightning"}:
         return True
     hooks = HOOKS.get(monitor.partition("/")[0], ())
     own = any(getattr(type(module), hook) is not getattr(SSLModule, hook) for hook in hooks)

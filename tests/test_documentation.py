@@ -29,9 +29,11 @@ import yaml
 
 import sslmodules
 from datamodules import Digits, Fasta, TextFiles, Tones
+from runtime.callback_lists import EVERY_RUN, turned_off
 from runtime.command_line import CheckedCommandLine
 from runtime.help import class_help
 from runtime.messages import ROOT, config_files, help_text, methods
+from train import main as train_main
 
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "cluster/README.md")
 DOCUMENTS = [
@@ -321,6 +323,40 @@ def test_train_commands_parse(document: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     for command in commands(document):
         check_command(command, SHOWN)
+
+
+PAGE = ROOT / "docs" / "loggers_and_callbacks.md"
+#: Packages that are not installed here, and one that the reader would write.
+ABSENT = ("WandbLogger", "MLFlowLogger", "mine.")
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands(PAGE) if not any(name in c for name in ABSENT)] + ["the file"]
+)
+def test_the_page_on_loggers_and_callbacks_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command for one step of training, and the file that the page shows."""
+    if command == "the file":
+        [text] = [code for info, code in code_blocks(PAGE) if info == "yaml"]
+        (tmp_path / "callbacks.yaml").write_text(text, encoding="utf-8")
+        command = f"--config configs/digits/simclr.yaml --config {tmp_path / 'callbacks.yaml'}"
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
+    quick += ["--trainer.enable_progress_bar=false", "--evaluate=false", f"--run_dir={tmp_path / 'run'}"]
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    monkeypatch.chdir(ROOT)
+    assert train_main([*shlex.split(command), *quick]) == 0
+    made = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    probed = "every_n_validations=2" not in command  # its first probe would come in a second epoch
+    assert "last.ckpt" in made and ("best.ckpt" in made) == probed
+    assert any(re.fullmatch(r"0-0\.\d{3}\.ckpt", name) for name in made) == ("callbacks.yaml" in command)
+
+
+def test_the_page_names_every_callback_that_can_be_turned_off() -> None:
+    table = re.findall(
+        r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8").partition("## Loggers")[0], re.MULTILINE
+    )
+    assert set(table) == turned_off(",".join(table)) and len(table) == 5 + len(EVERY_RUN)
 
 
 @pytest.mark.parametrize("config", config_files(), ids=name_of)
