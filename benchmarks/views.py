@@ -33,8 +33,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamodules.transforms.base import apply_views
-from datamodules.transforms.views import Normalize, TwoViews, View
+from datamodules.images.folder import ImageFolder
+from datamodules.transforms.views import TwoViews, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -58,17 +58,13 @@ def make_images(size: int) -> Tensor:
 
 
 def ours(images: Tensor, size: int, device: torch.device) -> Callable[[], list[Tensor]]:
-    """This project: the batch as uint8, through the same chunks as in training."""
+    """This project: what happens to a batch of uint8 in training, the clean input included."""
     view = View(size, **JITTER, jitter_p=0.8, grayscale_p=0.2, blur_p=0.5, blur_kernel=blur_kernel(size))
-    transform = TwoViews(view, view)
-    normalize = Normalize(MEAN, STD).to(device)
+    data = ImageFolder("unused", image_size=size, mean=MEAN, std=STD, views=TwoViews(view, view))
     generator = torch.Generator(device).manual_seed(0)
     images = images.to(device)
 
-    def run() -> list[Tensor]:
-        return [normalize(v) for v in apply_views(transform, images.float().div_(255), generator)["views"]]
-
-    return run
+    return lambda: data.transform({"input": images}, generator)["views"]
 
 
 def lightly(images: Tensor, size: int, device: torch.device) -> Callable[[], list[Tensor]]:

@@ -100,7 +100,7 @@ def current_path(name: str) -> str | None:
         name: a public name, or a dotted path of this or an earlier version of the project.
     """
     package, short = name.partition(".")[0], name.rsplit(".", 1)[-1]
-    if "." in name and package not in (*PACKAGES, "experiment"):  # runtime in versions before 0.2
+    if "." in name and package not in (*PACKAGES, "experiment"):  # what runtime was called
         return None
     short = RENAMED.get(short, short)
     found = None if short.startswith("_") else classes().get(short)

@@ -17,8 +17,6 @@ from datamodules.errors import ConfigError
 from runtime.discovery import ROOT, below, classes
 from runtime.strict_yaml import read_yaml, reason
 
-UserError = ConfigError
-
 DEFAULTS = ROOT / "configs" / "default.yaml"
 
 USAGE = "python train.py --config FILE [--config FILE2] [--run_dir DIR] [--model.X v] [--data.X v]"

@@ -443,3 +443,10 @@ def test_no_method_page_denies_that_batch_norm_is_synchronized() -> None:
     assert not [
         page.name for page in pages if "--trainer.sync_batchnorm true" in page.read_text(encoding="utf-8")
     ]
+
+
+def test_one_version() -> None:
+    """The package and the file to cite."""
+    package = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert package is not None and package[1] == cited

@@ -254,11 +254,6 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(images >= _per_sample(threshold), 1 - images, images)
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images - mean) / std with mean and std of shape (C,), in one pass over images (B, C, H, W)."""
-    return torch.addcmul((-mean / std)[:, None, None], images, (1 / std)[:, None, None])
-
-
 def _per_sample(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)."""
     return values[:, None, None, None]

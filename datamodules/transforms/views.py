@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
+from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from datamodules.transforms.base import BatchTransform, _between
 from datamodules.transforms.functional import (
@@ -34,7 +34,6 @@ from datamodules.transforms.functional import (
     crop_resize,
     gaussian_blur,
     horizontal_flip,
-    normalize,
     rotate,
     solarize,
 )
@@ -367,29 +366,3 @@ class MultiCrop(Views):
     def __init__(self, global_view1: View, global_view2: View, local_view: View, num_local: int) -> None:
         check_at_least(0, num_local=num_local)
         super().__init__(global_view1, global_view2, *[local_view] * num_local)
-
-
-class Normalize(nn.Module):
-    """Standardize images (B, C, H, W) by mean and standard deviation of each channel.
-
-    Args:
-        mean: C values, in the units of the images.
-        std: C values > 0.
-
-    Raises:
-        ValueError: different lengths, or a std that is not positive.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        check(len(mean) == len(std), "std", f"one value for each of {len(mean)} of mean", std)
-        check_positive(std=std)
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> standardized (B, C, H, W)."""
-        return normalize(images, self.mean, self.std)

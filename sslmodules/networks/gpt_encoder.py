@@ -64,6 +64,9 @@ class GPTEncoder(CausalEncoder):
     divided by sqrt(2 depth), biases 0. As in nanoGPT the position embeddings have 0.02, too (GPT-2's code has
     0.01) and GELU is exact.
 
+    Not ``transformers``' ``GPT2Model``: pixels need it as well, without an optional package, and that one has
+    no ``bias: false``. ``to_transformers`` gives it with the same weights and outputs (tested).
+
     Args:
         vocab_size: number V of tokens.
         block_size: longest context.

@@ -27,7 +27,7 @@ from datamodules.transforms.functional import (
 )
 from datamodules.transforms.masks import MAEViews
 from datamodules.transforms.recipes import BYOLViews, DINOViews, MoCoViews, SimCLRViews, SwAVViews
-from datamodules.transforms.views import NEUTRAL, MultiCrop, Normalize, TwoViews, View, Views
+from datamodules.transforms.views import NEUTRAL, MultiCrop, TwoViews, View, Views
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
@@ -615,17 +615,3 @@ def test_two_views_keep_their_order() -> None:
     first, second = apply_views(transform, images, make_generator())["views"]
     assert torch.equal(first, images)
     assert torch.equal(second, images.flip(3))
-
-
-# -------------------- standardization
-
-
-def test_normalize_equals_torchvision() -> None:
-    images, mean, std = photos(5, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    assert_close(Normalize(mean, std)(images), tv.normalize(images, list(mean), list(std)), atol=2e-6)
-
-
-@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2, 0.2)), ((0.5,), (0.0,)), ((0.5,), (-1.0,))])
-def test_normalize_refuses_bad_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"std.*got"):
-        Normalize(mean, std)
