@@ -6,6 +6,7 @@ import os
 import shlex
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -57,15 +58,11 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     trainer.callbacks.append(KeepConfig(cli.plain_config))  # type: ignore[attr-defined]
     held.enter_context(folder.in_use())
     resume = folder.inspect(cli.plain_config, cli.method_name)
+    epochs, steps = (0, 0) if resume is None else folder.progress()
     if resume is not None:
-        epochs, steps = folder.progress()
-        stopped = folder.stopped()
-        complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
-        if (complete or stopped) and (is_complete(folder.results) or not cli.config.evaluate):
-            why = f", stopped early ({stopped})" if stopped else ""
-            say(f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}")
+        if finished := _finished(cli, epochs, steps):
+            say(finished)
             return 0
-    if resume is not None:
         folder.check_weights(module)
     data.prepare_data()
     if alone:
@@ -84,7 +81,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         folder.forget()
     for logger in trainer.loggers:
         if isinstance(logger, (TensorBoardLogger, CSVLogger)):  # also of a run killed before it saved
-            logger.resume_at(0 if resume is None else steps)
+            logger.resume_at(steps)
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
     if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
         receiver.raises = LISTENED
@@ -106,12 +103,27 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     failed = False
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         failed = evaluate_run(cli)
-    where = shlex.quote(str(folder.path))
-    say(f"run folder:   {where}")
-    if any(folder.path.rglob("events.out.tfevents.*")):
-        say(f"TensorBoard:  tensorboard --logdir {where}")
-    say(f"evaluate:     python eval.py {where}")
+    say(_where_things_are(folder.path))
     return 1 if failed else 0
+
+
+def _finished(cli: SSLCommandLine, epochs: int, steps: int) -> str | None:
+    """One line if the run was trained, and evaluated if that is asked for; else None."""
+    trainer, folder = cli.trainer, cli.run_folder
+    stopped = folder.stopped()
+    complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
+    if not (complete or stopped) or (cli.config.evaluate and not is_complete(folder.results)):
+        return None
+    why = f", stopped early ({stopped})" if stopped else ""
+    return f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}"
+
+
+def _where_things_are(folder: Path) -> str:
+    where = shlex.quote(str(folder))
+    lines = [f"run folder:   {where}"]
+    if any(folder.rglob("events.out.tfevents.*")):
+        lines.append(f"TensorBoard:  tensorboard --logdir {where}")
+    return "\n".join([*lines, f"evaluate:     python eval.py {where}"])
 
 
 def evaluate_run(cli: SSLCommandLine) -> bool:
