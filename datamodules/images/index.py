@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import io
 import json
 import os
 import re
 import tarfile
-import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +25,7 @@ import numpy as np
 
 from datamodules.errors import DataFileError, MissingDataError, readable
 from datamodules.images.decode import image_endings
+from datamodules.images.remote import changed, fetch, is_url
 from datamodules.listing import is_hidden
 from runtime.files import whole_file, write_text
 
@@ -40,8 +37,6 @@ MAX_LABEL = 2**20
 """Bytes of the largest .cls or .json that is read."""
 MAX_GAP = 2**18
 """Bytes between two wanted samples up to which they are read at once with what lies between them."""
-TRIES, FIRST_PAUSE = 4, 0.5
-"""Attempts of an HTTP request, and seconds before the second one; the pause doubles each time."""
 FORMAT = 1
 
 RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc", "<u4")])
@@ -203,10 +198,6 @@ def write_index(index: ShardIndex, folder: Path) -> None:
 # ---- reading it --------------------------------------------------------------------------------------------
 
 
-def is_url(root: str) -> bool:
-    return root.startswith(("http://", "https://"))
-
-
 def load_index(root: str, timeout: float) -> ShardIndex:
     """The index of a folder or of the folder at a URL; a local one that lacks it is indexed, and the index
     kept there.
@@ -290,69 +281,10 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
                 f"python -m datamodules.images.pack --index {folder}"
             ) from None
         if now != size:
-            raise DataFileError(_changed(str(folder / name), size, now, str(folder)))
-
-
-def _changed(shard: str, size: int, now: int, folder: str) -> str:
-    what = "is truncated" if now < size else "has changed"
-    return (
-        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is "
-        "there with "
-        f"python -m datamodules.images.pack --index {folder}"
-    )
+            raise DataFileError(changed(str(folder / name), size, now, str(folder)))
 
 
 # ---- bytes from a place ------------------------------------------------------------------------------------
-
-
-def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
-    """A file by HTTP, or its bytes from ``span[0]`` up to but without ``span[1]``.
-
-    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried
-    again.
-
-    Raises:
-        MissingDataError: the server says that there is no such file.
-        DataFileError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
-            missing or has not ``total`` bytes.
-    """
-    request = urllib.request.Request(
-        url, headers={} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
-    )
-    for attempt in range(1, TRIES + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                if span is None:
-                    return answer.read()
-                if answer.status != 206:
-                    raise DataFileError(
-                        f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)"
-                    )
-                now = answer.headers.get("Content-Range", "").rpartition("/")[2]
-                if total is not None and now.isdigit() and int(now) != total:
-                    raise DataFileError(_changed(url, total, int(now), "DIR"))
-                content = answer.read(span[1] - span[0] + 1)
-                if len(content) == span[1] - span[0]:
-                    return content
-                failure = f"{len(content)} of {span[1] - span[0]} bytes came"
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 410):
-                kind = MissingDataError if span is None else DataFileError
-                raise kind(f"{url} is missing (HTTP status {error.code})") from None
-            if error.code == 416:
-                raise DataFileError(
-                    f"shard {url} is truncated: it has no bytes {span}. Copy it there again"
-                ) from None
-            failure = f"HTTP status {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
-                raise DataFileError(f"{url} cannot be read: {failure}") from None
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, DataFileError):
-                raise
-            failure = str(getattr(error, "reason", None) or error) or type(error).__name__
-        if attempt < TRIES:
-            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
-    raise DataFileError(f"{url} cannot be read after {TRIES} attempts: {failure} (timeout {timeout:g} s)")
 
 
 def read_file(path: str, span: tuple[int, int]) -> bytes:

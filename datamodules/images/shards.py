@@ -19,8 +19,9 @@ from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images import index as tar_index
 from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
-from datamodules.images.index import ShardIndex, fetch, is_url, load_index, merged, read_file
+from datamodules.images.index import ShardIndex, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
+from datamodules.images.remote import fetch, is_url
 from datamodules.splits import Samples, Split, splits_in
 
 CONNECTIONS = 8
@@ -134,9 +135,9 @@ class Shards(ImageFolder):
     ``test``, and ``val`` is a fixed stratified hold-out.
 
     Args:
-        root: folder of the shards or its URL (http, https), where ``shards.json`` and ``shards.npy`` must
-            lie; a local folder without them is indexed at first use. A last part with ``{000..146}``, ``*``
-            or ``.tar`` takes these shards only.
+        root: folder of the shards or its URL (http, https, s3, gs), where ``shards.json`` and ``shards.npy``
+            must lie; a local folder without them is indexed at first use. A last part with ``{000..146}``,
+            ``*`` or ``.tar`` takes these shards only.
         block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more
             makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
         timeout: of an HTTP request, seconds; a failed request is tried four times.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import index as tar_index
+from datamodules.images import remote
 from datamodules.images.pack import make_shards
 
 CLASSES = ("apple", "pear", "plum")
@@ -90,7 +90,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(tar_index, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.folder, server.faults, server.asked, server.release = folder, [], [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"

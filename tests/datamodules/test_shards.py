@@ -9,17 +9,21 @@ import itertools
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader
 
 from datamodules.base import keep_batch
-from datamodules.errors import DataFileError, ImageFileError, MissingDataError
+from datamodules.errors import ConfigError, DataFileError, ImageFileError, MissingDataError
 from datamodules.images import index as tar_index
+from datamodules.images import remote
 from datamodules.images.folder import ImageFolder
 from datamodules.images.index import MAX_GAP, index_folder, merged, write_index
 from datamodules.images.pack import make_shards
@@ -287,6 +291,76 @@ def test_url_without_shards_index_or_server(server: Any, folder: Path):
         shards(server.url).dataset("train")
     with pytest.raises(DataFileError, match=r"after 4 attempts: .*refused"):
         shards("http://127.0.0.1:9").dataset("train")
+
+
+class FakeStore(MemoryFileSystem):
+    """A cloud in memory."""
+
+    protocol = "s3"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("s3://").strip("/")
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[FakeStore]:
+    fsspec.register_implementation("s3", FakeStore, clobber=True)
+    store = FakeStore()
+    store.store.clear()
+    for path in folder.iterdir():
+        store.pipe_file(f"s3://bucket/made/{path.name}", path.read_bytes())
+    yield store
+    fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cloud_gives_the_same_samples(made: Path, store: FakeStore, workers: int):
+    local, cloud = shards(made, num_workers=workers), shards("s3://bucket/made/", num_workers=workers)
+    for split in ("train", "val", "test"):
+        one, two = (list(data.eval_dataloader(data.dataset(split))) for data in (local, cloud))
+        assert [as_set(batch) for batch in one] == [as_set(batch) for batch in two]
+    assert cloud.block == 16
+
+
+def test_what_goes_wrong_in_a_cloud(store: FakeStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    dataset, read, calls = shards("s3://bucket/made").dataset("train"), FakeStore.cat_file, []
+
+    def passing(self: Any, *args: Any, **kwargs: Any) -> bytes:
+        calls.append(1)
+        if len(calls) == 1:
+            raise TimeoutError("slow down")
+        return read(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeStore, "cat_file", passing)
+        assert len(dataset.__getitems__([0])["input"]) == 1 and len(calls) == 2
+        patch.setattr(FakeStore, "cat_file", lambda *args, **kwargs: calls.extend([1]) or 1 / 0)
+        expected = r"train-\d+\.tar cannot be read after 4 attempts: ZeroDivisionError: division by zero"
+        with pytest.raises(DataFileError, match=expected):
+            dataset.__getitems__([0])
+    for name in [path for path in store.store if path.endswith(".tar")]:
+        del store.store[name]
+    with pytest.raises(DataFileError, match=r"s3://bucket/made/train-\d+\.tar is missing$"):
+        dataset.__getitems__([0])
+    with pytest.raises(
+        MissingDataError, match=r"shards.json is missing\. Shards are read by URL .*--index"
+    ):
+        shards("s3://bucket/empty").dataset("train")
+
+
+def test_a_cloud_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    def missing(url: str) -> None:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ConfigError) as caught:
+        shards("gs://bucket/made").dataset("train")
+    told = "gs://bucket/made/shards.json needs another package: Please install gcsfs to access Google Storage"
+    assert str(caught.value) == told
 
 
 # ---- what is wrong on the disk -----------------------------------------------------------------------------

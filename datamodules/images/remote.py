@@ -1,0 +1,119 @@
+"""Bytes of files by URL: by HTTP, and through ``fsspec`` from the stores of clouds (``s3://``, ``gs://``).
+
+HTTP is not left to fsspec: where a server knows no ranges, that fetches the whole shard for every sample
+without a word, and it does not tell the file's size, by which a shard that has changed is noticed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+
+from datamodules.errors import ConfigError, DataFileError, MissingDataError
+
+TRIES, FIRST_PAUSE = 4, 0.5
+"""Attempts of a request, and seconds before the second one; the pause doubles each time."""
+
+WEB, CLOUD = ("http://", "https://"), ("s3://", "gs://")
+
+
+class _Passing(Exception):
+    """A request that failed and may succeed when it is repeated."""
+
+
+def is_url(root: str) -> bool:
+    return root.startswith((*WEB, *CLOUD))
+
+
+def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
+    """A file, or its bytes from ``span[0]`` up to but without ``span[1]``.
+
+    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried
+    again.
+
+    Args:
+        url: one for which ``is_url`` is true.
+        timeout: of an HTTP request, seconds; clouds have their own.
+        span: bytes that are wanted.
+        total: the file's size, if known.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DataFileError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
+            missing or has not ``total`` bytes.
+        ConfigError: a package for this kind of URL is not installed.
+    """
+    for attempt in range(1, TRIES + 1):
+        try:
+            cloud = url.startswith(CLOUD)
+            content = _from_cloud(url, span) if cloud else _by_http(url, timeout, span, total)
+            if span is None or len(content) == span[1] - span[0]:
+                return content
+            failure = f"{len(content)} of {span[1] - span[0]} bytes came"
+        except _Passing as error:
+            failure = str(error)
+        if attempt < TRIES:
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+    raise DataFileError(f"{url} cannot be read after {TRIES} attempts: {failure} (timeout {timeout:g} s)")
+
+
+def _by_http(url: str, timeout: float, span: tuple[int, int] | None, total: int | None) -> bytes:
+    headers = {} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            if span is None:
+                return answer.read()
+            if answer.status != 206:
+                raise DataFileError(
+                    f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)"
+                )
+            now = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if total is not None and now.isdigit() and int(now) != total:
+                raise DataFileError(changed(url, total, int(now), "DIR"))
+            return answer.read(span[1] - span[0] + 1)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            kind = MissingDataError if span is None else DataFileError
+            raise kind(f"{url} is missing (HTTP status {error.code})") from None
+        if error.code == 416:
+            raise DataFileError(
+                f"shard {url} is truncated: it has no bytes {span}. Copy it there again"
+            ) from None
+        failure = f"HTTP status {error.code} {error.reason}"
+        if error.code < 500 and error.code not in (408, 429):
+            raise DataFileError(f"{url} cannot be read: {failure}") from None
+        raise _Passing(failure) from None
+    except DataFileError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise _Passing(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
+
+
+def _from_cloud(url: str, span: tuple[int, int] | None) -> bytes:
+    import fsspec
+
+    try:
+        store, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(f"{url} needs another package: {error}") from None
+    try:
+        return store.cat_file(path, *(span or (None, None)))
+    except FileNotFoundError:
+        kind = MissingDataError if span is None else DataFileError
+        raise kind(f"{url} is missing") from None
+    except PermissionError as error:
+        raise DataFileError(f"{url} cannot be read: {error}") from None
+    except Exception as error:  # each store has classes of its own
+        raise _Passing(f"{type(error).__name__}: {error}") from None
+
+
+def changed(shard: str, size: int, now: int, folder: str) -> str:
+    """The line for a shard of ``now`` bytes that had ``size`` when it was indexed."""
+    what = "is truncated" if now < size else "has changed"
+    return (
+        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is "
+        f"there with python -m datamodules.images.pack --index {folder}"
+    )
