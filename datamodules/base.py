@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError, DataFileError
 from datamodules.listing import difference
-from datamodules.remarks import rare_classes
 from datamodules.samplers import EpochSampler, ShardSampler, interleaved, labels_of
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
@@ -198,6 +197,12 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         """
         return {"raw_input": raw_input}
 
+    def input_format(self) -> dict[str, Any]:
+        """What decides how a sample looks to a network, by the option that sets it: when a trained network is
+        evaluated on other data of the same kind, that data is given these values.
+        """
+        return {}
+
     def fingerprint(self) -> dict[str, Any] | None:
         """What tells whether the files are those that a run began with, cheap and without reading contents:
         ``count`` and ``digest``. None where nothing can be added to them.
@@ -206,8 +211,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     def remarks(self) -> list[str]:
         """Lines to be said before training about what is odd with the data."""
-        line = "" if self.synthetic else rare_classes(self.class_counts())
-        return [f"{self.hparams.get('root') or type(self).__name__}: {line}"] if line else []
+        return []
 
     def class_counts(self, split: Split = "bank") -> dict[str, int]:
         """Samples of each class in ``split``; empty without labels."""

@@ -15,8 +15,6 @@ MOST_FILES = 50_000
 """Copies are looked for among at most so many files: the size of each has to be asked for."""
 MOST_BYTES = 2**30
 """At most so much is read to compare files of one size."""
-FEW = 5
-"""The most samples of each class that a few-shot probe learns from."""
 HEAD = 4096
 """Bytes that are compared first."""
 
@@ -37,19 +35,6 @@ def split_remarks(
     if are_files:
         lines.append(copies({s: list(map(os.fsdecode, paths)) for s, (paths, _) in chosen.items()}))
     return [f"{printable(root)}: {line}" for line in lines if line]
-
-
-def rare_classes(counts: Mapping[str, int]) -> str:
-    """One line on classes with fewer than ``FEW`` labeled training samples, "" if there are none.
-
-    Args:
-        counts: labeled training samples of each class.
-    """
-    rare = [f"{name}: {count}" for name, count in counts.items() if count < FEW]
-    if not rare:
-        return ""
-    told = f"{len(rare)} of {len(counts)} classes have fewer than {FEW} labeled training samples"
-    return f"{told} ({printable(rare)}): no few-shot accuracy with {FEW} of each"
 
 
 def missing_classes(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:

@@ -160,7 +160,8 @@ def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
         DataFileError: no class is named, or one that is not a method of this project; a network is not
             recorded.
     """
-    options = {k: v for k, v in hyper_parameters.items() if not k.startswith("_") and k not in given}
+    recorded = {k: v for k, v in hyper_parameters.items() if not k.startswith("_") and k not in given}
+    options = _without_downloads(recorded)
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = find_class(class_path)
     if cls is None and is_trusted(class_path):  # of a package that the user trusts
@@ -194,6 +195,16 @@ def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
     if not has_optimizer:
         module.optimizer = _unknown_optimizer
     return module
+
+
+def _without_downloads(options: Any) -> Any:
+    """Networks that began from published weights begin from random ones: those of the checkpoint follow, and
+    a baseline of random weights must not hold others.
+    """
+    if isinstance(options, dict):
+        is_off = {key: key == "pretrained" and value is True for key, value in options.items()}
+        return {k: False if is_off[k] else _without_downloads(v) for k, v in options.items()}
+    return options
 
 
 def _unknown_optimizer(parameters: Any) -> Any:

@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import torch
 
 from datamodules.errors import ConfigError
-from evaluation.commands.base import Command, TrainedRun
+from evaluation.commands.base import Command, TrainedRun, say
 from runtime.arguments import trusted_packages
 from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
 from runtime.eval_help import commands, usages
 from runtime.fit import check_samples
 from runtime.quiet import silence_framework
-from runtime.rebuild import build_data, checkpoint_of
+from runtime.rebuild import build_data, checkpoint_of, notes
 
 
 def run(name: str, argv: list[str]) -> int:
@@ -25,10 +25,12 @@ def run(name: str, argv: list[str]) -> int:
     silence_framework()
     if given.trust_config_classes:
         trusted_packages(["--trust_config_classes", given.trust_config_classes])
-    opened = _open(given, overrides)
+    opened, stored = _open(given, overrides)
     if command.reads_data:
         opened.data.prepare_data()
         check_samples(opened.module, opened.data)
+        for line in notes(stored, opened.data):
+            say(line)
     return command.run(opened, given)
 
 
@@ -77,15 +79,17 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     return own, rest
 
 
-def _open(given: argparse.Namespace, overrides: list[str]) -> TrainedRun:
+def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str, Any]]:
+    """The run, and the options of its data as the checkpoint has them."""
     checkpoint, folder = checkpoint_of(given.run)
     device = _device(given.device)
     content = read_checkpoint(checkpoint)
-    data = build_data(dict(content.get("datamodule_hyper_parameters", {})), overrides)
+    stored = dict(content.get("datamodule_hyper_parameters", {}))
+    data = build_data(stored, overrides)
     suffix = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
     if overrides:
         suffix += f"-{type(data).__name__.lower()}"
-    return TrainedRun(
+    opened = TrainedRun(
         module=load_module(checkpoint).to(device),
         data=data,
         random_init=partial(initial_module, content),
@@ -95,6 +99,7 @@ def _open(given: argparse.Namespace, overrides: list[str]) -> TrainedRun:
         seed=content.get("seed", 0),
         device=device,
     )
+    return opened, stored
 
 
 def _device(name: str) -> torch.device:

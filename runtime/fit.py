@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from runtime.optional import check_optional
 from sslmodules import SSLModule
 from sslmodules.networks.encoder import Encoder
 from sslmodules.networks.timm_encoder import patch_layer
+
+TRAINED = "the network is trained, so give data that fits it"
 
 
 @torch.no_grad()
@@ -38,12 +40,15 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
 
 @torch.no_grad()
 def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = None) -> None:
-    """Does the encoder take samples ``x`` (B, ...) of the data? Two test samples if none are given.
+    """Does the encoder take samples ``x`` (B, ...) of the data?
+
+    Args:
+        x: None = two test samples, for a network that is trained: only the data can still be changed.
 
     Raises:
         ConfigError, Exception: as ``check_fit``.
     """
-    name = type(data).__name__
+    name, is_trained = type(data).__name__, x is None
     if x is None:
         dataset = data.dataset("test")
         indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
@@ -51,11 +56,9 @@ def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = Non
         x = data.transform({"input": raw}, None)["input"]
     given, needed = module.encoder.vocab_size, data.vocab_size
     if given is not None and needed is not None and given < needed:
-        raise ConfigError(
-            f"the encoder knows {given} tokens and {name} has {needed}: give "
-            f"--model.encoder.vocab_size {needed}"
-        )
-    h = _embedded(module, x, name)
+        remedy = TRAINED if is_trained else f"give --model.encoder.vocab_size {needed}"
+        raise ConfigError(f"the encoder knows {given} tokens and {name} has {needed}: {remedy}")
+    h = _embedded(module, x, name, is_trained)
     width = module.encoder.num_features
     if h.flatten(1).shape != (len(x), width):
         raise ConfigError(
@@ -64,7 +67,7 @@ def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = Non
         )
 
 
-def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
+def _embedded(module: SSLModule, x: Tensor, name: str, is_trained: bool) -> Tensor:
     """``module.embed(x)`` in eval mode. An exception is the encoder's misfit only if the encoder was called
     with samples as they are and declares another size; otherwise it is an error in the code.
     """
@@ -80,15 +83,15 @@ def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
     except (ConfigError, DataFileError):
         raise
     except Exception as error:
-        reason = misfit(encoder, x) if shapes and shapes[-1] == x.shape else None
-        if reason:
+        found = misfit(encoder, x) if shapes and shapes[-1] == x.shape else None
+        if found:
             raise ConfigError(
                 f"{type(encoder).__name__} does not take samples of {name} of shape {tuple(x.shape[1:])}: "
-                f"{reason}"
+                f"{found.declared}; {TRAINED if is_trained else found.remedy}"
             ) from error
         print(
             f"note: {type(module).__name__}.embed failed for {len(x)} samples of {name} of shape "
-            f"{tuple(x.shape[1:])}, before training",
+            f"{tuple(x.shape[1:])}, before {'evaluation' if is_trained else 'training'}",
             file=sys.stderr,
         )
         raise
@@ -97,19 +100,25 @@ def _embedded(module: SSLModule, x: Tensor, name: str) -> Tensor:
         module.train(was_training)
 
 
-def misfit(encoder: Encoder, x: Tensor) -> str | None:
-    """What to do about a size that ``encoder`` declares and ``x`` (B, ...) does not have; None if all fit."""
+class Misfit(NamedTuple):
+    """What an encoder declares that samples do not have, and the option to give before training."""
+
+    declared: str
+    remedy: str
+
+
+def misfit(encoder: Encoder, x: Tensor) -> Misfit | None:
+    """The size that ``encoder`` declares and ``x`` (B, ...) does not have; None if all fit."""
     channels, features = encoder.in_channels, encoder.in_features
     if channels is not None and x.ndim < 3:
-        return "they have no channels; choose an encoder for tokens, such as BertEncoder or GPTEncoder"
+        remedy = "choose an encoder for tokens, such as BertEncoder or GPTEncoder"
+        return Misfit("they have no channels", remedy)
     if channels is not None and x.shape[1] != channels:
-        return f"its in_channels is {channels}; give --model.encoder.in_channels {x.shape[1]}"
+        return Misfit(f"its in_channels is {channels}", f"give --model.encoder.in_channels {x.shape[1]}")
     if features is not None and x[0].numel() != features:
-        return f"its in_features is {features}; give --model.encoder.in_features {x[0].numel()}"
+        return Misfit(f"its in_features is {features}", f"give --model.encoder.in_features {x[0].numel()}")
     patches = patch_layer(encoder)
     if patches is not None and patches.strict_img_size and tuple(x.shape[2:]) != patches.img_size:
-        return (
-            f"it takes {patches.img_size} only; give --model.encoder.image_size {x.shape[2]}, or any_size "
-            "true"
-        )
+        remedy = f"give --model.encoder.image_size {x.shape[2]}, or any_size true"
+        return Misfit(f"it takes {patches.img_size} only", remedy)
     return None

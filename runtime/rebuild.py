@@ -9,7 +9,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from datamodules.base import SSLDataModule
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, ImageFileError
+from datamodules.images.decode import image_size
+from datamodules.images.folder import ImageFolder
 from runtime.arguments import import_named
 from runtime.command_line import explain
 from runtime.construction import gaps
@@ -40,9 +42,20 @@ def checkpoint_of(run: str) -> tuple[Path, Path]:
 def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     """The run's DataModule, or another one, from the checkpoint's options and the command line.
 
+    Samples look to the network as in the run: another data set takes the options that both have, and the
+    run's ``input_format``, unless the command line says otherwise. ``synthetic`` is not taken over: it has to
+    be given again.
+
+    Args:
+        stored: the options of the run's data, with ``_class_path``.
+        overrides: options of the command line that begin with ``--data``.
+
     Raises:
         ConfigError: there is no such data set, or it does not take these options.
     """
+    unknown = {place.partition(".")[0] for place, _ in gaps(stored)}  # such as views of a user's
+    left_out = {"_class_path", "synthetic"} | unknown
+    options = {name: value for name, value in stored.items() if name not in left_out}
     where, name, words = "the checkpoint", stored.get("_class_path"), []
     for option, value in pairs(overrides):
         if option == "--data":
@@ -52,8 +65,56 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     if name is None:
         raise ConfigError("the checkpoint names no data set: give --data NAME")
     cls = resolve(name, SSLDataModule, where)
-    unknown = {place.partition(".")[0] for place, _ in gaps(stored)}  # such as views of a user's
-    shared = {k: v for k, v in stored.items() if k in options_of(cls) and k not in unknown}
+    of_run = (
+        resolve(stored["_class_path"], SSLDataModule, "the checkpoint") if "_class_path" in stored else cls
+    )
+    if cls is of_run:
+        return _build(cls, options, words, where)
+    format_of_run = _build(of_run, options, [], "the checkpoint").input_format()
+    channels = getattr(cls, "image_shape", (None,))[0]  # of data sets whose images have one shape
+    if channels is not None and channels != format_of_run.get("channels"):
+        return _build(cls, options, words, where)  # the run's statistics do not fit; nor does the network
+    return _build(cls, options | format_of_run, words, where)
+
+
+def notes(stored: dict[str, Any], data: SSLDataModule) -> list[str]:
+    """Lines on what the network gets to see in ``data`` otherwise than in the run.
+
+    Args:
+        stored: the options of the run's data, with ``_class_path``.
+        data: what is evaluated; its files are there.
+    """
+    lines, name, now = [], type(data).__name__, data.input_format()
+    if stored.get("synthetic") and not data.synthetic:
+        lines.append(f"the run saw synthetic samples, now real ones of {name} (else --data.synthetic true)")
+    if "_class_path" in stored:
+        then = build_data(stored, []).input_format()
+        others = [key for key in then if now.get(key, then[key]) != then[key]]
+        lines += [f"{key} of {name} is {now[key]}, in the run {then[key]}" for key in others]
+    if isinstance(data, ImageFolder) and data.root != stored.get("root") and not data.synthetic:
+        lines += _resized(data)
+    return [f"note: {line}" for line in lines]
+
+
+def _resized(data: ImageFolder) -> list[str]:
+    """A line if images are of another size than the network takes, told of the first one."""
+    if not data.samples_are_files:
+        return []
+    side, first = data.image_shape[2], data.files("test")[0]
+    try:
+        width, height = image_size(first)
+    except ImageFileError:  # it is named, or passed over, where it is read
+        return []
+    if (width, height) == (side, side):
+        return []
+    return [
+        f"{first} is {width}x{height}; images are cut and resized to {side}x{side}, as the network takes them"
+    ]
+
+
+def _build(cls: type, options: dict[str, Any], words: list[str], where: str) -> SSLDataModule:
+    """A data set from those of the options that it has, and from words of the command line."""
+    shared = {name: value for name, value in options.items() if name in options_of(cls)}
     spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": with_current_paths(shared)}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SSLDataModule, "data")

@@ -182,10 +182,10 @@ def test_the_traceback_can_be_asked_for(workers: str, monkeypatch: Patch, capsys
 
 def test_evaluation_follows_the_same_rule(monkeypatch: Patch, capsys: Capture) -> None:
     expected = "nowhere does not exist: expected a run folder or a checkpoint (RUN/checkpoints/last.ckpt)"
-    assert evaluation_script.main(["nowhere"]) == 2
+    assert evaluation_script.main(["probe", "nowhere"]) == 2
     assert error_of(capsys) == [f"error: {expected}"]
     monkeypatch.setenv("SSL_TRACEBACK", "1")
-    assert evaluation_script.main(["nowhere"]) == 2
+    assert evaluation_script.main(["probe", "nowhere"]) == 2
     assert error_of(capsys) == ["Traceback (most recent call last):", f"error: {expected}"]
     monkeypatch.delenv("SSL_TRACEBACK")
     monkeypatch.setattr("runtime.rebuild.checkpoint_of", lambda *args: raiser(ValueError("a slip"))())

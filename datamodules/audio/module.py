@@ -151,6 +151,10 @@ class AudioDataModule(SSLDataModule, ABC):
 
     # ---- on the device -------------------------------------------------------------------------------------
 
+    def input_format(self) -> dict[str, Any]:
+        names = ("sample_rate", "num_mels", "window_ms", "hop_ms")
+        return {name: getattr(self.scale, name) for name in names} | {"mean": self.mean, "std": self.std}
+
     def log_mel(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """int16 (B, S) to log-mel (B, M, T) and which frames are sound (B, T): those with no padding in their
         hop.

@@ -136,6 +136,11 @@ class ImageDataModule(SSLDataModule, ABC):
 
     # ---- on the device -------------------------------------------------------------------------------------
 
+    def input_format(self) -> dict[str, Any]:
+        channels, height, width = self.image_shape
+        size = {"image_size": height} if height == width else {}
+        return {**size, "channels": channels, "mean": list(self.mean), "std": list(self.std)}
+
     def decode(self, raw: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 in [0, 1], contiguous."""
         return raw.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -346,9 +346,7 @@ def test_what_goes_wrong_in_a_cloud(store: FakeStore, monkeypatch: pytest.Monkey
         del store.store[name]
     with pytest.raises(DataFileError, match=r"s3://bucket/made/train-\d+\.tar is missing$"):
         dataset.__getitems__([0])
-    with pytest.raises(
-        MissingDataError, match=r"shards.json is missing\. Shards are read by URL .*--index"
-    ):
+    with pytest.raises(MissingDataError, match=r"shards.json is missing\. Shards are read by URL .*--index"):
         shards("s3://bucket/empty").dataset("train")
 
 

@@ -48,7 +48,9 @@ def test_export_loads_with_transformers(
     assert "model.safetensors" in capsys.readouterr().out
     checkpoint = run / "checkpoints" / "last.ckpt"
     module = load_module(checkpoint)
-    data = build_data(dict(read_checkpoint(checkpoint)["datamodule_hyper_parameters"]), [])
+    data = build_data(
+        dict(read_checkpoint(checkpoint)["datamodule_hyper_parameters"]), ["--data.synthetic", "true"]
+    )
     model, tokenizer = AutoModel.from_pretrained(target), AutoTokenizer.from_pretrained(target)
     tokens = data.dataset("val").__getitems__(range(4))["input"]  # type: ignore[attr-defined]
     with torch.no_grad():
