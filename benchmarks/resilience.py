@@ -54,8 +54,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from runtime.callbacks import Throughput
 from runtime.checkpoints import read_checkpoint
-from runtime.main import Started
 from runtime.messages import ROOT
 from runtime.stopping import Preemption
 
@@ -129,7 +129,7 @@ class Clocks:
         timed(Trainer, "save_checkpoint", "saves_s")
         timed(Preemption, "on_train_batch_start", "hooks_s")
         timed(Preemption, "on_train_batch_end", "hooks_s")
-        original, last = Started.on_train_batch_end, time.perf_counter()
+        original, last = Throughput.on_train_batch_end, time.perf_counter()
 
         def batch_end(self_: Any, trainer: Trainer, *args: Any) -> None:
             nonlocal last
@@ -142,7 +142,7 @@ class Clocks:
             original(self_, trainer, *args)
             self["step"] = trainer.global_step
 
-        Started.on_train_batch_end = batch_end  # type: ignore[method-assign]
+        Throughput.on_train_batch_end = batch_end  # type: ignore[method-assign]
 
 
 clocks = Clocks()

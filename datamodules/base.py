@@ -1,6 +1,4 @@
-"""What every DataModule shares: the batch, the sampler that resumes, and the hook that makes views on the
-device.
-"""
+"""The base DataModule: batches, resumable sampling, and views computed on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Range checks with one wording: ``temperature must be positive, got -1``. None (not given) always passes."""
+"""Range checks for options, with one wording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files with labels by split, where a folder is a class."""
+"""Labeled files in one folder per class."""
 
 from __future__ import annotations
 

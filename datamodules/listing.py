@@ -1,4 +1,4 @@
-"""Which files below a folder are data, for images, sound, text and FASTA alike.
+"""Lists the data files below a folder, for every modality.
 
 Hidden files and the copies that other programs leave behind are skipped everywhere by one rule. Links are
 followed. What is not data is counted, so that nothing is left out in silence.

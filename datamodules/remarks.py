@@ -1,4 +1,4 @@
-"""What is said about splits before training: classes that are missing in one, files that are in two."""
+"""Remarks on splits before training: missing classes and duplicate files."""
 
 from __future__ import annotations
 

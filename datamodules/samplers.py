@@ -1,4 +1,4 @@
-"""Which samples a rank reads, in which order: resumable inside an epoch, without padding."""
+"""Resumable, unpadded samplers for one or several processes."""
 
 from __future__ import annotations
 

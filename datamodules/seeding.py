@@ -1,4 +1,4 @@
-"""Seeds of every random number of a run, derived from the run's own."""
+"""Derives every random seed of a run from the run's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sample belongs to which split: one rule for images, sound, text and FASTA (docs/data/splits.md).
+"""One rule for splits of images, audio, text and FASTA (docs/data/splits.md).
 
 Splits are told by folders, by list files or by file names; what is not given is held out of the training
 samples. Hold-outs are drawn with a constant seed, never with the run's, so that numbers of different runs are

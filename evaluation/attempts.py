@@ -1,4 +1,4 @@
-"""Parts of an evaluation that run one after the other: one that fails leaves the others alone."""
+"""Runs the parts of an evaluation one by one; a failure does not stop the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation while training: probes, health and pictures, all from what validation computes anyway.
+"""Callbacks that evaluate during training: probes and collapse metrics.
 
 The loaders are ``[val, bank]`` and ``validation_step`` returns ``{"features": (B, D)}``. No callback here
 iterates a loader, touches the method's loss, or calls its ``forward`` with gradients.

@@ -1,4 +1,4 @@
-"""Frozen features of every encoder, one pass over a split."""
+"""Extracts frozen features of every encoder in one pass over a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images, texts and sounds to every logger that takes them.
+"""Sends images, texts and audio to every logger that takes them.
 
 Lightning gives all loggers the scalars; for the rest each has its own methods. A logger gets
 

@@ -1,5 +1,4 @@
-"""Frozen features of a trained encoder beside two baselines: what ``train.py`` prints at the end and
-``eval.py`` writes.
+"""The report: frozen features next to their baselines.
 
 The same clean samples are seen by the pre-trained encoder, by the same network with random weights, and by
 the baselines of the data (the input itself, a bag of words). Everything chosen is chosen on ``val``, a piece

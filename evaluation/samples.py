@@ -1,4 +1,4 @@
-"""Callbacks that show the first samples of each validation: images, continuations, spectrograms."""
+"""Callbacks that show the first validation samples: images, texts, spectrograms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as tables on the terminal."""
+"""Prints the report as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was given on the command line: files, and options that override them."""
+"""The command line as given: files, and options that override them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which callbacks a run has: the project's and what files and the command line add, less what is off."""
+"""Combines the project's callbacks with the user's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a run tells while it trains: progress with the probe's accuracy, where the time goes, and a loss that
-is none.
-"""
+"""Callbacks of every run: progress bar, throughput, finite loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints that are complete or absent, and methods rebuilt from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How objects were built, as plain values: what a checkpoint holds to build them again."""
+"""Records how objects were built, so that a checkpoint can rebuild them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a constructor raised while the parser built the classes of a configuration, in its own words."""
+"""Errors that constructors raise during parsing, in their own words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which classes the project has, under their public names.
+"""Finds the project's classes by their public names.
 
 The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is
 immediate and every package may import this module. A new file in one of the packages is known at once.

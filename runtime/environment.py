@@ -1,4 +1,4 @@
-"""Versions, commit, command line and hardware: what is needed to repeat a number."""
+"""Versions, commit, command line and hardware of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of ``eval.py`` as far as it needs no torch: which command is meant, and the help text."""
+"""The part of the ``eval.py`` command line that needs no torch."""
 
 from __future__ import annotations
 

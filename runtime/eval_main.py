@@ -1,4 +1,4 @@
-"""A command of ``eval.py``: parse, open the run, do it."""
+"""Runs a command of ``eval.py``."""
 
 from __future__ import annotations
 

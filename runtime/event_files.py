@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run: one curve, however often the run was stopped and resumed."""
+"""TensorBoard's event files of a run."""
 
 from __future__ import annotations
 

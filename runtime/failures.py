@@ -1,6 +1,4 @@
-"""How a run ends that cannot go on: one error on the terminal, however many processes it has, and none of
-them left behind.
-"""
+"""Ends a failed run with one error, in all of its processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written beside the target, synced, then renamed.
+"""Writes files that are complete or absent: write beside, sync, rename.
 
 Every file that a later start or another process reads is written here. Any package may import this module.
 """

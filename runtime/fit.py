@@ -1,4 +1,4 @@
-"""Does the method take the data? Tried with two samples before training or evaluation starts."""
+"""Checks with two samples that the method accepts the data."""
 
 from __future__ import annotations
 

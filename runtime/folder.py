@@ -1,4 +1,4 @@
-"""The folder of a run: the one place where everything of it lives, and the rules for using one twice."""
+"""The run folder, and the rules for using one twice."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""``--model.help SimCLR`` and its like: the options of a class, its own first, read from its file without
-importing it.
-"""
+"""``--model.help NAME``: the options of a class, read without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What loggers, callbacks and profilers write stays in the run folder, and replaces nothing there."""
+"""Keeps what loggers, callbacks and profilers write inside the run folder."""
 
 from __future__ import annotations
 

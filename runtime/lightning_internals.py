@@ -1,4 +1,4 @@
-"""Everything that the project does with Lightning's private attributes, each with its reason.
+"""Every use of Lightning's private attributes, each with its reason.
 
 Nothing else touches them (tests/test_lightning_internals.py), so a new version of Lightning can break no
 other file. Of the project it imports only ``runtime.construction``: any package may import it.

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and all its processes after it."""
+"""Lets one run at a time use a folder."""
 
 from __future__ import annotations
 

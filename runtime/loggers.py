@@ -1,6 +1,4 @@
-"""What loggers get besides the scalars of training: hyper-parameters and test results; and the loggers that
-write into the run folder.
-"""
+"""Sends hyper-parameters and test results to the loggers."""
 
 from __future__ import annotations
 

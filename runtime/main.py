@@ -1,4 +1,4 @@
-"""One run: build, resume if the folder holds a checkpoint, train, evaluate, say where things are."""
+"""One run: build, resume, train, evaluate."""
 
 from __future__ import annotations
 

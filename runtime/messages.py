@@ -1,6 +1,4 @@
-"""What there is to run, found by reading files: no import of torch, so that help and simple errors come at
-once.
-"""
+"""Help texts and lists of what can be run, made without importing torch."""
 
 from __future__ import annotations
 

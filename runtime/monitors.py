@@ -1,4 +1,4 @@
-"""Is everything logged that callbacks monitor? Asked before the first step."""
+"""Checks before the first step that monitored metrics are logged."""
 
 from __future__ import annotations
 

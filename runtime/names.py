@@ -1,6 +1,4 @@
-"""Names of classes and options. The parser decides what is right; what is here finds the class that a name
-stands for, and, when the parser has refused something, the sentence that says what was meant.
-"""
+"""Finds classes by name, and explains what the parser refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optional methods: declared on a base class with their signature, offered by what defines them."""
+"""Optional methods: declared on a base class, offered by overriding them."""
 
 from __future__ import annotations
 

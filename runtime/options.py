@@ -1,4 +1,4 @@
-"""The options of a class and what they take, read from its signature."""
+"""Reads the options of a class from its signature."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Silences what the framework says on every run and no user can act on, message by message and at its
-source.
-"""
+"""Silences framework messages that no user can act on."""
 
 from __future__ import annotations
 

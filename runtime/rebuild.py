@@ -1,4 +1,4 @@
-"""From a run folder back to what made it: the checkpoint, and the data set with its options."""
+"""Rebuilds the checkpoint and data set of a run folder."""
 
 from __future__ import annotations
 

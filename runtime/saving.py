@@ -1,4 +1,4 @@
-"""How a run ends and which checkpoints it keeps: the last validation, ``best.ckpt``, ``last.ckpt``."""
+"""The callbacks that save checkpoints."""
 
 from __future__ import annotations
 

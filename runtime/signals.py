@@ -1,4 +1,4 @@
-"""Signals that ask a run to save or to end: noted at once, acted on between two steps.
+"""Signals that ask a run to save or stop.
 
 No torch here: ``train.py`` listens before it is imported, so that a signal in those seconds neither kills nor
 gets lost.

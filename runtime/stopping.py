@@ -1,6 +1,4 @@
-"""When a run saves ``last.ckpt`` between two steps, and how all its processes leave together when one is
-asked to.
-"""
+"""Saves between two steps, and stops all processes together."""
 
 from __future__ import annotations
 

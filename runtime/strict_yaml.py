@@ -1,4 +1,4 @@
-"""YAML as configurations use it: plain values, every key once, nothing that grows or contains itself."""
+"""Strict YAML: plain values, unique keys, no self-references."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What a configuration or a checkpoint may build. Importing a module runs its code, and so does building an
-object, so both are restricted: ``enforce`` says what the parser may import, ``admit`` what may be built.
-"""
+"""Which classes a configuration or checkpoint may build.
+
+Importing a module runs its code, and so does building an object, so both are restricted: ``enforce`` sets
+what the parser may import, ``admit`` checks what may be built."""
 
 from __future__ import annotations
 

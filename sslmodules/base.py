@@ -1,6 +1,4 @@
-"""What every method shares: the training step, validation features, the schedule, and gathering across
-ranks.
-"""
+"""The base of every method: training step, schedule, gathering across processes."""
 
 from __future__ import annotations
 

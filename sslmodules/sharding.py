@@ -1,4 +1,4 @@
-"""What a method must know before FSDP divides its weights among the ranks."""
+"""Prepares a method for FSDP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronized batch norm for layers that do more than normalize.
+"""Synchronized batch norm that keeps the function of timm's layers.
 
 torch's conversion puts a plain ``SyncBatchNorm`` in the place of every batch norm layer, and Lightning's way
 back a plain batch norm. timm's ``BatchNormAct2d`` also applies an activation, which both lose while the

@@ -485,7 +485,7 @@ BAD = [
     ),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
     ([*DIGITS, "--run_dir", "{foreign}"], "holds other files and no config.yaml"),
-    ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be written"),
+    ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be made"),
     ([*DIGITS, "--model.optimizer", "os.system"], "'os.system' is outside"),
 ]
 

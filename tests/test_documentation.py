@@ -450,3 +450,17 @@ def test_one_version() -> None:
     package = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
     assert package is not None and package[1] == cited
+
+
+def test_the_layout_lists_every_file() -> None:
+    """CONTRIBUTING.md's tree: a folder ends in ``/``, a file has one line; indentation is the depth."""
+    block = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    folders: list[str] = []
+    listed = []
+    for line in block.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name.rstrip("/")]
+        if name.endswith(".py"):
+            listed.append("/".join(folders))
+    there = [p for name in PACKAGES for p in (ROOT / name).rglob("*.py") if p.name != "__init__.py"]
+    assert sorted(listed) == sorted(p.relative_to(ROOT).as_posix() for p in there)

@@ -113,7 +113,7 @@ def test_tensorboard_stays_on_localhost() -> None:
 def test_pickles_of_cifar_are_read_only_with_the_publishers_checksum(tmp_path: Path) -> None:
     folder, mark = tmp_path / "cifar-10-batches-py", tmp_path / "code-ran"
     folder.mkdir()
-    for name in CIFAR10.files:
+    for name in CIFAR10.source_files:
         (tmp_path / name).write_bytes(pickle.dumps(Evil(mark)))
     for split in ("train", "test"):
         with pytest.raises(MissingDataError, match=r"cannot be read|corrupted"):

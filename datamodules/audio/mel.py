@@ -1,5 +1,4 @@
-"""Signals and log-mel spectrograms, batched on their device: from samples to log-mel, and back by Griffin and
-Lim's iteration.
+"""Log-mel spectrograms of a batch, and back by Griffin-Lim.
 
 Frames of T hops: frame t is centered on the middle of hop t, so that S samples give exactly S / hop frames.
 """

@@ -1,5 +1,4 @@
-"""Sound: clips of one length as int16, log-mel on the device; wav and flac folders, and a small embedded set
-of tones.
+"""The base of audio data: fixed-length int16 clips, log-mel on the device.
 
 A sample travels as int16 (S,) with ``PADDING`` behind its end, so that ``decode`` knows what is sound. After
 standardization padding frames are exactly 0 in every band (``valid_frames`` finds them): neutral to a

@@ -1,4 +1,4 @@
-"""Synthetic clips of four kinds of tone: the audio data set that needs no download."""
+"""Synthetic melodies, an audio data set that needs no download."""
 
 from __future__ import annotations
 

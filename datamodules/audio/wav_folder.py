@@ -1,4 +1,4 @@
-"""Folders of wav and flac files."""
+"""Folders of audio files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From image files to uint8 arrays: finding them, orientation, color modes, resizing and cropping."""
+"""Decodes image files to uint8: orientation, color modes, resizing, cropping."""
 
 from __future__ import annotations
 

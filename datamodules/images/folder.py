@@ -1,4 +1,4 @@
-"""Trees of image files, with a folder per class or without labels, decoded in workers."""
+"""Folders of image files, labeled or not, decoded in workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where every sample lies in a folder of tar shards, and reading it from there: from a disk or by HTTP.
+"""The index of a folder of tar shards.
 
 A tar file is a row of members, each a header of 512 bytes and its content. With a list of their places any
 sample is read by itself, so that shards can be shuffled, split and resumed exactly as a list of files. The

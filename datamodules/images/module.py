@@ -1,4 +1,4 @@
-"""Images: small data sets kept in memory as one uint8 array, and folders of image files decoded in workers.
+"""The base of image data: uint8 samples, standardized on the device.
 
 Whatever the source, a sample travels as uint8 and every split is fixed: hold-outs are drawn with the constant
 ``SPLIT_SEED``, never with the run's seed, so that numbers of different runs are measured on the same images.

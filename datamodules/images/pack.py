@@ -1,4 +1,4 @@
-"""Packs a folder of images into tar shards (WebDataset's layout) with an index, for ``--data Shards``.
+"""Packs a folder of images into tar shards: ``python -m datamodules.images.pack``.
 
     python -m datamodules.images.pack SRC DST [--per_shard 10000] [--unlabeled]
     python -m datamodules.images.pack --index DIR          index shards of other programs

@@ -1,4 +1,4 @@
-"""Bytes of files by URL: by HTTP, and through ``fsspec`` from the stores of clouds (``s3://``, ``gs://``).
+"""Reads bytes of files by URL: HTTP, and ``s3://`` or ``gs://`` through fsspec.
 
 HTTP is not left to fsspec: where a server knows no ranges, that fetches the whole shard for every sample
 without a word, and it does not tell the file's size, by which a shard that has changed is noticed.

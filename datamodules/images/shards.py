@@ -1,6 +1,4 @@
-"""Images in tar shards (WebDataset's layout), on a disk or behind a URL, for data that no folder of files can
-hold.
-"""
+"""Images in tar shards (WebDataset layout), on a disk or behind a URL."""
 
 from __future__ import annotations
 

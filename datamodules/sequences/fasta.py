@@ -1,4 +1,4 @@
-"""Reading FASTA and GFF files into base codes and coding intervals."""
+"""Reads FASTA and GFF files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DNA from FASTA files: windows of bases as tokens, with labels from a GFF file if there is one.
+"""DNA windows from FASTA files, labeled by a GFF file if there is one.
 
 Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are these. Else splits follow
 the place on the chromosome and never the run's seed: each record is cut into blocks, of every ten of which

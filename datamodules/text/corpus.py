@@ -1,4 +1,4 @@
-"""Text files as documents: plain text, and columns of CSV, TSV and JSON-lines files."""
+"""Reads documents from plain text, CSV, TSV and JSON-lines files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text and other sequences of tokens: documents become token ids once, in memory or in memory-mapped files.
+"""Text files as token ids, in memory or memory-mapped.
 
 Splits are fixed and never depend on the run's seed. Whatever is learnt from the data (the tokenizer, class
 frequencies) is learnt from the training split alone.

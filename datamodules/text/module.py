@@ -1,4 +1,4 @@
-"""What token data shares: one tokenizer, which the checkpoint keeps, and batches of token ids."""
+"""The base of token data: one tokenizer, kept in the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Token ids as samples: kept in memory or in memory-mapped files, as windows of one stream or as padded
-documents.
-"""
+"""Token ids as samples: windows of one stream, or padded documents."""
 
 from __future__ import annotations
 

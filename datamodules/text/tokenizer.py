@@ -1,5 +1,4 @@
-"""Text to token ids and back: characters, bytes, and BPE and WordPiece trained on the corpus by the
-``tokenizers`` library.
+"""Tokenizers: characters, bytes, BPE and WordPiece.
 
 A tokenizer is kept as one JSON text: for BPE and WordPiece the library's own format, which other programs
 read.

@@ -1,6 +1,4 @@
-"""What every transform of a batch is: random numbers drawn first, then a deterministic function of images and
-numbers.
-"""
+"""The base of batch transforms: draw all random numbers first, then apply them."""
 
 from __future__ import annotations
 

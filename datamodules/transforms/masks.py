@@ -1,4 +1,4 @@
-"""Masks made for a whole batch at once on its device: key ``mask``, bool (B, 1, H, W), True = hidden."""
+"""Masks for a whole batch: key ``mask``, bool (B, 1, H, W), True = hidden."""
 
 from __future__ import annotations
 

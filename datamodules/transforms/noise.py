@@ -1,5 +1,4 @@
-"""Damage for a whole batch of images at once on its device: key ``corrupted`` (B, C, H, W), the image with
-noise.
+"""Noise for a whole batch of images: key ``corrupted`` (B, C, H, W).
 
 The noise is made in pixels of [0, 1], where black and white are 0 and 1 and a standard deviation has a
 meaning, and the result stays in [0, 1] as a file would store it; ``SSLDataModule`` standardizes it like

@@ -1,4 +1,4 @@
-"""The published augmentations, by method, for large and small images."""
+"""Published augmentations by method, for large and small images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views of token batches, made on the device, and cheap features of tokens."""
+"""Masked tokens and sentence pairs for a whole batch, and bag-of-words features."""
 
 from __future__ import annotations
 

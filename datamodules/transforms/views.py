@@ -1,5 +1,4 @@
-"""Augmented views, made for a whole batch at once on the device that holds it, with random parameters per
-sample.
+"""Augmented views for a whole batch, with random parameters per sample.
 
 A transform works in two steps. ``draw`` draws every random number for the whole batch from one generator;
 ``forward`` is a deterministic function of images and drawn parameters. So the views are the same whether a

@@ -1,4 +1,4 @@
-"""What a command of ``eval.py`` is, and the run that it works on."""
+"""The base of ``eval.py`` commands, and the run they work on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained text network as a folder that the ``transformers`` library loads."""
+"""Exports a text network as a folder that ``transformers`` loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features, labels and file names of every split as one npz file."""
+"""Writes features, labels and file names of every split to one npz file."""
 
 from __future__ import annotations
 

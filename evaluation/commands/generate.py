@@ -1,4 +1,4 @@
-"""New data points from a trained method, one function for each kind of data.
+"""Generates samples with a trained method: images, text or audio.
 
 All is checked before anything is computed.
 """

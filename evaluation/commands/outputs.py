@@ -1,6 +1,4 @@
-"""What commands share: files that are written whole and never over a user's own, and what a method and its
-data must be able to do. Every function that checks something raises ``ConfigError``.
-"""
+"""Shared by the commands: complete files that never replace a user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill in what is hidden or damaged in a user's pictures."""
+"""Fills in what is hidden or damaged in a user's images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measure is: numbers of a trained method on a data set that need no labels."""
+"""The base of measures: numbers of a trained method that need no labels."""
 
 from __future__ import annotations
 

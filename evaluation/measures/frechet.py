@@ -1,4 +1,4 @@
-"""How near generated samples are to real ones: pure functions of features, whoever's network they come from.
+"""Fréchet distance and mode counts of generated samples.
 
 A Fréchet distance means nothing without the network that made the features: name it beside the number, and
 give the distance between two sets of real samples (the floor) with it.

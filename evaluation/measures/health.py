@@ -1,4 +1,4 @@
-"""Health of a representation without labels: is it finite, does it vary, how many directions does it use?
+"""Collapse metrics of features, without labels.
 
 All functions take features of a FIXED set of samples, embedded in evaluation mode; on augmented or changing
 samples they would follow the augmentation. They compute in float32 also inside autocast, and return plain

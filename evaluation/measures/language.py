@@ -1,4 +1,4 @@
-"""What a model of tokens is measured against: how well tables of frequencies predict the same text."""
+"""Perplexity of a token model next to frequency tables."""
 
 from __future__ import annotations
 

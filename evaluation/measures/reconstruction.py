@@ -1,4 +1,4 @@
-"""How well hidden pixels are predicted and noise is removed, beside what needs no network."""
+"""PSNR of predicted pixels and of denoising, next to simple baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a probe is: a way to measure how well frozen features separate the classes of a data set."""
+"""The base of probes: how well frozen features separate the classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few-shot probe: how good are the features when only a handful of labels per class is known?
+"""Few-shot probe: a linear probe on a few labels per class.
 
 A linear probe (``evaluation.probes.linear``) fitted on ``shots`` examples of every class, repeated over
 several draws of those examples. Where a full linear probe saturates, this one still separates good features

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification of frozen features: a probe without any fitting.
+"""Weighted k-nearest-neighbor probe, which needs no fitting.
 
 Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4, with
 the temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). A figure

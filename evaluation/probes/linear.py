@@ -1,5 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen features, fitted to convergence instead of by a
-schedule.
+"""Linear probe: logistic regression on frozen features, fitted to convergence.
 
 A full-batch L-BFGS fit has no learning rate, no batch size and no random numbers, so two encoders are
 compared by their features and not by the luck of a probe's schedule (Kornblith et al. 2019, "Do Better

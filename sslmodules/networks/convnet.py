@@ -1,4 +1,4 @@
-"""A small convolutional encoder for small images, and the decoder that mirrors one."""
+"""A small convolutional encoder, and its mirrored decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decoder and a generator are: networks from a vector to a sample."""
+"""The base of decoders and generators: networks from a vector to a sample."""
 
 from __future__ import annotations
 

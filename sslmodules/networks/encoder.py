@@ -1,4 +1,4 @@
-"""What an encoder is: the type of every method's first argument.
+"""The base of encoders, the type of every method's first argument.
 
 ``Encoder`` turns a batch into features (B, D). A method that needs more, such as a feature map or a vector
 for each token, asks for one of the types below it.

@@ -1,6 +1,4 @@
-"""A causal Transformer over tokens, and a recurrent network in its place: hidden states that know only what
-came before.
-"""
+"""A causal Transformer over tokens, and a recurrent alternative."""
 
 from __future__ import annotations
 

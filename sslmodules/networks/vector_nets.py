@@ -1,6 +1,4 @@
-"""Networks between an image and a vector without a feature map: fully connected ones, and a decoder that
-grows a map.
-"""
+"""Networks between an image and a vector without a feature map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vision transformer that can encode a part of its patches, and the decoder that predicts the others."""
+"""A vision transformer that can encode a subset of its patches, and its decoder."""
 
 from __future__ import annotations
 
