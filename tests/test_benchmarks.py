@@ -23,6 +23,10 @@ SMALL = {
         "--data {}/images --methods simclr --batch 16 --epochs 1 --device cpu --runs {}/runs --results {}/r",
         '"knn200"',
     ),
+    "cifar10_kmeans.py": (
+        "--data {}/images --runs {}/runs --centroids 8 --patches 500 --images 50",
+        "test accuracy",
+    ),
     "cifar10_lightly.py": (
         "--data {}/images --encoder conv --batch 16 --epochs 1 --device cpu --workers 0 --results {}/r",
         "linear",

@@ -188,9 +188,9 @@ def test_evaluation_follows_the_same_rule(monkeypatch: Patch, capsys: Capture) -
     assert evaluation_script.main(["probe", "nowhere"]) == 2
     assert error_of(capsys) == ["Traceback (most recent call last):", f"error: {expected}"]
     monkeypatch.delenv("SSL_TRACEBACK")
-    monkeypatch.setattr("runtime.rebuild.checkpoint_of", lambda *args: raiser(ValueError("a slip"))())
+    monkeypatch.setattr("runtime.eval_main.checkpoint_of", lambda *args: raiser(ValueError("a slip"))())
     with pytest.raises(ValueError, match="a slip"):
-        evaluation_script.main(["nowhere"])
+        evaluation_script.main(["probe", "nowhere"])
 
 
 # ---- the classes -------------------------------------------------------------------------------------------
