@@ -187,7 +187,7 @@ def test_batch_of_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_module_built_in_python_saves_a_safe_checkpoint(tmp_path: Path) -> None:
-    """Encoder and optimizer are objects: hyper-parameters hold how they were built, or that this is unknown."""
+    """Encoder and optimizer are objects: recorded is how they were built, or that this is unknown."""
     module = SimCLR(ConvEncoder(1), temperature=0.3, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     assert module.hparams["temperature"] == 0.3
     assert module.hparams["encoder"]["class_path"] == "ConvEncoder"
