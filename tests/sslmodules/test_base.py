@@ -16,7 +16,7 @@ from torch import nn
 from datamodules import Digits
 from datamodules.errors import DataFileError
 from runtime.checkpoints import build_module, load_module, read_checkpoint
-from sslmodules import SimCLR, SSLModule, methods
+from sslmodules import SimCLR, SSLModule
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.optim import LARS, decay_groups, record_matrices, warmup_cosine
 from sslmodules.sharding import prepare_sharding
@@ -166,16 +166,6 @@ def test_accumulation_warns_where_the_loss_couples_the_batch(tmp_path: Path) -> 
     module, data = build("configs/digits/simclr.yaml")
     with pytest.warns(UserWarning, match="accumulate_grad_batches=2 does not enlarge the batch"):
         trainer_for(tmp_path, max_steps=1, limit_val_batches=0, accumulate_grad_batches=2).fit(module, data)
-
-
-def test_which_losses_compare_the_samples_of_a_batch() -> None:
-    """Those that are warned about. MoCo has its negatives in the queue, DINO a running center."""
-    coupled = {name for name, cls in methods().items() if cls.couples_batch}
-    contrastive, statistics = (
-        {"SimCLR", "MoCoV3", "Triplet"},
-        {"BarlowTwins", "VICReg", "LeJEPA", "SwAV", "BYOL", "SimSiam"},
-    )
-    assert coupled == contrastive | statistics
 
 
 def test_batch_of_one_is_refused(tmp_path: Path) -> None:
