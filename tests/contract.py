@@ -170,7 +170,7 @@ def faults_of_learning(module: SSLModule, batch: Example, steps: int = 16) -> li
     """What speaks against that the method learns from a batch.
 
     - Trained alone, with everything else as it was, the encoder does not lower the loss.
-    - Trained as a whole, the method does not lower the loss by a twentieth. (Gray pixels as tokens cannot
+    - Trained as a whole, the method does not lower the loss by a tenth. (Gray pixels as tokens cannot
       fall much: nine tenths of the cross entropy that they begin with is their own.)
     - A method of pairs does not prefer two views of one sample to views of two samples.
     """
