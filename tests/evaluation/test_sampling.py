@@ -100,7 +100,7 @@ def test_what_of_a_prompt_is_unknown_is_told(
 def test_features_of_texts(run: Path, tmp_path: Path) -> None:
     """A row for each window of each split, equal to what the method embeds."""
     target = tmp_path / "features.npz"
-    assert script.main(["features", str(run), str(target)]) == 0
+    assert script.main(["features", str(run), str(target), "--data.synthetic", "true"]) == 0
     _, data = build("configs/text/gpt.yaml")
     module = load_module(run / "checkpoints" / "last.ckpt").eval()
     with np.load(target) as arrays, torch.no_grad():
