@@ -1,4 +1,7 @@
-"""Data: clean samples, and the views and masks made of them on the device. A new file is known at once."""
+"""Data sets, and the views and masks made from their samples on the device.
+
+A new file in this package is discovered automatically.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules import MNIST``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules import MNIST``."""
     return exported(__name__, name)
 
 

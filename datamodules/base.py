@@ -30,14 +30,14 @@ from runtime.optional import check_optional, optional
 
 
 class Batch(TypedDict, total=False):
-    """The one batch of the project. Train and validation batches hold the same keys; a key that nobody adds
-    is absent.
+    """The batch that every method receives. Train and validation batches have the same keys; unused keys are
+    absent.
 
     Shapes: B batch, C channels, H height, W width, N patches, T time or tokens, F frequencies.
     """
 
     input: Tensor  # CLEAN sample: (B, C, H, W) float standardized; (B, 1, F, T) log-mel; (B, T) int64 tokens
-    label: Tensor  # (B,) int64, -1 = unknown; only probes read it
+    label: Tensor  # (B,) int64, -1 = unknown; only probes use it
     views: list[Tensor]  # each (B, C, h, w), standardized; global views first
     mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels or (B, N) patches
     corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardized; (B, T) int64 tokens with some replaced
@@ -52,16 +52,16 @@ def keep_batch(batch: Any) -> Any:
 
 
 def ignore_foreign_signals(worker: int) -> None:
-    """For a data-loading worker: of all that sends signals only the process that started it may end it.
+    """Run in a data-loading worker: ignore SIGTERM unless it comes from the process that started the worker.
 
-    SLURM and a terminal signal every process of a run. A worker that ended of it would end the run, which
-    wants to finish its batch and save. torch's own handler dies of a stranger's SIGTERM.
+    SLURM and a terminal signal every process of a run. If a worker died, it would end the run, which is
+    supposed to finish its batch and save. torch's own handler dies from any SIGTERM.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this thread, and of those that it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for this thread and the threads it starts
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -72,7 +72,7 @@ def ignore_foreign_signals(worker: int) -> None:
 
 
 class Fetch(Dataset):
-    """The same data set; an error in the code also says which samples were asked for."""
+    """Wraps a data set so that an error in its code also names the requested samples."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -83,7 +83,7 @@ class Fetch(Dataset):
     def __getitems__(self, indices: list[int]) -> Any:
         try:
             return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
-        except (ConfigError, DataFileError):  # complete as they are
+        except (ConfigError, DataFileError):  # these messages are already complete
             raise
         except Exception as error:
             shown = ", ".join(map(str, indices[:5])) + (
@@ -94,10 +94,10 @@ class Fetch(Dataset):
 
 
 class LateLoader(DataLoader):
-    """Reads nothing before its first batch is asked for.
+    """A DataLoader that reads nothing until its first batch is requested.
 
-    Lightning makes the iterator before it has read the checkpoint and set the epoch. Workers would begin
-    with samples of the first epoch.
+    Lightning creates the iterator before it has read the checkpoint and set the epoch; workers would
+    otherwise start with samples of the first epoch.
     """
 
     def __iter__(self) -> Any:
@@ -114,28 +114,27 @@ def raw_input(x: Tensor) -> Tensor:
 
 
 class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
-    """Clean samples from data sets, views from a module on the device.
+    """Base class of data sets: clean samples from files, views made on the device.
 
-    A subclass gives ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ..., "label":
-    (B,)}`` in the smallest form (uint8 images, int16 audio, token ids), and the two steps ``decode`` and
-    ``standardize``. Workers read and crop only; ``on_after_batch_transfer`` does the rest on the device.
+    A subclass implements ``dataset(split)``, whose ``__getitems__(indices)`` returns ``{"input": ...,
+    "label": (B,)}`` in the most compact form (uint8 images, int16 audio, token ids), and the two steps
+    ``decode`` and ``standardize``. Workers only read and crop; ``on_after_batch_transfer`` does the rest on
+    the device.
 
     Args:
-        views: makes views or masks of a decoded batch and adds them as keys; None adds nothing.
+        views: adds views or masks of a decoded batch as keys; None adds nothing.
         batch_size: samples per rank and step.
-        num_workers: processes that read data; 0 is right for data in memory.
-        bank_size: at most so many labeled training samples are the probes' bank at validation.
-        synthetic: random samples of the data set's shape instead of its files: for tests and dry runs, never
-            for numbers.
+        num_workers: number of data-loading processes; use 0 for data in memory.
+        bank_size: maximum number of labeled training samples that the validation probes are fitted on.
+        synthetic: random samples with the data set's shape instead of its files; for tests and dry runs only.
 
     Attributes:
-        num_classes: number of classes, or None for unlabeled data: then no probe runs.
+        num_classes: number of classes, or None for unlabeled data, for which no probe runs.
         class_names: one name per class; empty for unlabeled data.
-        vocab_size: how many tokens there are, where ``input`` is tokens.
-        pad_id: the token that fills up short samples; None where there is none.
-        characters_per_token: mean over the validation split, for bits per character; None where that has no
-            meaning.
-        max_unreadable: damaged files that may be passed over.
+        vocab_size: number of tokens, if ``input`` holds tokens.
+        pad_id: id of the padding token; None if there is no padding.
+        characters_per_token: mean over the validation split, for bits per character; None if not applicable.
+        max_unreadable: number of damaged files to tolerate.
     """
 
     num_classes: int | None = None
@@ -165,33 +164,33 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
             synthetic,
         )
 
-    # ---- given by a subclass -------------------------------------------------------------------------------
+    # ---- implemented by a subclass -------------------------------------------------------------------------
 
     @abstractmethod
     def dataset(self, split: Split) -> Dataset:
-        """The samples of a split: train (what is pre-trained on), bank (labeled train split), val (held out
-        of TRAIN data, for every choice) or test (reported, never chosen on).
+        """The samples of a split.
+
+        The splits are train (for pre-training), bank (labeled training samples for probes), val (held out of
+        TRAIN, for all choices) and test (reported, never used for a choice).
         """
 
     def decode(self, raw: Tensor) -> Tensor:
-        """From the form in which samples travel to the one that ``views`` takes. Images: uint8 to float in
-        [0, 1].
-        """
+        """Convert samples as loaded to the form that ``views`` takes. Images: uint8 to float in [0, 1]."""
         return raw
 
     def standardize(self, decoded: Tensor) -> Tensor:
-        """From decoded samples to what a network sees: zero mean and unit variance over the training
-        split.
-        """
+        """Convert decoded samples to network input: zero mean and unit variance over the training split."""
         return decoded
 
     def unstandardize(self, x: Tensor) -> Tensor:
-        """Back from what a network sees to decoded samples, for pictures."""
+        """Convert network input back to decoded samples, for display."""
         return x
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Cheap features that are probed beside the encoder: by name, a function of ``input``, (B, ...) ->
-        (B, D). The first line of its docstring goes into the report.
+        """Cheap features that are probed beside the encoder: name to function of ``input``, (B, ...) -> (B,
+        D).
+
+        The first line of each function's docstring goes into the report.
         """
         return {"raw_input": raw_input}
 
@@ -202,17 +201,18 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return {}
 
     def fingerprint(self) -> dict[str, Any] | None:
-        """What tells whether the files are those that a run began with, cheap and without reading contents:
-        ``count`` and ``digest``. None where nothing can be added to them.
+        """``count`` and ``digest`` of the files, to detect changes since a run began; None if not applicable.
+
+        Cheap: file contents are not read.
         """
         return None
 
     def remarks(self) -> list[str]:
-        """Lines to be said before training about what is odd with the data."""
+        """Lines to print before training about unusual properties of the data."""
         return []
 
     def class_counts(self, split: Split = "bank") -> dict[str, int]:
-        """Samples of each class in ``split``; empty without labels."""
+        """Number of samples per class in ``split``; empty without labels."""
         labels = labels_of(self.dataset(split))
         if labels is None:
             return {}
@@ -221,17 +221,19 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
     def unreadable_files(self) -> list[str]:
-        """Files of the training split that were passed over so far."""
+        """Files of the training split skipped so far."""
         return []
 
     def save(self, folder: Path) -> None:
-        """Write what a run folder should keep of the data beside the configuration, such as a tokenizer."""
+        """Write the data's part of a run folder, such as a tokenizer; the configuration is saved
+        elsewhere.
+        """
 
-    # ---- what data may offer -------------------------------------------------------------------------------
+    # ---- optional methods ----------------------------------------------------------------------------------
 
     @optional
     def files(self, split: Split) -> list[str]:
-        """One path for each sample of ``split``, in the order of ``dataset(split)``."""
+        """One path per sample of ``split``, in the order of ``dataset(split)``."""
         raise NotImplementedError
 
     @optional
@@ -242,8 +244,8 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     # ---- batches -------------------------------------------------------------------------------------------
 
     def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
-        """Decode and standardize ``input``; with a generator, add what ``views`` makes of it (new dict, same
-        device).
+        """Decode and standardize ``input``; with a generator, add the keys of ``views``. Returns a
+        new dict.
         """
         decoded = self.decode(batch["input"])
         out: dict[str, Any] = {**batch, "input": self.standardize(decoded)}
@@ -256,30 +258,31 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return out  # type: ignore[return-value]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
-        """Views on the device, drawn from (seed, rank, epoch, batch index): a resumed run sees what it would
-        have seen.
+        """Make views on the device, seeded by (seed, rank, epoch, batch index) so that a resumed run repeats
+        them.
 
-        Every DDP rank has the same global random state after ``seed_everything``, hence the rank among the
-        seeds.
+        After ``seed_everything`` every DDP rank has the same global random state, so the rank is part of the
+        seed.
         """
         trainer = self.trainer
         if trainer is None:
             return self.transform(batch, None)
         generator = None
         if trainer.training:
-            # not `batches_done`: while the last batch of an epoch is on its way, that is of the next epoch
+            # not `batches_done`: while the last batch of an epoch is in flight, it already belongs to the
+            # next epoch
             index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             generator = self._generator(batch, trainer.current_epoch + 1, index)
         elif dataloader_idx == 0 and (trainer.validating or trainer.sanity_checking):
-            # the same views at every validation, so that a curve moves with the model and not with the draw
+            # the same views in every validation, so that curves reflect the model and not the random draw
             loop = (
                 trainer.validate_loop
                 if trainer.state.fn == "validate"
                 else trainer.fit_loop.epoch_loop.val_loop
             )
             generator = self._generator(batch, 0, loop.batch_progress.current.ready)
-        # the precision plugin has seen the raw batch only; with `bf16-true` or `64-true` the views must
-        # follow the weights
+        # the precision plugin has converted only the raw batch; with `bf16-true` or `64-true` the views must
+        # match the dtype of the weights
         return trainer.precision_plugin.convert_input(self.transform(batch, generator))
 
     def _generator(self, batch: dict[str, Any], epoch: int, index: int) -> torch.Generator:
@@ -287,7 +290,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return torch.Generator(batch["input"].device).manual_seed(mix_seed(run_seed(), rank, epoch, index))
 
     def batches_done(self) -> int:
-        """Batches that the epoch which now begins has behind it: 0, unless a run is resumed inside of it."""
+        """Batches already done in the epoch that begins: 0, unless a run is resumed inside the epoch."""
         if self.trainer is None or not self.trainer.training:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -296,8 +299,8 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     # ---- loaders -------------------------------------------------------------------------------------------
 
     def check_batch_size(self, world_size: int) -> None:
-        """ConfigError if the training split does not fill one batch of ``world_size`` processes, or one of
-        them is left without a validation sample.
+        """ConfigError if the training split has less than one batch for ``world_size`` processes,
+        or if one of them would get no validation sample.
         """
         n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
         if n < each:
@@ -328,10 +331,10 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """[val, bank]: bank is the clean labeled train split (at most ``bank_size`` of it, a fixed choice).
+        """[val, bank]; bank is a fixed choice of at most ``bank_size`` clean labeled training samples.
 
-        Both come in the fixed order of ``interleaved``: a limited validation, or a callback that looks at the
-        first samples only, sees all classes.
+        Both use the fixed order of ``interleaved``, so a limited validation, or a callback that uses only the
+        first samples, sees all classes.
         """
         bank = self.dataset("bank")
         n = len(bank)  # type: ignore[arg-type]
@@ -343,7 +346,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         ]
 
     def _place(self) -> tuple[int, int]:
-        """Rank of this process and the number of processes, of the Trainer or of a loop of one's own."""
+        """Rank of this process and number of processes, with or without a Trainer."""
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
         started = distributed.is_available() and distributed.is_initialized()
@@ -364,7 +367,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=ignore_foreign_signals,
-            # its own: the default would draw from, and so move, the global random state
+            # own generator: the default would draw from, and so change, the global random state
             generator=torch.Generator(),
         )
 
@@ -375,7 +378,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return {"batch_size": self.batch_size, "world_size": world_size, "files": self.fingerprint()}
 
     def changed_files(self, state: dict[str, Any]) -> str:
-        """How the files differ from those of the run that ``state`` is of, in words; "" if they do not."""
+        """How the files differ from those of the run that ``state`` comes from; "" if they do not."""
         return difference(self.hparams.get("root"), state.get("files"), self.fingerprint())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -396,6 +399,6 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
 
 def data_of(trainer: Trainer) -> SSLDataModule | None:
-    """The DataModule of a run; None where the Trainer was given loaders, or a DataModule of another kind."""
+    """The DataModule of a run; None if the Trainer was given loaders or another kind of DataModule."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, SSLDataModule) else None

@@ -15,23 +15,23 @@ def check(holds: bool, name: str, expected: str, value: Any) -> None:
 
 
 def check_positive(**values: Any) -> None:
-    """Each number, or each in a sequence of them, is more than 0: ``check_positive(lr=lr)``."""
+    """Check that each number, or each in a sequence, is above 0: ``check_positive(lr=lr)``."""
     for name, value in values.items():
         check(all(x > 0 for x in _numbers(value)), name, "positive", value)
 
 
 def check_at_least(least: float, **values: Any) -> None:
-    """Each number, or each in a sequence of them, is ``least`` or more."""
+    """Check that each number, or each in a sequence, is ``least`` or more."""
     for name, value in values.items():
         check(all(x >= least for x in _numbers(value)), name, f"at least {least}", value)
 
 
 def check_within(low: float, high: float, ends: str = "[]", **values: Any) -> None:
-    """Each number, or each in a sequence of them, lies between ``low`` and ``high``.
+    """Check that each number, or each in a sequence, is between ``low`` and ``high``.
 
     Args:
         low, high: the ends of the interval.
-        ends: ``[`` and ``]`` include an end, ``(`` and ``)`` leave it out.
+        ends: ``[`` and ``]`` include an end, ``(`` and ``)`` exclude it.
         values: the numbers by name.
     """
     expected = f"in {ends[0]}{low}, {high}{ends[1]}"
@@ -44,13 +44,13 @@ def check_within(low: float, high: float, ends: str = "[]", **values: Any) -> No
 
 
 def check_layers(**widths: Sequence[int]) -> None:
-    """Each sequence names at least one layer, and each layer is at least 1 wide."""
+    """Check that each sequence has at least one layer and each layer a width of at least 1."""
     for name, value in widths.items():
         check(len(value) > 0 and min(value) >= 1, name, "at least one width of 1 or more", value)
 
 
 def check_one_of(choices: Sequence[Any], **values: Any) -> None:
-    """Each value is one of ``choices``."""
+    """Check that each value is one of ``choices``."""
     for name, value in values.items():
         check(value is None or value in choices, name, f"one of {', '.join(map(str, choices))}", value)
 

@@ -14,10 +14,10 @@ from datamodules.splits import Part
 
 
 def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
-    """Files by the name of their class folder; all under the empty name without labels.
+    """Files grouped by class folder; without labels, all under the empty name.
 
     Raises:
-        DataFileError: files beside class folders, or class folders without files.
+        DataFileError: files next to class folders, or class folders without files.
     """
     children, direct = list(part.children()), part.direct()
     if not labeled or not children:
@@ -50,17 +50,18 @@ def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
 def labeled_parts(
     tree: Tree, parts: Mapping[str, Part], labeled: bool
 ) -> tuple[dict[str, tuple[list[str], np.ndarray]], tuple[str, ...]]:
-    """Files and labels (N,) of each given split, class by class, and the names of the classes.
+    """Files and labels (N,) of each given split, class by class, and the class names.
 
-    A single class tells nothing: then, and in "unlabeled", all labels are -1.
+    All labels are -1 in "unlabeled", and everywhere if there is only a single class.
 
     Args:
         tree: all files.
-        parts: the files of each split, as ``given_splits`` tells them.
-        labeled: False gives no labels.
+        parts: the files of each split, from ``given_splits``.
+        labeled: False ignores labels.
 
     Raises:
-        DataFileError: a layout that ``by_class`` refuses, or a split with other classes than "train".
+        DataFileError: a layout that ``by_class`` rejects, or a split whose classes differ from those of
+            "train".
     """
     found = {split: by_class(tree, part, labeled) for split, part in parts.items() if split != "unlabeled"}
     classes = sorted(found["train"], key=os.fsencode)

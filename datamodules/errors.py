@@ -10,8 +10,8 @@ from contextlib import contextmanager
 class _OneLine(Exception):
     """Keeps its own message when a DataLoader raises it again.
 
-    It calls ``type(error)(text)``, where the text is the worker's whole traceback and ends in ``ClassName:
-    message``. The text becomes the cause, so that a traceback shows it.
+    The DataLoader calls ``type(error)(text)``, where text is the worker's whole traceback and ends in
+    ``ClassName: message``. The text becomes the cause, so a traceback still shows it.
     """
 
     def __init__(self, message: str) -> None:
@@ -24,11 +24,11 @@ class _OneLine(Exception):
 
 
 class ConfigError(_OneLine, ValueError):
-    """What was given cannot work: one line with the value, what was expected, and what to do.
+    """Invalid input: one line with the value, what was expected, and what to do.
 
     Args:
         message: the line.
-        option: the argument that the message begins with, if any; the command line puts its path in front.
+        option: the argument at the start of the message, if any; the command line prefixes its path.
     """
 
     def __init__(self, message: str, option: str | None = None) -> None:
@@ -37,20 +37,20 @@ class ConfigError(_OneLine, ValueError):
 
 
 class DataFileError(_OneLine, OSError):
-    """A file or folder that cannot be used: one line with its name, what is wrong, and what to do."""
+    """A file or folder that cannot be used: one line with its name, the problem, and what to do."""
 
 
 class MissingDataError(DataFileError):
-    """Data that is not where it was looked for."""
+    """Data that was not found where it was expected."""
 
 
 class ImageFileError(DataFileError):
-    """An image that cannot be decoded; ``max_unreadable`` of them may be passed over."""
+    """An image that cannot be decoded; up to ``max_unreadable`` of them are skipped."""
 
 
 @contextmanager
 def readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system says about a file that cannot be read becomes a ``DataFileError`` that names it."""
+    """Turn the operating system's error for an unreadable file into a ``DataFileError`` that names it."""
     try:
         yield
     except DataFileError:

@@ -1,4 +1,4 @@
-"""Sound: clips, their log-mel spectrograms, folders of wav and flac files."""
+"""Audio data sets: clips, their log-mel spectrograms, folders of wav and flac files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules.audio import WavFolder``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules.audio import WavFolder``."""
     return exported(__name__, name)
 
 

@@ -33,8 +33,9 @@ in one go.
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Samples (S,) float at another rate, ceil(S * new_rate / rate) of them: SciPy's polyphase filter, which
-    cuts off what the new rate cannot hold.
+    """Resample (S,) float samples to ceil(S * new_rate / rate) samples.
+
+    SciPy's polyphase filter removes the frequencies above the new Nyquist limit.
     """
     if rate == new_rate:
         return samples
@@ -43,24 +44,24 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def hz_to_mel(hz: float) -> float:
-    """2595 log10(1 + hz / 700), the HTK scale: 1,000 Hz are 1,000 mel."""
+    """Mel on the HTK scale, 2595 log10(1 + hz / 700): 1,000 Hz are 1,000 mel."""
     return 2595 * math.log10(1 + hz / 700)
 
 
 def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
-    """Triangles of height 1 between 0 Hz and half the sample rate, their corners equally spaced in mel.
+    """Triangular filters of height 1 from 0 Hz to half the sample rate, with corners equally spaced in mel.
 
     Args:
         num_mels: M.
-        fft_size: samples of the Fourier transform.
+        fft_size: length of the Fourier transform in samples.
         sample_rate: Hz.
 
     Returns:
-        (M, fft_size / 2 + 1) float32: energies of frequencies to energies of bands. Neighbors sum to 1
-        between the first and the last peak.
+        (M, fft_size / 2 + 1) float32, which maps energies per frequency to energies per band. Neighboring
+        filters sum to 1 between the first and the last peak.
 
     Raises:
-        ValueError: so many bands that one of them holds no frequency.
+        ValueError: there are so many bands that one of them contains no frequency.
     """
     top = hz_to_mel(sample_rate / 2)
     mels = torch.linspace(0, top, num_mels + 2, dtype=torch.float64)
@@ -79,12 +80,12 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
 
 @dataclass
 class MelScale:
-    """Log-mel spectrograms of one kind.
+    """Converts between audio samples and log-mel spectrograms.
 
     Args:
         sample_rate: Hz.
         num_mels: M bands.
-        window_ms, hop_ms: length of a (Hann) window and of the step between frames, milliseconds.
+        window_ms, hop_ms: length of the Hann window and step between frames, in milliseconds.
 
     Raises:
         ValueError: a value is out of its range.
@@ -111,14 +112,12 @@ class MelScale:
         self.matrix = mel_matrix(self.num_mels, self.fft_size, self.sample_rate)
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._kept:  # kept, because a copy to a GPU in every step would make the CPU wait
+        if device not in self._kept:  # cached: copying to a GPU in every step would make the CPU wait
             self._kept[device] = (torch.hann_window(self.window, device=device), self.matrix.to(device))
         return self._kept[device]
 
     def log_mel(self, samples: Tensor) -> Tensor:
-        """Samples (B, S) in [-1, 1], S a multiple of the hop, to the logarithm of mel energies (B, M, S /
-        hop).
-        """
+        """Samples (B, S) in [-1, 1], S a multiple of the hop, to log mel energies (B, M, S / hop)."""
         rows = len(samples)
         if samples.device.type == "cpu":
             rows = CPU_SAMPLES // max(1, samples.shape[1])
@@ -134,13 +133,15 @@ class MelScale:
         return (matrix @ spectrum.abs().square() + FLOOR).log()
 
     def waveform(self, log_mel: Tensor, iterations: int = 60, seed: int = 0) -> Tensor:
-        """A sound with this log-mel spectrogram: magnitudes by the pseudo-inverse of the mel matrix, phases
-        by the iteration of Griffin and Lim (1984), from random ones.
+        """Audio with this log-mel spectrogram.
+
+        Magnitudes come from the pseudo-inverse of the mel matrix, phases from the iteration of Griffin and
+        Lim (1984), started at random.
 
         Args:
             log_mel: (B, M, T), T >= 2.
-            iterations: of the phases.
-            seed: of the first phases.
+            iterations: number of phase updates.
+            seed: seed of the initial phases.
 
         Returns:
             (B, T * hop) samples in [-1, 1].
@@ -169,13 +170,12 @@ class MelScale:
         samples = torch.istft(
             spectrum, self.fft_size, self.hop, self.window, window, length=(frames - 1) * self.hop
         )
-        half = self.hop // 2  # a frame is centered on its hop, `istft`'s on the hop's beginning
+        half = self.hop // 2  # a frame is centered on its hop, `istft` centers it on the start of the hop
         return F.pad(samples, (half, self.hop - half)).clamp(-1, 1)
 
 
 def valid_frames(log_mel: Tensor) -> Tensor:
-    """How many frames of each clip are sound: the others, at the end, are exactly 0 in every band after
-    standardization.
+    """Number of valid frames of each clip. After standardization, padding frames are 0 in every band.
 
     Args:
         log_mel: (B, 1, M, T), a batch's ``input``.

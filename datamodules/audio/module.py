@@ -28,11 +28,9 @@ STATISTICS_CLIPS = 4096
 
 
 def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
-    """int16 samples as ``size`` of them: the first ones of a longer clip, ``PADDING`` behind a shorter
-    one.
-    """
+    """Cut int16 samples to ``size``, or fill them up to ``size`` with ``PADDING``."""
     clip = np.full(size, PADDING, np.int16)
-    kept = np.maximum(samples[:size], -32767)  # the lowest value is taken
+    kept = np.maximum(samples[:size], -32767)  # the lowest int16 value is reserved for PADDING
     clip[: len(kept)] = kept
     return clip
 
@@ -67,17 +65,17 @@ class ClipDataset(SampleDataset):
 
 
 class AudioDataModule(SSLDataModule, ABC):
-    """What every set of clips shares: the log-mel spectrogram on the device and its standardization per band.
+    """Base class of audio data sets: log-mel spectrograms on the device, standardized per band.
 
-    A subclass sets the attributes and gives ``_load(split)``.
+    A subclass sets the attributes and implements ``_load(split)``.
 
     Args:
-        sample_rate: Hz, to which files are resampled.
-        seconds: of a clip: longer ones keep their beginning, shorter ones are padded.
-        num_mels: M bands of the spectrogram.
-        window_ms: length of the window, milliseconds.
-        hop_ms: between two frames, milliseconds.
-        mean, std: per band, for standardization; default: computed over the training split, once, and kept in
+        sample_rate: Hz; files are resampled to it.
+        seconds: length of a clip: longer ones are cut at the end, shorter ones are padded.
+        num_mels: number M of mel bands.
+        window_ms: length of the window in milliseconds.
+        hop_ms: step between frames in milliseconds.
+        mean, std: per band, for standardization; default: computed once over the training split and stored in
             the checkpoint.
 
     Raises:
@@ -113,7 +111,7 @@ class AudioDataModule(SSLDataModule, ABC):
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def dataset(self, split: Split) -> Dataset:
-        """The samples of ``split``, read once and kept."""
+        """The samples of ``split``, read once and cached."""
         check_one_of(get_args(Split), split=split)
         if split not in self._datasets:
             self._datasets.update(self._synthetic() if self.synthetic else self._load(split))
@@ -121,12 +119,10 @@ class AudioDataModule(SSLDataModule, ABC):
 
     @abstractmethod
     def _load(self, split: Split) -> dict[str, Dataset]:
-        """Data sets by split: at least ``split``."""
+        """Data sets by split; ``split`` must be among them."""
 
     def _synthetic(self) -> dict[str, Dataset]:
-        """512 clips to train on, 256 for val and test: decaying noise, a pitch for each class, lengths at
-        random.
-        """
+        """512 training clips, 256 for val and test: decaying noise of random length, one pitch per class."""
         rng = np.random.default_rng(SPLIT_SEED)
         time = np.arange(self.clip_size) / self.scale.sample_rate
         classes = self.num_classes or 1
@@ -155,8 +151,8 @@ class AudioDataModule(SSLDataModule, ABC):
         return {name: getattr(self.scale, name) for name in names} | {"mean": self.mean, "std": self.std}
 
     def log_mel(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """int16 (B, S) to log-mel (B, M, T) and which frames are sound (B, T): those with no padding in their
-        hop.
+        """int16 (B, S) to log-mel (B, M, T) and a mask of valid frames (B, T): those with no
+        padding in their hop.
         """
         padding = raw == PADDING
         samples = raw.float().masked_fill(padding, 0) / 32768
@@ -164,36 +160,34 @@ class AudioDataModule(SSLDataModule, ABC):
         return self.scale.log_mel(samples), valid
 
     def decode(self, raw: Tensor) -> Tensor:
-        """int16 (B, S) to log-mel (B, 1, M, T); padding frames hold the mean, so that ``standardize`` makes
-        them 0.
+        """int16 (B, S) to log-mel (B, 1, M, T); padding frames get the mean, so ``standardize``
+        makes them 0.
         """
         log_mel, valid = self.log_mel(raw)
         mean, _ = self._mean_std(raw.device)
         return torch.where(valid[:, None], log_mel, mean)[:, None]
 
     def standardize(self, decoded: Tensor) -> Tensor:
-        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the training
-        split.
+        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the
+        training split.
         """
         mean, std = self._mean_std(decoded.device)
         return (decoded - mean) / std
 
     def unstandardize(self, x: Tensor) -> Tensor:
-        """The inverse of ``standardize``: log-mel."""
+        """Inverse of ``standardize``: back to log-mel."""
         mean, std = self._mean_std(x.device)
         return x * std + mean
 
     def spectrogram(self, samples: Tensor) -> Tensor:
-        """int16 sound (B, S) of any length to standardized log-mel (B, 1, M, S // hop), all of its frames
-        valid.
-        """
+        """int16 audio (B, S) of any length to standardized log-mel (B, 1, M, S // hop), all frames valid."""
         whole = samples[:, : samples.shape[1] // self.scale.hop * self.scale.hop]
         if whole.shape[1] == 0:
             return torch.zeros(len(samples), 1, self.scale.num_mels, 0, device=samples.device)
         return self.standardize(self.scale.log_mel(whole.float() / 32768)[:, None])
 
     def waveform(self, x: Tensor) -> Tensor:
-        """Standardized log-mel (B, 1, M, T) as sound (B, S) in [-1, 1]: ``MelScale.waveform``."""
+        """Standardized log-mel (B, 1, M, T) to audio (B, S) in [-1, 1], by ``MelScale.waveform``."""
         return self.scale.waveform(self.unstandardize(x.float())[:, 0])
 
     def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:

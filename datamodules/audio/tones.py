@@ -19,16 +19,15 @@ TONES = {
 
 
 class Tones(AudioDataModule):
-    """Melodies made by a formula, no download: one second at 8 kHz, 1,024 clips to train on, 256 for val, 256
-    for test.
+    """Synthetic melodies, no download: one second at 8 kHz, 1,024 train, 256 val and 256 test clips.
 
-    Not recordings: for a first run and for tests. A tone of random pitch (150 to 600 Hz), loudness, length
-    (0.4 to 0.9 s), beginning and background noise moves in one of eight ways: it stays, rises, falls, rises
-    then falls, falls then rises, trembles in pitch, trembles in loudness, or jumps. Its timbre is one of
-    three: sine, odd harmonics, all harmonics.
+    Meant for first runs and tests, not for results. A tone of random pitch (150 to 600 Hz), loudness, length
+    (0.4 to 0.9 s), start and background noise follows one of eight contours: constant, rising, falling,
+    rising then falling, falling then rising, vibrato, tremolo, or jumping. Its timbre is one of three: sine,
+    odd harmonics, all harmonics.
 
     Args:
-        root: ignored, nothing is read; accepted so that ``--data.root`` works with every data set.
+        root: ignored, no file is read; accepted so that ``--data.root`` works with every data set.
         label: "contour" (eight classes) or "timbre" (three).
     """
 
@@ -52,14 +51,14 @@ class Tones(AudioDataModule):
         rng, rate = (
             np.random.RandomState(seed),
             self.scale.sample_rate,
-        )  # whose stream NumPy guarantees never to change
+        )  # NumPy guarantees that its stream never changes
         contours, timbres = np.arange(n) % 8, rng.randint(0, 3, n)
         clips = np.empty((n, self.clip_size), np.int16)
         for row, (contour, timbre) in enumerate(zip(contours, timbres, strict=True)):
             pitch, loudness, length, lead, noise, depth = rng.uniform(
                 (150, 0.1, 0.4, 0, 0.001, 0.8), (600, 0.5, 0.9, 0.1, 0.01, 1.5)
             )
-            u = np.linspace(0, 1, int(length * rate))  # the melody, from begin to end
+            u = np.linspace(0, 1, int(length * rate))  # position in the melody, from start to end
             tremble = np.sin(2 * np.pi * 8 * length * u)
             octaves = (
                 0 * u, depth * (u - 0.5), depth * (0.5 - u),
@@ -69,7 +68,7 @@ class Tones(AudioDataModule):
             phase = 2 * np.pi * np.cumsum(pitch * 2**octaves) / rate
             harmonics = ((1,), (1, 3, 5), (1, 2, 3, 4, 5))[timbre]
             tone = sum(np.sin(k * phase) / k for k in harmonics)
-            tone *= np.minimum(1, 20 * np.minimum(u, 1 - u))  # no click at its ends
+            tone *= np.minimum(1, 20 * np.minimum(u, 1 - u))  # fade in and out, so that it does not click
             if contour == 6:
                 tone *= 0.6 + 0.4 * tremble
             sound = noise * rng.standard_normal(int((lead + length) * rate))

@@ -39,7 +39,7 @@ FilesOfSplits = dict[str, tuple[list[str], np.ndarray]]
 
 
 def _wave_samples(path: str) -> tuple[np.ndarray, int]:
-    """What the standard library reads: 16-bit PCM wav. Samples (S, channels) int16 and the rate in Hz."""
+    """Read 16-bit PCM wav with the standard library: samples (S, channels) int16 and the rate in Hz."""
     if not path.lower().endswith(".wav"):
         raise ValueError(
             "only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'"
@@ -58,14 +58,14 @@ def _wave_samples(path: str) -> tuple[np.ndarray, int]:
 
 
 def read_clip(path: str, sample_rate: int) -> np.ndarray:
-    """A file as int16 samples (S,) at ``sample_rate``, its channels averaged.
+    """Read a file as int16 samples (S,) at ``sample_rate``, averaged over channels.
 
     Args:
-        path: wav or flac of any rate and width; without the library soundfile, 16-bit PCM wav.
+        path: wav or flac of any rate and bit depth; without the soundfile library only 16-bit PCM wav.
         sample_rate: Hz.
 
     Raises:
-        DataFileError: not a sound file, damaged, or samples that are not finite; one line that names the
+        DataFileError: not an audio file, damaged, or samples that are not finite; one line that names the
             file.
     """
     try:
@@ -74,7 +74,7 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
             samples = samples.astype(np.float32) / 32768
         else:
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:  # the readers raise nearly anything on a damaged file
+    except Exception as error:  # on a damaged file the readers raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataFileError(f"cannot read audio file {path}: {reason}") from None
     if not np.isfinite(samples).all():
@@ -86,11 +86,12 @@ def read_clip(path: str, sample_rate: int) -> np.ndarray:
 
 
 def name_pattern(pattern: str) -> re.Pattern[str]:
-    """``{label}_{speaker}_{index}`` as an expression for a file's name without ending; a field holds one
-    character or more.
+    """Compile ``{label}_{speaker}_{index}`` to a regular expression for file names without extension.
+
+    A field matches one or more characters.
 
     Raises:
-        ValueError: no field, one that comes twice, or a name that is none.
+        ValueError: no field, a repeated field, or an invalid field name.
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     fields = parts[1::2]
@@ -100,22 +101,22 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def nothing_in(samples: np.ndarray, hop: int) -> str:
-    """Why there is nothing to learn from samples (S,), or "" where there is."""
+    """Why samples (S,) hold nothing to learn from, or "" if they do."""
     if len(samples) < hop:
         return "shorter than a frame"
     return "" if samples.any() else "silent"
 
 
 class FileClips(SampleDataset):
-    """Audio files, decoded when they are fetched; see ``read_clip`` and ``pad_clip``.
+    """Audio files, decoded when they are fetched, see ``read_clip`` and ``pad_clip``.
 
     Args:
         paths: N files.
         labels: (N,) integers, -1 = unknown.
         sample_rate: Hz.
-        clip_size: samples of a clip.
-        hop: samples of a frame. A clip that is silent or shorter is all ``PADDING``, counted and named once
-            on stderr.
+        clip_size: length of a clip in samples.
+        hop: length of a frame in samples. A clip that is silent or shorter than a frame becomes all
+            ``PADDING``; such clips are counted, and each is named once on stderr.
     """
 
     labels: np.ndarray
@@ -125,7 +126,7 @@ class FileClips(SampleDataset):
     ) -> None:
         self.paths, self.labels = paths, labels.astype(np.int64)
         self.sample_rate, self.clip_size, self.hop = sample_rate, clip_size, hop
-        self.without_sound = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
+        self.without_sound = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # set by any worker
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,37 +152,38 @@ class FileClips(SampleDataset):
 
 
 class WavFolder(AudioDataModule):
-    """Any tree of wav and flac files (with the library soundfile; without it 16-bit PCM wav): speech
-    commands, birds, digits.
+    """A tree of wav and flac files such as speech commands or bird calls.
 
-    Files lie anywhere below ``root``; hidden ones are skipped. The label is a field of the file's name, or
-    the class folder (the first below ``root`` or below a split's folder), or there is none (files directly in
-    ``root`` and no pattern).
+    Formats: wav and flac with the soundfile library, otherwise 16-bit PCM wav.
 
-    Splits: ``test`` is what ``split_field`` and ``test_values`` name; else folders, list files or names tell
-    splits as for all data (docs/data/splits.md); else it is a share ``test_fraction``. Where ``val`` is not
-    given it is a share ``val_fraction`` of the rest. Both shares are stratified by class and fixed for a set
-    of files.
+    Files may be at any depth below ``root``; hidden ones are skipped. The label is a field of the file name,
+    or the class folder (the first one below ``root`` or below a split folder). Files directly in ``root``
+    without a pattern are unlabeled.
 
-    A folder that takes at most 512 MB is decoded once and kept. Clips that are silent or shorter than one
-    frame are then left out, counted and logged; in a larger folder each is named when it is first read, and
-    is a clip without a valid frame, which no method learns from.
+    Splits: ``test`` is selected by ``split_field`` and ``test_values``; otherwise by folders, list files or
+    file names as for all data (docs/data/splits.md); otherwise it is a fraction ``test_fraction``. ``val``,
+    if not given, is a fraction ``val_fraction`` of the rest. Both fractions are stratified by class and fixed
+    for a given set of files.
+
+    A folder of at most 512 MB is decoded once and kept in memory. Clips that are silent or shorter than one
+    frame are then left out, counted and logged. In a larger folder each one is named when it is first read,
+    and has no valid frame, so no method learns from it.
 
     Args:
-        root: folder of the files; only read.
-        pattern: of the file's name without ending, such as ``{label}_{speaker}_{index}``; each field may be
+        root: folder of the files; only read from.
+        pattern: of the file name without extension, such as ``{label}_{speaker}_{index}``; any field can be
             the label.
-        label: the field that is the label; another one for another probe (``--data.label speaker``). If the
-            pattern has no field ``label``, class folders are.
+        label: the field used as the label; choose another one for another probe (``--data.label speaker``).
+            If the pattern has no field ``label``, the class folders are used.
         labeled: False ignores folders and names: every file is one unlabeled sample.
-        split_field: the field that tells which files are ``test``.
-        test_values: the values of it, such as 0, 1, 2, 3, 4.
-        test_fraction: of all files, where no test split is given.
-        val_fraction: of the files that are not ``test``, where no val split is given.
+        split_field: the field that selects the ``test`` files.
+        test_values: the values of that field, such as 0, 1, 2, 3, 4.
+        test_fraction: fraction of all files, if no test split is given.
+        val_fraction: fraction of the files that are not ``test``, if no val split is given.
 
     Raises:
-        MissingDataError: ``root`` does not exist or holds no audio.
-        ValueError: a bad argument, a file whose name does not fit the pattern, too few files to split.
+        MissingDataError: ``root`` does not exist or contains no audio.
+        ValueError: a bad argument, a file name that does not match the pattern, or too few files to split.
         DataFileError: a file that cannot be read.
     """
 
@@ -219,7 +221,7 @@ class WavFolder(AudioDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the classes, sorted; the folder is read when this is first asked for."""
+        """Class names, sorted; the folder is scanned on first access."""
         if self.synthetic:
             return tuple(f"class {i}" for i in range(10)) if self.labeled else ()
         self._find()
@@ -283,7 +285,7 @@ class WavFolder(AudioDataModule):
             )
         return KeptClips(clips[: len(kept)], labels[kept], [paths[row] for row in kept])
 
-    # ---- which file is what --------------------------------------------------------------------------------
+    # ---- files and splits ----------------------------------------------------------------------------------
 
     def _find(self) -> dict[str, Samples]:
         """Paths and labels (N,) of train, bank, val and test, found once."""
@@ -309,7 +311,7 @@ class WavFolder(AudioDataModule):
         return self._found
 
     def _tree(self) -> Tree:
-        """All audio files, in the order of their paths."""
+        """All audio files, sorted by path."""
         root = os.path.expanduser(self.root)
         if not os.path.isdir(root):
             raise MissingDataError(
@@ -327,7 +329,7 @@ class WavFolder(AudioDataModule):
 
     def _labels_of_names(self, given: dict[str, Part], fields: dict[str, dict[str, str]]) -> FilesOfSplits:
         names = sorted({found[self.label] for found in fields.values()})
-        known = {name: i for i, name in enumerate(names)} if len(names) > 1 else {}  # one class tells nothing
+        known = {name: i for i, name in enumerate(names)} if len(names) > 1 else {}  # else no information
         self._class_names = tuple(known)
         return {
             split: (part.files, np.array([known.get(fields[file][self.label], -1) for file in part.files]))
@@ -337,7 +339,7 @@ class WavFolder(AudioDataModule):
     def _by_field(
         self, files: list[str], labels: np.ndarray, fields: dict[str, dict[str, str]]
     ) -> FilesOfSplits:
-        """train and test by the field ``split_field``."""
+        """Split into train and test by the field ``split_field``."""
         values = [fields[file][str(self.split_field)] for file in files]
         held_out = np.array([value in self.test_values for value in values])
         if held_out.all() or not held_out.any():
@@ -363,7 +365,7 @@ class WavFolder(AudioDataModule):
 
 
 class KeptClips(ClipDataset):
-    """Clips in memory with the files they come from, ``paths``."""
+    """Clips in memory, with the files they come from in ``paths``."""
 
     def __init__(self, clips: np.ndarray, labels: np.ndarray, paths: list[str]) -> None:
         super().__init__(clips, labels)

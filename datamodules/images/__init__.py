@@ -1,4 +1,4 @@
-"""Images: in memory, in folders, in shards."""
+"""Image data sets: in memory, in folders and in tar shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules.images import Digits``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules.images import Digits``."""
     return exported(__name__, name)
 
 

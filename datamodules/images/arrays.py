@@ -21,8 +21,7 @@ from datamodules.splits import Split, stratified_holdout
 
 
 class Digits(ImageDataModule):
-    """Handwritten digits embedded in scikit-learn: 1,797 gray 8x8 images, no download (Alpaydin and Kaynak
-    1998).
+    """Handwritten digits from scikit-learn: 1,797 gray 8x8 images, no download (Alpaydin and Kaynak 1998).
 
     Pixels 0 to 16 are scaled to 0 to 255. Fixed stratified split: 1,077 train, 360 val, 360 test. Mean and
     standard deviation were computed over the 1,077. https://archive.ics.uci.edu/dataset/80
@@ -52,10 +51,9 @@ class Digits(ImageDataModule):
 
 @contextmanager
 def inside_only() -> Iterator[None]:
-    """Tar archives are unpacked with Python's ``data`` filter: nothing outside of the folder, no link that
-    leads out of it.
+    """Unpack tar archives with Python's ``data`` filter, which blocks paths and links that leave the folder.
 
-    torchvision asks for no filter, and before Python 3.14 none is the default.
+    torchvision sets no filter, and before Python 3.14 there is no default one.
     """
     before = tarfile.TarFile.extraction_filter
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -66,19 +64,18 @@ def inside_only() -> Iterator[None]:
 
 
 class _TorchvisionImages(ImageDataModule):
-    """A data set that torchvision reads. ``val`` is a fixed stratified hold-out of ``val_size`` training
-    images.
+    """A data set read by torchvision. ``val`` is a fixed stratified hold-out of ``val_size`` training images.
 
     Args:
-        root: folder that holds the data set's own folder. Nothing is created there unless ``download`` is
+        root: folder that contains the data set's own folder. Nothing is created there unless ``download`` is
             set.
-        download: fetch missing files into ``root`` (created if its parent exists).
-        train_on_val: pre-train on ``val``, too, hence on the whole official training split, as published
-            results do. Probes still learn from ``bank``, without ``val``; the method's losses on ``val`` are
+        download: download missing files into ``root`` (created if its parent exists).
+        train_on_val: pre-train on ``val`` too, i.e. on the whole official training split, as published
+            results do. Probes still train on ``bank``, without ``val``; the method's losses on ``val`` are
             then those of training images.
 
     Raises:
-        ValueError: ``train_on_val`` where training images are others than those that ``val`` is taken from.
+        ValueError: ``train_on_val`` for a data set whose ``val`` is not taken from its training images.
     """
 
     source_files: tuple[str, ...]  # below root; all must exist
@@ -88,7 +85,7 @@ class _TorchvisionImages(ImageDataModule):
     def __init__(
         self, root: str = "data", download: bool = False, train_on_val: bool = False, **kwargs: Any
     ) -> None:
-        root = str(root)  # a Path would not be kept among the plain hyper-parameters of a checkpoint
+        root = str(root)  # a Path would not be stored among a checkpoint's plain hyper-parameters
         super().__init__(**kwargs)
         if train_on_val and self.trains_on_unlabeled:
             raise ConfigError(
@@ -115,11 +112,11 @@ class _TorchvisionImages(ImageDataModule):
         return {"train": every, "bank": bank, "val": ArrayDataset(images[val], labels[val])}
 
     def _read(self, root: Path, part: str, download: bool) -> tuple[Any, Any]:
-        """Images and labels of "train" or "test" as torchvision gives them."""
+        """Images and labels of "train" or "test" as torchvision returns them."""
         raise NotImplementedError
 
     def _part(self, part: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; every failure is a
+        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; any failure raises
         ``MissingDataError``.
         """
         root = Path(self.root).expanduser()
@@ -150,8 +147,8 @@ class _TorchvisionImages(ImageDataModule):
             pickle.UnpicklingError,
             tarfile.TarError,
         ) as error:
-            # torchvision's own: URLError without a network, RuntimeError for mirrors and checksums, and
-            # whatever a damaged file does to the reader
+            # raised by torchvision: URLError without a network, RuntimeError for mirrors and checksums, and
+            # anything at all for a damaged file
             what = "could not be downloaded to" if download else "cannot be read (damaged files?) in"
             raise self._missing(f"{what} --data.root {root}: {' '.join(str(error).split())[:300]}") from error
         if images.ndim == 3:

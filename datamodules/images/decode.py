@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.listing import is_hidden, printable
 
-# EPS starts Ghostscript; MPEG and WMF cannot be decoded; the others hold no pictures for the eye
+# EPS starts Ghostscript; MPEG and WMF cannot be decoded; the others are not images to look at
 NOT_READ = frozenset(("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "FITS"))
 
 COMMON = ".jpg, .png, .webp, .tif, .gif, ..."
@@ -40,20 +40,20 @@ TURNS = {
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that are read: all that this Pillow opens but ``NOT_READ``."""
+    """The supported formats: everything that this Pillow opens except ``NOT_READ``."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in NOT_READ)
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Endings of these formats, with their dots, in lower case."""
+    """Extensions of these formats, with their dots, in lower case."""
     known = formats()
     return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image by its ending; one without an ending is looked into."""
+    """Whether a file is an image by its extension; a file without extension is opened to find out."""
     ending = os.path.splitext(path)[1].lower()
     if ending:
         return ending in image_endings()
@@ -62,16 +62,16 @@ def is_image(path: str) -> bool:
             return True
     except Image.DecompressionBombError:
         return True
-    except Exception:  # whatever a file that is none does to the readers
+    except Exception:  # the readers raise almost anything on other files
         return False
 
 
 def image_files(path: str | os.PathLike[str]) -> list[str]:
-    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are left
-    out.
+    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are
+    skipped.
 
     Raises:
-        MissingDataError: there is no such file or folder, or the folder holds no images.
+        MissingDataError: the file or folder does not exist, or the folder contains no images.
     """
     path = os.fspath(path)
     if os.path.isfile(path):
@@ -87,7 +87,7 @@ def image_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen; an ``ImageFileError`` if it is none."""
+    """Displayed (width, height) of an image file; ``ImageFileError`` if it is not an image."""
     try:
         with Image.open(path, formats=formats()) as file:
             width, height = file.size
@@ -100,19 +100,19 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    """EXIF orientation, 1 to 8; 1 if missing or unreadable."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF: the picture is taken as it is stored
+    except Exception:  # damaged EXIF: use the image as stored
         return 1
     return value if value in TURNS else 1
 
 
 def without_false_alpha(image: Image.Image) -> Image.Image:
-    """A TIFF without a last band that is called transparency and is none, such as infrared.
+    """Drop the last band of a TIFF if it is tagged as alpha but is not transparency, such as infrared.
 
-    TIFF's writers often tag any further band as alpha. It is taken for that unless the file is georeferenced,
-    all of it is 0, or less than ``ALPHA_SHARE`` of it is 0 or 255.
+    TIFF writers often tag any extra band as alpha. The band is kept as alpha unless the file is
+    georeferenced, the band is all 0, or less than ``ALPHA_SHARE`` of it is 0 or 255.
     """
     if image.format != "TIFF" or image.mode not in ("RGBA", "RGBa", "LA", "La"):
         return image
@@ -126,16 +126,16 @@ def without_false_alpha(image: Image.Image) -> Image.Image:
 
 
 def to_uint8(image: Image.Image, channels: int) -> Image.Image:
-    """An 8-bit picture with 3 channels ("RGB") or 1 ("L") from whatever mode a file has.
+    """Convert an image of any mode to 8 bits with 3 channels ("RGB") or 1 ("L").
 
-    16-bit gray is scaled from 0..65535 to 0..255 (Pillow's own conversion clips it at 255). Transparent
-    pictures are laid on white. Palettes and CMYK are converted by Pillow.
+    16-bit gray is scaled from 0..65535 to 0..255 (Pillow's own conversion clips at 255). Transparent images
+    are composited on white. Palettes and CMYK are converted by Pillow.
 
     Raises:
-        ValueError: 32-bit integer or floating-point pixels, whose range the file does not tell.
+        ValueError: 32-bit integer or floating-point pixels, whose value range is unknown.
     """
     mode = "RGB" if channels == 3 else "L"
-    # Pillow reads 16-bit PNG and PGM files as "I" in old and as "I;16" in new versions
+    # old versions of Pillow open 16-bit PNG and PGM files as "I", new ones as "I;16"
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.float32)
         image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
@@ -150,7 +150,7 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _refused(error: Exception, path: str | bytes, content: bytes | None = None) -> ImageFileError:
-    """What is wrong. A damaged one makes Pillow raise nearly anything: SyntaxError, struct.error"""
+    """The error that describes the problem; a damaged file makes Pillow raise anything, even SyntaxError."""
     if isinstance(error, UnidentifiedImageError):  # its message repeats the path
         length = os.path.getsize(path) if content is None else len(content)
         reason = "it is empty" if length == 0 else "it is not an image"
@@ -170,26 +170,26 @@ def read_image(
     draw: int | None = None,
     content: bytes | None = None,
 ) -> np.ndarray:
-    """Decode a file, resize its shorter side to ``shorter`` and crop a square (bilinear with antialiasing, by
-    Pillow).
+    """Decode a file, resize its shorter side to ``shorter`` and crop a square.
 
-    A picture that is ``size`` x ``size`` already is taken as it is. It is turned by its EXIF orientation, as
-    every viewer shows it (torchvision's loader does not). Of an animation the first picture is read.
+    Resizing is Pillow's antialiased bilinear. An image of ``size`` x ``size`` is used as is. The EXIF
+    orientation is applied, as in every viewer (torchvision's loader ignores it). Of an animation the first
+    frame is read.
 
     Args:
-        path: of the file.
+        path: the file.
         size: side of the square, pixels.
         channels: 1 or 3.
         shorter: pixels, at least ``size``.
-        draw: 63 random bits that choose the place of the crop; None crops the center.
-        content: of the file, where it was read already; ``path`` is then only its name for messages.
+        draw: 63 random bits that determine the crop position; None crops the center.
+        content: bytes of the file, if already read; ``path`` is then used in messages only.
 
     Returns:
         (size, size, channels) uint8.
 
     Raises:
-        ImageFileError: the file is missing, empty, truncated, no image or of an unusable format; names the
-            file.
+        ImageFileError: the file is missing, empty, truncated, not an image or in an unsupported format; names
+            the file.
     """
     try:
         source = os.fsdecode(path) if content is None else io.BytesIO(content)
@@ -198,7 +198,7 @@ def read_image(
                 file.draft(
                     None, _resized(file.size, shorter)
                 )  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-            file.load()  # first: PNG tells the orientation behind the pixels, and Pillow turns TIFF here
+            file.load()  # first: PNG stores the orientation behind the pixels, and Pillow rotates TIFF here
             turn = TURNS.get(_orientation(file))
             image = to_uint8(without_false_alpha(file), channels)
             image = image if turn is None else image.transpose(turn)
@@ -211,7 +211,7 @@ def read_image(
             left, top = round((w - size) / 2), round((h - size) / 2)
         else:
             left, top = draw % (w - size + 1), (draw >> 32) % (h - size + 1)
-        # only the part that is kept is resized: the same pixels, and a 1 x 10,000 picture does not fill the
+        # resize only the part that is kept: the pixels are the same, and a 1 x 10,000 image does not fill the
         # memory
         x, y = width / w, height / h
         box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
@@ -220,7 +220,9 @@ def read_image(
 
 
 def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side made ``shorter``, rounded down as in torchvision's Resize."""
+    """(width, height) after resizing the shorter side to ``shorter``, rounded down as torchvision's
+    Resize.
+    """
     width, height = size
     return (
         (shorter, int(shorter * height / width))

@@ -39,11 +39,11 @@ class FolderDataset(SampleDataset):
         labels: (N,) integers, -1 = unknown.
         size: side of the squares, pixels.
         channels: 1 or 3.
-        shorter: the shorter side is resized to so many pixels before the crop.
-        random_crop: place the crop at random, as a pure function of (the run's seed, epoch, index); else at
-            the center.
-        max_unreadable: files that may be passed over. The next one that can be read takes the place of such a
-            file, with the label -1, so that no probe counts it; each is named once on the terminal.
+        shorter: the shorter side is resized to this many pixels before the crop.
+        random_crop: crop at a random position, a pure function of (the run's seed, epoch, index); otherwise
+            at the center.
+        max_unreadable: number of damaged files to tolerate. Each is replaced by the next readable file, with
+            the label -1 so that no probe counts it, and is named once on the terminal.
     """
 
     labels: np.ndarray
@@ -63,8 +63,8 @@ class FolderDataset(SampleDataset):
         self.seed, self.max_unreadable = run_seed(), max_unreadable
         self.epoch = torch.zeros(
             (), dtype=torch.int64
-        ).share_memory_()  # seen by workers that outlive an epoch
-        self.unreadable = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # marked by any worker
+        ).share_memory_()  # shared with workers that outlive an epoch
+        self.unreadable = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # set by any worker
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -83,23 +83,21 @@ class FolderDataset(SampleDataset):
         return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
 
     def _contents(self, indices: Sequence[int]) -> Sequence[bytes | None]:
-        """What is read for the whole batch at once, for ``_decode``; files are opened one by one."""
+        """Read the files of the whole batch for ``_decode``; here nothing, as files are opened one by one."""
         return [None] * len(indices)
 
     def name(self, index: int) -> str:
-        """The file of a sample."""
+        """The file of a sample, for messages."""
         return os.fsdecode(self.paths[index])
 
     def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
-        """The picture at ``index``; an ``ImageFileError`` names it."""
+        """The image at ``index``; an ``ImageFileError`` names the file."""
         return read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
 
     def _read(
         self, index: int, draw: int | None = None, content: bytes | None = None
     ) -> tuple[np.ndarray, bool]:
-        """The picture at ``index`` or, if it cannot be read, the next one that can; and whether it is the one
-        asked for.
-        """
+        """The image at ``index``, or else the next readable one; and whether it is the requested one."""
         first = None
         for other in (i % len(self) for i in range(index, index + len(self))):
             if self.unreadable[other]:
@@ -123,8 +121,9 @@ class FolderDataset(SampleDataset):
         raise ImageFileError(f"none of {len(self)} images can be read{f': {first}' if first else ''}")
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
-        """The same samples decoded once, as center crops; None at a file of another size if
-        ``only_same_size``.
+        """The same samples decoded once, as center crops.
+
+        Returns None if ``only_same_size`` and a file has another size.
         """
         images, labels = (
             np.empty((len(self), self.size, self.size, self.channels), np.uint8),
@@ -141,54 +140,54 @@ class FolderDataset(SampleDataset):
         try:
             with Image.open(os.fsdecode(path)) as file:
                 return file.size == (self.size, self.size)
-        except Exception:  # whatever is wrong with it, `read_image` says it better
+        except Exception:  # any problem: `read_image` reports it better
             return True
 
 
 class ImageFolder(ImageDataModule):
-    """Any tree of image files: ImageNet, a CIFAR copy as JPEGs, or photographs without labels.
+    """A tree of image files: ImageNet, CIFAR as JPEGs, or photographs without labels.
 
-    With labels there is one folder per class (files may lie deeper), without labels files may lie anywhere.
-    Pictures directly in the folder, or in one single sub-folder, are unlabeled. Hidden files and folders are
-    skipped, links are followed. All formats that Pillow opens are read, also files without an ending; other
-    files are counted in one line.
+    With labels there is one folder per class (files may be nested deeper); without labels files may be
+    anywhere. Images directly in the folder, or in a single sub-folder, are unlabeled. Hidden files and
+    folders are skipped, links are followed. All formats that Pillow opens are read, including files without
+    extension; other files are counted in one line.
 
     Splits (docs/data/splits.md):
         - folders ``train``, ``val`` and ``test`` under any of their usual names, or list files such as
-          ``val.txt``: these. ``unlabeled`` joins ``train`` without labels.
+          ``val.txt``: used as given. ``unlabeled`` joins ``train`` without labels.
         - ``train`` and one of ``val``, ``test``: that one is reported as ``test`` (as is the practice with
           ImageNet's 50,000 validation images), and ``val`` is held out of ``train``.
-        - none of them, or ``train`` alone: ``test`` and ``val`` are held out; without labels only ``val`` is,
-          and ``test`` is the same, because nothing is measured on it.
+        - none of them, or ``train`` alone: ``test`` and ``val`` are held out; without labels only ``val``,
+          which then also serves as ``test``, because nothing is measured on it.
 
         Hold-outs are stratified by class and fixed for a given set of files.
 
-    Pixels: training samples have their shorter side resized to ``decode_size`` and are cropped at a random
-    place, the same for the same (seed, epoch, index); all others get a center crop after a resize to 256/224
-    of ``image_size``. Files that are ``image_size`` x ``image_size`` already are taken as they are. See
+    Pixels: the shorter side of training samples is resized to ``decode_size``, then they are cropped at a
+    random position, the same for the same (seed, epoch, index); all others are resized to 256/224 of
+    ``image_size`` and center-cropped. Files of ``image_size`` x ``image_size`` are used as they are. See
     ``to_uint8`` for 16-bit and transparent files.
 
     Args:
-        root: folder of the images; only read.
-        image_size: side of the squares that networks and views get, pixels.
+        root: folder of the images; only read from.
+        image_size: side of the square images that networks and views get, in pixels.
         decode_size: shorter side before the random crop; default 256/224 of ``image_size``.
         channels: 3 (RGB) or 1 (gray).
         labeled: False ignores the folders: every image below ``root`` is one unlabeled sample.
-        val_fraction: of the training images, held out where there is no validation folder.
-        test_fraction: of all images, held out where there are no split folders.
-        train_on_val: pre-train on ``val``, too, hence on the whole training split, as published results do.
-            Probes still learn from ``bank``, without ``val``; the method's losses on ``val`` are then those
-            of training images.
-        in_memory: decode once and keep; random crops are then left to the views. Default: when all files of a
-            split are ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
-        max_unreadable: damaged files that may be passed over in each split, see ``FolderDataset``; by default
-            the first one ends the run with its name. ``train/unreadable_files`` counts them in the logs.
-        mean, std: per channel, of pixels in [0, 1]; default ImageNet's.
+        val_fraction: fraction of the training images to hold out if there is no validation folder.
+        test_fraction: fraction of all images to hold out if there are no split folders.
+        train_on_val: pre-train on ``val`` too, i.e. on the whole training split, as published results do.
+            Probes still train on ``bank``, without ``val``; the method's losses on ``val`` are then those of
+            training images.
+        in_memory: decode once and keep in memory; random crops are then left to the views. Default: if all
+            files of a split are ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
+        max_unreadable: number of damaged files to tolerate in each split, see ``FolderDataset``; by default
+            the first one ends the run with its name. Logged as ``train/unreadable_files``.
+        mean, std: per channel, for pixels in [0, 1]; default ImageNet's.
 
     Raises:
-        MissingDataError: ``root`` does not exist or holds no images.
-        ValueError: a bad argument, classes without images or that differ between the splits, too few images
-            to split.
+        MissingDataError: ``root`` does not exist or contains no images.
+        ValueError: a bad argument, classes without images or different classes in the splits, or too few
+            images to split.
     """
 
     samples_are_files = True
@@ -235,7 +234,7 @@ class ImageFolder(ImageDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the class folders, sorted; the folder is read when this is first asked for."""
+        """Names of the class folders, sorted; the folder is scanned on first access."""
         if self.synthetic:
             return tuple(f"class {i}" for i in range(10)) if self.labeled else ()
         self._find()
@@ -246,7 +245,7 @@ class ImageFolder(ImageDataModule):
         return len(self.class_names) or None
 
     def unreadable_files(self) -> list[str]:
-        """The files that were passed over so far, in all splits."""
+        """The files skipped so far, in all splits."""
         return sorted(
             {d.name(i) for d in self._opened for i in np.flatnonzero(d.unreadable.numpy()).tolist()}
         )
@@ -279,7 +278,7 @@ class ImageFolder(ImageDataModule):
         return {"train": kept}
 
     def _open(self, split: str) -> ArrayDataset | FolderDataset:
-        """Center crops of a split, in memory if that was asked for or is small."""
+        """Center crops of a split, in memory if requested or if the split is small."""
         channels, size, _ = self.image_shape
         dataset = self._crops(self._find()[split], self.standard_size, random_crop=False)
         total = sum(len(self._find()[s][1]) for s in ("train", "val", "test")) * channels * size * size
@@ -297,7 +296,7 @@ class ImageFolder(ImageDataModule):
         self._opened.append(dataset)
         return dataset
 
-    # ---- which file is what --------------------------------------------------------------------------------
+    # ---- files and splits ----------------------------------------------------------------------------------
 
     def _find(self) -> dict[str, Samples]:
         """Paths (N,) bytes and labels (N,) of train, bank, val and test, found once."""
@@ -307,7 +306,7 @@ class ImageFolder(ImageDataModule):
         return self._files
 
     def given(self) -> tuple[dict[str, Samples], tuple[str, ...]]:
-        """Paths and labels of the splits that the folder gives, and the names of the classes."""
+        """Paths and labels of the splits given by the folder, and the class names."""
         root = os.path.expanduser(self.root)
         if not os.path.isdir(root):
             raise MissingDataError(
@@ -333,6 +332,6 @@ class ImageFolder(ImageDataModule):
         return samples, class_names
 
     def _complete(self, parts: dict[str, Samples]) -> dict[str, Samples]:
-        """train, bank, val and test from the splits that are given."""
+        """train, bank, val and test, derived from the given splits."""
         labeled = bool(self._class_names)
         return complete_splits(parts, f"images in {self.root}", self.fractions, labeled, self.train_on_val)

@@ -8,7 +8,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules.sequences import Fasta``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules.sequences import Fasta``."""
     return exported(__name__, name)
 
 

@@ -1,4 +1,4 @@
-"""Text: files, tokenizers, and token stores."""
+"""Text data sets: files, tokenizers and token stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules.text import TextFiles``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules.text import TextFiles``."""
     return exported(__name__, name)
 
 

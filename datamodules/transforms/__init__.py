@@ -1,4 +1,4 @@
-"""Views, masks and noise, made of whole batches on the device."""
+"""Views, masks and noise, computed for whole batches on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from datamodules.transforms import SimCLRViews``: imported when it is first asked for."""
+    """Import a public name on first use: ``from datamodules.transforms import SimCLRViews``."""
     return exported(__name__, name)
 
 
