@@ -23,9 +23,9 @@ from runtime.lightning_internals import PlainHyperparameters, synchronizes_batch
 from runtime.optional import check_optional, optional
 from sslmodules.networks.encoder import Encoder
 from sslmodules.networks.pixel_tokens import PixelTokens
+from sslmodules.networks.sharding import prepare_sharding
+from sslmodules.networks.sync_batchnorm import check_convertible, keep_activations
 from sslmodules.optim import constant, decay_groups, warmup_cosine
-from sslmodules.sharding import prepare_sharding
-from sslmodules.sync_batchnorm import check_convertible, keep_activations
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:

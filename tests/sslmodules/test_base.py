@@ -18,8 +18,8 @@ from datamodules.errors import DataFileError
 from runtime.checkpoints import build_module, load_module, read_checkpoint
 from sslmodules import SimCLR, SSLModule
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
+from sslmodules.networks.sharding import prepare_sharding
 from sslmodules.optim import LARS, decay_groups, record_matrices, warmup_cosine
-from sslmodules.sharding import prepare_sharding
 from tests.conftest import build, trainer_for
 
 
