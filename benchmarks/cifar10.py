@@ -61,7 +61,7 @@ from evaluation.report import evaluate
 from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512

@@ -48,7 +48,7 @@ from datamodules.transforms.base import apply_views
 from datamodules.transforms.recipes import SimCLRViews
 from evaluation.report import evaluate
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 from sslmodules.networks import ConvEncoder
 
 Pairs = Iterator[tuple[Tensor, Tensor]]

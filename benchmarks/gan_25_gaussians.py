@@ -37,7 +37,7 @@ from datamodules.base import SSLDataModule
 from datamodules.splits import Split
 from evaluation.measures.frechet import mode_counts
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 from sslmodules.gan import GAN, Loss
 from sslmodules.networks.decoder import Generator
 from sslmodules.networks.encoder import Encoder, WrappedEncoder

@@ -61,7 +61,7 @@ from benchmarks.train import (
 from datamodules.base import SSLDataModule
 from datamodules.transforms.recipes import SimCLRViews
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 
 
 def matrix_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:

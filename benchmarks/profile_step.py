@@ -47,7 +47,7 @@ sys.path.insert(
 from benchmarks.train import NOT_RUN, SIZE, ArrayImages
 from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 
 ROOT = Path(__file__).resolve().parents[1]
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense", "aten::nonzero")

@@ -56,7 +56,7 @@ from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from datamodules.transforms.tokens import MaskedTokens
 from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 from sslmodules import GPT
 from sslmodules.gpt import next_token_nll
 from sslmodules.networks import GPTEncoder

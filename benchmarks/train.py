@@ -68,7 +68,7 @@ from datamodules.images.module import ArrayDataset
 from datamodules.transforms.recipes import SimCLRViews
 from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
-from runtime.quiet import silence_framework
+from runtime.framework_messages import silence_framework
 from sslmodules.networks import ConvEncoder, ResNetEncoder, projection_mlp
 from sslmodules.optim import decay_groups
 from sslmodules.simclr import nt_xent

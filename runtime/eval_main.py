@@ -15,8 +15,8 @@ from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
 from runtime.eval_help import commands, usages
 from runtime.fit import check_samples
-from runtime.quiet import silence_framework
-from runtime.rebuild import build_data, checkpoint_of, notes
+from runtime.framework_messages import silence_framework
+from runtime.saved_run import build_data, checkpoint_of, notes
 
 
 def run(name: str, argv: list[str]) -> int:

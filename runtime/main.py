@@ -18,11 +18,11 @@ from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit
+from runtime.framework_messages import silence_framework
 from runtime.lightning_internals import do_not_observe_processes
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.monitors import check_monitors
 from runtime.peers import Watch, explain_lost_connection
-from runtime.quiet import silence_framework
 from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
 

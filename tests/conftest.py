@@ -18,8 +18,8 @@ from lightning import Trainer, seed_everything
 from datamodules.base import SSLDataModule
 from datamodules.seeding import mix_seed
 from runtime.command_line import CheckedCommandLine
+from runtime.framework_messages import silence_framework
 from runtime.messages import ROOT, config_files
-from runtime.quiet import silence_framework
 from sslmodules import methods
 from sslmodules.base import SSLModule
 

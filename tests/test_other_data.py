@@ -17,7 +17,7 @@ import train
 from datamodules import CIFAR10, Digits
 from runtime.checkpoints import build_module, initial_module, load_module, read_checkpoint
 from runtime.messages import ROOT
-from runtime.rebuild import build_data
+from runtime.saved_run import build_data
 from tests.conftest import build
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--evaluate", "false"]

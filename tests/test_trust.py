@@ -19,7 +19,7 @@ from runtime import trust
 from runtime.checkpoints import build_module
 from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
-from runtime.rebuild import build_data
+from runtime.saved_run import build_data
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 LOAD = {

@@ -16,7 +16,7 @@ import train
 from datamodules.transforms.tokens import segments_of
 from runtime.checkpoints import load_module, read_checkpoint
 from runtime.messages import ROOT
-from runtime.rebuild import build_data
+from runtime.saved_run import build_data
 
 
 @pytest.fixture(scope="module")
