@@ -30,34 +30,34 @@ MOST_SIZES = 10_000
 
 
 class Tree(NamedTuple):
-    """What lies below a folder. Paths are relative to ``root``, with "/" between their parts."""
+    """The contents of a folder. Paths are relative to ``root``, with "/" as separator."""
 
     root: str
-    what: str  # the files in the plural, for messages: "images"
-    files: list[str]  # those of each folder before those of its sub-folders, sorted
-    folders: list[str]  # likewise, also those without files
-    others: Counter[str]  # files that are no data, by ending
+    what: str  # plural noun for the files in messages: "images"
+    files: list[str]  # files of each folder before those of its sub-folders, sorted
+    folders: list[str]  # same order; includes folders without files
+    others: Counter[str]  # other files, counted by extension
 
     def path(self, name: str = "") -> str:
         return os.path.join(self.root, name) if name else self.root
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is skipped: it begins with a dot (``._x.jpg``,
-    ``.ipynb_checkpoints``) or is one of ``NOT_DATA``.
+    """Whether a file or folder is skipped: its name starts with a dot (``._x.jpg``,
+    ``.ipynb_checkpoints``) or is in ``NOT_DATA``.
     """
     return name.startswith(".") or name in NOT_DATA
 
 
 def hidden_below(path: PurePath, root: PurePath) -> bool:
-    """Whether ``path`` or a folder on its way down from ``root`` is hidden."""
+    """Whether ``path``, or any folder between ``root`` and it, is hidden."""
     return any(map(is_hidden, path.relative_to(root).parts))
 
 
 def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
     """All files below ``root`` for which ``wanted(path)`` is true, in a fixed order.
 
-    A link back to a folder on the way down is not followed. A link that leads nowhere counts as no data.
+    A link back to a parent folder is not followed. A broken link counts as not data.
     """
     tree = Tree(root, what, [], [], Counter())
 
@@ -88,7 +88,7 @@ def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
 
 
 def left_out(tree: Tree) -> str:
-    """One line that counts the files that are not read, by their ending; empty where there are none."""
+    """One line that counts the ignored files by extension; empty if there are none."""
     total = sum(tree.others.values())
     if not total:
         return ""
@@ -100,8 +100,9 @@ def left_out(tree: Tree) -> str:
 
 
 def fingerprint(root: str, files: Sequence[str]) -> dict[str, Any]:
-    """What tells whether the files below ``root`` are those of an earlier start: how many there are, and a
-    hash of their names and sizes (of at most ``MOST_SIZES`` files, spread evenly). Contents are not read.
+    """``count`` and ``digest`` of files, to detect changes since an earlier start.
+
+    The digest hashes names and sizes of at most ``MOST_SIZES`` files, evenly spaced. Contents are not read.
     """
     digest = hashlib.sha256()
     for name in files:
@@ -112,7 +113,7 @@ def fingerprint(root: str, files: Sequence[str]) -> dict[str, Any]:
 
 
 def difference(root: str | None, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
-    """How two fingerprints of the files of ``root`` differ, in words; "" if not, or if one is not known."""
+    """How two fingerprints of the files in ``root`` differ, in words; "" if they do not or one is unknown."""
     if not before or not now or before == now:
         return ""
     return (
@@ -122,9 +123,7 @@ def difference(root: str | None, before: dict[str, Any] | None, now: dict[str, A
 
 
 def printable(names: str | Sequence[str], most: int = 5) -> str:
-    """File names for a message: the first few, printable whatever bytes they are made of, escape sequences
-    too.
-    """
+    """The first few file names for a message, with unprintable bytes and escape sequences made visible."""
     if isinstance(names, str):
         text = os.fsencode(names).decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -22,13 +22,13 @@ HEAD = 4096
 def split_remarks(
     root: str, found: Mapping[str, Samples], names: Sequence[str], are_files: bool = True
 ) -> list[str]:
-    """The lines about the splits train, val and test of ``found``.
+    """Remarks on the splits train, val and test of ``found``.
 
     Args:
-        root: what they are told of.
+        root: where the data comes from, for the text.
         found: samples (N,) and labels (N,) by split.
-        names: of the classes.
-        are_files: samples are paths, which are looked into for copies.
+        names: class names.
+        are_files: samples are paths, which are searched for duplicates.
     """
     chosen = {split: found[split] for split in ("train", "val", "test")}
     lines = [missing_classes({split: labels for split, (_, labels) in chosen.items()}, names)]
@@ -38,11 +38,11 @@ def split_remarks(
 
 
 def missing_classes(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """One line that counts the classes without a sample in a split, "" if all are there.
+    """One line that counts the classes without samples in a split; "" if there are none.
 
     Args:
         labels: by split, (N,) integers, -1 = unknown.
-        names: of the classes.
+        names: class names.
     """
     told = []
     for split, known in labels.items():
@@ -55,11 +55,10 @@ def missing_classes(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> s
 
 
 def copies(files: Mapping[str, Sequence[str]]) -> str:
-    """One line that counts files of val and test with the same bytes as a file of an earlier split, "" if
-    there are none.
+    """One line that counts files of val and test that are byte-identical to one of an earlier split, or "".
 
     Args:
-        files: paths by split, in the order of train, val, test. The same path in two splits is no copy.
+        files: paths by split, in the order train, val, test. The same path in two splits is not a duplicate.
     """
     split_of: dict[str, str] = {}
     for split, paths in files.items():
@@ -97,14 +96,14 @@ def copies(files: Mapping[str, Sequence[str]]) -> str:
 def _alike(
     groups: Iterable[list[str]], split_of: Mapping[str, str], key: Callable[[str], object]
 ) -> list[list[str]]:
-    """Each group cut by ``key``; of the pieces, those with files of more than one split."""
+    """Split each group by ``key``; keep the parts with files of more than one split."""
     found = []
     for group in groups:
         pieces: dict[object, list[str]] = {}
         for path in group:
             try:
                 pieces.setdefault(key(path), []).append(path)
-            except OSError:  # a file that is gone is named when it is read
+            except OSError:  # a file that is gone is reported when it is read
                 continue
         found += [piece for piece in pieces.values() if len({split_of[path] for path in piece}) > 1]
     return found

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class SampleDataset(Dataset, ABC):
-    """A data set whose samples are fetched by whole batches.
+    """A data set whose samples are fetched in whole batches.
 
-    A plain torch ``Dataset`` with ``__getitems__`` is enough where nothing depends on the epoch.
+    A plain torch ``Dataset`` with ``__getitems__`` is enough if nothing depends on the epoch.
 
     Attributes:
-        labels: (N,) int64, -1 = unknown; None where there is no list of them.
-        block: so many neighbors are read at once, and are kept together where samples are shuffled.
+        labels: (N,) int64, -1 = unknown; None if labels are not listed.
+        block: number of adjacent samples that are read at once, and stay together when samples are shuffled.
     """
 
     labels: np.ndarray | None = None
@@ -34,10 +34,10 @@ class SampleDataset(Dataset, ABC):
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, ...), "label": (B,) int64}`` in the smallest form, see ``SSLDataModule``."""
+        """``{"input": (B, ...), "label": (B,) int64}`` in the most compact form, see ``SSLDataModule``."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called when an epoch of training begins, for what is drawn where samples are read."""
+        """Called when a training epoch begins, for randomness in reading samples."""
 
 
 def block_of(dataset: Dataset) -> int:
@@ -49,25 +49,23 @@ def labels_of(dataset: Dataset) -> np.ndarray | None:
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffled indices as a pure function of (seed, epoch), the same number on each rank, resumable inside an
-    epoch.
+    """Shuffled indices as a pure function of (seed, epoch), equally many per rank, resumable inside an epoch.
 
-    A ``DistributedSampler`` only so that Lightning keeps it as it is and calls ``set_epoch``. With W ranks,
-    rank r takes every W-th index of the one permutation, so the W batches of a step together are the
-    single-process batch of W times the size.
+    It is a ``DistributedSampler`` only so that Lightning keeps it unchanged and calls ``set_epoch``. With W
+    ranks, rank r takes every W-th index of one shared permutation, so the W batches of a step together equal
+    the single-process batch of W times the size.
 
-    A data set whose ``block`` is above 1 reads neighbors at once: blocks of so many neighboring
-    indices are shuffled instead, from another first index in each epoch, and each rank takes every W-th
-    block.
+    For a data set with ``block`` above 1, blocks of adjacent indices are shuffled instead, with a different
+    first index in each epoch, and each rank takes every W-th block.
 
-    Where nobody sets the epoch, as in a loop of one's own, each new iteration is the next epoch.
+    If nobody sets the epoch, as in a custom loop, each new iteration is the next epoch.
 
     Args:
-        dataset: what is sampled; a ``SampleDataset`` is told the epoch.
-        batch_size: per rank; with ``start`` it tells how many indices to pass over.
-        seed: of the permutation.
+        dataset: the data to sample; a ``SampleDataset`` is told the epoch.
+        batch_size: per rank; together with ``start`` it determines how many indices to skip.
+        seed: seed of the permutation.
         rank, world_size: of this process.
-        datamodule: asked for ``batches_done()`` when an epoch starts: 0, unless a run was resumed inside the
+        datamodule: its ``batches_done()`` is used when an epoch starts: 0, unless a run is resumed inside the
             epoch.
     """
 
@@ -82,7 +80,7 @@ class EpochSampler(DistributedSampler):
     ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.batch_size, self.datamodule = batch_size, datamodule
-        self.used = False  # since the epoch was set
+        self.used = False  # since the epoch was last set
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -100,7 +98,7 @@ class EpochSampler(DistributedSampler):
         if block > 1:
             order = (np.append(order, np.arange(n // block * block, n)) + rng.integers(n)) % n
         order = order.ravel()
-        # whole blocks are dealt to the ranks in turn, what is left over is dealt one by one
+        # whole blocks are dealt to the ranks in turn, the remainder index by index
         dealt = n // (block * self.num_replicas) * block * self.num_replicas
         blocks = order[:dealt].reshape(-1, self.num_replicas, block)[:, self.rank].ravel()
         mine = np.append(blocks, order[dealt + self.rank :: self.num_replicas])[: self.num_samples]
@@ -108,10 +106,10 @@ class EpochSampler(DistributedSampler):
 
 
 def interleaved(dataset: Dataset) -> np.ndarray:
-    """All indices of a data set in one fixed order, of which every beginning is spread evenly over the whole.
+    """All indices of a data set in one fixed order, in which every prefix is spread evenly over the data.
 
-    Files come sorted by class. Whoever looks at the first N samples of this order sees every class in about
-    its share. Blocks of neighbors that are read at once (see ``EpochSampler``) stay together.
+    Files come sorted by class, and this way the first N samples contain every class in about its proportion.
+    Blocks that are read at once (see ``EpochSampler``) stay together.
 
     Example::
 
@@ -130,10 +128,9 @@ def interleaved(dataset: Dataset) -> np.ndarray:
 class ShardSampler(DistributedSampler):
     """Every index exactly once over all ranks: rank r takes numbers r, r + W, ... and nothing is padded.
 
-    Lightning's own choice repeats samples until the ranks are even, which counts some of them twice in an
-    accuracy.
+    Lightning's default repeats samples until all ranks have equally many, which counts some of them twice.
 
-    Args: order: (N,) all indices in the order to deal them; None = that of the data set.
+    Args: order: (N,) all indices in the order in which to deal them; None = data set order.
     """
 
     def __init__(self, dataset: Dataset, rank: int, world_size: int, order: np.ndarray | None = None) -> None:

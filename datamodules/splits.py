@@ -56,19 +56,19 @@ PAGE = "docs/data/splits.md"
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case: ``TrainSet-2017`` has train and set."""
+    """The words of a name in lower case: ``TrainSet-2017`` contains train and set."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", name)]
 
 
 def splits_in(name: str) -> set[str]:
-    """The splits that words of a name stand for; "train unlabeled" is unlabeled."""
+    """The splits named by the words of a name; "train unlabeled" is unlabeled."""
     found = {SPLIT_OF[word] for word in _words(name) if word in SPLIT_OF}
     return found - {"train"} if "unlabeled" in found else found
 
 
 def split_named(name: str) -> str | None:
-    """The split that a whole name stands for (``Training``, ``test_set``, ``val2017``); None if it holds any
-    other word.
+    """The split that a whole name denotes (``Training``, ``test_set``, ``val2017``); None if it has
+    any other word.
     """
     words = [word for word in _words(name) if word not in FILLERS]
     found = splits_in(name)
@@ -79,13 +79,13 @@ def split_named(name: str) -> str | None:
 
 
 class Part(NamedTuple):
-    """The files of one split, and the folder that holds their class folders: "" or "train/"."""
+    """The files of one split, and the folder that contains their class folders: "" or "train/"."""
 
     folder: str
     files: list[str]
 
     def children(self) -> dict[str, set[str]]:
-        """The sub-folders of the folder that hold files, each with the names of its own sub-folders."""
+        """Sub-folders that contain files, each with the names of its own sub-folders."""
         found: dict[str, set[str]] = {}
         for file in self.files:
             parts = file[len(self.folder) :].split("/", 2)
@@ -94,7 +94,7 @@ class Part(NamedTuple):
         return found
 
     def direct(self) -> list[str]:
-        """Files that lie in the folder itself."""
+        """Files directly in the folder."""
         return [file for file in self.files if "/" not in file[len(self.folder) :]]
 
     def below(self, name: str) -> Part:
@@ -102,7 +102,9 @@ class Part(NamedTuple):
         return Part(folder, [file for file in self.files if file.startswith(folder)])
 
     def unwrapped(self) -> Part:
-        """The one sub-folder, if that holds nothing but folders: a tree that lies one level too deep."""
+        """The only sub-folder, if it contains nothing but folders: a tree that is nested one level
+        too deep.
+        """
         children = self.children()
         if len(children) != 1 or self.direct():
             return self
@@ -111,23 +113,23 @@ class Part(NamedTuple):
 
 
 def given_splits(tree: Tree, classes: bool = True, lists: bool = True) -> dict[str, Part]:
-    """The files by split: "train" and those of "val", "test" and "unlabeled" that are given.
+    """The files by split: "train", and those of "val", "test" and "unlabeled" that exist.
 
-    The first of these rules that fits holds; if none does, all files are "train":
-        folders: named for splits, "train" among them, at the top or below one single folder.
-        list files: ``testing_list.txt``, ``val.txt``, ... at the top, with a path in each line. A file that
-            no list names is "train".
-        file names: every one holds the name of a split (``train_001.png``, ``a.valid.txt``); or files at the
-            top are named for nothing else (``train.fa``, ``test.fa``).
+    The first matching rule applies; if none does, all files are "train":
+        folders: named after splits, "train" among them, at the top or below a single folder.
+        list files: ``testing_list.txt``, ``val.txt``, ... at the top, with one path per line. A file in no
+        list is "train".
+        file names: every one contains the name of a split (``train_001.png``, ``a.valid.txt``); or files at
+        the top are named after nothing else (``train.fa``, ``test.fa``).
 
     Args:
         tree: all files.
-        classes: folders below the splits are classes, so folders beside each other that hold the same names
+        classes: folders below the splits are classes, so sibling folders with the same sub-folder names
             cannot be classes themselves.
-        lists: read list files; not where text files are the data.
+        lists: read list files; False if text files are the data.
 
     Raises:
-        DataFileError: folders that may be splits or classes, or a split that is given twice.
+        DataFileError: folders that may be splits or classes, or a split that occurs twice.
     """
     whole = Part("", tree.files)
     while True:
@@ -143,13 +145,15 @@ def given_splits(tree: Tree, classes: bool = True, lists: bool = True) -> dict[s
 
 
 def split_of_files(root: Path, files: Sequence[Path], what: str) -> dict[Path, str]:
-    """The split of each file that belongs to one, in the order of ``files``: "train" for all where none is
-    given. No list files and no class folders are looked for.
+    """The split of each file that belongs to one, in the order of ``files``; "train" for all if none are
+    named.
+
+    List files and class folders are not considered.
 
     Args:
-        root: what the files lie below, or the only file itself.
-        files: those that are read.
-        what: they are called in messages.
+        root: the folder that contains the files, or the only file.
+        files: the files to read.
+        what: plural noun for them in messages.
     """
     if root.is_file():
         return dict.fromkeys(files, "train")
@@ -196,13 +200,13 @@ def _split_folders(tree: Tree, whole: Part, classes: bool) -> dict[str, Part]:
 
 
 def _same_classes(one: set[str], two: set[str]) -> bool:
-    """Whether folders with these sub-folders may be two splits of the same classes."""
+    """Whether folders with these sub-folders could be two splits of the same classes."""
     common = len(one & two)
     return common >= 2 and 2 * common >= min(len(one), len(two))
 
 
 def _check_classes(children: Mapping[str, set[str]], named: Mapping[str, str], where: str) -> None:
-    """DataFileError if folders that would be the classes look like splits."""
+    """Raise DataFileError if the folders that would be classes look like splits."""
     with_folders = [name for name, below in children.items() if len(below) > 1]
     for one, two in combinations(with_folders if len(children) <= MOST_SPLITS else (), 2):
         if _same_classes(children[one], children[two]):
@@ -222,8 +226,9 @@ def _check_classes(children: Mapping[str, set[str]], named: Mapping[str, str], w
 
 
 def _listed_splits(tree: Tree, whole: Part) -> dict[str, Part]:
-    """Splits by list files in the folder: paths relative to it, one a line, with or without ending; what
-    follows a space, such as a label, is not read.
+    """Splits by list files in the folder: relative paths, one per line, with or without extension.
+
+    Anything after a space, such as a label, is ignored.
     """
     folder = tree.path(whole.folder)
     own = {os.path.basename(file) for file in whole.direct()}
@@ -266,7 +271,7 @@ def _listed_splits(tree: Tree, whole: Part) -> dict[str, Part]:
 
 
 def _named_files(tree: Tree, whole: Part) -> dict[str, Part]:
-    """Splits by file names: of all files, or of those that are named for nothing but a split."""
+    """Splits by file names: of all files, or of those named only after a split."""
     split_of: dict[str, str] = {}
     for file in whole.files:
         splits = splits_in(os.path.basename(file))
@@ -313,18 +318,18 @@ def complete_splits(
     hold_out_test: bool,
     train_on_val: bool = False,
 ) -> dict[str, Samples]:
-    """train, bank, val and test from the splits that are given.
+    """train, bank, val and test, derived from the given splits.
 
-    One of val and test that is given alone is reported as test, as is the practice with ImageNet's 50,000
-    validation images, and val is held out of train. Where neither is given test is held out, too.
+    If only one of val and test is given, it is reported as test, as is the practice with ImageNet's 50,000
+    validation images, and val is held out of train. If neither is given, test is held out too.
 
     Args:
-        parts: "train" and those of "val", "test" and "unlabeled" that are given. "unlabeled" joins train, and
-            no other split.
-        what: of what and where, for messages: "images in DIR".
+        parts: "train", and those of "val", "test" and "unlabeled" that exist. "unlabeled" joins train and no
+            other split.
+        what: what the samples are and where, for messages: "images in DIR".
         fractions: ``val_fraction`` and ``test_fraction``.
-        hold_out_test: False makes test the same as val, where nothing is measured on it.
-        train_on_val: train also has the samples of val.
+        hold_out_test: False makes test the same as val, for data on which nothing is measured.
+        train_on_val: train also includes the samples of val.
 
     Raises:
         ConfigError: too few samples to split.
@@ -355,19 +360,18 @@ def _hold_out(part: Samples, what: str, name: str, fractions: Mapping[str, float
 
 
 def stratified_holdout(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose ``size`` samples with every class in its share (largest remainder); the choice is fixed by
-    ``SPLIT_SEED``.
+    """Choose ``size`` samples, stratified by class (largest remainder) and fixed by ``SPLIT_SEED``.
 
     Args:
-        labels: (N,) integers; all equal (unlabeled data) makes it a plain random choice.
+        labels: (N,) integers; if all are equal (unlabeled data) the choice is plainly random.
         size: samples to hold out, at most N.
 
     Returns:
-        Sorted indices (N - size,) that are kept and (size,) that are held out.
+        Sorted indices (N - size,) to keep and (size,) to hold out.
     """
     rng = np.random.RandomState(
         SPLIT_SEED
-    )  # the legacy generator: NumPy guarantees that its stream never changes
+    )  # legacy generator: NumPy guarantees that its stream never changes
     classes, counts = np.unique(labels, return_counts=True)
     share = counts * size / len(labels)
     quota = np.floor(share).astype(np.int64)

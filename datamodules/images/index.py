@@ -47,13 +47,13 @@ header.
 
 @dataclass
 class ShardIndex:
-    """The list of the samples of a folder.
+    """Lists the samples of a folder of shards.
 
     Attributes:
         names: file names of the shards, (S,).
-        sizes: bytes of the shards, (S,).
-        first: record of each shard's first sample, (S + 1,).
-        records: (N,) of ``RECORD``, in the order of the shards.
+        sizes: sizes of the shards in bytes, (S,).
+        first: index of each shard's first record, (S + 1,).
+        records: (N,) of ``RECORD``, in shard order.
         class_names: one name for each label; empty for unlabeled samples.
     """
 
@@ -64,7 +64,7 @@ class ShardIndex:
     class_names: tuple[str, ...]
 
     def fingerprint(self, chosen: Sequence[int]) -> dict[str, Any]:
-        """What tells whether the shards ``chosen`` are those of an earlier start, as that of a listing."""
+        """Number and digest of the shards ``chosen``, to detect changes since an earlier start."""
         kinds = [(self.names[i], self.sizes[i], int(self.first[i + 1] - self.first[i])) for i in chosen]
         digest = hashlib.sha256(json.dumps(kinds).encode()).hexdigest()[:32]
         return {"count": len(chosen), "digest": digest}
@@ -79,18 +79,18 @@ class ShardIndex:
         )
 
 
-# ---- making the list ---------------------------------------------------------------------------------------
+# ---- building the index ------------------------------------------------------------------------------------
 
 
 def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: None) -> ShardIndex:
-    """Read the headers of every ``*.tar`` of ``folder``.
+    """Build the index from the headers of every ``*.tar`` in ``folder``.
 
-    A sample is an image and the members of the same name up to the first dot (WebDataset's rule): ``.cls``
-    holds a class number or name, ``.json`` may hold it as "label" or "cls". Other members are left out.
+    A sample is an image plus the members with the same name up to the first dot (WebDataset's rule): ``.cls``
+    contains a class number or name, ``.json`` may contain it as "label" or "cls". Other members are ignored.
 
     Raises:
         MissingDataError: there are no shards, or no images in them.
-        DataFileError: a shard is damaged or truncated, or a member is too large; names it.
+        DataFileError: a shard is damaged or truncated, or a member is too large; names the shard.
     """
     names = sorted(path.name for path in folder.glob("*.tar") if not is_hidden(path.name))
     if not names:
@@ -116,13 +116,13 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
 
 
 def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
-    """The records of one shard, their labels not yet set, and the labels as they stand there."""
+    """The records of one shard, with labels not yet set, and the labels as written in the shard."""
     samples: dict[str, tuple[int, int, int, int]] = {}
     labels: dict[str, str | int | None] = {}
     try:
         with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all members
                 if not member.isreg() or member.issparse():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -163,7 +163,7 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
 
 
 def _label(content: bytes, suffix: str) -> str | int | None:
-    """The class number or name in a ``.cls`` or ``.json`` member; None where there is none."""
+    """The class number or name in a ``.cls`` or ``.json`` member; None if there is none."""
     text: Any = content.decode("utf-8", "replace").strip()
     if suffix == ".json":
         values = json.loads(text)
@@ -174,8 +174,8 @@ def _label(content: bytes, suffix: str) -> str | int | None:
 
 
 def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (N,) with -1 = unknown, and the names of the classes: numbers stay, names are numbered in sorted
-    order.
+    """Labels (N,) with -1 = unknown, and class names: numbers are kept, names are numbered in
+    sorted order.
     """
     known = {label for label in labels if label is not None and label != -1}
     numbers = [label for label in known if isinstance(label, int)]
@@ -189,22 +189,22 @@ def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str
 
 
 def write_index(index: ShardIndex, folder: Path) -> None:
-    """Write both files, each whole or not at all; shards.json, which is looked for, last."""
+    """Write both files atomically; shards.json, which readers look for, comes last."""
     with whole_file(folder / "shards.npy") as file:
         np.save(file, index.records, allow_pickle=False)
     write_text(folder / "shards.json", index.to_json())
 
 
-# ---- reading it --------------------------------------------------------------------------------------------
+# ---- reading the index -------------------------------------------------------------------------------------
 
 
 def load_index(root: str, timeout: float) -> ShardIndex:
-    """The index of a folder or of the folder at a URL; a local one that lacks it is indexed, and the index
-    kept there.
+    """The index of a folder, local or at a URL; a local folder without one is indexed, and the index saved
+    there.
 
     Raises:
-        MissingDataError: no such folder, or no index at the URL.
-        DataFileError: the index is damaged, or does not fit the shards in the folder.
+        MissingDataError: the folder does not exist, or there is no index at the URL.
+        DataFileError: the index is damaged, or does not match the shards in the folder.
     """
     if is_url(root):
         try:
@@ -221,7 +221,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
         )
     if not (folder / "shards.json").is_file():
         index = index_folder(folder)
-        with contextlib.suppress(OSError):  # a folder that cannot be written is indexed each time
+        with contextlib.suppress(OSError):  # a read-only folder is indexed each time
             write_index(index, folder)
         return index
     if not (folder / "shards.npy").is_file():
@@ -233,7 +233,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
 
 
 def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
-    """An index from the bytes of its files, which may come from anywhere: every value is checked."""
+    """Parse an index from the bytes of its files; every value is checked, as the source is not trusted."""
     try:
         meta = json.loads(text)
         if meta["format"] != FORMAT:
@@ -265,11 +265,11 @@ def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
 
 
 def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
-    """The shards that the index names are there and have its sizes (one look at each, no reading).
+    """Check that the shards in the index exist and have its sizes (one stat each, nothing is read).
 
     Raises:
         MissingDataError: a shard is missing.
-        DataFileError: a shard has another size than when it was indexed.
+        DataFileError: the size of a shard has changed since it was indexed.
     """
     folder = Path(root).expanduser()
     for name, size in zip(names, sizes, strict=True):
@@ -288,7 +288,7 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
 
 
 def read_file(path: str, span: tuple[int, int]) -> bytes:
-    """The bytes of a local shard from ``span[0]`` up to but without ``span[1]``."""
+    """The bytes of a local shard from ``span[0]`` up to, not including, ``span[1]``."""
     try:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), span[1] - span[0], span[0])
@@ -306,13 +306,13 @@ def read_file(path: str, span: tuple[int, int]) -> bytes:
 
 
 def merged(places: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int, list[int]]]:
-    """Wanted pieces joined where they lie close together.
+    """Merge requested ranges that are close together.
 
     Args:
-        places: of each piece its shard, start and end.
+        places: shard, start and end of each range.
 
     Yields:
-        Shard, start and end to read, and which of ``places`` lie there.
+        Shard, start and end to read, and the indices of the ``places`` inside that range.
     """
     current: tuple[int, int, int, list[int]] | None = None
     for which in sorted(range(len(places)), key=places.__getitem__):

@@ -23,7 +23,7 @@ from datamodules.splits import SPLIT_SEED, Split
 
 
 class ArrayDataset(SampleDataset):
-    """Images in one array, fetched by whole batches (``ndarray.take`` is several times faster than tensor
+    """Images in one array, fetched in whole batches (``ndarray.take`` is several times faster than tensor
     indexing).
 
     Args:
@@ -43,7 +43,7 @@ class ArrayDataset(SampleDataset):
             raise ValueError(
                 f"{len(images)} images need labels of shape ({len(images)},), got {tuple(labels.shape)}"
             )
-        # `take` would silently copy an array of another memory order as a whole for every batch
+        # for an array of another memory order, `take` would silently copy the whole array for every batch
         self.images = np.ascontiguousarray(images)
         self.labels = labels.astype(np.int64)
 
@@ -57,13 +57,13 @@ class ArrayDataset(SampleDataset):
 
 
 class ImageDataModule(SSLDataModule, ABC):
-    """What every image data set shares: uint8 to float on the device, standardization, synthetic images.
+    """Base class of image data sets: uint8 to float on the device, standardization, synthetic images.
 
-    A subclass sets the attributes and gives ``_load(split)``.
+    A subclass sets the attributes and implements ``_load(split)``.
 
     Args:
-        mean, std: other constants than the data set's for ``standardize``, one value per channel. 0 and 1
-            leave pixels in [0, 1], for methods that model their values; 0.5 and 0.5 put them into [-1, 1].
+        mean, std: constants for ``standardize`` instead of the data set's, one value per channel. 0 and 1
+            keep pixels in [0, 1], for methods that model pixel values; 0.5 and 0.5 map them to [-1, 1].
 
     Attributes:
         image_shape: (C, H, W) of ``input``.
@@ -91,11 +91,12 @@ class ImageDataModule(SSLDataModule, ABC):
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def dataset(self, split: Split) -> Dataset:
-        """The samples of ``split``, read once and kept.
+        """The samples of ``split``, read once and cached.
 
         Raises:
-            MissingDataError: the files are not there; says where they belong and how to get them.
-            ValueError: unknown split, images of another shape, or labels outside of the classes.
+            MissingDataError: the files are missing; the message explains where they belong and how to get
+                them.
+            ValueError: unknown split, images of another shape, or labels outside the range of the classes.
         """
         check_one_of(get_args(Split), split=split)
         if split not in self._datasets:
@@ -107,7 +108,7 @@ class ImageDataModule(SSLDataModule, ABC):
 
     @abstractmethod
     def _load(self, split: Split) -> dict[str, Any]:
-        """Data sets by split: at least ``split``, and those that come from the same files."""
+        """Data sets by split: ``split``, and any others that come from the same files."""
 
     def _check_labels(self, split: str, dataset: Any) -> None:
         n = self.num_classes or 0
@@ -120,7 +121,7 @@ class ImageDataModule(SSLDataModule, ABC):
             )
 
     def _synthetic(self) -> dict[str, Any]:
-        """512 images to train on, 256 for val and test: half coarse pattern of the class, half noise."""
+        """512 training images, 256 for val and test: half coarse class pattern, half noise."""
         channels, height, width = self.image_shape
         rng = np.random.default_rng(SPLIT_SEED)
         coarse = rng.integers(0, 256, (max(1, self.num_classes or 0), 4, 4, channels), dtype=np.uint8) // 2
@@ -151,14 +152,12 @@ class ImageDataModule(SSLDataModule, ABC):
         return torch.addcmul(-mean / std, decoded, 1 / std)  # one pass over the pixels
 
     def unstandardize(self, x: Tensor) -> Tensor:
-        """The inverse of ``standardize``, clamped to [0, 1] for display."""
+        """Inverse of ``standardize``, clamped to [0, 1] for display."""
         mean, std = self._mean_std(x.device)
         return (x * std + mean).clamp(0, 1)
 
     def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if (
-            device not in self._constants
-        ):  # kept, because a copy to a GPU in every step would make the CPU wait
+        if device not in self._constants:  # cached: copying to a GPU in every step would make the CPU wait
             mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1).to(device)
             self._constants[device] = (mean, std)
         return self._constants[device]

@@ -30,8 +30,8 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
     """Write ``DST/<split>-000000.tar``, ..., and their index.
 
     Raises:
-        ValueError: ``dst`` exists or cannot be made, or a bad ``per_shard``.
-        MissingDataError: ``src`` is no folder of images.
+        ValueError: ``dst`` exists or cannot be created, or an invalid ``per_shard``.
+        MissingDataError: ``src`` is not a folder of images.
         DataFileError: an image is empty or larger than 64 MiB.
     """
     check_at_least(1, per_shard=per_shard)
@@ -70,7 +70,7 @@ def _content(path: bytes) -> bytes:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time and no owner: the same files make the same shards
+    member = tarfile.TarInfo(name)  # no time and no owner: the same files give identical shards
     member.size, member.mode = len(content), 0o644
     tar.addfile(member, io.BytesIO(content))
 

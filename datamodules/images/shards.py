@@ -27,15 +27,14 @@ CONNECTIONS = 8
 
 
 class ShardDataset(FolderDataset):
-    """Images in tar shards, read by their places, decoded and cropped to squares.
+    """Images in tar shards, read by their position, decoded and cropped to squares.
 
     Args:
-        root: folder of the shards or its URL.
-        index: of all shards.
-        numbers: (N,) records of ``index`` that are the samples.
-        block: samples that lie next to each other and are read at once; ``EpochSampler`` shuffles such
-            blocks.
-        timeout: of an HTTP request, seconds.
+        root: folder or URL of the shards.
+        index: index of all shards.
+        numbers: (N,) records of ``index`` to use as samples.
+        block: number of adjacent samples that are read at once; ``EpochSampler`` shuffles such blocks.
+        timeout: timeout of an HTTP request in seconds.
         options: ``labels``, ``size``, ``channels``, ``shorter``, ``random_crop``, ``max_unreadable`` of
             ``FolderDataset``.
     """
@@ -57,7 +56,7 @@ class ShardDataset(FolderDataset):
         return read_image(name, self.size, self.channels, self.shorter, draw, member[512:])
 
     def name(self, index: int, header: bytes | None = None) -> str:
-        """Member and shard of a sample; the member's header is read if it is not given."""
+        """Member and shard of a sample, for messages; reads the member's header unless it is given."""
         header = self._contents([index])[0][:512] if header is None else header
         shard = int(np.searchsorted(self.index.first, self.paths[index], side="right")) - 1
         return f"{_member(header)} in shard {self.root}/{self.index.names[shard]}"
@@ -73,7 +72,7 @@ class ShardDataset(FolderDataset):
         return names
 
     def _contents(self, indices: Sequence[int], headers_only: bool = False) -> list[bytes]:
-        """Header and content of each sample; neighbors are read at once, by URL several at a time."""
+        """Header and content of each sample; adjacent samples are read together, by URL several at a time."""
         numbers = self.paths.take(indices, 0)
         records = self.index.records[numbers]
         shards = np.searchsorted(self.index.first, numbers, side="right") - 1
@@ -109,8 +108,8 @@ class ShardDataset(FolderDataset):
         return self._pool[1].map(function, runs)
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
-        """The same samples decoded once; None if only images of one size were to be kept (shards hold
-        any).
+        """The same samples decoded once; None if ``only_same_size``, as images in shards may have
+        any size.
         """
         if only_same_size:
             return None
@@ -217,14 +216,14 @@ class Shards(ImageFolder):
 
 
 def _member(header: bytes) -> str:
-    """The name in a tar header; a long one has its beginning in another field."""
+    """The name in a tar header; the start of a long name is in another field."""
     beginning = header[345:500] if header[257:263] == b"ustar\0" else b""
     parts = (part.partition(bytes(1))[0].decode("utf-8", "replace") for part in (beginning, header[:100]))
     return "/".join(part for part in parts if part)
 
 
 def split_pattern(root: str) -> tuple[str, str | None]:
-    """The folder (or URL) and the pattern of shard names in ``root``; None means all."""
+    """The folder (or URL) and the pattern of shard names in ``root``; None means all shards."""
     folder, _, last = root.rpartition("/")
     if re.search(r"[*?\[{]|\.tar$", last):
         return folder or ".", last
@@ -232,7 +231,7 @@ def split_pattern(root: str) -> tuple[str, str | None]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """``a-{08..10}.tar`` as ``a-08.tar``, ``a-09.tar``, ``a-10.tar``; ``{x,y}`` as both."""
+    """Expand ``a-{08..10}.tar`` to ``a-08.tar``, ``a-09.tar``, ``a-10.tar``, and ``{x,y}`` to both."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
@@ -248,10 +247,10 @@ def expanded(pattern: str) -> list[str]:
 
 
 def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> list[int]:
-    """Which of ``names`` a pattern takes, in order.
+    """Indices of the ``names`` that match a pattern, in order.
 
     Raises:
-        MissingDataError: a shard that the pattern names is not in the index.
+        MissingDataError: a shard named by the pattern is not in the index.
     """
     if pattern is None:
         return list(range(len(names)))
@@ -270,10 +269,10 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
 
 
 def split_of(name: str) -> str:
-    """train, val, test or unlabeled, by the words of a shard's name.
+    """The split of a shard (train, val, test or unlabeled) by the words in its name.
 
     Raises:
-        DataFileError: words of two splits.
+        DataFileError: the name contains words of two splits.
     """
     splits = splits_in(name.removesuffix(".tar"))
     if len(splits) > 1:

@@ -20,7 +20,7 @@ AMBIGUOUS = "RYSWKMBDHV"
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, plain or gzipped, without their ends."""
+    """Lines of a text file, plain or gzipped, without line ends."""
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
@@ -36,10 +36,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _table() -> np.ndarray:
-    """(256,) uint8: byte -> number of its base, 5 for an ambiguous letter, 255 for no base."""
+    """(256,) uint8: byte -> base number, 5 for an ambiguous letter, 255 for anything else."""
     table = np.full(256, 255, dtype=np.uint8)
     for letters, code in (("A", 0), ("C", 1), ("G", 2), ("TU", 3), ("N", N), (AMBIGUOUS, 5)):
-        for letter in letters + letters.lower():  # lower case: repeats, which are bases like others
+        for letter in letters + letters.lower():  # lower case marks repeats, which are ordinary bases
             table[ord(letter)] = code
     return table
 
@@ -48,11 +48,11 @@ TABLE = _table()
 
 
 def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
-    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and how many stood for more than one
-    base, now N.
+    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and the number of ambiguous ones, now
+    N.
 
     Raises:
-        DataFileError: a letter that is no base, with ``where`` in front.
+        DataFileError: a letter that is not a base, prefixed with ``where``.
     """
     codes = TABLE[np.frombuffer(letters.encode("ascii", "replace"), dtype=np.uint8)]
     if (codes == 255).any():
@@ -68,10 +68,10 @@ def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
 
 
 def read_fasta(path: Path) -> dict[str, np.ndarray]:
-    """Records by name, the first word of the header: (n,) uint8 codes in 0..4.
+    """Records by name (the first word of the header): (n,) uint8 codes in 0..4.
 
     Raises:
-        DataFileError: no file, nothing in it, no record, two of a name, sequence before the first header,
+        DataFileError: no file, an empty file, no record, a duplicate name, sequence before the first header,
             or protein.
     """
     parts: dict[str, list[str]] = {}
@@ -104,10 +104,10 @@ def read_fasta(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
-    """Coding sequence (CDS) of a GFF3 file on either strand: by record, [start, end) from 0.
+    """Coding sequences (CDS) of a GFF3 file on either strand: by record, [start, end) from 0.
 
     Raises:
-        DataFileError: no file, a line of another form, or no CDS at all.
+        DataFileError: no file, a malformed line, or no CDS at all.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for number, line in enumerate(_lines(path), start=1):
@@ -128,13 +128,15 @@ def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def reverse_complement(codes: np.ndarray) -> np.ndarray:
-    """(..., n) codes as the other strand reads them."""
+    """(..., n) codes as read from the other strand."""
     return COMPLEMENT[codes[..., ::-1]]
 
 
 def to_tokens(codes: np.ndarray, k: int) -> np.ndarray:
-    """(..., T * k) codes -> (..., T) int64: with k 1 the bases (N is 4); else k bases that follow each other
-    as one number in base 4, the first one most significant, and 4^k for any with an N.
+    """(..., T * k) codes -> (..., T) int64.
+
+    With k = 1 the bases (N is 4); otherwise k consecutive bases as one number in base 4, the first one most
+    significant, and 4^k for any k-mer with an N.
     """
     if k == 1:
         return codes.astype(np.int64)

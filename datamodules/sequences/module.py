@@ -48,12 +48,12 @@ class SequenceWindows(SampleDataset):
     """Windows of records as tokens.
 
     Args:
-        records: codes of each.
-        places: (number of the record, first base) of each window.
+        records: base codes of each record.
+        places: (record number, first base) of each window.
         labels: one per window, -1 = unknown.
-        length: T, tokens of a window.
-        k: bases of a token.
-        both_strands: half of the windows, others in each epoch, are read from the other strand.
+        length: T, tokens per window.
+        k: bases per token.
+        both_strands: half of the windows, different ones in each epoch, are read from the other strand.
     """
 
     labels: np.ndarray
@@ -72,7 +72,7 @@ class SequenceWindows(SampleDataset):
         self.seed = run_seed()
         self.epoch = torch.zeros(
             (), dtype=torch.int64
-        ).share_memory_()  # seen by workers that outlive an epoch
+        ).share_memory_()  # shared with workers that outlive an epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -97,29 +97,27 @@ class SequenceWindows(SampleDataset):
 class Fasta(SSLDataModule):
     """DNA from FASTA files, plain or gzipped, as windows of bases or of k-mers.
 
-    Lower case is read as upper case, other IUPAC letters than bases as N; windows that are half N or more are
-    left out.
+    Lower case is read as upper case and ambiguous IUPAC letters as N; windows that are half N or more are
+    dropped.
 
     Args:
         root: a file, or a folder.
-        files: patterns of the files in the folder.
-        gff: a GFF3 file, or a folder with them, for records of the same names. A window is coding if at least
-            half of its bases are in a CDS of either strand, non-coding if none is, and has no label
-            otherwise. None = unlabeled.
-        length: T, tokens of a window.
-        kmer: bases of a token; k-mers follow each other and do not overlap, or the next would be known but
-            for a base.
-        stride: bases from one window to the next; None = as many as a window has, so that they do not
+        files: glob patterns of the files in the folder.
+        gff: a GFF3 file, or a folder of them, for records of the same names. A window is coding if at least
+            half of its bases are in a CDS of either strand, non-coding if none are, and unlabeled otherwise.
+            None = unlabeled.
+        length: T, tokens per window.
+        kmer: bases per token; k-mers do not overlap, otherwise all but one base of the next would be known.
+        stride: bases from one window to the next; None = the window length in bases, so that windows do not
             overlap.
-        both_strands: train on windows of both strands (reverse complement), drawn anew in each epoch.
+        both_strands: train on windows of both strands (reverse complement), redrawn in each epoch.
         **kwargs: ``SSLDataModule``'s.
 
     Attributes:
-        vocab_size: 5 bases with N, or 4^k + 1.
+        vocab_size: 5 (bases and N), or 4^k + 1.
 
     Raises:
-        DataFileError: files that are missing, empty, damaged or of another kind, or too short for a
-            window.
+        DataFileError: files that are missing, empty, damaged, of another kind, or too short for a window.
         ValueError: a bad argument.
     """
 
@@ -161,13 +159,13 @@ class Fasta(SSLDataModule):
     # ---- tokens and letters --------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of letters, white space left out; what is left of the last k-mer is dropped."""
+        """Token ids of letters, ignoring white space; an incomplete last k-mer is dropped."""
         codes, _ = base_codes("".join(text.split()), "the text")
         return to_tokens(codes[: len(codes) // self.kmer * self.kmer], self.kmer).tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw, give
-        nothing.
+        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw,
+        are dropped.
         """
         return "".join(BASES[i] for i in self._bases(tokens[tokens < self.vocab_size]).flatten().tolist())
 
@@ -200,7 +198,7 @@ class Fasta(SSLDataModule):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def _records(self) -> dict[str, np.ndarray]:
-        """Base codes by the name of the record; notes the splits of records whose files are given for one."""
+        """Base codes by record name; also notes the split of each record whose file belongs to one."""
         if self.synthetic:
             rng = np.random.default_rng(0)
             return {
@@ -221,9 +219,9 @@ class Fasta(SSLDataModule):
         return records
 
     def _split(self, record: str, block: int) -> str:
-        """The split of a block of a record: that of its file, or by its place."""
+        """The split of a block of a record: that of its file, or by position."""
         given, others = self._given.get(record, "train"), set(self._given.values()) & {"val", "test"}
-        if given in others:  # what is given alone is reported as test
+        if given in others:  # a single given split is reported as test
             return given if len(others) == 2 else "test"
         if given == "unlabeled" or len(others) == 2:
             return "train"
@@ -240,7 +238,7 @@ class Fasta(SSLDataModule):
         return self._fingerprint
 
     def _coding(self, records: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """(n + 1,) coding bases before each place, by record; None without labels."""
+        """(n + 1,) number of coding bases before each position, by record; None without labels."""
         if self.gff is None:
             return None
         coding = {name: np.zeros(len(codes), dtype=bool) for name, codes in records.items()}

@@ -20,8 +20,8 @@ DocumentUnit = Literal["file", "paragraph", "line"]
 
 
 class Document(NamedTuple):
-    """One text: ``parts``, a string for each column (plain text has one), the label's name, None = unknown,
-    and the split that its file is given for.
+    """One text: ``parts`` (a string per column; plain text has one), label name (None = unknown),
+    and its file's split.
     """
 
     parts: tuple[str, ...]
@@ -34,10 +34,10 @@ class Document(NamedTuple):
 
 
 def text_files(root: Path, pattern: str) -> list[Path]:
-    """``root`` itself if it is a file, else the files below it that fit the pattern, sorted.
+    """``root`` itself if it is a file, otherwise the files below it that match the pattern, sorted.
 
     Raises:
-        DataFileError: there is no such file or folder, or nothing in it fits.
+        DataFileError: the file or folder does not exist, or nothing in it matches.
     """
     root = root.expanduser()
     if root.is_file():
@@ -56,7 +56,7 @@ def embedded_documents() -> list[Document]:
     79 documents and 464,970 characters in Python 3.11; the text differs between versions of Python.
 
     Raises:
-        DataFileError: this Python was built without it.
+        DataFileError: this Python was built without the text.
     """
     try:
         from pydoc_data.topics import topics
@@ -68,20 +68,21 @@ def embedded_documents() -> list[Document]:
 
 
 class Corpus:
-    """The documents of some files, read anew at each iteration: only one document needs to fit into memory.
+    """The documents of some files, re-read at each iteration: only one document has to fit in memory.
 
     Args:
         files: all plain text (UTF-8), or all tables (.csv, .tsv, .jsonl).
         columns: of tables: names (the first line is a header, or JSON keys) or numbers from 0 (no header).
         label_column: likewise; None = unlabeled.
-        unit: of plain text: what one document is: a whole file, a paragraph (blank lines between), or a line.
-        splits: of files; "train" where it is not told.
+        unit: what one document of plain text is: a whole file, a paragraph (separated by blank lines), or a
+            line.
+        splits: split of each file; "train" if not given.
 
     Raises:
         DataFileError: plain text and tables mixed, tables without columns, or columns for plain text.
 
     Attributes:
-        skipped: documents without text, which are left out, at the last complete iteration.
+        skipped: number of documents without text dropped in the last complete iteration.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Corpus:
         return sum(file.stat().st_size for file in self.files)
 
     def digest(self) -> str:
-        """Hash of the content of all files and of how it is read."""
+        """Hash of the contents of all files and of the settings for reading them."""
         digest = hashlib.sha256(repr((self.columns, self.label_column, self.unit)).encode())
         for file in self.files:
             with readable(file), file.open("rb") as stream:
@@ -176,7 +177,7 @@ class Corpus:
             yield Document(parts, label or None)
 
     def _rows(self, file: Path, wanted: Sequence[int | str]) -> Iterator[tuple[str, Any]]:
-        """(where, row): a row is a list where columns are numbers, else a dict."""
+        """(where, row): a row is a list if columns are numbers, otherwise a dict."""
         if file.suffix.lower() == ".jsonl":
             for number, line in enumerate(self._lines(file), start=1):
                 if not line.strip():
@@ -191,7 +192,7 @@ class Corpus:
                     )
                 yield f"{file}, line {number},", row
             return
-        csv.field_size_limit(2**31 - 1)  # the default refuses documents of 131,072 characters
+        csv.field_size_limit(2**31 - 1)  # the default rejects documents of more than 131,072 characters
         numbered = all(isinstance(name, int) for name in wanted)
         lines = self._lines(file)
         reader = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
@@ -203,24 +204,24 @@ class Corpus:
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a text after ``.``, ``!`` or ``?`` where white space and a capital, a digit or a quote follows, and
-    at blank lines.
+    """Split a text after ``.``, ``!`` or ``?`` before white space and a capital, digit or quote, and at blank
+    lines.
 
-    A rule, not a model: it also cuts after an abbreviation such as "Mr. Smith".
+    A rule, not a model: it also splits after an abbreviation such as "Mr. Smith".
     """
     cut = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n", text)
     return [s for s in (" ".join(piece.split()) for piece in cut if piece) if s]
 
 
 def class_list(labels: Sequence[str | None]) -> tuple[str, ...]:
-    """The different labels, sorted: as numbers if all of them are."""
+    """The distinct labels, sorted; numerically if all are numbers."""
     names = {label for label in labels if label is not None}
     return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else str))
 
 
 def made_up_documents(parts: int, labeled: bool) -> list[Document]:
-    """240 documents of made-up words, the same each time; with labels, four classes that prefer other words
-    each.
+    """240 documents of made-up words, always the same; with labels, four classes that prefer
+    different words.
     """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(80)]

@@ -54,38 +54,38 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class TextFiles(TextDataModule):
-    """Text files, plain or tables; without any, the Python language reference that CPython carries (no
+    """Text files, plain or tables; by default the Python language reference that ships with CPython (no
     download).
 
-    Files that are named for splits, or lie in folders that are (docs/data/splits.md), are these. Where only
-    one of val and test is given it is test, and val is held out as below. Else documents are split by a fixed
-    rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents,
-    drawn by a fixed seed, with each class in its share. Fewer, such as one long text: the first 90 % of the
-    characters are train and the last 10 % val (nanoGPT's rule), and val also serves as test: nothing should
-    be chosen on it then.
+    Files named after splits, or in folders named after splits (docs/data/splits.md), are used as such. If
+    only one of val and test is given, it is test, and val is held out as below. Otherwise documents are split
+    by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn with a fixed seed
+    and stratified by class. Fewer, such as one long text: the first 90 % of the characters are train and the
+    last 10 % val (nanoGPT's rule); val then also serves as test, so nothing should be chosen on it.
 
     Args:
         root: a file, or a folder; None = the embedded text.
-        files: pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
-        columns: of tables: the text, by names (of the header line, or JSON keys) or numbers from 0 (there is
-            no header).
-        label_column: of tables: the class, by name or number; rows without one are unlabeled.
-        document: what one document of a plain file is: the whole file, a paragraph (blank lines between), or
-            a line.
-        layout: ``windows``: ``length`` consecutive tokens, for language models; they run over the ends of
-            documents, where there is a blank line, or [SEP] of bpe and wordpiece. ``documents``: [CLS] text
+        files: glob pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
+        columns: text columns of tables, by name (from the header line, or JSON keys) or number from 0 (no
+            header).
+        label_column: class column of tables, by name or number; rows with an empty label are unlabeled.
+        document: what one document of a plain file is: the whole file, a paragraph (separated by blank
+            lines), or a line.
+        layout: ``windows``: ``length`` consecutive tokens, for language models; they cross document
+            boundaries, marked by a blank line, or by [SEP] for bpe and wordpiece. ``documents``: [CLS] text
             [SEP], cut and padded to ``length``. ``pairs``: [CLS] A [SEP] B [SEP], padded: two columns, or two
-            halves of neighboring sentences of one text, as many as ``length`` takes; a document gives as many
-            samples as it is long.
-        tokenizer: characters, bytes, bpe or wordpiece, made from the training split. Characters and bytes
+            halves of neighboring sentences of one text, as many as fit into ``length``; a document gives as
+            many samples as its length allows.
+        tokenizer: characters, bytes, bpe or wordpiece, built from the training split. Characters and bytes
             have special tokens only in the layouts that need them.
-        vocab_size: of bpe and wordpiece, at most: a small corpus gives fewer.
-        cache: folder for memory-mapped token files, needed for more than 512 MB of text. A file is written
-            once, and its name is a hash of the text, the tokenizer and the layout.
+        vocab_size: maximum for bpe and wordpiece: a small corpus gives fewer.
+        cache: folder for memory-mapped token files, required for more than 512 MB of text. A file is written
+            once, and named by a hash of the text, the tokenizer and the layout.
         **kwargs: ``TextDataModule``'s and ``SSLDataModule``'s.
 
     Raises:
-        DataFileError: files that are missing, empty or not UTF-8, rows without the column, too few documents.
+        DataFileError: files that are missing, empty or not UTF-8, rows without the column, or too few
+            documents.
         ValueError: a bad argument.
     """
 
@@ -133,7 +133,7 @@ class TextFiles(TextDataModule):
     # ---- documents -----------------------------------------------------------------------------------------
 
     def _documents(self) -> Iterable[Document]:
-        """All documents, in memory if they are few."""
+        """All documents, in memory if there are few."""
         if self._corpus is None:
             if self.synthetic:
                 self._corpus = made_up_documents(len(self.columns or [0]), self.label_column is not None)
@@ -153,7 +153,7 @@ class TextFiles(TextDataModule):
         return self._corpus
 
     def _read(self) -> Corpus:
-        """The documents of the files that belong to a split."""
+        """The documents of the files that are assigned to a split."""
         root = Path(str(self.root)).expanduser()
         splits = split_of_files(root, text_files(root, self.pattern), "text files")
         return Corpus(list(splits), self.columns, self.label_column, self.document, splits)
@@ -169,8 +169,8 @@ class TextFiles(TextDataModule):
         return self._fingerprint
 
     def _assign(self) -> np.ndarray:
-        """(N,) the split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are split as
-        one text.
+        """(N,) split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are
+        split as one text.
         """
         if self._split_of is None:
             self._labels, given = [], []
@@ -201,7 +201,7 @@ class TextFiles(TextDataModule):
         return self._split_of
 
     def _hold_out(self, rows: np.ndarray, classes: np.ndarray, size: int, number: int) -> np.ndarray:
-        """Give ``size`` of the documents ``rows`` to split ``number``; the rest of them."""
+        """Assign ``size`` of the documents ``rows`` to split ``number``; returns the others."""
         kept, held = stratified_holdout(classes[rows], size)
         assert self._split_of is not None
         self._split_of[rows[held]] = number
@@ -209,7 +209,7 @@ class TextFiles(TextDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the classes, sorted; the files are read when this is first asked for."""
+        """Class names, sorted; the files are read on first access."""
         if self.label_column is None:
             return ()
         self._assign()
@@ -233,7 +233,7 @@ class TextFiles(TextDataModule):
 
     @property
     def characters_per_token(self) -> float | None:  # type: ignore[override]
-        """Of the validation windows, for bits per character; None for the other layouts."""
+        """Mean over the validation windows, for bits per character; None for the other layouts."""
         if self.layout != "windows":
             return None
         some = self.dataset("val").flat[:1_000_000]  # type: ignore[attr-defined]
@@ -264,7 +264,7 @@ class TextFiles(TextDataModule):
         return {**made, "bank": made["train"]}  # type: ignore[dict-item]
 
     def _tokens(self) -> dict[str, Tokens]:
-        """The tokens of train, val and test: from the cache, or made (and then cached)."""
+        """The tokens of train, val and test: read from the cache, or built (and cached)."""
         paths: dict[str, Path | None] = dict.fromkeys(SPLITS)
         if self.cache is not None and self.root is not None and not self.synthetic:
             folder, key = Path(self.cache).expanduser(), self._key()
@@ -298,7 +298,7 @@ class TextFiles(TextDataModule):
         return tokens
 
     def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]]]]:
-        """(number of the document, label, (ids, unknown tokens) of each of its segments)."""
+        """(document number, label, (ids, unknown tokens) of each segment)."""
         assigned, names = self._assign(), self.class_names
         if (assigned < 0).any():
             items: Iterable[tuple[int, Document]] = (
@@ -307,7 +307,7 @@ class TextFiles(TextDataModule):
         else:
             items = ((i, d) for i, d in enumerate(self._documents()) if assigned[i] == split)
         items = iter(items)
-        while block := list(islice(items, 1024)):  # many at once, so that the library's threads have work
+        while block := list(islice(items, 1024)):  # many at once, to keep the library's threads busy
             texts = [self._segments(document) for _, document in block]
             ids = iter(self.tokenizer.encode([text for one in texts for text in one]))
             for (number, document), one in zip(block, texts, strict=True):
@@ -322,7 +322,7 @@ class TextFiles(TextDataModule):
         return list(document.parts) if len(document.parts) == 2 else sentences(document.text)
 
     def _samples(self, segments: list[np.ndarray]) -> list[np.ndarray]:
-        """What a document gives: its tokens with the separator, one sample, or its pairs."""
+        """The samples of a document: its tokens with the separator, one sample, or its pairs."""
         if self.layout == "windows":
             return [np.concatenate([segments[0], self._separator()])]
         if self.layout == "documents":
@@ -334,13 +334,13 @@ class TextFiles(TextDataModule):
         return [frame(*pair) for pair in cut_pairs(segments, room)]
 
     def _separator(self) -> np.ndarray:
-        """What stands between two documents of a stream; nothing where each split has one text only."""
+        """Tokens between two documents of a stream; empty if each split is one text."""
         assigned = self._assign()
         if np.bincount(assigned[assigned >= 0]).max(initial=0) < 2:
             return np.empty(0, np.int64)
         return np.array([SEP]) if self.tokenizer.specials else self.tokenizer.encode(["\n\n"])[0]
 
     def _key(self) -> str:
-        """Names the token files: the text, the tokenizer, and how samples are cut."""
+        """Hash that names the token files: the text, the tokenizer, and how samples are cut."""
         how = [self._read().digest(), self.tokenizer.to_json(), self.layout, self.length]
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]

@@ -21,20 +21,20 @@ from runtime.files import write_text
 
 
 class TextDataModule(SSLDataModule, ABC):
-    """What all token data shares: one tokenizer, which the checkpoint keeps, and ``input`` of (B, T) int64
-    token ids.
+    """Base class of token data: one tokenizer, stored in the checkpoint, and ``input`` of (B, T) int64 token
+    ids.
 
-    A subclass gives ``_make_tokenizer()`` and ``_load()``. Where there is padding it is id 0, [PAD], and a
-    network finds its attention mask as ``tokens != 0``. Layouts without padding have no need of a mask, and
-    id 0 may then be any token: ``pad_id`` says which of the two holds.
+    A subclass implements ``_make_tokenizer()`` and ``_load()``. Padding, if there is any, is id 0, [PAD], and
+    a network gets its attention mask as ``tokens != 0``. Layouts without padding need no mask, and id 0 may
+    then be any token: ``pad_id`` distinguishes the two cases.
 
     Args:
-        length: T, tokens of a sample, special ones included.
-        vocabulary: a tokenizer that exists: the file tokenizer.json of a run, or its content, as a checkpoint
-            keeps it. None = made from the training split.
+        length: T, tokens per sample, including special ones.
+        vocabulary: an existing tokenizer: a run's file tokenizer.json, or its content as stored in a
+            checkpoint. None = build it from the training split.
 
     Attributes:
-        pad_id: 0, or None where no sample is ever padded.
+        pad_id: 0, or None if no sample is ever padded.
         class_names: one name per class; empty for unlabeled data.
     """
 
@@ -48,11 +48,11 @@ class TextDataModule(SSLDataModule, ABC):
         self._tokenizer: Tokenizer | None = None
         self._datasets: dict[str, Dataset] = {}
 
-    # ---- given by a subclass -------------------------------------------------------------------------------
+    # ---- implemented by a subclass -------------------------------------------------------------------------
 
     @abstractmethod
     def _make_tokenizer(self) -> Tokenizer:
-        """A tokenizer made from the training split."""
+        """Build a tokenizer from the training split."""
 
     @abstractmethod
     def _load(self) -> dict[str, Dataset]:
@@ -62,9 +62,7 @@ class TextDataModule(SSLDataModule, ABC):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Made, or read from ``vocabulary``, when it is first asked for; from then on part of the
-        checkpoint.
-        """
+        """Built, or read from ``vocabulary``, on first access; from then on part of the checkpoint."""
         if self._tokenizer is None:
             if self.vocabulary is None:
                 self._adopt(self._make_tokenizer())
@@ -85,14 +83,14 @@ class TextDataModule(SSLDataModule, ABC):
 
     def _adopt(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self.vocabulary = tokenizer, tokenizer.to_json()
-        self.hparams["vocabulary"] = self.vocabulary  # what eval.py builds the data from
+        self.hparams["vocabulary"] = self.vocabulary  # used by eval.py to rebuild the data
         self._datasets = {}
         if isinstance(self.views, TokenTransform):
             self.views.set_tokenizer(tokenizer)
 
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
-        """Number of token ids, special ones included."""
+        """Number of token ids, including special ones."""
         return self.tokenizer.vocab_size
 
     def encode(self, text: str) -> list[int]:
@@ -100,8 +98,8 @@ class TextDataModule(SSLDataModule, ABC):
         return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as text; special tokens give nothing, nor do ids that a network with a larger
-        vocabulary may draw.
+        """Token ids (T,) as text, without special tokens and ids outside the vocabulary, which a
+        larger network may draw.
         """
         return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
@@ -120,7 +118,7 @@ class TextDataModule(SSLDataModule, ABC):
         super().setup(stage)
 
     def dataset(self, split: Split) -> Dataset:
-        """The samples of ``split``, made once and kept."""
+        """The samples of ``split``, built once and cached."""
         check_one_of(get_args(Split), split=split)
         assert self.tokenizer is not None  # before the tokens: a new one would drop them
         if not self._datasets:
@@ -128,7 +126,7 @@ class TextDataModule(SSLDataModule, ABC):
         return self._datasets[split]
 
     def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
-        """With a generator, add what ``views`` makes of ``input`` (new dict, same device)."""
+        """With a generator, add the keys that ``views`` makes from ``input`` (new dict, same device)."""
         if self.views is None or generator is None:
             return {**batch}  # type: ignore[typeddict-item]
         tokens, views = batch["input"], self.views
@@ -162,7 +160,7 @@ class TextDataModule(SSLDataModule, ABC):
 
         return {"bag_of_words": counts, "tfidf": weighted}
 
-    # ---- kept with the run ---------------------------------------------------------------------------------
+    # ---- saved with the run --------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as ``tokenizer.json`` into the run folder."""

@@ -19,23 +19,20 @@ from runtime.files import whole_file
 
 
 class Tokens(NamedTuple):
-    """Samples of different lengths, one after the other: sample i is ``flat[offsets[i] : offsets[i +
-    1]]``.
-    """
+    """Samples of different lengths, concatenated: sample i is ``flat[offsets[i] : offsets[i + 1]]``."""
 
     flat: np.ndarray  # (total,) uint16 or uint32, in memory or memory-mapped
     offsets: np.ndarray  # (N + 1,) int64
     labels: np.ndarray  # (N,) int64, -1 = unknown
-    documents: np.ndarray  # (N,) int64, number of the document that a sample was cut from
+    documents: np.ndarray  # (N,) int64, number of the document that a sample comes from
 
 
 class TokenWriter:
-    """Collects samples into ``Tokens``: in memory, or as a file written beside its place and renamed when it
-    is whole.
+    """Collects samples into ``Tokens``, in memory or as a file that is complete or absent.
 
     Args:
-        vocab_size: decides between two and four bytes a token.
-        path: without ending; ``.bin`` (tokens) and ``.npz`` (the rest) are written. None = memory.
+        vocab_size: determines whether a token takes two or four bytes.
+        path: without extension; ``.bin`` (tokens) and ``.npz`` (the rest) are written. None = memory.
     """
 
     def __init__(self, vocab_size: int, path: Path | None = None) -> None:
@@ -62,7 +59,7 @@ class TokenWriter:
             flat = np.concatenate([np.empty(0, self.dtype), *self.chunks])
             return Tokens(flat, offsets, labels, documents)
         self.writing.__exit__(None, None, None)
-        with whole_file(self.path.with_suffix(".npz")) as file:  # last: it is there only when both are whole
+        with whole_file(self.path.with_suffix(".npz")) as file:  # last: it marks both as complete
             np.savez(
                 file, offsets=offsets, labels=labels, documents=documents, dtype=np.dtype(self.dtype).name
             )
@@ -78,7 +75,7 @@ def open_tokens(path: Path) -> Tokens:
     try:
         with np.load(path.with_suffix(".npz")) as rest:
             offsets, labels, documents, dtype = (rest[k] for k in ("offsets", "labels", "documents", "dtype"))
-        shape, empty = (int(offsets[-1]),), offsets[-1] == 0  # a map needs a byte
+        shape, empty = (int(offsets[-1]),), offsets[-1] == 0  # a memory map needs at least one byte
         flat = (
             np.empty(0, str(dtype))
             if empty
@@ -94,17 +91,17 @@ def open_tokens(path: Path) -> Tokens:
 class WindowDataset(SampleDataset):
     """Windows of ``length`` consecutive tokens of one stream, without padding.
 
-    Neighbors share one token, so that a model that predicts each token of a window but its first predicts
-    every token of the stream once. What is left at the end, less than a window, is not used.
+    Consecutive windows share one token, so a model that predicts each token of a window except its first
+    predicts every token of the stream once. A remainder shorter than a window is dropped.
 
     Args:
         flat: (total,) token ids.
-        length: T, tokens of a window.
-        moving: in each epoch the first window starts elsewhere, as a pure function of (the run's seed,
-            epoch).
+        length: T, tokens per window.
+        moving: start the first window at a different position in each epoch, a pure function of (the run's
+            seed, epoch).
 
     Raises:
-        ValueError: fewer tokens than one window has.
+        ValueError: fewer tokens than one window.
     """
 
     def __init__(self, flat: np.ndarray, length: int, moving: bool = False) -> None:
@@ -116,15 +113,15 @@ class WindowDataset(SampleDataset):
         self.flat, self.length, self.moving, self.stride = flat, length, moving, length - 1
         room = (
             len(flat) - length - (self.stride - 1 if moving else 0)
-        )  # the same number of windows wherever they start
+        )  # the same number of windows for every start
         self.count = max(1, room // self.stride + 1)
         self.free = min(
             self.stride, len(flat) - length - (self.count - 1) * self.stride + 1
-        )  # places to start at
+        )  # start positions
         self.seed = run_seed()
         self.epoch = torch.zeros(
             (), dtype=torch.int64
-        ).share_memory_()  # seen by workers that outlive an epoch
+        ).share_memory_()  # shared with workers that outlive an epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -177,7 +174,7 @@ class DocumentDataset(SampleDataset):
 
 
 def frame(*segments: np.ndarray) -> np.ndarray:
-    """[CLS] A [SEP] of one segment, [CLS] A [SEP] B [SEP] of two."""
+    """[CLS] A [SEP] for one segment, [CLS] A [SEP] B [SEP] for two."""
     parts: list[np.ndarray | list[int]] = [[CLS]]
     for segment in segments:
         parts += [segment, [SEP]]
@@ -185,7 +182,7 @@ def frame(*segments: np.ndarray) -> np.ndarray:
 
 
 def cut_to(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments with together at most ``room`` tokens: the longer one loses its end until they are
+    """Trim two segments to at most ``room`` tokens in total: the longer one first, until both are
     equally long.
     """
     most = max(room // 2, room - len(second)), max(room - room // 2, room - len(first))
@@ -193,10 +190,10 @@ def cut_to(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray
 
 
 def cut_pairs(sentences: Sequence[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Two neighboring pieces A and B of a document, over and over until its end.
+    """Split a document into neighboring segments A and B, repeatedly until its end.
 
-    As many whole sentences as ``room`` takes, divided between two of them as near to the middle as can be. A
-    sentence that stands alone is divided inside, so that a short document gives a true pair too.
+    Takes as many whole sentences as fit into ``room``, split between two of them as near to the middle as
+    possible. A single sentence is split inside, so that a short document also gives a true pair.
 
     Args:
         sentences: token ids of each sentence, in order.

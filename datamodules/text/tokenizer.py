@@ -25,12 +25,12 @@ PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
 
 
 class Tokenizer:
-    """Text <-> token ids. Made by ``train_tokenizer`` or ``load_tokenizer``.
+    """Converts between text and token ids. Created by ``train_tokenizer`` or ``load_tokenizer``.
 
     Attributes:
         kind: one of ``Kind``.
         specials: ids 0 to 4 are [PAD], [UNK], [CLS], [SEP] and [MASK]; without them every id is text.
-        vocab_size: number of ids, special ones included.
+        vocab_size: number of ids, including special ones.
     """
 
     kind: Kind
@@ -38,21 +38,23 @@ class Tokenizer:
     vocab_size: int
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int64 array of ids per text, without special tokens around it. A character that was not in the
-        training text is [UNK] or, without special tokens, left out.
+        """One int64 array of ids per text, without special tokens around it.
+
+        A character that does not occur in the training text becomes [UNK] or, without special tokens, is
+        dropped.
         """
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens give nothing."""
+        """The text of ids, without special tokens."""
         raise NotImplementedError
 
     def count_unknown(self, text: str, ids: np.ndarray) -> int:
-        """How many characters or pieces of a text its ``ids`` do not know."""
+        """Number of characters or pieces of a text that are unknown in its ``ids``."""
         return int((ids == UNK).sum()) if self.specials else 0
 
     def to_json(self) -> str:
-        """What ``load_tokenizer`` reads."""
+        """The JSON text that ``load_tokenizer`` reads."""
         raise NotImplementedError
 
     def continuations(self) -> np.ndarray:
@@ -61,13 +63,13 @@ class Tokenizer:
 
 
 class _Symbols(Tokenizer):
-    """Characters or bytes: a table, nothing is learnt but which characters there are."""
+    """Characters or bytes: a lookup table; only the set of characters comes from the text."""
 
     def __init__(self, kind: Kind, specials: bool, characters: str = "") -> None:
         self.kind, self.specials, self.characters = kind, specials, characters
         self.first = len(SPECIALS) if specials else 0  # id of the first symbol
         self.vocab_size = self.first + (256 if kind == "bytes" else len(characters))
-        self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)  # ascending
+        self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)  # in ascending order
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encode(text) for text in texts]
@@ -134,30 +136,27 @@ def _library() -> Any:
             "'lightning-ssl[text]', or take "
             "--data.tokenizer characters or bytes"
         ) from None
-    # stated, the library's threads neither warn nor stop working when a DataLoader starts its workers
+    # set explicitly, the library's threads neither warn nor stop when a DataLoader starts its workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return tokenizers
 
 
 def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials: bool) -> Tokenizer:
-    """A tokenizer made from a corpus.
+    """Build a tokenizer from a corpus.
 
-    ``characters``: those of the corpus, in the order of their code points (as nanoGPT). ``bytes``: UTF-8, all
-    256. ``bpe``: byte-level pairs as GPT-2's (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909);
-    nothing is ever unknown.
-    ``wordpiece``: pieces of lower-case words without accents, as uncased BERT's
+    ``characters``: those in the corpus, in code point order (as nanoGPT). ``bytes``: UTF-8, all 256. ``bpe``:
+    byte-level pairs as in GPT-2 (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909); nothing is ever
+    unknown. ``wordpiece``: pieces of lower-case words without accents, as in uncased BERT
     (https://arxiv.org/abs/1810.04805).
 
     Args:
-        kind: which.
+        kind: the kind of tokenizer.
         texts: the corpus: training data only.
-        vocab_size: for bpe and wordpiece at most so many ids, special ones included; the others need no
-            number.
-        specials: characters and bytes get the special tokens too; the others always have them.
-
+        vocab_size: maximum number of ids for bpe and wordpiece, including special ones; not needed for the
+            others.
+        specials: give characters and bytes the special tokens too; the others always have them.
     Raises:
-        ValueError: unknown kind, a corpus without any character, or a vocab_size without room for the single
-            symbols.
+        ValueError: unknown kind, an empty corpus, or a vocab_size too small for the single symbols.
     """
     if kind == "bytes":
         return _Symbols(kind, specials)
@@ -199,15 +198,15 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
 
 
 def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> dict[str, int]:
-    """A WordPiece vocabulary, the same for the same words.
+    """A WordPiece vocabulary that is reproducible for the same words.
 
-    The library's ``WordPieceTrainer`` numbers the pieces in the order of a hash table that differs between
-    calls, and where two pairs are equally frequent their numbers decide. Its ``BpeTrainer`` sorts. So every
-    letter inside a word gets a code of its own, pairs are learnt as BPE, and what begins with such a code is
-    a piece with ``##``.
+    The library's ``WordPieceTrainer`` numbers pieces in hash-table order, which differs between calls, and
+    these numbers break ties between equally frequent pairs. Its ``BpeTrainer`` sorts. So every letter inside
+    a word gets its own code, pairs are learned as in BPE, and a piece that starts with such a code gets
+    ``##``.
     """
     inner = sorted({letter for word in words for letter in word[1:]})
-    code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a plane of Unicode for private use
+    code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a private-use plane of Unicode
     letter_of = {c: letter for letter, c in code.items()}
     trained = library.Tokenizer(library.models.BPE())
     trained.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
@@ -223,10 +222,10 @@ def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> 
 
 
 def load_tokenizer(text: str) -> Tokenizer:
-    """The tokenizer that ``to_json`` wrote.
+    """Load a tokenizer from the text that ``to_json`` wrote.
 
     Raises:
-        ValueError: no JSON of a tokenizer, or one whose special tokens are not ids 0 to 4.
+        ValueError: not the JSON of a tokenizer, or its special tokens are not ids 0 to 4.
     """
     try:
         content = json.loads(text)

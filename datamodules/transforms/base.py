@@ -19,11 +19,11 @@ class BatchTransform(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Draw the parameters of the whole batch.
+        """Draw the parameters for the whole batch.
 
         Args:
             images: (B, C, H, W); only shape, dtype and device are used.
-            generator: generator on ``images.device``; None = torch's default one.
+            generator: generator on ``images.device``; None = torch's default.
 
         Returns:
             Parameters, each with leading dimension B, on ``images.device``.
@@ -31,14 +31,12 @@ class BatchTransform(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Deterministically apply drawn parameters to images (B, C, H, W) in [0, 1]; returns the keys to be
-        added.
+        """Apply drawn parameters deterministically to images (B, C, H, W) in [0, 1]; returns the
+        keys to add.
         """
 
     def chunk_size(self, images: Tensor) -> int:
-        """Images to work through at once on CPU, such that a chunk stays in the cache: at most 64, about 1M
-        floats.
-        """
+        """Images per chunk on CPU, small enough for the cache: at most 64, about 1M floats."""
         return max(1, min(64, 1_000_000 // images[0].numel()))
 
 
@@ -47,9 +45,9 @@ def apply_views(
 ) -> dict[str, Tensor | list[Tensor]]:
     """Draw once, then apply: on CPU chunk by chunk, elsewhere in one call.
 
-    Args:
+    transform: the transform to apply.
         transform: what to apply.
-        images: (B, C, H, W) float in [0, 1].
+        generator: generator on ``images.device``; None = torch's default.
         generator: generator on ``images.device``; None = torch's default one.
 
     Returns:
@@ -76,5 +74,5 @@ def apply_views(
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
-    """Uniform numbers of [0, 1) moved to [low, high)."""
+    """Map uniform numbers in [0, 1) to [low, high)."""
     return low + (high - low) * uniform

@@ -22,7 +22,7 @@ LUMA = (0.2989, 0.587, 0.114)  # torchvision's grayscale weights (ITU-R 601-2)
 def crop_resize(
     images: Tensor, box: Tensor, size: int, interpolation: str = "bilinear", flip: Tensor | None = None
 ) -> Tensor:
-    """Cut one box out of each image, resize it, antialiased, and mirror it (torchvision's ``resized_crop``,
+    """Crop one box from each image, resize it with antialiasing, and flip (torchvision's ``resized_crop``,
     ``hflip``).
 
     Args:
@@ -30,8 +30,8 @@ def crop_resize(
         box: (B, 4) int64, pixels: top, left, height, width.
         size: side of the square output, pixels.
         interpolation: ``bilinear`` or ``bicubic``.
-        flip: (B,) bool, True = left and right swapped; nearly free here, another pass over the images
-            elsewhere.
+        flip: (B,) bool, True = mirror left and right; nearly free here, elsewhere another pass over the
+            images.
 
     Returns:
         (B, C, size, size). Bicubic overshoots [0, 1] at edges, as torchvision's does on floats.
@@ -49,13 +49,13 @@ def crop_resize(
 
 
 def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -> Tensor:
-    """Bilinear crop when no box is larger than the output: then antialiasing is the identity, two taps
-    suffice.
+    """Bilinear crop for boxes no larger than the output: antialiasing is then the identity, and two
+    taps suffice.
     """
     batch, _, height, width = images.shape
     top, left, rows, columns = box.to(images.dtype).unsqueeze(2).unbind(1)  # each (B, 1)
     center = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
-    # Clamping to the box, not to the image: no pixel outside the box may leak in.
+    # Clamp to the box, not to the image: no pixel outside the box may leak in.
     y = top + (center * (rows / size) - 0.5).clamp_(min=0).minimum(rows - 1)  # (B, size)
     x = left + (center * (columns / size) - 0.5).clamp_(min=0).minimum(columns - 1)
     if flip is not None:
@@ -69,7 +69,7 @@ def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -
 def _crop_one_by_one(
     images: Tensor, box: Tensor, size: int, interpolation: str, flip: Tensor | None
 ) -> Tensor:
-    """Crop of large images on CPU: a matrix costs H per pixel where torch's own resize costs its few taps."""
+    """Crop large images on CPU: a matrix costs H per pixel, torch's own resize only a few taps."""
     output = images.new_empty(*images.shape[:2], size, size)
     flips = [False] * len(images) if flip is None else flip.tolist()
     for index, (top, left, height, width) in enumerate(box.tolist()):
@@ -80,17 +80,15 @@ def _crop_one_by_one(
 
 
 def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int, interpolation: str) -> Tensor:
-    """Antialiased resize of ``length`` pixels from ``start`` on, as one matrix (B, size, source) for each
-    sample.
-    """
+    """Antialiased resize of ``length`` pixels from ``start``, as one matrix (B, size, source) per sample."""
     scale = length[:, None, None] / size
-    widen = scale.clamp(min=1)  # a shrinking filter is stretched over all the pixels that it stands for
+    widen = scale.clamp(min=1)  # when shrinking, the filter is stretched over all the pixels it averages
     center = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
     pixel = torch.arange(source, device=start.device) - start[:, None, None]  # (B, 1, source)
     distance = ((pixel + 0.5 - center) / widen).abs()
     if interpolation == "bilinear":
         weight = (1 - distance).clamp_(min=0)
-    else:  # Keys' cubic with a = -0.5, Pillow's and torch's antialiased one
+    else:  # Keys' cubic with a = -0.5, as in Pillow's and torch's antialiased resize
         near = (1.5 * distance - 2.5) * distance.square() + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weight = torch.where(distance < 1, near, far) * (distance < 2)
@@ -99,7 +97,7 @@ def _resize_matrix(start: Tensor, length: Tensor, source: int, size: int, interp
 
 
 def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror left and right where ``flip`` (B,) bool is True. Images (B, C, H, W)."""
+    """Flip left and right where ``flip`` (B,) bool is True. Images (B, C, H, W)."""
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
@@ -122,7 +120,7 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue in HSV space (torchvision's ``adjust_hue``).
+    """Rotate the hue in HSV space (torchvision's ``adjust_hue``).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -135,16 +133,16 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # Selection by weights 0 and 1: on CPU, comparing into bool and torch.where take ten times as long as
+    # Select by weights 0 and 1: on CPU, comparing into bool and torch.where take ten times as long as
     # arithmetic.
     is_red = torch.eq(red, high, out=torch.empty_like(high))
     is_green = torch.eq(green, high, out=torch.empty_like(high))
-    # Hue in sixths of a turn. A gray pixel has chroma 0: any finite hue will do, chroma multiplies it below.
+    # Hue in sixths of a turn. A gray pixel has chroma 0: any finite hue works, as chroma multiplies it below.
     hue = torch.lerp(red - green, blue - red, is_green).lerp_(green - blue, is_red)
     hue.div_(chroma.clamp(min=torch.finfo(images.dtype).tiny))
     hue.addcmul_(4 - 2 * is_green, 1 - is_red)
     hue.div_(6).add_((factor + 1)[:, None, None]).frac_().mul_(6)  # the + 1 keeps it positive for frac
-    # Over one turn each channel is a trapezoid between low and high: red is full around 0, green 2, blue 4.
+    # Over one turn each channel is a trapezoid between low and high: red peaks around 0, green 2, blue 4.
     output = torch.empty_like(images)
     torch.sub(hue, 3, out=output[:, 0]).abs_().sub_(1)
     torch.sub(hue, 2, out=output[:, 1]).abs_().neg_().add_(2)
@@ -162,15 +160,15 @@ def adjust_color(
     saturation: Tensor | None = None,
     gray: Tensor | None = None,
 ) -> Tensor:
-    """Brightness, then contrast, then saturation, then grayscale, as one linear map for each sample and one
-    clamp.
+    """Brightness, then contrast, saturation and grayscale, as one linear map per sample and one clamp.
 
-    All four are linear in the pixel p, its luma l and the mean luma m of the image, so they fold into a p + b
-    l + c m. Given alone, each one is torchvision's ``adjust_brightness``, ``adjust_contrast``,
+    All four are linear in the pixel p, its luma l and the image's mean luma m, so they fold into a p + b l +
+    c m. On its own, each one equals torchvision's ``adjust_brightness``, ``adjust_contrast``,
     ``adjust_saturation`` or ``rgb_to_grayscale``.
 
     Args:
-        images: (B, 3, H, W) or (B, 1, H, W) in [0, 1]. Saturation and grayscale leave one channel as it is.
+        images: (B, 3, H, W) or (B, 1, H, W) in [0, 1]. Saturation and grayscale do not change a single
+            channel.
         brightness, contrast, saturation: (B,) factors >= 0; 1 (or None) changes nothing.
         gray: (B,) bool, True = grayscale.
 
@@ -206,7 +204,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W) float.
-        sigma: (B,) standard deviation in pixels; 0 leaves the sample as it is.
+        sigma: (B,) standard deviation in pixels; 0 leaves the sample unchanged.
         kernel_size: odd number of taps, with kernel_size // 2 < min(H, W).
 
     Returns:
@@ -225,7 +223,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         blurred = F.conv2d(padded, weight[:, :, None, :], groups=batch * channels)
         blurred = F.conv2d(blurred, weight[:, :, :, None], groups=batch * channels)
         return blurred.view_as(images)
-    # Small images, or a GPU: two matrix products are faster than a convolution with a group for each channel.
+    # Small images, or a GPU: two matrix products are faster than a convolution with one group per channel.
     rows = (taps @ _shift_basis(height, kernel_size, images.device, images.dtype)).view(
         batch, 1, height, height
     )
@@ -237,9 +235,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _shift_basis(length: int, kernel_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(taps, length * length): for each tap the matrix that shifts a row of pixels by it, borders
-    reflected.
-    """
+    """For each tap, the matrix that shifts a row of pixels by that tap, with reflected borders."""
     radius = kernel_size // 2
     position = torch.arange(length, device=device)
     source = (position + torch.arange(-radius, radius + 1, device=device)[:, None]).abs()  # (taps, length)
@@ -248,9 +244,7 @@ def _shift_basis(length: int, kernel_size: int, device: torch.device, dtype: tor
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert every value at or above ``threshold`` (B,) (torchvision's ``solarize``); inf leaves a sample as
-    it is.
-    """
+    """Invert every value at or above ``threshold`` (B,) (torchvision's ``solarize``); inf changes nothing."""
     return torch.where(images >= _per_sample(threshold), 1 - images, images)
 
 
@@ -262,12 +256,12 @@ def _per_sample(values: Tensor) -> Tensor:
 def _on_subset(
     images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args
 ) -> Tensor:
-    """``operation(images, values, *args)``; on CPU for the active samples alone (on CUDA, finding them
-    waits).
+    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them
+    stalls CUDA).
     """
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)
-    if len(indices) == 0:  # a convolution refuses an empty batch
+    if len(indices) == 0:  # convolutions reject an empty batch
         return images
     return images.index_copy(0, indices, operation(images[indices], values[indices], *args))

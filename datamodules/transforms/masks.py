@@ -31,7 +31,7 @@ class CenterHole(BatchTransform):
         self.stop = stop
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Nothing is random here."""
+        """Nothing is random here: returns no parameters."""
         return {}
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
@@ -48,10 +48,10 @@ class CenterHole(BatchTransform):
 
 
 class RandomBlock(BatchTransform):
-    """One hidden rectangle in each image, with its own place and size.
+    """Hide one rectangle per image, with random position and size.
 
     Height and width are drawn independently and uniformly as fractions of the image's height and width; the
-    place is uniform among those where the block fits.
+    position is uniform among those where the block fits.
 
     Args:
         min_fraction: smallest side of the block as a fraction of the image's side, > 0.
@@ -77,7 +77,7 @@ class RandomBlock(BatchTransform):
         for axis, side in enumerate(images.shape[2:]):
             length = (fraction[:, axis] * side).round().long().clamp(1, side)
             block.append(length)
-            # The minimum guards against a product that rounds up to the next pixel.
+            # The minimum guards against rounding up to the next pixel.
             start.append((uniform[:, 2 + axis] * (side - length + 1)).long().minimum(side - length))
         return {"box": torch.stack(start + block, 1)}
 
@@ -92,7 +92,7 @@ class RandomBlock(BatchTransform):
 
 
 class RandomPatches(BatchTransform):
-    """Hide a fixed number of patches of a grid, others in each image (He et al. 2022,
+    """Hide a fixed number of random grid patches per image (He et al. 2022,
     https://arxiv.org/abs/2111.06377).
 
     Args:
@@ -100,8 +100,8 @@ class RandomPatches(BatchTransform):
         ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
 
     Raises:
-        ValueError: a knob out of its range, or (when drawn) an image that the patches do not tile, or a ratio
-            that hides none or all of its patches.
+        ValueError: an option is out of range, or (when drawn) the patches do not tile the image, or the ratio
+            hides none or all of its patches.
     """
 
     def __init__(self, patch_size: int, ratio: float) -> None:
@@ -138,18 +138,17 @@ class MAEViews(Views):
     """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view
     and its mask.
 
-    Crop (.2, 1) bicubic and flip, nothing else; the same for small images. The mask is that of
-    ``RandomPatches``.
+    Crop (.2, 1) bicubic and flip only; the same for small images. The mask is that of ``RandomPatches``.
 
     Args:
         size: side of the view, pixels.
-        patch_size: side of a patch, pixels, the encoder's; must divide ``size``.
+        patch_size: side of a patch in pixels, same as the encoder's; must divide ``size``.
         ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
         crop_scale: range of the crop's share of the image area; None = the whole image.
-        flip_p: probability of a mirror image; 0 for digits and letters.
+        flip_p: probability of a horizontal flip; use 0 for digits and letters.
 
     Raises:
-        ValueError: a knob is out of its range, or the ratio hides none or all of the patches.
+        ValueError: an option is out of range, or the ratio hides none or all of the patches.
     """
 
     def __init__(
@@ -165,13 +164,13 @@ class MAEViews(Views):
         self.size = size
         self.patches.draw(
             torch.empty(0, 1, size, size), None
-        )  # refuses what does not fit, before there is any data
+        )  # rejects invalid settings before there is any data
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Those of the view, and {"hidden": (B, N) bool}."""
+        """The parameters of the view, and {"hidden": (B, N) bool}."""
         like = images[:, :1, :1, :1].expand(
             -1, -1, self.size, self.size
-        )  # the mask lies over the view, not over the image
+        )  # the mask covers the view, not the image
         return {**super().draw(images, generator), **self.patches.draw(like, generator)}
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:

@@ -41,10 +41,10 @@ class GaussianNoise(BatchTransform):
 
 
 class _Replaced(BatchTransform):
-    """Noise that replaces a share of the values.
+    """Base class of noise that replaces a share of the values.
 
     Args:
-        ratio: probability of a value to be replaced, in (0, 1).
+        ratio: probability that a value is replaced, in (0, 1).
 
     Raises:
         ValueError: ``ratio`` is not in (0, 1).
@@ -66,7 +66,7 @@ class SaltAndPepper(_Replaced):
     """Set a share of the values to black (0) or white (1), each with probability one half.
 
     Args:
-        ratio: probability of a value to be replaced, in (0, 1).
+        ratio: probability that a value is replaced, in (0, 1).
 
     Raises:
         ValueError: ``ratio`` is not in (0, 1).
@@ -82,10 +82,10 @@ class SaltAndPepper(_Replaced):
 class MaskingNoise(_Replaced):
     """Set a share of the values to black (0), as if they were missing (Vincent et al. 2008).
 
-    Unlike a mask it does not tell the method where: black may also be content.
+    Unlike a mask, it does not reveal the damaged positions: black may also be content.
 
     Args:
-        ratio: probability of a value to be replaced, in (0, 1).
+        ratio: probability that a value is replaced, in (0, 1).
 
     Raises:
         ValueError: ``ratio`` is not in (0, 1).

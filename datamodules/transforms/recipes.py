@@ -5,8 +5,8 @@ from __future__ import annotations
 from datamodules.transforms.views import MultiCrop, TwoViews, View
 
 # ------------------------------------------------------------------------------------------------------------
-# Recipes of the papers. "small" is the variant for images of 64 pixels or less, chosen by the size unless it
-# is given.
+# Recipes from the papers. "small" is the variant for images of 64 pixels or less, chosen by size unless
+# given.
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -23,8 +23,8 @@ class SimCLRViews(TwoViews):
     """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709; google-research/simclr data_util.py).
 
     Crop (.08, 1), flip, color jitter (.8, .8, .8, .2) with p .8, grayscale .2, blur p .5 with sigma (.1, 2)
-    and a kernel of a tenth of the side. Small: color strength halved to (.4, .4, .4, .1) and no blur, as the
-    official README has it for CIFAR-10.
+    and a kernel of a tenth of the side. Small: color strength halved to (.4, .4, .4, .1) and no blur, as in
+    the official README for CIFAR-10.
 
     Args:
         size: side of the views, pixels.

@@ -16,7 +16,7 @@ from datamodules.transforms.base import BatchTransform
 
 
 class TokenTransform(BatchTransform, ABC):
-    """A transform of token batches (B, T); the DataModule tells it the tokenizer before it is used."""
+    """A transform of token batches (B, T); the DataModule passes it the tokenizer before use."""
 
     @abstractmethod
     def set_tokenizer(self, tokenizer: Tokenizer) -> None: ...
@@ -25,8 +25,9 @@ class TokenTransform(BatchTransform, ABC):
     def draw(
         self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As ``BatchTransform.draw``; ``document`` (B,) tells which samples were cut from the same text, None
-        = all differ.
+        """As ``BatchTransform.draw``.
+
+        ``document`` (B,) marks samples that come from the same text; None = all differ.
         """
 
     def chunk_size(self, images: Tensor) -> int:
@@ -35,30 +36,28 @@ class TokenTransform(BatchTransform, ABC):
 
 
 def segments_of(tokens: Tensor) -> Tensor:
-    """(B, T) tokens [CLS] A [SEP] B [SEP] to 0 for the first segment and padding, and 1 for the second: (B,
-    T) int64.
-    """
+    """(B, T) int64 segment ids of tokens [CLS] A [SEP] B [SEP]: 1 for the second segment, otherwise 0."""
     ends = (tokens == SEP).long()
     return ((ends.cumsum(1) - ends > 0) & (tokens != PAD)).long()
 
 
 def swap_second_segments(tokens: Tensor, partner: Tensor, swap: Tensor) -> Tensor:
-    """Give some samples the second segment of another.
+    """Replace the second segment of some samples by that of another sample.
 
     Args:
         tokens: (B, T) [CLS] A [SEP] B [SEP], padded.
-        partner: (B,) the row that B comes from.
-        swap: (B,) bool, True = take the partner's; the others stay as they are.
+        partner: (B,) the row to take B from.
+        swap: (B,) bool, True = take the partner's; the others are unchanged.
 
     Returns:
-        (B, T); what does not fit is cut, and ends in [SEP] as everywhere.
+        (B, T); tokens that do not fit are cut, and the result always ends in [SEP].
     """
     length = tokens.shape[1]
-    first = ((tokens == SEP).cumsum(1) == 0).sum(1) + 1  # (B,) tokens up to and with the first [SEP]
+    first = ((tokens == SEP).cumsum(1) == 0).sum(1) + 1  # (B,) tokens up to and including the first [SEP]
     place = torch.arange(length, device=tokens.device)  # (T,)
     source = (
         place - first[:, None] + first[partner][:, None]
-    )  # (B, T) where B's tokens lie in the partner's row
+    )  # (B, T) position of B's tokens in the partner's row
     second = tokens[partner].gather(1, source.clamp(0, length - 1)).masked_fill(source >= length, PAD)
     swapped = torch.where(place < first[:, None], tokens, second)
     swapped[:, -1].masked_fill_(swapped[:, -1] != PAD, SEP)
@@ -66,21 +65,21 @@ def swap_second_segments(tokens: Tensor, partner: Tensor, swap: Tensor) -> Tenso
 
 
 class MaskedTokens(TokenTransform):
-    """BERT's two tasks (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), drawn anew at every step.
+    """BERT's two tasks (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), redrawn at every step.
 
-    Masked words: each token that is not special is selected with probability ``ratio``; of the selected, 80 %
-    become [MASK], 10 % a random token that is not special, and 10 % stay. Next sentence: half of the samples
-    keep their second segment, the others get one from another document of the batch, of the nearest length,
-    so that the length does not tell. A sample without any other document in its batch keeps its own and is
-    labeled so.
+    Masked words: each non-special token is selected with probability ``ratio``; of the selected, 80 % become
+    [MASK], 10 % a random non-special token, and 10 % are unchanged. Next sentence: half of the samples keep
+    their second segment, the others get one from another document of the batch, of the nearest length so that
+    length gives nothing away. A sample with no other document in its batch keeps its own and is labeled
+    accordingly.
 
     Args:
-        ratio: share of the tokens to be predicted, in (0, 1).
+        ratio: share of the tokens to predict, in (0, 1).
         whole_words: select all pieces of a word or none; needs the wordpiece tokenizer.
         next_sentence: also draw the second task; needs samples of two segments (layout ``pairs``).
 
     Raises:
-        ValueError: ``ratio`` is not in (0, 1), or (when the tokenizer is known) it has no special tokens or
+        ValueError: ``ratio`` is not in (0, 1), or (once the tokenizer is known) it has no special tokens or
             no words.
     """
 
@@ -101,8 +100,9 @@ class MaskedTokens(TokenTransform):
     def draw(
         self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"select", "action": (B, T) in [0, 1), "random": (B, T) token ids} and for the second task
-        {"partner": (B,) int64, "is_next": (B,) bool}.
+        """{"select", "action": (B, T) in [0, 1), "random": (B, T) token ids}.
+
+        For the second task also {"partner": (B,) int64, "is_next": (B,) bool}.
         """
         tokens = images
         like: dict[str, Any] = {"generator": generator, "device": tokens.device}
@@ -115,7 +115,7 @@ class MaskedTokens(TokenTransform):
             rows = len(tokens)
             document = torch.arange(rows, device=tokens.device) if document is None else document
             size = segments_of(tokens).sum(1).float()  # (B,) of the second segment
-            # the nearest length, and among equals any: less than a whole token is random
+            # the nearest length, with ties broken at random: the noise is less than a whole token
             distance = (size[:, None] - size).abs() + torch.rand(rows, rows, **like)  # (B, B)
             distance = distance.masked_fill(document[:, None] == document, torch.inf)
             nearest, params["partner"] = distance.min(1)
@@ -123,17 +123,17 @@ class MaskedTokens(TokenTransform):
         return params
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Tokens (B, T) -> {"corrupted", "target", "segment": (B, T)}, target -100 where there is nothing to
-        predict, and {"is_next": (B,)} int64, 1 = true pair.
+        """Tokens (B, T) -> {"corrupted", "target", "segment": (B, T)}, target -100 where nothing is
+        predicted.
+
+        With the second task also {"is_next": (B,)} int64, 1 = true pair.
         """
         tokens, added = images, {}
         if self.next_sentence:
             tokens = swap_second_segments(tokens, params["partner"], ~params["is_next"])
             added["is_next"] = params["is_next"].long()
         select = params["select"]
-        if (
-            self.continues is not None
-        ):  # every piece of a word gets the number that was drawn for its first one
+        if self.continues is not None:  # all pieces of a word get the number drawn for its first piece
             self.continues = self.continues.to(tokens.device)
             place = torch.arange(tokens.shape[1], device=tokens.device)
             start = (

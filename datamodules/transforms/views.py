@@ -39,7 +39,7 @@ from datamodules.transforms.functional import (
 
 CROP_TRIES = 10  # torchvision's RandomResizedCrop
 
-# The value with which a parameter changes nothing: lets two views with different operations share one call.
+# The value of each parameter that changes nothing: lets two views with different operations share one call.
 NEUTRAL = {
     "flip": False,
     "angle": 0.0,
@@ -58,7 +58,7 @@ class View(BatchTransform):
     """One augmented view of each image.
 
     In this order: crop, flip, rotation, hue, brightness, contrast, saturation, grayscale, blur, solarization,
-    noise. A knob at 0 leaves its operation out. With one channel, hue, saturation and grayscale do nothing.
+    noise. An option at 0 disables its operation. With one channel, hue, saturation and grayscale do nothing.
     The random parameters follow torchvision's distributions (RandomResizedCrop, ColorJitter under
     RandomApply, GaussianBlur).
 
@@ -67,23 +67,23 @@ class View(BatchTransform):
         crop_scale: range of the crop's share of the image area, in (0, 1]; None = the whole image, resized.
         crop_ratio: range of the crop's width / height, drawn log-uniformly.
         interpolation: ``bilinear`` or ``bicubic``, antialiased.
-        flip_p: probability of a mirror image.
-        rotation: largest angle in degrees, either way, drawn uniformly; zeros come in at the corners.
+        flip_p: probability of a horizontal flip.
+        rotation: largest angle in degrees, either way, drawn uniformly; corners are filled with zeros.
         brightness: factor drawn from U(max(0, 1 - b), 1 + b).
         contrast: as brightness.
         saturation: as brightness.
         hue: turns, drawn from U(-h, h), h <= 0.5.
-        jitter_p: probability of brightness, contrast, saturation and hue, all together.
+        jitter_p: probability of brightness, contrast, saturation and hue, applied together.
         grayscale_p: probability of grayscale.
         blur_p: probability of Gaussian blur.
-        blur_kernel: odd number of taps. 13 taps hold 3 sigma of the largest default sigma.
+        blur_kernel: odd number of taps. 13 taps cover 3 sigma of the largest default sigma.
         blur_sigma: range of the blur's standard deviation in pixels, drawn uniformly.
         solarize_p: probability of solarization.
-        solarize_threshold: values in [0, 1] from here on are inverted.
+        solarize_threshold: values in [0, 1] at or above it are inverted.
         noise_std: standard deviation of Gaussian noise added to every value.
 
     Raises:
-        ValueError: a knob is out of its range.
+        ValueError: an option is out of range.
     """
 
     def __init__(
@@ -151,13 +151,13 @@ class View(BatchTransform):
         self.noise_std = noise_std
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Draw the parameters of the whole batch: only those of the operations that this view has."""
+        """Draw the parameters for the whole batch, only for the operations that this view has."""
         batch, channels, height, width = images.shape
         if channels not in (1, 3) and (
             self.brightness or self.contrast or self.saturation or self.hue or self.grayscale_p
         ):
             raise ConfigError(f"color operations need images of 1 or 3 channels, got {channels}")
-        # One call and a fixed layout: a change of one knob leaves the numbers of all the others as they are.
+        # One call with a fixed layout: changing one option leaves the numbers of all the others unchanged.
         uniform = torch.rand(batch, 2 * CROP_TRIES + 13, generator=generator, device=images.device)
         area, aspect, rest = uniform.split((CROP_TRIES, CROP_TRIES, 13), 1)
         (y, x, flip, angle, jitter, bright, contrast, saturate, hue, gray, blur, sigma, solar) = rest.unbind(
@@ -222,7 +222,7 @@ class View(BatchTransform):
         columns = (area * aspect).sqrt().round().long()  # (B, tries)
         rows = (area / aspect).sqrt().round().long()
         fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
-        first = fits.int().argmax(1, keepdim=True)  # argmax returns the first of equals
+        first = fits.int().argmax(1, keepdim=True)  # argmax returns the first maximum
         fits, rows, columns = (tries.gather(1, first).squeeze(1) for tries in (fits, rows, columns))
 
         central_rows, central_columns = height, width
@@ -249,8 +249,8 @@ class View(BatchTransform):
         return {"views": [self.render(images, params)]}
 
     def render(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size) in [0,
-        1].
+        """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size)
+        in [0, 1].
         """
         view = images
         flip = params.get("flip")
@@ -284,10 +284,10 @@ class View(BatchTransform):
 
 
 class Views(BatchTransform, ABC):
-    """Several views of each image, each with its own draws.
+    """Several views of each image, each with its own random parameters.
 
     Args:
-        views: the views in the order of the list that is returned; global (large) ones first.
+        views: the views in output order; global (large) ones first.
     """
 
     views: Sequence[View]
@@ -297,7 +297,7 @@ class Views(BatchTransform, ABC):
         self.views = nn.ModuleList(views)  # type: ignore[assignment]
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Parameters of all views, named ``<index of the view>.<parameter>``."""
+        """Parameters of all views, named ``<view index>.<parameter>``."""
         return {
             f"{index}.{name}": value
             for index, view in enumerate(self.views)
@@ -315,8 +315,8 @@ class Views(BatchTransform, ABC):
         return {"views": self._render_together(images, split)}
 
     def _render_together(self, images: Tensor, params: list[dict[str, Tensor]]) -> list[Tensor]:
-        """One call for all views of the same size: a GPU is bound by the number of its calls, not by their
-        width.
+        """Render all views of the same size in one call: GPU time depends on the number of calls,
+        not their width.
         """
         groups: dict[tuple, list[int]] = {}
         for index, view in enumerate(self.views):
@@ -345,7 +345,7 @@ class TwoViews(Views):
     """Two views of each image.
 
     Args:
-        view1, view2: they may differ (BYOL blurs the first and solarizes the second).
+        view1, view2: may differ (BYOL blurs the first and solarizes the second).
     """
 
     def __init__(self, view1: View, view2: View) -> None:
@@ -353,13 +353,11 @@ class TwoViews(Views):
 
 
 class MultiCrop(Views):
-    """Two global views and a number of smaller local ones (Caron et al. 2020,
-    https://arxiv.org/abs/2006.09882).
+    """Two global views and several smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
-    Args:
-        global_view1, global_view2: the large crops; first in the list.
-        local_view: recipe of the small crops.
-        num_local: how many of them, >= 0.
+    global_view1, global_view2: the large crops, first in the list.
+    local_view: recipe of the small crops.
+        num_local: number of local views, >= 0.
     """
 
     def __init__(self, global_view1: View, global_view2: View, local_view: View, num_local: int) -> None:
