@@ -68,7 +68,7 @@ class TextFiles(TextDataModule):
         files: glob pattern of the files in the folder; ``*.csv``, ``*.tsv`` and ``*.jsonl`` are tables.
         columns: text columns of tables, by name (from the header line, or JSON keys) or number from 0 (no
             header).
-        label_column: class column of tables, by name or number; rows with an empty label are unlabeled.
+        label_column: class column of tables, by name or number; rows without one are unlabeled.
         document: what one document of a plain file is: the whole file, a paragraph (separated by blank
             lines), or a line.
         layout: ``windows``: ``length`` consecutive tokens, for language models; they cross document

@@ -45,10 +45,10 @@ def apply_views(
 ) -> dict[str, Tensor | list[Tensor]]:
     """Draw once, then apply: on CPU chunk by chunk, elsewhere in one call.
 
-    transform: the transform to apply.
-        transform: what to apply.
+    Args:
+        transform: the transform to apply.
+        images: (B, C, H, W) float in [0, 1].
         generator: generator on ``images.device``; None = torch's default.
-        generator: generator on ``images.device``; None = torch's default one.
 
     Returns:
         The keys that the transform adds, each of B samples.

@@ -355,8 +355,9 @@ class TwoViews(Views):
 class MultiCrop(Views):
     """Two global views and several smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
-    global_view1, global_view2: the large crops, first in the list.
-    local_view: recipe of the small crops.
+    Args:
+        global_view1, global_view2: the large crops, first in the list.
+        local_view: recipe of the small crops.
         num_local: number of local views, >= 0.
     """
 
