@@ -17,6 +17,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ sys.path.insert(
 
 from runtime.messages import ROOT
 from runtime.signals import requeue, slurm_job
+from runtime.strict_yaml import read_yaml
 
 #: Exit statuses of train.py when it was told to stop and has saved.
 STOPPED = (130, 143)
@@ -53,7 +55,7 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
         ConfigError: not such a file, or a range for a grid.
     """
     try:
-        space = yaml.safe_load(path.read_text(encoding="utf-8"))
+        space = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(
@@ -75,9 +77,9 @@ def read_space(path: Path, sampler: str) -> dict[str, Any]:
         if is_range and sampler == "grid":
             raise ConfigError(f"{path}: {name}: a grid takes a list of values, got {values!r}")
         ends = (values["low"], values["high"]) if is_range else (0, 1)
-        if not all(isinstance(end, (int, float)) for end in ends):  # 1e-4 is a word in YAML
+        if not all(isinstance(end, (int, float)) for end in ends):
             raise ConfigError(
-                f"{path}: {name}: expected numbers such as 0.0001 or 1.0e-4 for low and high, got {values!r}"
+                f"{path}: {name}: expected numbers such as 0.0001 or 1e-4 for low and high, got {values!r}"
             )
         if ends[0] >= ends[1] or (is_range and values.get("log") and ends[0] <= 0):
             raise ConfigError(f"{path}: {name}: expected low < high, and low > 0 with log, got {values!r}")
@@ -190,13 +192,27 @@ class Worker:
         self.study.enqueue_trial(trial.params, user_attrs=attributes)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
+    def run_of(self, trial: Trial | FrozenTrial) -> Path:
+        """The folder of a trial's run. The journal names it, and whoever writes there could name any other.
+
+        Raises:
+            ConfigError: it is not one that ``take`` gives.
+        """
+        name = str(trial.user_attrs["run"])
+        if not re.fullmatch(r"trial-\d{4,}", name):
+            raise ConfigError(
+                f"--study {self.folder}: trial {trial.number} names the run {name!r}, expected one such as "
+                "trial-0000: the journal was changed; begin a new study"
+            )
+        return self.folder / name
+
     def take(self) -> Trial | None:
         """The next trial, or None if the study has all that were asked for."""
         with alone(self.folder):
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(t.state == TrialState.WAITING for t in trials)
             taken = len(
-                {t.user_attrs.get("run") for t in trials if t.state != TrialState.WAITING}
+                {str(t.user_attrs.get("run")) for t in trials if t.state != TrialState.WAITING}
             )  # set aside: the same run
             if not waiting and (self.args.sampler == "grid" or taken >= self.args.trials):
                 return None
@@ -228,7 +244,7 @@ class Worker:
 
     def train(self, trial: Trial) -> int:
         """Run a trial; returns the exit status of train.py."""
-        run = self.folder / trial.user_attrs["run"]
+        run = self.run_of(trial)
         own = [*as_options(trial.params), f"--run_dir={run}", "--evaluate=false"]
         with Path(f"{run}.log").open("ab") as log:
             command = [sys.executable, str(ROOT / "train.py"), *self.options, *own]
@@ -241,7 +257,7 @@ class Worker:
 
     def tell(self, trial: Trial, status: int) -> None:
         """Enter the trial's number into the study, or that there is none."""
-        run = self.folder / trial.user_attrs["run"]
+        run = self.run_of(trial)
         value = last_value(run, self.args.metric) if status == 0 else None
         settings = " ".join(f"{name}={value}" for name, value in trial.params.items())
         if value is None:
@@ -261,7 +277,7 @@ class Worker:
             print(f"error: no trial of {self.folder} came to an end: see the logs there", file=sys.stderr)
             return 1
         best = self.study.best_trial
-        run = self.folder / best.user_attrs["run"]
+        run = self.run_of(best)
         print(f"best so far: {run}  {self.args.metric} {best.value:.4f}  {json.dumps(best.params)}")
         print(f"on the test split, once: python eval.py {run}")
         return 0

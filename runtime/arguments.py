@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -36,7 +38,7 @@ class Given(NamedTuple):
             olds = [spec.get("class_path") if isinstance(spec, dict) else spec for spec in specs]
             old = next((public_name(str(name)) for name in reversed(olds) if name), None)
             new = next((value for option, value in pairs(self.words) if option == f"--{group}"), None)
-            if old and new and find_class(new) is not None and public_name(new) != old:
+            if old and new and (find_class(new) or "." in new) and public_name(new) != old:
                 yield (
                     f"--{group} {new} replaces {old}: its options from the file are kept where both have them"
                 )
@@ -80,6 +82,8 @@ def trusted_packages(args: list[str]) -> list[str]:
             rest.append(word)
             continue
         trust((value if equals else next(words, "")).split(","))
+        if os.getcwd() not in sys.path:  # a package of the user's may lie there; installed ones come first
+            sys.path.append(os.getcwd())
     enforce()
     return rest
 
@@ -101,7 +105,7 @@ def with_full_names(content: dict[str, Any]) -> dict[str, Any]:
     """The configuration with every class of the project by its full name, and the name of a timm model
     replaced by the encoder of that name.
     """
-    content = with_current_paths(content)
+    content = with_current_paths({key: value for key, value in content.items() if value is not None})
     if isinstance(trainer := content.get("trainer"), dict):
         content = {**content, "trainer": {key: full_name(value) for key, value in trainer.items()}}
     model = content.get("model")
@@ -115,6 +119,9 @@ def words_with_full_names(words: list[str]) -> list[str]:
     """Likewise for the command line: each option and its value in one word."""
     out = []
     for option, value in pairs(words):
+        if value is None:
+            out.append(option)
+            continue
         if option in ("--model.encoder", "--model.init_args.encoder"):
             encoder = timm_by_name(value)
             value = encoder if isinstance(encoder, str) else json.dumps(encoder)
@@ -126,5 +133,5 @@ def words_with_full_names(words: list[str]) -> list[str]:
                 value = value if full == given else json.dumps(full)
         elif option.startswith("--trainer."):
             value = full_name(value)
-        out.append(f"{option}={value}" if value else option)
+        out.append(f"{option}={value}")
     return out

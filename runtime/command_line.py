@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from datamodules.base import SSLDataModule
-from datamodules.checks import check_at_least
+from datamodules.checks import check_at_least, check_positive, check_within
 from datamodules.errors import ConfigError
 from evaluation.callbacks import FeatureProbe
 from runtime import callback_lists, inside
@@ -99,6 +99,7 @@ class SSLCommandLine(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         admit(self.config)  # before anything is built
+        check_within(0, 2**32 - 1, seed_everything=self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
         self.off = callback_lists.turned_off(self.config.disable_callbacks)
@@ -143,7 +144,7 @@ class SSLCommandLine(LightningCLI):
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))
         try:
             return Trainer(**{**config, **kwargs})
-        except ValueError as error:  # of options only: no data and no method yet
+        except (TypeError, ValueError) as error:  # of options only: no data and no method yet
             raise ConfigError(f"trainer: {error}") from error
 
     def _with_every_runs_callbacks(self, listed: list[Callback]) -> list[Callback]:
@@ -197,6 +198,9 @@ def check_trainer(options: dict[str, Any]) -> None:
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
         check_at_least(1, **{f"--trainer.{name}": options[name]})
     check_at_least(0, **{"--trainer.gradient_clip_val": options["gradient_clip_val"]})
+    check_at_least(-1, **{"--trainer.num_sanity_val_steps": options["num_sanity_val_steps"]})
+    if isinstance(options["val_check_interval"], (int, float)):
+        check_positive(**{"--trainer.val_check_interval": options["val_check_interval"]})
     if options["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"--trainer.accelerator {options['accelerator']}: there is no GPU here; use auto or cpu"
@@ -230,7 +234,8 @@ def explain(error: BaseException) -> str:
         and (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None
     ):
         root = inner
-    if isinstance(root, (KeyError, AttributeError, ImportError)):  # a detail of the parser, not the reason
+    tried = str(root).startswith("File does not exist")  # whether the configuration is the name of a file
+    if tried or isinstance(root, (KeyError, AttributeError, ImportError)):  # not the reason
         root = error
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
     if denied := denied_name(error):
@@ -242,8 +247,12 @@ def explain(error: BaseException) -> str:
     else:
         text = re.sub(r'^(Parser key "[^"]+":\s*)+', "", str(root).strip())
         text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
-    text = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1, got \2", text)
+    text = re.sub(r"Expected an? (.+?)\. Got value: ?(.*)", r"expected \1, got \2", text)
+    if text.startswith("Does not validate against any of the Union subtypes"):
+        text = next(iter(re.findall(r"[Ee]xpected .*?, (?:but )?got .*", text)), text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
+    text = re.sub(r"NestedArg\(key='([^']*)', val=.*\)", r"an option '\1' of it", text)
     return where + " ".join(text.split())
 
 

@@ -33,7 +33,7 @@ def class_help(argv: list[str]) -> str | None:
     Raises:
         ConfigError: there is no such method or data set.
     """
-    option, name = next(((o, v) for o, v in pairs(argv) if o.endswith(".help")), ("", ""))
+    option, name = next(((o, v or "") for o, v in pairs(argv) if o.endswith(".help")), ("", ""))
     prefix = option.removesuffix(".help")
     known = {"--model": methods, "--data": data_sets}.get(prefix, dict)()
     if is_trainer := prefix == "--trainer":
@@ -82,8 +82,11 @@ def _file(module: str) -> Path | None:
     which imports nothing.
     """
     package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package) if package else None
-    folders = [ROOT / package, *map(Path, (spec.submodule_search_locations if spec else None) or [])]
+    if not package:
+        return None
+    spec = importlib.util.find_spec(package)
+    installed = (spec.submodule_search_locations if spec else None) or []
+    folders = [ROOT / package, Path(package), *map(Path, installed)]  # Path(package): in the current folder
     files = [folder.joinpath(*rest) for folder in folders]
     candidates = [p for file in files for p in (file.with_suffix(".py"), file / "__init__.py")]
     if spec is not None and not rest and spec.origin:

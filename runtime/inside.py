@@ -17,7 +17,15 @@ from runtime.loggers import CSVLogger
 from runtime.saving import BestCheckpoint, LastCheckpoint
 
 #: Options that name a folder, and options that become part of a path below it.
-FOLDERS = ("save_dir", "dirpath", "dir", "offline_directory", "root_dir")
+FOLDERS = (
+    "save_dir",
+    "dirpath",
+    "dir",
+    "offline_directory",
+    "root_dir",
+    "nvme_path",
+    "exclude_batches_path",  # a file
+)
 PARTS = ("name", "version", "filename", "sub_dir")
 #: Options that name a server or a folder.
 ADDRESSES = ("tracking_uri", "artifact_location")
@@ -38,7 +46,7 @@ def keep_inside(trainer: Namespace, folder: Path) -> None:
             f"trainer.default_root_dir {trainer.default_root_dir}: all of a run goes into its run folder; "
             "give --run_dir"
         )
-    for key in ("logger", "callbacks", "profiler"):
+    for key in ("logger", "callbacks", "profiler", "strategy", "plugins"):
         _walk(trainer[key], f"trainer.{key}", folder)
 
 

@@ -138,16 +138,13 @@ def config_arguments(argv: list[str]) -> list[str]:
     return files
 
 
-def pairs(words: list[str]) -> Iterator[tuple[str, str]]:
-    """(option, value) of ``--option value`` and ``--option=value``, the value empty if there is none."""
-    i = 0
-    while i < len(words):
-        option, equals, value = words[i].partition("=")
-        i += 1
-        if option.startswith("--") and not equals and i < len(words) and not words[i].startswith("--"):
-            value = words[i]
-            i += 1
-        yield option, value
+def pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, value) of ``--option value`` and ``--option=value``; None if there is no value."""
+    rest = list(reversed(words))
+    while rest:
+        option, equals, value = rest.pop().partition("=")
+        follows = option.startswith("--") and bool(rest) and not rest[-1].startswith("--")
+        yield option, value if equals else rest.pop() if follows else None
 
 
 def flush() -> None:

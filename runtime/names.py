@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import timm
@@ -17,8 +18,8 @@ from torch.optim import Optimizer
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from runtime.discovery import PACKAGES, below, classes, find_class
-from runtime.messages import did_you_mean
-from runtime.options import class_in, members, options_of
+from runtime.messages import did_you_mean, read_config
+from runtime.options import classes_in, members, options_of
 from runtime.strict_yaml import read_yaml, reason
 from runtime.trust import find
 from sslmodules.base import SSLModule
@@ -72,7 +73,8 @@ def known_names(base: type) -> list[str]:
     """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if
     it has none.
     """
-    own = below([base.__name__])
+    own = [base.__name__] if may_be_built(base, base) and base.__name__ in classes() else []
+    own += below([base.__name__])
     if base is nn.Module:
         own = [name for name in own if classes()[name].module.startswith("sslmodules.networks")]
     every = [
@@ -94,35 +96,37 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
-def resolve(name: str, base: type, where: str) -> type:
-    """The class called ``name``, short or with its module.
+def kind_of(base: type) -> str:
+    """What a class below ``base`` is called."""
+    kinds = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}
+    return kinds.get(base, f"{base.__name__} class")
+
+
+def resolve(name: str, bases: type | tuple[type, ...], where: str) -> type:
+    """The class called ``name``, short or with its module, below one of ``bases``.
 
     Raises:
         ConfigError: there is none; the message lists the known ones.
     """
-    kinds = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}
-    kind = kinds.get(base, f"{base.__name__} class")
-    known = known_names(base)
-    cls = find_class(name)
-    if may_be_built(cls, base):
-        return cls  # type: ignore[return-value]
-    if "." in name:
-        cls = find(name, where)
-        if may_be_built(cls, base):
-            return cls
-        wrap = may_be_built(cls, nn.Module) and issubclass(WrappedEncoder, base)
-        raise ConfigError(
-            f"{where}: {name!r} is not {article(kind)}; known: {', '.join(known)}"
-            + (f"; or wrap it: {WRAPPED.format(name)}" if wrap else "")
-        )
-    matches = [c for c in subclasses(base) if c.__name__ == name and may_be_built(c, base)]
-    if not matches:
-        listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
-        timms = issubclass(TimmEncoder, base) and base is not nn.Module
-        extra = ", or the name of a timm model" if timms else ""
-        near = did_you_mean(name, [*known, *timm.list_models()] if timms else known)
-        raise ConfigError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
-    return next((c for c in matches if c.__module__.startswith(PACKAGES)), matches[0])
+    bases = bases if isinstance(bases, tuple) else (bases,)
+    dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+    named: list[Any] = [find_class(name) or (find(name, where) if dotted else None)]
+    if not dotted:
+        named += [cls for base in bases for cls in subclasses(base) if cls.__name__ == name]
+    found = [cls for cls in named if any(may_be_built(cls, base) for base in bases)]
+    if found:
+        return min(found, key=lambda cls: not cls.__module__.startswith(PACKAGES))
+    kind = " or ".join(map(kind_of, bases))
+    known = sorted({known for base in bases for known in known_names(base)})
+    listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} classes"
+    encoder = any(issubclass(TimmEncoder, base) and base is not nn.Module for base in bases)
+    if dotted:
+        wrap = any(issubclass(WrappedEncoder, base) for base in bases) and may_be_built(named[0], nn.Module)
+        hint = f"; or wrap it: {WRAPPED.format(name)}" if wrap else ""
+        raise ConfigError(f"{where}: {name!r} is not {article(kind)}; known: {listed}{hint}")
+    near = did_you_mean(name, [*known, *timm.list_models()] if encoder else known)
+    extra = ", or the name of a timm model" if encoder else ""
+    raise ConfigError(f"{where}: unknown {kind} {name!r}{near}; known: {listed}{extra}")
 
 
 def timm_by_name(encoder: Any) -> Any:
@@ -172,28 +176,36 @@ class Mistakes:
     def _top(self, name: str, value: Any, where: str) -> None:
         bases = {"model": SSLModule, "data": SSLDataModule}
         if name in bases:
-            self._spec(value, bases[name], (name,), where)
+            self._spec(value, (bases[name],), (name,), where)
         elif name == "trainer" and isinstance(value, dict):
             self._options(value, (name,), where)
         elif name == "trainer":
             raise ConfigError(f"{where}: expected options such as max_epochs, got {value!r}")
 
-    def _spec(self, value: Any, base: type, path: tuple[str, ...], where: str) -> None:
+    def _spec(self, value: Any, bases: tuple[type, ...], path: tuple[str, ...], where: str) -> None:
         """A class by its name, or a mapping with its name, its options, or both."""
         if isinstance(value, list):
             for i, item in enumerate(value):
-                self._spec(item, base, (*path, str(i)), f"{where}[{i}]")
+                self._spec(item, bases, (*path, str(i)), f"{where}[{i}]")
             return
-        if isinstance(timm_by_name(value), dict):
-            value = timm_by_name(value) if issubclass(TimmEncoder, base) else value
+        if isinstance(timm_by_name(value), dict) and any(issubclass(TimmEncoder, base) for base in bases):
+            value = timm_by_name(value)
+        if isinstance(value, str) and Path(value).is_file():  # the parser reads a class from a file, too
+            where, value = value, read_config(value)
         if isinstance(value, str):
             value = {"class_path": value}
         if not isinstance(value, dict):
-            return
+            kind = article(kind_of(bases[0]))
+            raise ConfigError(
+                f"{where}: expected the name of {kind}, or a mapping with class_path, got {value!r}"
+            )
         if "class_path" in value:
-            self.classes[path] = resolve(str(value["class_path"]), base, where)
+            self.classes[path] = resolve(str(value["class_path"]), bases, where)
         elif path not in self.classes:
             raise ConfigError(self._no_class(path, value, where))
+        inner = value.get("init_args", {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{where}.init_args: expected options and their values, got {inner!r}")
         direct = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
         if direct and "class_path" in value:
             name = self.classes[path].__name__
@@ -201,8 +213,7 @@ class Mistakes:
                 f"{where}: unknown key {next(iter(direct))!r}; expected class_path and init_args: options of "
                 f"{name} go under init_args"
             )
-        inner = value.get("init_args")
-        self._options({**direct, **(inner if isinstance(inner, dict) else {})}, path, where)
+        self._options({**direct, **inner}, path, where)
 
     def _no_class(self, path: tuple[str, ...], value: dict[str, Any], where: str) -> str:
         if where.startswith("--") and len(path) == 1:
@@ -212,24 +223,30 @@ class Mistakes:
     def _options(self, given: dict[Any, Any], path: tuple[str, ...], where: str) -> None:
         cls = self.classes[path]
         options = options_of(cls)
+        if issubclass(cls, Optimizer):
+            options.pop("params", None)  # are the method's
         for key, value in given.items():
             name = str(key).removesuffix("+")
             place = where if where.startswith("--") else f"{where}.{name}"
             if name not in options:
-                near = did_you_mean(name, options)
+                usual = USUAL_NAMES.get(name)
+                near = f" (did you mean {usual!r}?)" if usual in options else did_you_mean(name, options)
                 near = self._meant(name, cls) or near
                 raise ConfigError(f"{place}: {cls.__name__} has no option {name!r}{near}")
-            inner = class_in(options[name].annotation)
-            if inner is not None and self._stands_for_a_class(value, options[name].annotation, (*path, name)):
-                self._spec(value, inner, (*path, name), place)
+            hint = options[name].annotation
+            bases = classes_in(hint)
+            if bases and self._stands_for_a_class(value, hint, (*path, name)):
+                self._spec(value, bases, (*path, name), place)
 
     def _stands_for_a_class(self, value: Any, hint: Any, path: tuple[str, ...]) -> bool:
         """Is it an object to build, and not plain data of a type that also takes data?"""
+        if value is None or value is True:  # the default, or a switch such as that of the logger
+            return False
         if isinstance(value, list):
             return bool(value) and all(self._stands_for_a_class(v, hint, path) for v in value)
         if isinstance(value, dict):
-            return "class_path" in value or path in self.classes
-        return isinstance(value, str) and not takes_text(hint)
+            return bool({"class_path", "init_args"} & set(value)) or path in self.classes
+        return not takes_text(hint) and (isinstance(value, str) or bool not in members(hint))
 
     def _meant(self, name: str, cls: type | None = None) -> str:
         """`` (did you mean '--X'?)`` with an option of this name, or of one that means the same, in a class
@@ -237,7 +254,7 @@ class Mistakes:
         """
         usual = USUAL_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
         options = {
-            f"--{'.init_args.'.join(path)}.{option}": option
+            f"--{'.'.join(path)}.{'init_args.' if len(path) > 1 else ''}{option}": option
             for path, chosen in self.classes.items()
             if chosen is not cls
             for option in options_of(chosen)
@@ -257,7 +274,7 @@ def takes_text(hint: Any) -> bool:
 def _value(text: str, option: str) -> Any:
     """The value of an option: a list or a mapping if it is one, otherwise the word."""
     if not text.startswith(("{", "[")):
-        return None if text in ("null", "true", "false", "") else text
+        return {"null": None, "true": True, "false": False, "": None}.get(text, text)
     try:
         return read_yaml(text)
     except yaml.YAMLError as error:

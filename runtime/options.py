@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -42,26 +42,25 @@ def members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
 
 
-def class_in(hint: Any) -> type | None:
-    """The class that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
+def classes_in(hint: Any) -> tuple[type, ...]:
+    """The classes that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
     ``Callable[..., X]``: X.
     """
     origin = typing.get_origin(hint)
-    if members(hint) or origin in (list, tuple):
-        found = [class_in(h) for h in typing.get_args(hint)]
-        return next((f for f in found if f is not None), None)
+    if members(hint) or origin in (list, tuple, Iterable):
+        return tuple(dict.fromkeys(cls for h in typing.get_args(hint) for cls in classes_in(h)))
     if origin is type:  # a class itself, such as the block of a torchvision ResNet
-        return None
+        return ()
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
         returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
-        return class_in(returned[0]) if returned else None
+        return classes_in(returned[0]) if returned else ()
     if (
         isinstance(hint, type)
         and hint.__module__ not in ("builtins", "typing", "collections.abc")
         and hint is not Tensor
     ):
-        return hint
-    return None
+        return (hint,)
+    return ()
 
 
 def takes_function(hint: Any) -> bool:
@@ -70,4 +69,4 @@ def takes_function(hint: Any) -> bool:
     """
     if inner := members(hint):
         return any(takes_function(h) for h in inner)
-    return (hint is Callable or typing.get_origin(hint) is Callable) and class_in(hint) is None
+    return (hint is Callable or typing.get_origin(hint) is Callable) and not classes_in(hint)

@@ -59,9 +59,9 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     where, name, words = "the checkpoint", stored.get("_class_path"), []
     for option, value in pairs(overrides):
         if option == "--data":
-            where, name = option, value
+            where, name = option, value or ""
         else:
-            words.append(f"{option}={value}")
+            words.append(option if value is None else f"{option}={value}")
     if name is None:
         raise ConfigError("the checkpoint names no data set: give --data NAME")
     cls = resolve(name, SSLDataModule, where)

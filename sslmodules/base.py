@@ -97,7 +97,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         check_within(0, 1, final_lr_factor=final_lr_factor)
         try:  # a bad learning rate stops here, not after the data is loaded
             optimizer([nn.Parameter(torch.zeros(1))])
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # of a value that is not a number, or out of range
             joint = "." if isinstance(error, ConfigError) else ": "  # optimizer.lr must be ...
             raise ConfigError(f"optimizer{joint}{error}") from None
         self.save_hyperparameters()

@@ -197,8 +197,13 @@ def test_the_name_of_a_function_on_the_command_line() -> None:
 
 
 def test_a_file_that_an_option_names(tmp_path: Path) -> None:
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(LOAD))
-    assert "outside" in refused([*DIGITS, "--model.encoder", str(tmp_path / "e.yaml")])
+    file = tmp_path / "e.yaml"
+    words = [*DIGITS, "--model.encoder", str(file)]
+    file.write_text(yaml.safe_dump(LOAD))
+    assert refused(words).startswith(f"{file}: 'timm.models.load_checkpoint' is not an encoder")
+    built = {"class_path": "timm.create_model", "init_args": {"model_name": "resnet18"}}
+    file.write_text(yaml.safe_dump(encoder(built)["model"]["init_args"]["encoder"]))
+    assert "'timm.models._factory.create_model': a configuration names no functions" in refused(words)
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

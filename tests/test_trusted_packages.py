@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import textwrap
 import warnings
 from collections import Counter
@@ -18,9 +19,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules.errors import ConfigError
+from runtime import inside
+from runtime.options import options_of
 from runtime.trust import DENIED, KINDS, NEVER_IMPORTED, TRUSTED, _admit_object, is_trusted
 from sslmodules.networks import TimmEncoder
 
@@ -195,3 +200,16 @@ def test_the_search_finds_what_is_denied() -> None:
 @pytest.mark.parametrize("cls", [nn.Linear, torch.optim.AdamW])
 def test_what_is_built_every_day_passes(cls: type) -> None:
     assert passes(cls)
+
+
+#: Options of loggers, callbacks, profilers, strategies and plugins that only sound like a place to write.
+NOT_WRITTEN = {"config_filename", "multifile", "save_to_log_dir", "add_file_policy"}
+
+
+def test_every_option_that_names_a_place_to_write_is_known() -> None:
+    """``runtime/inside.py`` keeps these in the run folder."""
+    no_writers = (nn.Module, torch.optim.Optimizer, LRScheduler, LightningDataModule)
+    writers = [cls for cls in members() if passes(cls) and not issubclass(cls, no_writers)]
+    place = re.compile(r"dir|path|file|folder|root|uri|location")
+    found = {name for cls in writers for name in options_of(cls) if place.search(name)}
+    assert found - NOT_WRITTEN == {*inside.FOLDERS, *inside.ADDRESSES, *inside.PARTS} & found

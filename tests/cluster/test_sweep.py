@@ -246,6 +246,25 @@ def test_a_killed_worker_takes_up_its_own_run_and_nobody_elses(tmp_path: Path) -
     assert len(trials(tmp_path, TrialState.COMPLETE)) == 6
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "trial-0001/../../x", "", ["trial-0001"]])
+def test_a_journal_does_not_say_where_runs_go(
+    name: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever can write to it could otherwise have any folder written."""
+    assert call(tmp_path, GRID, "--trials", "1") == 0
+    storage = sweep.JournalStorage(sweep.JournalFileBackend(str(tmp_path / "study" / "journal.log")))
+    study = sweep.optuna.load_study(study_name="sweep", storage=storage)
+    study.enqueue_trial({"model.temperature": 0.1, "model.projector_out": 32}, user_attrs={"run": name})
+    Child.started = []
+    capsys.readouterr()
+    assert call(tmp_path, GRID, "--trials", "2") == 2
+    assert Child.started == []
+    assert capsys.readouterr().err == (
+        f"error: --study {tmp_path / 'study'}: trial 6 names the run {str(name)!r}, expected one such as "
+        "trial-0000: the journal was changed; begin a new study\n"
+    )
+
+
 def test_names_of_workers_survive_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(os.getpid()) in sweep.worker_name()
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
@@ -283,7 +302,7 @@ def test_a_space_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ("{low: 1e-4, high: 1e-2, log: true}", "expected numbers such as 0.0001 or 1.0e-4"),
+        ("{low: small, high: 1e-2, log: true}", "expected numbers such as 0.0001 or 1e-4"),
         ("{low: 2, high: 1}", "expected low < high"),
         ("{low: 0, high: 1, log: true}", "low > 0 with log"),
     ],
