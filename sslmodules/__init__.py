@@ -1,4 +1,4 @@
-"""Self-supervised methods, one per file. A new file is known at once, without an edit here."""
+"""Self-supervised methods, one per file. A new file is discovered automatically."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ if TYPE_CHECKING:
 
 
 def methods() -> dict[str, type[SSLModule]]:
-    """Every method of the project by its class name."""
+    """Every method of the project, by class name."""
     return {name: find_class(name) for name in below(["SSLModule"])}  # type: ignore[misc]
 
 
 def __getattr__(name: str) -> Any:
-    """Public classes and functions are imported when they are first asked for: ``from sslmodules import
-    SimCLR, load_module``.
-    """
+    """Import a public name on first use: ``from sslmodules import SimCLR, load_module``."""
     if name == "load_module":
         from runtime.checkpoints import load_module
 

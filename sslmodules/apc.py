@@ -1,11 +1,11 @@
 """APC, autoregressive predictive coding (Chung et al. 2019, https://arxiv.org/abs/1904.03240).
 
-A causal network reads log-mel frames (B, T, M) and a linear layer predicts the frame n steps ahead of each.
-Its states are the features: their mean over a clip's frames. What is predicted can be read again, so that a
-clip goes on.
+A causal network reads log-mel frames (B, T, M), and a linear layer predicts the frame n steps ahead of each.
+Features are the network's states, averaged over a clip's frames. Predictions can be fed back as input, which
+continues a clip.
 
 Differs from the authors' code: a clip's error is averaged over its own frames before the mean over clips, so
-that padding and other clips have no say in it; frames are standardized over the training split, and clips are
+that padding and other clips do not affect it; frames are standardized over the training split, and clips are
 cut to one length.
 """
 
@@ -25,13 +25,13 @@ from sslmodules.networks.encoder import FrameEncoder, require
 
 
 def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -> Tensor:
-    """Mean absolute error of frames predicted ``ahead`` steps before they come (Chung et al. 2019, the sum of
-    |x_(t+n) - y_t|).
+    """Mean absolute error of frames predicted ``ahead`` steps in advance (Chung et al. 2019: sum of |x_(t+n)
+    - y_t|).
 
     Args:
-        prediction: (B, T, M), made at each t for frame t + ahead.
+        prediction: (B, T, M); row t predicts frame t + ahead.
         frames: (B, T, M).
-        length: (B,) valid frames of each clip; what comes behind is padding and never a target.
+        length: (B,) valid frames of each clip; the rest is padding and never a target.
         ahead: n.
 
     Returns:
@@ -57,7 +57,7 @@ class APC(SSLModule):
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: the encoder does not take frames, or ``ahead`` is below 1.
+        ValueError: the encoder does not accept frames, or ``ahead`` is below 1.
     """
 
     encoder: FrameEncoder
@@ -72,7 +72,7 @@ class APC(SSLModule):
         self.predict = nn.Linear(encoder.num_features, self.bands)
 
     def frames_of(self, x: Tensor) -> Tensor:
-        """(B, 1, M, T) log-mel as frames (B, T, M)."""
+        """Convert (B, 1, M, T) log-mel to frames (B, T, M)."""
         if x.ndim != 4 or x.shape[1:3] != (1, self.bands):
             raise ConfigError(
                 f"encoder takes log-mel (B, 1, {self.bands}, T), got {tuple(x.shape)}: set its in_features "
@@ -84,7 +84,7 @@ class APC(SSLModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         frames, length = self.frames_of(batch["input"]), valid_frames(batch["input"])
         loss = shifted_l1(self.predict(self.encoder.states(frames)), frames, length, self.ahead)
-        with torch.no_grad():  # what has to be beaten: the frame stays as it is
+        with torch.no_grad():  # the baseline to beat: the frame does not change
             copy = shifted_l1(frames, frames, length, self.ahead)
         return {"loss": loss, "copy_loss": copy}
 
@@ -96,11 +96,11 @@ class APC(SSLModule):
 
     @torch.no_grad()
     def continue_clip(self, x: Tensor, steps: int) -> Tensor:
-        """Read a clip and let it go on: n frames are predicted from the last n states, read, and so on.
+        """Continue a clip: n frames are predicted from the last n states and fed back as input, repeatedly.
 
         Args:
             x: (B, 1, M, T) standardized log-mel without padding, T >= n.
-            steps: frames to add.
+            steps: number of frames to add.
 
         Returns:
             (B, 1, M, T + steps).

@@ -2,11 +2,11 @@
 
 Four fifths of the patches of a log-mel spectrogram (B, 1, M, T) are hidden. A vision transformer encodes the
 others, and a small decoder predicts the hidden ones. Features are the mean of the encoder's tokens over the
-patches that hold sound.
+patches that contain audio.
 
-Differs from the paper: patches behind a clip's end are no targets and have no say in the features; the
+Differs from the paper: patches after the end of a clip are neither targets nor part of the features; the
 decoder attends to all patches, where the paper finds local windows better. Rows of patches are frequencies
-and columns are time, from low and early ones on; the authors' code has them the other way round.
+and columns are time, low and early first; the authors' code has them the other way round.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
 
 def sounding_patches(x: Tensor, patch_size: int, whole: bool) -> Tensor:
-    """Which patches of log-mel (B, 1, M, T) hold sound, frequency by frequency: (B, N) bool.
+    """Mask of the patches of log-mel (B, 1, M, T) that contain audio, frequency by frequency: (B, N) bool.
 
     Args:
         x: standardized, padding frames exactly 0.
         patch_size: p; the grid has M / p rows and T / p columns.
-        whole: True asks for sound in all of a patch's frames, False in one at least.
+        whole: True requires audio in all frames of a patch, False in at least one.
     """
     rows, columns = x.shape[2] // patch_size, x.shape[3] // patch_size
     length = valid_frames(x)
@@ -57,29 +57,29 @@ def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Ten
     Args:
         prediction: (B, N, P), P values for each patch.
         target: (B, N, P).
-        counted: (B, N) bool: hidden, and no padding.
+        counted: (B, N) bool: hidden and not padding.
 
     Returns:
-        Scalar; a clip with nothing to count is 0. Each clip counts the same however long it is, on any number
-        of devices.
+        Scalar; a clip with nothing to count is 0. Each clip has the same weight whatever its length, on any
+        number of devices.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
     return ((error * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
 
 
 class AudioMAE(SSLModule):
-    """Masked spectrogram: predict the hidden patches of a log-mel spectrogram from the visible ones.
+    """Masked spectrogram modeling: predict hidden patches of a log-mel spectrogram from the visible ones.
 
     Args:
         encoder: a ``ViTEncoder`` with 1 channel and ``image_size`` (bands M, frames T).
-        decoder_width: of the decoder's tokens.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: heads of the decoder's attention.
-        normalize_target: predict patches brought to mean 0 and variance 1 each; False = log-mel as it is.
+        decoder_width: width of the decoder's tokens.
+        decoder_depth: number of decoder blocks.
+        decoder_heads: number of attention heads in the decoder.
+        normalize_target: predict patches normalized to mean 0 and variance 1 each; False = raw log-mel.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: the encoder cannot leave patches out, or a knob is out of its range.
+        ValueError: the encoder cannot skip patches, or an option is out of range.
     """
 
     encoder: PatchEncoder
@@ -111,9 +111,7 @@ class AudioMAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """A prediction for every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden
-        (B, N).
-        """
+        """Predict every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden (B, N)."""
         shape = (1, *(n * self.patch_size for n in self.grid))
         if x.shape[1:] != shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(
@@ -140,10 +138,10 @@ class AudioMAE(SSLModule):
         return (tokens * sounding).sum(1) / sounding.sum(1).clamp(min=1)
 
     def fill(self, batch: Batch) -> Tensor:
-        """(B, 1, M, T) standardized: ``input`` with its hidden patches predicted; padding stays as it is.
+        """(B, 1, M, T) standardized: ``input`` with its hidden patches predicted and padding unchanged.
 
-        With ``normalize_target`` level and contrast of a hidden patch are those of the visible patches
-        around.
+        With ``normalize_target``, the level and contrast of a hidden patch come from the visible patches
+        around it.
         """
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
         prediction, patches = (

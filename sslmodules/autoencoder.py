@@ -1,13 +1,13 @@
 """Denoising autoencoder (Vincent et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390294), and the plain
 one.
 
-An encoder maps a damaged image to a vector, and a decoder maps that to the clean image. To undo the damage
-the vector has to hold what images of the data have in common; what is learnt points from a damaged image to
-likely ones (Alain and Bengio 2012, https://arxiv.org/abs/1211.4246). Without damage it is the plain
-autoencoder, whose vector must be narrower than the image, or it copies.
+An encoder maps a damaged image to a vector, and a decoder maps that to the clean image. To undo the damage,
+the vector has to capture what the images have in common; the model learns to map a damaged image to a likely
+one (Alain and Bengio 2012, https://arxiv.org/abs/1211.4246). Without damage it is a plain autoencoder, whose
+vector must be narrower than the image, otherwise it copies.
 
-Differs from the paper: squared error instead of the cross entropy, networks of any depth trained at once
-instead of layer by layer, and encoder and decoder share no weights.
+Differs from the paper: squared error instead of cross entropy, networks of any depth trained jointly instead
+of layer by layer, and encoder and decoder do not share weights.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Autoencoder(SSLModule):
-    """Autoencoder: image to vector to image; denoising where the data's ``views`` damage what the encoder
-    sees.
+    """Autoencoder: image to vector to image; denoising if the data's ``views`` damage the encoder's input.
 
-    ``data.views`` of GaussianNoise, SaltAndPepper or MaskingNoise makes it denoising, without views it is
+    With GaussianNoise, SaltAndPepper or MaskingNoise as ``data.views`` it is denoising, without views it is
     plain.
 
     Args:
@@ -65,18 +64,14 @@ class Autoencoder(SSLModule):
         self.encoder, self.decoder = encoder, decoder
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) what the image was before it was damaged; without ``corrupted``, from ``input`` as it
-        is.
-        """
+        """(B, C, H, W) images before the damage, from ``corrupted`` or, if there is none, from ``input``."""
         return self.decoder(self.encoder(batch.get("corrupted", batch["input"])))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = batch["input"]
         terms = {"loss": reconstruction_error(self.reconstruct(batch), x)}
         if "corrupted" in batch:
-            terms["mse_noisy"] = reconstruction_error(batch["corrupted"], x)  # what doing nothing would score
-            if (
-                not self.training
-            ):  # the features that probes see are of clean images: is the network at home there?
+            terms["mse_noisy"] = reconstruction_error(batch["corrupted"], x)  # the score of doing nothing
+            if not self.training:  # probes use features of clean images: does the network handle them?
                 terms["mse_clean"] = reconstruction_error(self.reconstruct({"input": x}), x)
         return terms

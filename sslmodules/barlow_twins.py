@@ -1,11 +1,10 @@
 """Barlow Twins (Zbontar et al. 2021, https://arxiv.org/abs/2103.03230).
 
-The cross-correlation matrix between the projections of two views, taken over the batch, is driven to the
-identity: the diagonal makes each dimension invariant to the views, the rest makes the dimensions tell
-different things.
+The cross-correlation matrix between the projections of two views, computed over the batch, is driven to the
+identity: the diagonal makes each dimension invariant to the views, the rest decorrelates the dimensions.
 
-Differs from the official code: there each process differentiates its own share of the matrix only, so that
-the averaged gradient is 1/W of the loss's with W processes; here it is the loss's, whatever W is.
+Differs from the official code: there, each process differentiates only its own share of the matrix, so with W
+processes the averaged gradient is 1/W of the loss gradient; here it is the loss gradient for any W.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sslmodules.networks.encoder import Encoder
 
 
 def off_diagonal(x: Tensor) -> Tensor:
-    """The elements of a square matrix that are not on its diagonal, row by row.
+    """The elements of a square matrix off its diagonal, row by row.
 
     Args:
         x: (D, D).
@@ -37,19 +36,19 @@ def off_diagonal(x: Tensor) -> Tensor:
     if x.ndim != 2 or x.shape[0] != x.shape[1]:
         raise ValueError(f"off_diagonal needs a square matrix, got shape {tuple(x.shape)}")
     d = len(x)
-    # without its last element the matrix is D - 1 rows of D + 1 elements, each beginning on the diagonal
+    # without its last element the matrix is D - 1 rows of D + 1 elements, each starting on the diagonal
     return x.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten()
 
 
 def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     """C_ij between dimension i of the first and dimension j of the second projections, over the batch.
 
-    Each dimension is centered and divided by the square root of its biased variance plus ``eps``, as batch
-    norm without scale and shift does.
+    Each dimension is centered and divided by the square root of its biased variance plus ``eps``, like batch
+    norm without scale and shift.
 
     Args:
         z1: (N, D) projections of the first views, in float32 or better.
-        z2: (N, D) projections of the second views, row i belonging to row i of ``z1``.
+        z2: (N, D) projections of the second views; row i is paired with row i of ``z1``.
         eps: added to the variance; 1e-5 in the official code (batch norm's default).
 
     Returns:
@@ -67,7 +66,7 @@ def barlow_twins_loss(
         L = sum_i (1 - C_ii)^2 + lambda * sum_i sum_{j != i} C_ij^2
 
     Args:
-        z1: (N, D) projections of the first views of the GLOBAL batch: shares of it give other statistics.
+        z1: (N, D) projections of the first views of the GLOBAL batch: parts of it have different statistics.
         z2: (N, D) projections of the second views.
         off_diagonal_weight: lambda >= 0; 0.0051 in the paper.
 
@@ -86,7 +85,7 @@ def barlow_twins_loss(
 
 
 class BarlowTwins(SSLModule):
-    """Barlow Twins: the cross-correlation of two views' projections becomes the identity.
+    """Barlow Twins: makes the cross-correlation of two views' projections the identity matrix.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
@@ -94,13 +93,13 @@ class BarlowTwins(SSLModule):
         projector_hidden: width of the projector's hidden layers.
         projector_out: width D of the projections z.
         projector_layers: linear layers of the projector, batch norm and ReLU between them.
-        bias_lr: peak learning rate of biases and norms; None = the optimizer's, as of all other parameters.
-            The official code has 0.0048 beside 0.2 for weights, both times batch size / 256: with LARS the
-            rate of weights is relative to their size, that of biases is not.
+        bias_lr: peak learning rate of biases and norms; None = the optimizer's, as for all other parameters.
+            The official code uses 0.0048 next to 0.2 for weights, both times batch size / 256: with LARS the
+            rate of weights is relative to their norm, that of biases is not.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: a knob is out of range.
+        ValueError: an option is out of range.
     """
 
     couples_batch = True
@@ -126,7 +125,7 @@ class BarlowTwins(SSLModule):
         self.off_diagonal_weight, self.bias_lr = off_diagonal_weight, bias_lr
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch
+        # one pass per view, as in the official code: the views' recipes differ, and so do their batch
         # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
         loss, invariance, redundancy = barlow_twins_loss(
@@ -138,6 +137,6 @@ class BarlowTwins(SSLModule):
         groups = super().parameter_groups()
         if self.bias_lr is not None:
             for group in groups:
-                if "weight_decay" in group:  # the group that is not decayed: biases and norms
+                if "weight_decay" in group:  # the group without weight decay: biases and norms
                     group["lr"] = self.bias_lr
         return groups

@@ -1,12 +1,12 @@
 """BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-Some words of a text are hidden, and a Transformer that sees both sides of them tells what they were; from the
-class token it also tells whether the second of two segments follows the first. Features are the mean over the
+Some words of a text are hidden, and a Transformer that sees both sides of them predicts them; from the class
+token it also predicts whether the second of two segments follows the first. Features are the mean over the
 tokens, or the class token.
 
-Differs from the paper: masks are drawn anew at every step on the device, where the paper's data holds ten
+Differs from the paper: masks are redrawn at every step on the device, where the paper's data contains ten
 fixed draws, and each token is selected with probability 15 % instead of a fixed number per sample; random
-replacements are never special tokens, and a second segment from elsewhere is always from another document.
+replacements are never special tokens, and a wrong second segment is always from another document.
 Adam is PyTorch's, with bias correction.
 """
 
@@ -25,13 +25,13 @@ from sslmodules.networks.encoder import TokenEncoder, require
 
 
 def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> Tensor:
-    """Cross entropy of the hidden words in nats: the sum over the selected tokens, divided by their number.
+    """Cross entropy of the hidden words in nats: sum over the selected tokens, divided by their number.
 
     Args:
-        logits: (N, V) of the selected tokens.
+        logits: (N, V) for the selected tokens.
         target: (N,) their true ids.
-        total: the number to divide by; less than 1, of a batch in which nothing is selected, counts as 1, and
-            the loss is 0.
+        total: the number to divide by; values below 1, from a batch in which nothing is selected, count as 1,
+            and the loss is 0.
 
     Returns:
         Scalar.
@@ -41,20 +41,20 @@ def masked_word_loss(logits: Tensor, target: Tensor, total: Tensor | float) -> T
 
 
 class BERT(SSLModule):
-    """Masked words and next-sentence prediction; the loss is the sum of both.
+    """BERT: masked words and next-sentence prediction; the loss is the sum of both.
 
     Logs ``masked_word_loss`` (nats), ``perplexity`` (its exponential), ``masked_word_accuracy`` and, with
     next-sentence prediction, ``next_sentence_loss`` and ``next_sentence_accuracy``.
 
     Args:
-        encoder: tokens (B, T) -> (B, num_features) and a vector for each token; the decoder shares its
+        encoder: tokens (B, T) -> (B, num_features) and a vector per token; the decoder shares its
             ``token_embedding``.
-        next_sentence: also predict whether the second segment follows the first, as in the paper; False needs
-            ``next_sentence: false`` of the data's ``MaskedTokens`` where texts have one segment.
+        next_sentence: also predict whether the second segment follows the first, as in the paper; False
+            requires ``next_sentence: false`` in the data's ``MaskedTokens`` if texts have a single segment.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: an encoder without what is needed.
+        ValueError: the encoder lacks a required method or attribute.
     """
 
     batch_keys: tuple[str, ...] = ("corrupted", "target", "segment", "is_next")
@@ -80,13 +80,14 @@ class BERT(SSLModule):
             nn.init.zeros_(module.bias)
 
     def predict_words(self, h: Tensor) -> Tensor:
-        """Vectors of tokens (..., D) -> logits (..., V)."""
+        """Token vectors (..., D) -> logits (..., V)."""
         return F.linear(self.transform(h), self.encoder.token_embedding, self.decoder_bias)
 
     def to_transformers(self) -> Any:
-        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode;
-        without next-sentence prediction that head and the pooler in it are untrained. Its class 0 of the next
-        sentence is a true pair.
+        """The trained network with its heads as ``transformers``' ``BertForPreTraining``, in eval mode.
+
+        Without next-sentence prediction, that head and its pooler are untrained. Class 0 of the next sentence
+        is a true pair.
         """
         library = transformers_library()
         network = self.encoder.to_transformers()
@@ -112,7 +113,7 @@ class BERT(SSLModule):
         h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # (B, T, D)
         selected = target != -100  # (B, T)
         logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
-        # Ranks differ in how many tokens are selected: the sum of all ranks over the number of all, not a
+        # Ranks select different numbers of tokens: divide the sum over all ranks by the total count, not a
         # mean of means.
         counts = self.gather(selected.sum(1).float()).rows
         total = counts.sum() * len(target) / len(counts)
@@ -133,7 +134,7 @@ class BERT(SSLModule):
         return terms
 
     def on_validation_epoch_end(self) -> None:
-        """exp of the mean over the whole split: the mean of the batches' perplexities would be larger."""
+        """exp of the mean over the whole split: averaging the batches' perplexities would give more."""
         metrics = self.trainer.callback_metrics
         if "val/masked_word_loss" in metrics:
             self.log("val/perplexity", metrics["val/masked_word_loss"].exp())

@@ -1,12 +1,11 @@
 """BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733).
 
-The online network predicts, from one view of an image, what a slowly following copy of itself (the target)
-projects from the other view. There are no negatives: the predictor and the moving target keep the features
-from collapsing.
+From one view of an image, the online network predicts what a slowly moving copy of itself (the target)
+projects from the other view. There are no negatives: the predictor and the moving target prevent collapse.
 
 Differs from the official code: the target starts as a copy of the online network instead of from another
-seed; features are evaluated without fine-tuning the batch-norm statistics; any optimizer serves, the official
-one is LARS.
+seed; features are evaluated without fine-tuning the batch-norm statistics; any optimizer can be used, the
+official one is LARS.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from sslmodules.networks.encoder import Encoder
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of unit vectors, ||p - z||^2 = 2 - 2 cos(p, z), the mean over the batch (Grill et al.
+    """Squared distance of unit vectors, ||p - z||^2 = 2 - 2 cos(p, z), mean over the batch (Grill et al.
     2020).
 
     Args:
         prediction: (B, D) predictions p; any scale, normalized here, in float32 or better.
-        target: (B, D) target projections z; no gradient flows into them.
+        target: (B, D) target projections z; they get no gradient.
 
     Returns:
         Scalar in [0, 4]. The method's loss is the sum of both directions, in [0, 8] as in the official code.
@@ -45,8 +44,8 @@ class BYOL(SSLModule):
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
-        momentum: of the target at the start, in [0, 1]; rises to 1 over the run by a cosine. The paper has
-            0.996 for 1000 epochs and 0.99 for 100 and 300.
+        momentum: initial momentum of the target, in [0, 1]; rises to 1 over the run by a cosine. The paper
+            uses 0.996 for 1000 epochs and 0.99 for 100 and 300.
         hidden: width of the hidden layer of projector and predictor.
         out: width of projections and predictions.
         **kwargs: ``SSLModule``'s.
@@ -69,9 +68,9 @@ class BYOL(SSLModule):
         self.momentum = momentum
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # view by view, as in the official code: batch statistics are those of one view
+        # one view at a time, as in the official code: batch statistics are those of one view
         view1, view2 = batch["views"][:2]
-        z1, z2 = self.teacher(view1), self.teacher(view2)  # (B, out) each, outside of the graph
+        z1, z2 = self.teacher(view1), self.teacher(view2)  # (B, out) each, outside the graph
         p1 = self.predictor(self.projector(self.encoder(view1)))  # (B, out)
         p2 = self.predictor(self.projector(self.encoder(view2)))
         return {"loss": regression_loss(p1, z2) + regression_loss(p2, z1)}

@@ -1,8 +1,8 @@
 """DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294).
 
-A student sees all views of an image, a teacher, its momentum copy, the global ones; the student matches the
-teacher's distribution over prototypes. Centering and sharpening of the teacher's output, not negatives, keep
-it from collapsing.
+A student sees all views of an image, its teacher (a momentum copy) only the global ones; the student matches
+the teacher's distribution over prototypes. Centering and sharpening of the teacher's output, not negatives,
+prevent collapse.
 
 Differs from the official code: the last layer is always normalized (``norm_last_layer``); an encoder given
 with stochastic depth is copied without it for the teacher, as there; probes see the teacher's encoder, as its
@@ -32,8 +32,8 @@ def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) ->
 
     Args:
         logits: (2, B, K) of the teacher for the global views.
-        center: (1, K) running mean of earlier logits; not yet with those of this batch.
-        temperature: the paper's rises from 0.04 to 0.07.
+        center: (1, K) running mean of earlier logits, not including this batch.
+        temperature: softmax temperature; the paper's rises from 0.04 to 0.07.
 
     Returns:
         (2, B, K) probabilities, float32 or better.
@@ -47,13 +47,12 @@ def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) ->
 
 
 def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross entropy of the student under the teacher's targets, over pairs of different views (Caron et al.
-    2021, Eq. 3).
+    """Cross entropy of student and teacher over pairs of different views (Caron et al. 2021, Eq. 3).
 
     Args:
         logits: (V, B, K) of the student for all views, global ones first.
-        targets: (2, B, K) of ``teacher_probabilities`` for the global views; no gradient goes into them.
-        temperature: of the student; the paper's 0.1.
+        targets: (2, B, K) of ``teacher_probabilities`` for the global views; they get no gradient.
+        temperature: temperature of the student; the paper's 0.1.
 
     Returns:
         Scalar, the mean over 2 (V - 1) pairs of views and the batch.
@@ -69,17 +68,17 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tens
 
 
 class DINOHead(nn.Module):
-    """Projector of student and teacher: an MLP with GELU and without batch norm, a unit vector, a normalized
-    linear layer.
+    """Projector of student and teacher: MLP with GELU and no batch norm, unit vector, normalized linear
+    layer.
 
-    The last layer is the official one's weight norm with its gain frozen at 1: cosines with K prototypes.
+    The last layer is the official weight norm with its gain frozen at 1: cosines with K prototypes.
 
     Args:
         in_features: width of the features.
         hidden: width of the hidden layers.
         bottleneck: width of the unit vector.
         out_features: K.
-        layers: of the MLP.
+        layers: number of layers of the MLP.
     """
 
     def __init__(
@@ -98,8 +97,7 @@ class DINOHead(nn.Module):
         self.mlp = nn.Sequential(*modules[:-1])
         for module in self.mlp:
             if isinstance(module, nn.Linear):
-                # 0.02 at the official code's width of 2048; at other widths signals keep their size as they
-                # do there
+                # 0.02 at the official code's width of 2048; at other widths signals keep the same size
                 nn.init.trunc_normal_(module.weight, std=0.02 * (2048 / module.in_features) ** 0.5)
                 nn.init.zeros_(module.bias)
         self.last_layer = nn.Linear(bottleneck, out_features, bias=False)
@@ -107,7 +105,7 @@ class DINOHead(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(B, in_features) -> (B, K) in [-1, 1]."""
         z = self.mlp(h)
-        # divided by a temperature of 0.04, half precision's rounding of a cosine would be a tenth of a logit
+        # half precision's rounding of a cosine, divided by a temperature of 0.04, would be a tenth of a logit
         with torch.autocast(z.device.type, enabled=False):
             z, weight = (
                 F.normalize(full_precision(z), dim=1),
@@ -117,8 +115,8 @@ class DINOHead(nn.Module):
 
 
 def without_dropout(module: nn.Module) -> None:
-    """Switch dropout and stochastic depth off for good: the teacher is in training mode for its batch norms
-    only.
+    """Turn off dropout and stochastic depth permanently: the teacher is in training mode only for
+    batch norm.
     """
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd):
@@ -128,31 +126,31 @@ def without_dropout(module: nn.Module) -> None:
 
 
 class DINO(SSLModule):
-    """DINO: self-distillation with no labels.
+    """DINO: self-distillation without labels.
 
-    Terms beside the loss, in nats: ``teacher_entropy`` (log K = uniform collapse) and ``mean_entropy`` of the
+    Other logged terms, in nats: ``teacher_entropy`` (log K = uniform collapse) and ``mean_entropy`` of the
     batch's mean target (0 = collapse to one prototype).
 
     Weight decay follows a half cosine from the optimizer's own value to ``final_weight_decay``.
 
     Args:
-        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views. It is the student's; the
-            teacher's is a copy.
-        num_prototypes: K, width of the output.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax, after its warm-up. The official code's default is 0.04
-            throughout.
+        encoder: (B, C, H, W) -> (B, num_features), for all view sizes. Used as the student; the teacher is a
+            copy.
+        num_prototypes: K, the output width.
+        student_temperature: softmax temperature of the student.
+        teacher_temperature: softmax temperature of the teacher after its warm-up. The official code's default
+            is 0.04 throughout.
         warmup_teacher_temperature: value in the first epoch.
-        teacher_temperature_epochs: epochs from the one to the other.
-        center_momentum: of the center's moving average over global batches.
-        momentum: of the teacher at the start; it rises to 1 in a half cosine. The official code advises
+        teacher_temperature_epochs: epochs of that warm-up.
+        center_momentum: momentum of the center's moving average over global batches.
+        momentum: initial momentum of the teacher; rises to 1 by a half cosine. The official code recommends
             0.9995 at batch 256.
         projector_hidden: width of the projector's hidden layers.
-        projector_layers: of the MLP before the last layer.
+        projector_layers: layers of the MLP before the last layer.
         bottleneck: width of the unit vector that the prototypes are compared with.
-        freeze_last_layer_epochs: the prototypes stay as they are for so many epochs.
-        clip_norm: each parameter's gradient is scaled down to this norm, each by itself; None = no clipping.
-        final_weight_decay: at the end of the run; None = constant, also 0 stays 0.
+        freeze_last_layer_epochs: number of epochs during which the prototypes are frozen.
+        clip_norm: scales each parameter's gradient down to this norm, each separately; None = no clipping.
+        final_weight_decay: value at the end of the run; None = constant. A weight decay of 0 stays 0.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -218,7 +216,7 @@ class DINO(SSLModule):
 
     @property
     def feature_encoder(self) -> Encoder:
-        """The teacher's encoder, which the paper finds to be ahead of the student's and evaluates."""
+        """The teacher's encoder, which the paper finds better than the student's and evaluates."""
         return self.teacher.net[0]  # type: ignore[index]
 
     def check_batch(self, batch: Batch) -> None:
@@ -234,7 +232,7 @@ class DINO(SSLModule):
         targets = teacher_probabilities(teacher, self.center, self.current_teacher_temperature())
         if (
             self.training
-        ):  # after its use: a center that already holds this batch takes away what the batch has in common
+        ):  # after use: a center that included this batch would remove what the batch has in common
             self.update_center(teacher)
         return {
             "loss": dino_loss(student, targets, self.student_temperature),
@@ -244,16 +242,14 @@ class DINO(SSLModule):
 
     @torch.no_grad()
     def update_center(self, logits: Tensor) -> None:
-        """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) over the views and batches
-        of all ranks.
+        """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) over views, batch
+        and ranks.
         """
         mean = self.gather(full_precision(logits).mean((0, 1))[None]).rows.mean(0)  # (K,)
         self.center.lerp_(mean[None].to(self.center.dtype), 1 - self.center_momentum)
 
     def current_teacher_temperature(self) -> float:
-        """Linear over the first epochs, then constant; from the epoch alone, so that a resumed run is at the
-        right one.
-        """
+        """Linear over the first epochs, then constant; depends only on the epoch, so it survives a resume."""
         share = min(1.0, self.current_epoch / max(1, self.teacher_temperature_epochs - 1))
         if self.teacher_temperature_epochs == 0:
             share = 1.0
@@ -271,12 +267,12 @@ class DINO(SSLModule):
             ) in self.parameters():  # each by itself: the Trainer's gradient_clip_val is one norm over all
                 nn.utils.clip_grad_norm_(parameter, self.clip_norm)
         if self.current_epoch < self.freeze_last_layer_epochs:
-            # none at all: with a gradient of zero, momentum and weight decay would still move it
+            # no gradient at all: with a zero gradient, momentum and weight decay would still change it
             self.projector.last_layer.weight.grad = None
         if self.final_weight_decay is not None:
             for group in optimizer.param_groups:
                 if group.get("weight_decay"):
-                    # kept in the group, and so in the checkpoint, as schedulers keep `initial_lr`
+                    # stored in the group, and so in the checkpoint, as schedulers do with `initial_lr`
                     start = group.setdefault("initial_weight_decay", group["weight_decay"])
                     share = 0.5 * (1 - math.cos(math.pi * self.progress()))
                     group["weight_decay"] = start + share * (self.final_weight_decay - start)

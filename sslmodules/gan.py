@@ -1,17 +1,17 @@
 """Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), with the networks
 of DCGAN.
 
-A generator makes images of noise, a discriminator tells them from real ones, and each learns against the
-other. Features are those on which the discriminator decides.
+A generator makes images from noise, a discriminator distinguishes them from real ones, and they are trained
+against each other. Features are the discriminator's last hidden layer.
 
 Three losses: the paper's with the non-saturating generator (section 3), hinge (Lim and Ye 2017,
 https://arxiv.org/abs/1705.02894), and the Wasserstein distance with a gradient penalty (WGAN-GP, Gulrajani et
 al. 2017, https://arxiv.org/abs/1704.00028). The step is Algorithm 1 of Goodfellow et al.: the discriminator
-learns first, the generator then learns against the new discriminator, and each draws noise of its own.
+is updated first, then the generator against the new discriminator, and each draws its own noise.
 
-Differs from DCGAN's code: running statistics of the discriminator's batch norm are of real images only,
-because features are taken of real images; the generator draws new noise for its step instead of using the
-discriminator's again.
+Differs from DCGAN's code: the discriminator's running batch-norm statistics come from real images only,
+because features are computed on real images; the generator draws new noise for its step instead of reusing
+the discriminator's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIXED_LATENTS = 64
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
-    """What the discriminator minimizes; sigmoid and logarithm are one stable function of the logit.
+    """The discriminator's loss; sigmoid and logarithm are one stable function of the logit.
 
     ::
 
@@ -52,7 +52,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating"
     Args:
         real: (B,) logits of real samples, in any precision.
         fake: (B,) logits of generated ones.
-        loss: which; the paper's first.
+        loss: which loss; the paper's is the default.
 
     Returns:
         Scalar, float32 or better.
@@ -71,14 +71,14 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating"
 
 
 def generator_loss(fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
-    """What the generator minimizes: mean -log sigmoid(fake), or mean -fake for ``hinge`` and ``wgan_gp``.
+    """The generator's loss: mean -log sigmoid(fake), or mean -fake for ``hinge`` and ``wgan_gp``.
 
-    Not log(1 - sigmoid(fake)), whose gradient vanishes while the discriminator is sure (Goodfellow et al.
-    2014, section 3).
+    Not log(1 - sigmoid(fake)), whose gradient vanishes while the discriminator is confident (Goodfellow et
+    al. 2014, section 3).
 
     Args:
         fake: (B,) logits of generated samples, in any precision.
-        loss: which; the paper's first.
+        loss: which loss; the paper's is the default.
 
     Returns:
         Scalar, float32 or better.
@@ -98,13 +98,13 @@ def gradient_penalty(
     """WGAN-GP's penalty: mean of (|grad critic(x)| - 1)^2 at random points between real and generated
     samples.
 
-    The norm is taken per sample, over all its values. Never in half precision: squares of small gradients
-    would vanish.
+    The norm is per sample, over all its values. It is never computed in half precision, where squares of
+    small gradients would underflow.
 
     Args:
         critic: (B, ...) -> (B,); row i must depend on sample i alone (no batch norm).
         real: (B, ...) real samples.
-        fake: (B, ...) generated samples; no gradient flows to what made them.
+        fake: (B, ...) generated samples; their generator gets no gradient.
         epsilon: (B,) in [0, 1], the share of the real sample.
 
     Returns:
@@ -115,13 +115,12 @@ def gradient_penalty(
         between = (epsilon * real + (1 - epsilon) * fake.detach().to(real.dtype)).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)  # (B, ...)
         squares = full_precision(gradient).flatten(1).square().sum(1)
-        # the root of exactly 0 has no derivative: a critic that is flat somewhere would give NaN
+        # the square root has no derivative at exactly 0: a critic that is flat somewhere would give NaN
         return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """How much generated samples differ from each other, as a share of what real ones do: about 1, and 0 when
-    collapsed.
+    """Variation among generated samples relative to real ones: about 1, and 0 after collapse.
 
     The standard deviation over the batch of each value, averaged over the values.
 
@@ -141,8 +140,8 @@ def check_loss(loss: str) -> None:
 
 
 def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
-    """``net(x)`` that moves no buffer of ``net`` (running statistics) and, if ``frozen``, gives its
-    parameters no gradient.
+    """``net(x)`` without changing buffers of ``net`` (running statistics) and, if ``frozen``,
+    without gradients for its parameters.
     """
     state = {name: buffer.clone() for name, buffer in net.named_buffers()}
     if frozen:
@@ -151,26 +150,26 @@ def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
 
 
 class GAN(SSLModule):
-    """GAN: a generator and a discriminator against each other; two optimizers, stepped by hand.
+    """GAN: a generator against a discriminator; two optimizers under manual optimization.
 
-    A step is a step of the discriminator: ``global_step``, ``max_steps``, schedules and checkpoints count
-    batches as with every other method, and Lightning's count of the generator's steps is taken out. The
-    generator steps in the same batch, or in every ``discriminator_steps``-th. Both optimizers are built from
-    the one ``optimizer``.
+    A step is a discriminator step: ``global_step``, ``max_steps``, schedules and checkpoints count batches as
+    with every other method, and Lightning's count of generator steps is subtracted. The generator is updated
+    in the same batch, or in every ``discriminator_steps``-th. Both optimizers are built from the same
+    ``optimizer``.
 
     Args:
         encoder: the discriminator without its logit, (B, ...) -> (B, num_features).
         generator: (B, latent_dim) -> (B, ...) in standardized units, with an attribute ``latent_dim``.
-        loss: of ``discriminator_loss`` and ``generator_loss``.
-        penalty_weight: of the gradient penalty, for ``wgan_gp`` alone; the paper's 10.
-        discriminator_steps: steps of the discriminator for one of the generator; WGAN-GP's paper takes 5.
-        clip_norm: each network's gradient is scaled down to this norm at most; None = not at all.
-        accumulate: a batch goes through the networks in so many parts whose gradients add up, to save memory.
+        loss: loss of ``discriminator_loss`` and ``generator_loss``.
+        penalty_weight: weight of the gradient penalty, for ``wgan_gp`` only; the paper's 10.
+        discriminator_steps: discriminator steps per generator step; WGAN-GP's paper uses 5.
+        clip_norm: maximum gradient norm of each network; None = no clipping.
+        accumulate: process a batch in this many parts and add up their gradients, to save memory.
             The loss is that of the whole batch; statistics of batch norms are those of a part.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: a knob is out of range, or ``wgan_gp`` with batch norm in the discriminator.
+        ValueError: an option is out of range, or ``wgan_gp`` with batch norm in the discriminator.
     """
 
     fixed_z: Tensor
@@ -207,23 +206,23 @@ class GAN(SSLModule):
         self.latent_dim = generator.latent_dim
         self.penalty_weight, self.discriminator_steps = penalty_weight, discriminator_steps
         self.clip_norm, self.accumulate = clip_norm, accumulate
-        # the same for every run, so that pictures of two runs can be laid side by side
+        # the same for every run, so that images of two runs can be compared side by side
         fixed = torch.randn(FIXED_LATENTS, self.latent_dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("fixed_z", fixed)
 
     # ---- the two players -----------------------------------------------------------------------------------
 
     def discriminator_terms(self, real: Tensor) -> dict[str, Tensor]:
-        """Loss of the discriminator on real (B, ...) and as many generated samples; no gradient reaches the
-        generator.
+        """Discriminator loss on real (B, ...) and as many generated samples; the generator gets no
+        gradient.
         """
-        # not under no_grad: torch 2.6's autocast keeps the weights' copies, which then have no gradient in
+        # not under no_grad: torch 2.6's autocast would cache copies of the weights that have no gradient in
         # the next pass
         fake = self.generator(self.randn(len(real), self.latent_dim)).detach()  # (B, ...)
         real_logits = self.head(self.encoder(real)).squeeze(1)  # (B,)
         fake_logits = self._logits(
             fake, frozen=False
-        )  # a pass of its own: real and generated have statistics of their own
+        )  # a separate pass: real and generated samples have their own statistics
         loss = discriminator_loss(real_logits, fake_logits, self.loss)
         terms = {
             "real_score": real_logits.mean(),
@@ -232,27 +231,23 @@ class GAN(SSLModule):
         }
         if (
             self.loss == "wgan_gp" and torch.is_grad_enabled()
-        ):  # at validation there is no gradient to penalize
+        ):  # there is no gradient to penalize during validation
             epsilon = self.rand(len(real))
             terms["penalty"] = gradient_penalty(lambda x: self._logits(x, frozen=False), real, fake, epsilon)
             loss = loss + self.penalty_weight * terms["penalty"]
         return {"discriminator": loss, **terms}
 
     def generator_terms(self, real: Tensor) -> dict[str, Tensor]:
-        """Loss of the generator on as many samples as ``real`` has; no gradient reaches the discriminator."""
+        """Generator loss on as many samples as ``real`` has; the discriminator gets no gradient."""
         fake = self.generator(self.randn(len(real), self.latent_dim))  # (B, ...)
         return {"generator": generator_loss(self._logits(fake, frozen=True), self.loss)}
 
     def _logits(self, x: Tensor, frozen: bool) -> Tensor:
-        """The discriminator's (B,) logits of samples that are not real: they move none of its running
-        statistics.
-        """
+        """The discriminator's (B,) logits of generated samples, without updating its running statistics."""
         return without_trace(self.head, without_trace(self.encoder, x, frozen), frozen).squeeze(1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Both losses from the same weights. One backward of ``loss`` gives each network the gradient of its
-        own loss.
-        """
+        """Both losses from the same weights. One backward of ``loss`` gives each network its own gradient."""
         terms = self.discriminator_terms(batch["input"]) | self.generator_terms(batch["input"])
         return {"loss": terms["discriminator"] + terms["generator"], **terms}
 
@@ -261,8 +256,8 @@ class GAN(SSLModule):
         """(n, ...) generated samples in standardized units.
 
         Args:
-            n: how many; the first ``FIXED_LATENTS`` come from noise that is the same in every call, the rest
-                is drawn.
+            n: number of samples; the first ``FIXED_LATENTS`` use the same noise in every call, the rest is
+                drawn.
             z: (n, latent_dim) noise to use instead.
         """
         if z is None:
@@ -271,7 +266,7 @@ class GAN(SSLModule):
                 z = torch.cat([z, self.randn(n - len(z), self.latent_dim).to(z)])
         return self.generator(z)
 
-    # ---- optimization by hand ------------------------------------------------------------------------------
+    # ---- manual optimization -------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [group for player in self._players() for group in decay_groups(player)]
@@ -283,13 +278,13 @@ class GAN(SSLModule):
     def configure_optimizers(self) -> Any:
         factor, every = self.schedule(), self.discriminator_steps
         optimizers = [self.optimizer(decay_groups(player)) for player in self._players()]
-        # the generator's k-th step falls on the run's k * every-th
+        # the generator's k-th step is at step k * every of the run
         factors = [factor, lambda k: factor(k * every)]
         return optimizers, [LambdaLR(o, f) for o, f in zip(optimizers, factors, strict=True)]
 
     def configure_callbacks(self) -> list[Any]:
-        """Adds none: the first hook of a run, before Lightning refuses these two without a word on what to
-        use instead.
+        """Adds no callbacks: it is the first hook of a run, before Lightning rejects two options
+        without naming an alternative.
         """
         if clip := self.trainer.gradient_clip_val:
             raise ConfigError(
@@ -305,8 +300,8 @@ class GAN(SSLModule):
         return []
 
     def check_batch(self, batch: Batch) -> None:
-        """Also ValueError where the generator cannot make such samples: another shape, or values out of its
-        reach.
+        """Also ValueError if the generator cannot produce such samples: another shape, or values
+        out of its range.
         """
         super().check_batch(batch)
         x = batch["input"]
@@ -335,7 +330,7 @@ class GAN(SSLModule):
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
         discriminator, generator = optimizers
-        do_not_count_steps(generator)  # or a step of both players would count twice
+        do_not_count_steps(generator)  # otherwise a step of both players would count twice
 
         parts = batch["input"].chunk(self.accumulate)  # (B / accumulate, ...) each
         discriminator.zero_grad()
@@ -345,8 +340,7 @@ class GAN(SSLModule):
         loss = terms["discriminator"]
         if self.global_step % self.discriminator_steps == 0:
             generator.zero_grad()
-            # only now: against the discriminator as it has become; and GradScaler's scale does not change on
-            # the way
+            # only now: against the updated discriminator; and GradScaler's scale does not change in between
             terms |= self._backward(
                 self.generator_terms, parts, [*self.encoder.parameters(), *self.head.parameters()]
             )
@@ -358,8 +352,8 @@ class GAN(SSLModule):
         return loss
 
     def _share_statistics(self) -> None:
-        """Rank 0's batch-norm statistics on every rank, as DDP does it before each step unless optimization
-        is by hand.
+        """Copy rank 0's batch-norm statistics to every rank, as DDP does before each step of
+        automatic optimization.
         """
         if self.trainer.world_size > 1:
             for part in self.modules():
@@ -373,8 +367,8 @@ class GAN(SSLModule):
         parts: Iterable[Tensor],
         others: Iterable[nn.Parameter],
     ) -> dict[str, Tensor]:
-        """Gradients of a player's loss, its first term, over the parts of a batch; returns the terms of the
-        whole batch.
+        """Accumulate gradients of a player's loss, its first term, over the parts of a batch;
+        returns whole-batch terms.
         """
         parts, others = list(parts), [p for p in others if p.requires_grad]
         total = sum(map(len, parts))
@@ -383,7 +377,7 @@ class GAN(SSLModule):
             share = len(part) / total
             terms = player(part)
             loss = next(iter(terms.values())) * share
-            if self.trainer.world_size > 1:  # DDP waits in each backward for a gradient of every parameter
+            if self.trainer.world_size > 1:  # in each backward, DDP waits for a gradient of every parameter
                 loss = loss + 0.0 * torch.stack([p.sum() for p in others]).sum()
             self.manual_backward(loss)
             for key, value in terms.items():
@@ -391,7 +385,7 @@ class GAN(SSLModule):
         return sums
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Called for each of the two, with gradients that GradScaler has unscaled already."""
+        """Called for both optimizers, after GradScaler has unscaled the gradients."""
         super().on_before_optimizer_step(optimizer)
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, self.clip_norm, "norm")

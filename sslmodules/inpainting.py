@@ -3,9 +3,9 @@ https://arxiv.org/abs/1604.07379).
 
 A convolutional network sees the image with a hole and the mask, and predicts what was there.
 
-Differs from the paper: no adversarial term (its weight there is 0.001 and it serves sharpness, not features),
-and the mask is given to the network beside the image, so that a hole cannot be mistaken for content of the
-same color.
+Differs from the paper: no adversarial term (its weight there is 0.001, and it improves sharpness, not
+features), and the network gets the mask in addition to the image, so that a hole cannot be confused with
+content of the same color.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016,
     reconstruction loss).
 
-    Divided by the number of hidden values of each image, not by its size: the scale does not drift with the
-    hole's size. The mean is taken per image first, because a mean over all hidden pixels of a batch differs
-    between one process and two.
+    Divided by the number of hidden values of each image, not by its size, so that the scale does not depend
+    on the hole's size. The mean is taken per image first, because a mean over all hidden pixels of a batch
+    would differ between one process and two.
 
     Args:
         prediction: (B, C, H, W).
@@ -35,7 +35,7 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: (B, 1, H, W) bool, True = hidden.
 
     Returns:
-        Scalar; an image of which nothing is hidden counts as 0.
+        Scalar; an image with nothing hidden counts as 0.
     """
     hidden = mask.expand_as(target)
     error = (full_precision(prediction) - full_precision(target)).square() * hidden
@@ -43,14 +43,14 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 class Inpainting(SSLModule):
-    """Fill the hole of an image.
+    """Inpainting: fill in the hidden part of an image.
 
     Args:
         encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h,
             w).
         decoder: (B, D, h, w) -> (B, C, H, W), the image in standardized units.
-        loss_region: ``hidden`` = error in the hole; ``image`` = error everywhere, which mostly teaches to
-            copy.
+        loss_region: ``hidden`` = error inside the hole; ``image`` = error everywhere, which mainly teaches
+            copying.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -76,11 +76,11 @@ class Inpainting(SSLModule):
         check(declared in (None, channels), "encoder.in_channels", expected, declared)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features of the whole image: nothing is hidden, and the mask says so."""
+        """Features of the whole image, with an empty mask."""
         return self.encoder(torch.cat([x, torch.zeros_like(x[:, :1])], dim=1))
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) prediction of the whole image, from the visible part of ``input`` alone."""
+        """(B, C, H, W) prediction of the whole image, from the visible part of ``input`` only."""
         x, mask = batch["input"], batch["mask"]
         visible = x.masked_fill(mask, 0.0)  # 0 is the data's mean color: inputs are standardized
         return self.decoder(self.encoder.forward_features(torch.cat([visible, mask.to(x.dtype)], dim=1)))

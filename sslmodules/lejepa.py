@@ -28,13 +28,13 @@ from sslmodules.networks.encoder import Encoder
 
 
 def random_directions(dim: int, slices: int, seed: int, device: torch.device) -> Tensor:
-    """Directions drawn uniformly from the unit sphere, from a generator of their own.
+    """Directions drawn uniformly from the unit sphere, from a separate generator.
 
     Args:
         dim: D.
         slices: number M of directions.
-        seed: the same on all ranks and new at every step.
-        device: of the result.
+        seed: the same on all ranks, and different at every step.
+        device: device of the result.
 
     Returns:
         (D, M) float32, columns of length 1.
@@ -57,32 +57,32 @@ def sigreg(
 
         T(v, a) = N * integral over [-t_max, t_max] of |phi(t) - exp(-t^2 / 2)|^2 * exp(-t^2 / 2) dt
 
-    by the trapezoidal rule. The result is the mean over views and directions: every view is tested by itself,
-    since the views of one image are no independent samples.
+    by the trapezoidal rule. The result is the mean over views and directions: every view is tested
+    separately, since the views of one image are not independent samples.
 
     Args:
         z: (V, B, D) embeddings of each view.
         directions: (D, M) unit columns, the same on all ranks.
         t_max: end of the integral, > 0; 5 in the paper.
-        points: of the quadrature on [-t_max, t_max]; odd, 17 in the paper.
+        points: quadrature points on [-t_max, t_max]; odd, 17 in the paper.
         gather: (1, ...) of this rank to (W, ...) of all ranks, with gradients. All ranks have the same B.
 
     Returns:
-        Scalar in float32 or better; on all ranks the value of one process with the joined batch.
+        Scalar in float32 or better; on all ranks equal to the single-process value of the joined batch.
 
     Raises:
-        ValueError: ``t_max`` or ``points`` cannot be used.
+        ValueError: ``t_max`` or ``points`` is invalid.
     """
     check_quadrature(t_max, points)
     with torch.autocast(z.device.type, enabled=False):
         z = full_precision(z)
-        # The integrand is even: the points of [0, t_max] with doubled weights are the rule on the whole
+        # The integrand is even: the points of [0, t_max] with doubled weights give the rule on the whole
         # interval.
         t = torch.linspace(0, t_max, points // 2 + 1, device=z.device, dtype=z.dtype)  # (T,)
         target = (-t.square() / 2).exp()  # the characteristic function of N(0, 1), and the window
         angle = (z @ directions.to(z.dtype))[..., None] * t  # (V, B, M, T)
-        # phi, as real and imaginary part; ranks hold as many samples each, so the mean of their means is the
-        # mean
+        # phi, as real and imaginary part; all ranks have equally many samples, so the mean of their means is
+        # the mean
         everyone = gather(torch.stack([angle.cos().mean(1), angle.sin().mean(1)])[None])  # (W, 2, V, M, T)
         real, imaginary = everyone.mean(0)  # (V, M, T) each
         samples = len(everyone) * z.shape[1]
@@ -114,20 +114,20 @@ class LeJEPA(SSLModule):
     """LeJEPA: (1 - lambda) * prediction of the global views + lambda * SIGReg, both over all views.
 
     Args:
-        encoder: (B, C, H, W) -> (B, num_features), for every size of the views.
+        encoder: (B, C, H, W) -> (B, num_features), for all view sizes.
         sigreg_weight: lambda in [0, 1); 0.05 is the paper's recommendation.
-        num_global: how many of the views, the first ones, are global.
-        slices: number of random directions, drawn anew at each step; the paper recommends 1024.
+        num_global: number of global views, which come first.
+        slices: number of random directions, redrawn at each step; the paper recommends 1024.
         t_max: end of the integral of ``sigreg``.
-        points: of its quadrature on [-t_max, t_max]; odd.
+        points: quadrature points on [-t_max, t_max]; odd.
         projector_hidden: width of the projector's hidden layers; this and the next two as in the authors'
             minimal example.
-        projector_out: width D of the embeddings z that are compared.
+        projector_out: width D of the embeddings z.
         projector_layers: linear layers of the projector, batch norm and ReLU between them.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: a knob is out of range.
+        ValueError: an option is out of range.
     """
 
     couples_batch = True
@@ -171,15 +171,15 @@ class LeJEPA(SSLModule):
             )
 
     def project(self, views: Sequence[Tensor]) -> Tensor:
-        """V views (B, C, h, w) -> (V, B, D); the encoder sees views of one size in one pass."""
+        """V views (B, C, h, w) -> (V, B, D); views of the same size go through the encoder in one pass."""
         passes = [torch.cat(list(same)) for _, same in groupby(views, key=lambda view: view.shape)]
         z = self.projector(torch.cat([self.encoder(x) for x in passes]))  # (V * B, D)
         return z.view(len(views), -1, z.shape[1])
 
     def directions(self, dim: int, device: torch.device) -> Tensor:
-        """Those of this step, (dim, slices): the same on every rank, unlike what ``randn`` draws; in
-        evaluation always the same ones, so that the curve of the loss moves with the model and not with the
-        draw.
+        """The directions of this step, (dim, slices): the same on every rank, unlike draws of ``randn``.
+
+        Always the same in evaluation, so that the loss curve reflects the model and not the draw.
         """
         step = self.global_step if self.training else -1
         return random_directions(dim, self.slices, mix_seed(run_seed(), step + 1), device)

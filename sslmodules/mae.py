@@ -1,11 +1,11 @@
 """MAE, the masked autoencoder (He et al. 2022, https://arxiv.org/abs/2111.06377).
 
 Three quarters of an image's patches are hidden. A vision transformer encodes the others, and a small decoder
-predicts the hidden ones from what the encoder gave and mask tokens. Only the encoder is kept.
+predicts the hidden ones from the encoder's output and mask tokens. Only the encoder is kept.
 
 Differs from the official code: the mask comes with the batch and hides round(ratio * N) patches, where the
-code hides N - int((1 - ratio) * N). Pixels of hidden patches are restored from the surroundings' brightness
-and contrast, where its demonstration takes the hidden patch's own, which nobody knows.
+code hides N - int((1 - ratio) * N). Hidden patches are restored with the brightness and contrast of their
+surroundings, where its demo uses those of the hidden patch, which are unknown in practice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.encoder import PatchEncoder, require
 from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
 
-EPSILON = 1e-6  # of the variance, in the official code
+EPSILON = 1e-6  # added to the variance, as in the official code
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,8 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
-    """Patches (B, N, P), each brought to mean 0 and variance 1: the target with which the paper's features
-    are best.
+    """Normalize patches (B, N, P) to mean 0 and variance 1 each: the target with the paper's best
+    features.
     """
     mean, variance = patch_statistics(patches)
     return (full_precision(patches) - mean) / (variance + EPSILON).sqrt()
@@ -46,27 +46,27 @@ def hidden_patch_mse(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tens
     Args:
         prediction: (B, N, P), P values for each patch.
         target: (B, N, P).
-        hidden: (B, N) bool, True = hidden; as many in each image.
+        hidden: (B, N) bool, True = hidden; equally many in each image.
 
     Returns:
-        Scalar. With normalized targets, predicting 0 gives (P - 1) / P: the level that a network has to beat.
+        Scalar. With normalized targets, predicting 0 gives (P - 1) / P: the baseline to beat.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
     return (error * hidden).sum() / hidden.sum().clamp(min=1)
 
 
 def hidden_patches(mask: Tensor, patch_size: int) -> Tensor:
-    """Pixels (B, 1, H, W) bool -> patches (B, N) bool: a patch with any hidden pixel is hidden altogether."""
+    """Pixels (B, 1, H, W) bool -> patches (B, N) bool: a patch with any hidden pixel is hidden."""
     return F.max_pool2d(mask.float(), patch_size).flatten(1).bool()
 
 
 def visible_patches(hidden: Tensor) -> Tensor:
-    """Which patches the encoder gets: (B, N) bool, True = hidden -> (B, K) int64, in ascending order.
+    """Indices of the visible patches: (B, N) bool, True = hidden -> (B, K) int64, in ascending order.
 
     Raises:
-        ValueError: the images differ in the number of visible patches, or have none.
+        ValueError: the images have different numbers of visible patches, or none.
     """
-    # the one place where a step waits for the device: the number of tokens is a shape
+    # the only place where a step waits for the device: the number of tokens is a shape
     fewest, most = torch.stack(torch.aminmax((~hidden).sum(1))).tolist()
     if fewest != most or fewest == 0:
         raise ConfigError(
@@ -77,12 +77,11 @@ def visible_patches(hidden: Tensor) -> Tensor:
 
 
 def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-    """For each patch the mean of ``values`` over visible patches, those nearby counting most: exp(-distance^2
-    / 2).
+    """For each patch, the mean of ``values`` over visible patches, weighted by exp(-distance^2 / 2).
 
     Args:
         values: (B, N, S).
-        hidden: (B, N) bool; what stands at hidden patches is not used.
+        hidden: (B, N) bool; values at hidden patches are ignored.
         grid: rows and columns of patches.
 
     Returns:
@@ -98,20 +97,20 @@ def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tenso
 class MAE(SSLModule):
     """Masked autoencoder: predict the pixels of hidden patches from the visible ones.
 
-    Features are those of ``encoder`` on the whole image, nothing hidden.
+    Features are those of ``encoder`` on the whole image.
 
     Args:
-        encoder: a ``ViTEncoder``: it has to encode some patches without the others, which no convolutional
-            network can.
-        decoder_width: of the decoder's tokens.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: heads of the decoder's attention.
-        normalize_target: predict patches brought to mean 0 and variance 1 each, which gives the better
-            features; False = pixels as they are, which gives the better pictures.
+        encoder: a ``ViTEncoder``: it has to encode a subset of the patches, which a convolutional network
+            cannot.
+        decoder_width: width of the decoder's tokens.
+        decoder_depth: number of decoder blocks.
+        decoder_heads: number of attention heads in the decoder.
+        normalize_target: predict patches normalized to mean 0 and variance 1 each, which gives better
+            features; False = raw pixels, which gives better images.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: the encoder cannot leave patches out, or a knob is out of its range.
+        ValueError: the encoder cannot skip patches, or an option is out of range.
     """
 
     encoder: PatchEncoder
@@ -146,7 +145,7 @@ class MAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """A prediction for every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not
+        """Predict every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not
         hidden (B, N).
         """
         if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
@@ -167,11 +166,10 @@ class MAE(SSLModule):
         return {"loss": hidden_patch_mse(self.predict(x, hidden), target, hidden)}
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) in standardized units: ``input`` with its hidden patches predicted, from the visible
-        ones alone.
+        """(B, C, H, W) standardized: ``input`` with its hidden patches predicted from the visible ones.
 
-        With ``normalize_target`` the prediction has no level and no contrast; both are taken from the visible
-        patches around.
+        With ``normalize_target``, the prediction has no level or contrast; both come from the visible patches
+        around it.
         """
         x, hidden = batch["input"], hidden_patches(batch["mask"], self.patch_size)
         prediction, patches = (

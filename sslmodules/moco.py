@@ -1,9 +1,8 @@
 """MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2019,
 https://arxiv.org/abs/1911.05722).
 
-A query (one view) is to recognize its key (the other view) among the keys of earlier batches, which wait in a
-queue. Keys come from a momentum copy of the network, so that those in the queue are consistent with each
-other.
+A query (one view) has to identify its key (the other view) among the keys of earlier batches in a queue. Keys
+come from a momentum copy of the network, which keeps the queue consistent.
 
 Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
 next batch, which is the same sequence. Images are not shuffled between GPUs for batch norm: either the
@@ -27,8 +26,8 @@ from sslmodules.networks.encoder import Encoder
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
-    """InfoNCE: each query against its key and a set of negatives shared by all (He et al. 2019), the mean
-    over the batch.
+    """InfoNCE: each query against its key and a shared set of negatives (He et al. 2019), mean over the
+    batch.
 
     For a query q with its key k+, and K negatives k_i::
 
@@ -36,7 +35,7 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) 
 
     Args:
         q: (B, D) queries; any scale, normalized here, in float32 or better.
-        k: (B, D) keys, row i belonging to row i of ``q``; normalized as well.
+        k: (B, D) keys; row i is paired with row i of ``q``; normalized as well.
         negatives: (K, D) unit vectors.
         temperature: T > 0; 0.07 in MoCo, 0.2 in MoCo v2.
 
@@ -57,25 +56,25 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) 
 class MoCo(SSLModule):
     """MoCo v2: contrast a query with its key and with a queue of earlier keys.
 
-    The queue holds the keys of all ranks in the order of ranks, newest first, and is the same everywhere.
+    The queue contains the keys of all ranks in rank order, newest first, and is the same on every rank.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``info_nce``.
-        momentum: of the key encoder, in [0, 1), constant.
-        queue_size: keys in the queue; a multiple of the global batch.
+        temperature: temperature of ``info_nce``.
+        momentum: momentum of the key encoder, in [0, 1), constant.
+        queue_size: number of keys in the queue; a multiple of the global batch.
         projector_hidden: width of the projector's hidden layer; None = ``encoder.num_features``, as in the
             paper.
         projector_out: width of queries and keys.
-        batch_norm_groups: 1 = statistics of the whole batch. More: each device's batch passes in so many
-            groups, each with statistics of its own, and keys in random order, so that a query and its key
-            share none (as the official code does between GPUs).
+        batch_norm_groups: 1 = statistics of the whole batch. More: each device's batch is split into this
+            many groups with their own statistics, keys in random order, so that a query and its key share
+            none (as the official code does between GPUs).
         **kwargs: ``SSLModule``'s.
     """
 
     batch_keys = ("views",)
     queue: Tensor  # (queue_size, projector_out) unit vectors, newest first
-    queue_filled: Tensor  # () int64, how many of them are keys; the rest are the random vectors of the start
+    queue_filled: Tensor  # () int64, number of real keys; the rest are the initial random vectors
 
     def __init__(
         self,
@@ -132,7 +131,7 @@ class MoCo(SSLModule):
             "loss": info_nce(q, k, self.queue, self.temperature),
             "queue_fill": self.queue_filled / self.queue_size,
         }
-        if self.training:  # after the queue was read: a key is no negative of its own query
+        if self.training:  # after the queue was used: a key is not a negative of its own query
             self._push(self.gather(k).rows)
         return terms
 
@@ -140,16 +139,16 @@ class MoCo(SSLModule):
         self.teacher.update(nn.Sequential(self.encoder, self.projector), self.momentum)
 
     def _in_groups(self, network: nn.Module, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), in ``batch_norm_groups`` passes while training."""
+        """(B, C, H, W) -> (B, D), in ``batch_norm_groups`` passes during training."""
         if not self.training or self.batch_norm_groups == 1:
             return network(x)
         return torch.cat(
             [network(part) for part in x.tensor_split(self.batch_norm_groups)]
-        )  # sizes differ by one at most
+        )  # sizes differ by at most one
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D) unit vectors of the momentum copy, outside of the graph."""
+        """(B, C, H, W) -> (B, D) unit vectors of the momentum copy, outside the graph."""
         if self.training and self.batch_norm_groups > 1:
             order = self.rand(len(x)).argsort()
             k = self._in_groups(self.teacher, x[order])[order.argsort()]
@@ -159,6 +158,8 @@ class MoCo(SSLModule):
 
     @torch.no_grad()
     def _push(self, keys: Tensor) -> None:
-        """Newest first, oldest out. A new tensor: the graph of this step still needs the old one."""
+        """Add the newest keys, drop the oldest. Makes a new tensor: this step's graph still needs
+        the old one.
+        """
         self.queue = torch.cat([keys.to(self.queue.dtype), self.queue])[: self.queue_size]
         self.queue_filled = (self.queue_filled + len(keys)).clamp(max=self.queue_size)

@@ -1,8 +1,8 @@
 """MoCo v3 (Chen et al. 2021, https://arxiv.org/abs/2104.02057).
 
-The prediction for each view is to recognize the other view's key, given by a momentum copy, among the keys of
-the batch. There is no queue; the batch is large instead. With a ViT, freezing the random patch projection
-keeps training stable.
+The prediction for each view has to identify the other view's key, computed by a momentum copy, among the keys
+of the batch. A large batch replaces the queue. With a ViT, freezing the random patch projection keeps
+training stable.
 
 Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
 next keys, the same sequence, with a schedule one step behind; ViTs are timm's, with timm's position embedding
@@ -26,8 +26,8 @@ from sslmodules.networks.encoder import Encoder
 
 
 def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, offset: int = 0) -> Tensor:
-    """2T times the cross entropy of each query's own key among all keys of the batch (Chen et al. 2021,
-    Algorithm 1).
+    """2T times the cross entropy of each query's key among all keys of the batch (Chen et al. 2021, Algorithm
+    1).
 
     For query i with similarities s_ij = cos(q_i, k_j) to the N keys of the global batch::
 
@@ -35,12 +35,12 @@ def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, offset: 
 
     Args:
         q: (B, D) queries of this process; any scale, normalized here, in float32 or better.
-        keys: (W * B, D) keys of all processes in the order of ranks; no gradient flows into them.
+        keys: (W * B, D) keys of all processes in rank order; they get no gradient.
         temperature: T > 0; 1.0 for ResNet-50 in the official code, 0.2 for ViTs.
-        offset: row of ``keys`` at which those of the local queries begin.
+        offset: first row of ``keys`` that belongs to the local queries.
 
     Returns:
-        Scalar. Its mean over ranks is the loss of one process with the joined batch.
+        Scalar. Its mean over ranks equals the single-process loss of the joined batch.
 
     Raises:
         ValueError: ``temperature`` is not positive.
@@ -57,13 +57,14 @@ class MoCoV3(SSLModule):
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``contrastive_loss``; the official code has 1.0 for ResNet-50, 0.2 for ViTs.
-        momentum: of the key encoder at the start, in [0, 1]; rises to 1 over the run by a cosine.
+        temperature: temperature of ``contrastive_loss``; the official code uses 1.0 for ResNet-50, 0.2 for
+            ViTs.
+        momentum: initial momentum of the key encoder, in [0, 1]; rises to 1 over the run by a cosine.
         hidden: width of the hidden layers of projector and predictor.
         out: width of projections and predictions.
         projector_layers: 2 for ResNets, 3 for ViTs.
-        predictor_last_norm: batch norm after the predictor's last layer: without for ResNets, with for ViTs.
-        stop_grad_conv1: keep the patch projection of a ViT as it was initialized; an error with other
+        predictor_last_norm: batch norm after the predictor's last layer: False for ResNets, True for ViTs.
+        stop_grad_conv1: freeze the patch projection of a ViT at its initialization; an error for other
             encoders.
         **kwargs: ``SSLModule``'s.
     """
@@ -91,7 +92,7 @@ class MoCoV3(SSLModule):
             freeze_patch_projection(encoder)
         width = encoder.num_features
         self.encoder = encoder
-        # all layers without bias, as in the official code
+        # no layer has a bias, as in the official code
         self.projector = mlp(
             [width, *[hidden] * (projector_layers - 1), out], last_norm=True, last_affine=False
         )
@@ -102,7 +103,7 @@ class MoCoV3(SSLModule):
         self.temperature, self.momentum = temperature, momentum
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # view by view, as in the official code: batch statistics are those of one view
+        # one view at a time, as in the official code: batch statistics are those of one view
         view1, view2 = batch["views"][:2]
         q1 = self.predictor(self.projector(self.encoder(view1)))  # (B, out)
         q2 = self.predictor(self.projector(self.encoder(view2)))
@@ -119,10 +120,10 @@ class MoCoV3(SSLModule):
 
 
 def freeze_patch_projection(encoder: Encoder) -> None:
-    """No gradient for the layer that turns patches into tokens, ``patch_embed`` of timm's ViTs.
+    """Freeze the layer that turns patches into tokens, ``patch_embed`` of timm's ViTs.
 
     Raises:
-        ValueError: the encoder has none.
+        ValueError: the encoder has no such layer.
     """
     found = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] == "patch_embed"]
     if not found:

@@ -14,8 +14,8 @@ from datamodules.checks import check_at_least
 
 
 def record_matrices(module: nn.Module) -> None:
-    """Remember for ``decay_groups`` which parameters have two or more dimensions: after FSDP, all are shards
-    of one.
+    """Record which parameters have two or more dimensions for ``decay_groups``: FSDP makes all of
+    them 1D shards.
     """
     for part in module.modules():
         part._matrices = frozenset(  # type: ignore[assignment]
@@ -24,12 +24,12 @@ def record_matrices(module: nn.Module) -> None:
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: those with weight decay, and biases and norms (fewer than two
-    dimensions) without.
+    """Two groups of trainable parameters: with weight decay, and without (biases and norms).
 
-    The rule goes by dimensions, not by names, as in the official DINO and MAE code.
+    Parameters with fewer than two dimensions are not decayed. As in the official DINO and MAE code,
+    dimensions decide, not names.
     """
-    decayed: dict[nn.Parameter, None] = {}  # in order, and tied ones once
+    decayed: dict[nn.Parameter, None] = {}  # in order, tied parameters once
     plain: dict[nn.Parameter, None] = {}
     for part in module.modules():
         noted = getattr(part, "_matrices", None)
@@ -42,17 +42,17 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def constant(step: int) -> float:
-    """Factor 1 at every step: the schedule of a group that keeps its learning rate."""
+    """Factor 1 at every step: the schedule of a group with constant learning rate."""
     return 1.0
 
 
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
-    """Factor of the peak learning rate at each optimizer step: linear from 1/warmup to 1, then a half cosine
-    to ``final``.
+    """Learning-rate factor at each optimizer step: linear from 1/warmup to 1, then a half cosine to
+    ``final``.
 
     Args:
         total: optimizer steps of the run.
-        warmup: steps of warm-up, at most ``total``.
+        warmup: warm-up steps, at most ``total``.
         final: factor that the last step approaches (Loshchilov & Hutter 2017, one cycle without restarts).
 
     Returns:
@@ -69,7 +69,7 @@ def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int]
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling as the official self-supervised codes have it (You et al. 2017,
+    """Layer-wise adaptive rate scaling, as in the official self-supervised codes (You et al. 2017,
     https://arxiv.org/abs/1708.03888).
 
     For a parameter p with gradient g::
@@ -83,9 +83,9 @@ class LARS(Optimizer):
     Args:
         params: parameters or groups.
         lr: learning rate.
-        momentum: m of the formula.
-        weight_decay: of parameters with two or more dimensions.
-        trust: eta of the papers.
+        momentum: m in the formula.
+        weight_decay: for parameters with two or more dimensions.
+        trust: eta in the papers.
 
     Raises:
         ValueError: a negative setting.
@@ -115,7 +115,7 @@ class LARS(Optimizer):
                     update = update.add(p, alpha=group["weight_decay"])
                     p_norm, g_norm = p.norm(), update.norm()
                     ratio = group["trust"] * p_norm / g_norm
-                    # where one norm is 0 there is no scale to take over; `where` keeps this off the host
+                    # a norm of 0 leaves the rate unscaled; `where` avoids a device synchronization
                     update = update * torch.where((p_norm > 0) & (g_norm > 0), ratio, torch.ones_like(ratio))
                 state = self.state[p]
                 if not state:

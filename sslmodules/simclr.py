@@ -1,10 +1,10 @@
 """SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709).
 
-Two augmented views of an image are to be recognized as a pair among all other views of the batch. The
-projector is thrown away afterwards; features are the encoder's.
+Two augmented views of an image have to be identified as a pair among all other views of the batch. The
+projector is discarded after training; features are the encoder's.
 
 Differs from the official code: its loss is the sum of both directions' means, twice the paper's mean over 2N
-views, which is what ``nt_xent`` gives; its LARS is any optimizer here.
+views that ``nt_xent`` computes; any optimizer can take the place of its LARS.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def nt_xent(
     gathered: tuple[Tensor, Tensor] | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """Normalized temperature-scaled cross entropy (Chen et al. 2020, Eq. 1), the mean over the 2B local
-    views.
+    """Normalized temperature-scaled cross entropy (Chen et al. 2020, Eq. 1), mean over the 2B local views.
 
     For view i with its positive j, among the 2N views of the global batch::
 
@@ -38,14 +37,14 @@ def nt_xent(
 
     Args:
         z1: (B, D) projections of the first views; any scale, normalized here, in float32 or better.
-        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``.
+        z2: (B, D) projections of the second views; row i is paired with row i of ``z1``.
         temperature: T > 0; the paper's best on ImageNet is 0.1, on CIFAR-10 0.5.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
             process.
-        offset: row of ``gathered`` at which the local ones begin.
+        offset: first row of ``gathered`` that belongs to this rank.
 
     Returns:
-        Scalar. Its mean over ranks is the loss of one process with the joined batch.
+        Scalar. Its mean over ranks equals the single-process loss of the joined batch.
 
     Raises:
         ValueError: ``temperature`` is not positive.
@@ -57,7 +56,7 @@ def nt_xent(
             local if gathered is None else F.normalize(full_precision(torch.cat(gathered)), dim=1)
         )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
-        row = torch.arange(b, device=z1.device) + offset  # place among the N first views
+        row = torch.arange(b, device=z1.device) + offset  # position among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
         logits = local @ everyone.T / temperature  # (2B, 2N)
         logits = logits.scatter(1, itself[:, None], float("-inf"))  # a view is not its own negative
@@ -69,7 +68,7 @@ class SimCLR(SSLModule):
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
-        temperature: of ``nt_xent``.
+        temperature: temperature of ``nt_xent``.
         projector_hidden: width of the projector's hidden layers; None = ``encoder.num_features``, as in the
             paper.
         projector_out: width of the projections z.

@@ -1,10 +1,10 @@
 """SimSiam (Chen & He 2020, https://arxiv.org/abs/2011.10566).
 
-A predictor turns the projection of one view into that of the other, which is held fixed (stop-gradient).
-Neither negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
+A predictor maps the projection of one view to that of the other, which is held fixed (stop-gradient). Neither
+negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
 
-Differs from the official code: the layer in front of the projector's last batch norm has no bias, where the
-official one has a frozen bias, which that norm removes again.
+Differs from the official code: the layer before the projector's last batch norm has no bias, where the
+official one has a frozen bias that this norm removes again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sslmodules.optim import decay_groups
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """D(p, stopgrad(z)) = -cos(p, z), the mean over the batch (Chen & He 2020).
+    """D(p, stopgrad(z)) = -cos(p, z), mean over the batch (Chen & He 2020).
 
     Args:
         prediction: (B, D) predictions p; any scale, normalized here, in float32 or better.
-        target: (B, D) projections z of the other view; no gradient flows into them.
+        target: (B, D) projections z of the other view; they get no gradient.
 
     Returns:
         Scalar in [-1, 1].
@@ -39,14 +39,13 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of unit vectors over the batch, mean over dimensions, times sqrt(D): the paper's
-    sign of collapse.
+    """The paper's collapse indicator: mean standard deviation of unit vectors over the batch, times sqrt(D).
 
     Args:
         z: (B, D) projections; any scale.
 
     Returns:
-        Scalar: 0 = all rows point the same way, about 1 = spread over the sphere.
+        Scalar: 0 = all rows point in the same direction, about 1 = spread over the sphere.
     """
     unit = F.normalize(full_precision(z.detach()), dim=1)
     return unit.std(0, correction=0).mean() * math.sqrt(z.shape[1])
@@ -55,7 +54,7 @@ def spread(z: Tensor) -> Tensor:
 class SimSiam(SSLModule):
     """SimSiam: predict the projection of the other view, which gets no gradient.
 
-    The learning rate of the predictor is constant; warm-up and decay are for the rest.
+    The predictor's learning rate is constant; warm-up and decay apply to the rest.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features). The paper's ResNets have ``zero_init_residual``.
@@ -63,11 +62,11 @@ class SimSiam(SSLModule):
             official code.
         projector_out: width of projections and predictions.
         projector_layers: 3 as in the paper, 2 in its CIFAR-10 experiments.
-        predictor_hidden: the bottleneck of the predictor, a quarter of ``projector_out`` in the paper.
+        predictor_hidden: width of the predictor's bottleneck, a quarter of ``projector_out`` in the paper.
         **kwargs: ``SSLModule``'s.
     """
 
-    couples_batch = True  # by the batch norms of its heads
+    couples_batch = True  # through the batch norms of its heads
     batch_keys = ("views",)
 
     def __init__(
@@ -98,7 +97,7 @@ class SimSiam(SSLModule):
         return rest + [{**group, "constant_lr": True} for group in decay_groups(self.predictor)]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # view by view, as in the official code: batch statistics are those of one view
+        # one view at a time, as in the official code: batch statistics are those of one view
         z1, z2 = (
             self.projector(self.encoder(view)) for view in batch["views"][:2]
         )  # (B, projector_out) each

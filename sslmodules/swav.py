@@ -1,11 +1,11 @@
 """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
-Each of the two global views is assigned to prototypes under the constraint that all prototypes serve equally
-many samples (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local
-views are cheap extra predictors (multi-crop).
+Each of the two global views is assigned to prototypes under the constraint that all prototypes are used
+equally (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local views
+are cheap extra predictors (multi-crop).
 
-Differs from the official code: the queue is one for all processes and in the checkpoint, where there it is a
-file per process; Sinkhorn-Knopp runs on logarithms; any optimizer takes the place of LARC.
+Differs from the official code: the queue is shared by all processes and stored in the checkpoint, where the
+official one is a file per process; Sinkhorn-Knopp runs on logarithms; any optimizer can replace LARC.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from sslmodules.networks.timm_encoder import patch_layer
 
 
 def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
-    """Refuse views that a multi-crop method cannot use.
+    """Reject views that a multi-crop method cannot use.
 
     Args:
         method: name for the message.
-        encoder: asked whether it takes images of one size only, as timm's ViTs do unless told otherwise.
+        encoder: checked for a fixed image size, which timm's ViTs have by default.
         views: V tensors (B, C, h, w), global ones first.
 
     Raises:
-        ValueError: fewer than two views, two global views of different sizes, or other sizes than the encoder
-            takes.
+        ValueError: fewer than two views, two global views of different sizes, or sizes that the encoder does
+            not accept.
     """
     if len(views) < 2:
         raise ConfigError(
@@ -64,11 +64,11 @@ def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
 
 
 def encode_views(encoder: Encoder, views: Sequence[Tensor]) -> Tensor:
-    """Features of all views, one pass of the encoder for each run of views of the same size (as the official
+    """Features of all views, with one encoder pass per run of views of the same size (as in the official
     code).
 
     Args:
-        encoder: (n, C, h, w) -> (n, D) for each size that occurs.
+        encoder: (n, C, h, w) -> (n, D) for each size.
         views: V tensors (B, C, h, w); h and w may differ between them.
 
     Returns:
@@ -80,20 +80,20 @@ def encode_views(encoder: Encoder, views: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Codes of equal use: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), on
-    logarithms.
+    """Equipartitioned codes: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), in log
+    space.
 
-    In turn every prototype is given the same total weight over the samples, and every sample the same over
-    the prototypes. Samples come last, so that each code sums to one; prototypes are equally used only in the
+    Alternately, every prototype gets the same total weight over the samples, and every sample the same over
+    the prototypes. Samples come last, so each code sums to one; prototypes are used equally only in the
     limit.
 
     Args:
         scores: (N, K) similarities of ALL samples of the global batch to the prototypes.
-        epsilon: smoothness of the codes; the paper's 0.05. Towards 0 they become hard.
+        epsilon: smoothness of the codes; the paper's 0.05. Codes become hard as it approaches 0.
         iterations: the paper's 3.
 
     Returns:
-        (N, K) codes, outside of the graph, float32 or better; rows sum to 1.
+        (N, K) codes, outside the graph, float32 or better; rows sum to 1.
 
     Raises:
         ValueError: ``epsilon`` is not positive or ``iterations`` is below 1.
@@ -101,8 +101,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     check_positive(epsilon=epsilon)
     check_at_least(1, iterations=iterations)
     with torch.autocast(scores.device.type, enabled=False):
-        # exp(1 / 0.05) is beyond float16, and at a small epsilon exp of anything is beyond float32: hence
-        # logarithms
+        # exp(1 / 0.05) overflows float16, and at a small epsilon exp overflows float32: hence logarithms
         log_q = full_precision(scores) / epsilon  # (N, K)
         for _ in range(iterations):
             log_q = log_q - torch.logsumexp(log_q, dim=0)
@@ -111,8 +110,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
 
 
 def swapped_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
-    """Every view predicts the target of each global view but of itself; the mean over those pairs and the
-    batch.
+    """Every view predicts the target of each global view except itself; mean over those pairs and the batch.
 
     For a target q of view g and the prediction p of view v != g of the same image, both over K prototypes:
     -sum_k q_k log p_k.
@@ -126,7 +124,7 @@ def swapped_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
     """
     others = (
         log_p.sum(0) - log_p[: len(targets)]
-    )  # (G, B, K): for each target the sum over the views that predict it
+    )  # (G, B, K): for each target, the sum over the views that predict it
     return -(targets * others).sum(2).mean() / (len(log_p) - 1)
 
 
@@ -135,8 +133,8 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor
 
     Args:
         scores: (V, B, K) dot products of unit projections with unit prototypes, global views first.
-        codes: (2, B, K) codes of the two global views; no gradient goes into them.
-        temperature: of the softmax that turns scores into predictions; the paper's 0.1.
+        codes: (2, B, K) codes of the two global views; they get no gradient.
+        temperature: softmax temperature of the predictions; the paper's 0.1.
 
     Returns:
         Scalar, the mean over 2 (V - 1) pairs of views and the batch.
@@ -152,32 +150,32 @@ def swav_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Mean entropy in nats of distributions in the last dimension; 0 log 0 = 0."""
+    """Mean entropy in nats of distributions along the last dimension; 0 log 0 = 0."""
     return torch.special.entr(p).sum(-1).mean()
 
 
 class SwAV(SSLModule):
-    """SwAV: predict from one view the equally distributed cluster assignment of another.
+    """SwAV: predict the equipartitioned cluster assignment of one view from another.
 
-    Sinkhorn-Knopp runs over the projections of all processes. Terms beside the loss: ``code_entropy`` in nats
-    (log K = codes say nothing), ``prototypes_used`` (exponential of the entropy of the mean prediction, K =
-    all alike).
+    Sinkhorn-Knopp runs over the projections of all processes. Other logged terms: ``code_entropy`` in nats
+    (log K = uninformative codes), ``prototypes_used`` (exponential of the entropy of the mean prediction, K =
+    all used equally).
 
     Args:
-        encoder: (B, C, H, W) -> (B, num_features), for the sizes of all views.
-        num_prototypes: K. It should not exceed what is assigned together: the global batch, or that and the
-            queue.
-        temperature: of the predictions.
-        epsilon: of ``sinkhorn``.
-        sinkhorn_iterations: of ``sinkhorn``.
+        encoder: (B, C, H, W) -> (B, num_features), for all view sizes.
+        num_prototypes: K. Should not exceed the number of samples assigned together: the global batch plus
+            the queue, if any.
+        temperature: softmax temperature of the predictions.
+        epsilon: smoothness in ``sinkhorn``.
+        sinkhorn_iterations: iterations of ``sinkhorn``.
         projector_hidden: width of the projector's hidden layer.
         projector_out: width of the projections z.
-        freeze_prototypes_steps: the prototypes stay as they are for so many optimizer steps; the paper's
+        freeze_prototypes_steps: number of optimizer steps during which the prototypes are frozen; the paper's
             epoch of 313.
-        queue_size: projections of earlier batches, over all processes, that are assigned together with the
-            batch; 0 = none. For small batches: the official code has 3,840 at batch 256. A multiple of the
+        queue_size: number of earlier projections, over all processes, that are assigned together with the
+            batch; 0 = none. For small batches: the official code uses 3,840 at batch 256. A multiple of the
             global batch.
-        queue_start_epoch: the queue is filled from this epoch on, and used once it is full.
+        queue_start_epoch: epoch from which the queue is filled; it is used once it is full.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -220,7 +218,7 @@ class SwAV(SSLModule):
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.freeze_prototypes_steps = freeze_prototypes_steps
         self.queue_size, self.queue_start_epoch = queue_size, queue_start_epoch
-        # the projections of the first and of the second global views, newest first, zero = not filled yet
+        # projections of the first and of the second global views, newest first, zero = not filled yet
         self.register_buffer("queue", torch.zeros(2, queue_size, projector_out) if queue_size else None)
 
     def check_batch_size(self, global_batch: int) -> None:
@@ -248,8 +246,10 @@ class SwAV(SSLModule):
         }
 
     def unit_prototypes(self) -> Tensor:
-        """(K, D) prototypes of unit length. In training they are written back, so that the optimizer goes on
-        from there; the gradient is the one without the normalization, as in the official code.
+        """(K, D) prototypes of unit length.
+
+        In training they are written back, so the optimizer continues from there; the gradient is the one
+        without normalization, as in the official code.
         """
         weight = self.prototypes.weight
         with torch.no_grad():
@@ -261,7 +261,8 @@ class SwAV(SSLModule):
 
     @torch.no_grad()
     def codes(self, z: Tensor, prototypes: Tensor) -> Tensor:
-        """Codes of the global views, each assigned together with its like of all processes and the queue.
+        """Codes of the global views, each assigned together with the same view of all processes and the
+        queue.
 
         Args:
             z: (2, B, D) unit projections of this process.
@@ -274,7 +275,7 @@ class SwAV(SSLModule):
         rows, place = self.gather(z.transpose(0, 1))  # (W * B, 2, D)
         everyone = rows.transpose(0, 1)  # (2, W * B, D)
         assigned = everyone
-        # a queue that is full ends in a projection; zeros would be assigned like samples
+        # only a full queue: zeros would be assigned like samples
         if self.queue is not None and self.training and bool(self.queue[:, -1].any()):
             assigned = torch.cat([everyone, self.queue.to(z.dtype)], dim=1)
         codes = [
@@ -287,5 +288,5 @@ class SwAV(SSLModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_prototypes_steps:
-            # none at all: with a gradient of zero, momentum and weight decay would still move them
+            # no gradient at all: with a zero gradient, momentum and weight decay would still change them
             self.prototypes.weight.grad = None

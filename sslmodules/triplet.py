@@ -1,11 +1,11 @@
 """Triplet loss (FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832), without labels.
 
-An anchor is to be nearer to its positive than to a negative, by a margin, in squared distance on the unit
+An anchor has to be closer to its positive than to a negative, by a margin, in squared distance on the unit
 sphere. The positive is the other view of the same image, negatives are the views of all other images of the
 global batch; mining picks one.
 
-Differs from FaceNet: identities are images and not people, so there is one positive for each anchor; the loss
-is the mean over anchors, satisfied ones included, not the sum. ``batch_hard`` is from Hermans et al. 2017
+Differs from FaceNet: identities are images, not people, so each anchor has one positive; the loss is the mean
+over anchors, satisfied ones included, not the sum. ``batch_hard`` is from Hermans et al. 2017
 (https://arxiv.org/abs/1703.07737).
 """
 
@@ -34,22 +34,22 @@ def mine_distances(
     gathered: tuple[Tensor, Tensor] | None = None,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Squared distances of each local view to its positive and to the negative that mining picks for it.
+    """Squared distances of each local view to its positive and to its mined negative.
 
-    ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; where
-    all are nearer, the farthest of all. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
+    ``semi_hard`` (Schroff et al. 2015): the nearest negative that is farther away than the positive; if all
+    are nearer, the farthest one. ``batch_hard`` (Hermans et al. 2017): the nearest negative.
 
     Args:
         z1: (B, D) embeddings of the first views; any scale, normalized here, in float32 or better.
-        z2: (B, D) embeddings of the second views, row i belonging to row i of ``z1``.
+        z2: (B, D) embeddings of the second views; row i is paired with row i of ``z1``.
         mining: ``semi_hard`` or ``batch_hard``.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) in rank order and with gradients; None = one
             process.
-        offset: row of ``gathered`` at which the local ones begin.
+        offset: first row of ``gathered`` that belongs to this rank.
 
     Returns:
-        Two tensors (2B,), in [0, 4], with gradients to all embeddings that were picked. With one image there
-        is no negative: its distance is infinite.
+        Two tensors (2B,), in [0, 4], with gradients to all selected embeddings. With a single image there is
+        no negative: its distance is infinite.
 
     Raises:
         ValueError: ``mining`` is unknown.
@@ -62,7 +62,7 @@ def mine_distances(
         )  # (2N, D)
         b, n = len(z1), len(everyone) // 2
         distance = 2 - 2 * local @ everyone.T  # (2B, 2N)
-        row = torch.arange(b, device=z1.device) + offset  # place among the N first views
+        row = torch.arange(b, device=z1.device) + offset  # position among the N first views
         itself, positive = torch.cat([row, row + n]), torch.cat([row + n, row])
         to_positive = distance.gather(1, positive[:, None])  # (2B, 1)
         # neither the view itself nor its positive is a negative
@@ -77,8 +77,8 @@ def mine_distances(
 def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) -> Tensor:
     """Mean of max(0, d_positive - d_negative + margin) over all anchors (Schroff et al. 2015, there the sum).
 
-    The mean is over all anchors and not over those with a loss: that one hardly falls while the satisfied
-    ones leave it.
+    The mean is over all anchors, not only those with a loss: that one would hardly fall as satisfied anchors
+    drop out.
 
     Args:
         to_positive: (n,) squared distances to the positives.
@@ -98,22 +98,22 @@ def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) 
 class Triplet(SSLModule):
     """Triplet loss between two views of an image and a mined negative.
 
-    Logged beside the loss: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1
-    when all mined distances are 0 and the loss therefore is the margin: a warning is given then.
+    Other logged terms: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1 if all
+    mined distances are 0, so that the loss equals the margin; this also gives a warning.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
         margin: alpha of ``triplet_loss``, in (0, 4): squared distances on the unit sphere are at most 4.
         mining: ``semi_hard`` (FaceNet) or ``batch_hard`` (Hermans et al. 2017), which collapses more easily
-            early on.
-        projector_hidden: width of the projector's hidden layers, if it has any.
+            early in training.
+        projector_hidden: width of the projector's hidden layers, if any.
         projector_out: width of the embeddings z; 128 in the paper.
         projector_layers: linear layers of the projector, batch norm and ReLU between them; 1 = the paper's
             linear map.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: a knob is out of range.
+        ValueError: an option is out of range.
     """
 
     couples_batch = True
@@ -159,7 +159,7 @@ class Triplet(SSLModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.warned or self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return  # only where the term has just been logged: reading it waits for the device
+            return  # only after the term was logged: reading it waits for the device
         if self.trainer.callback_metrics.get("train/collapsed", 0) == 1:
             self.warned = True
             rank_zero_warn(

@@ -1,11 +1,11 @@
 """VAE (Kingma and Welling 2013, https://arxiv.org/abs/1312.6114).
 
-An encoder gives a normal distribution over latents for each image, with a mean AND a variance of its own; a
-decoder gives a distribution over images for a latent drawn from it. Both maximize a lower bound (ELBO) of the
-images' log-likelihood. ``beta`` other than 1 is the beta-VAE (Higgins et al. 2017).
+For each image, an encoder gives a normal distribution over latents, with its own mean AND variance; a decoder
+gives a distribution over images for a latent drawn from it. Both maximize a lower bound (ELBO) of the images'
+log-likelihood. ``beta`` other than 1 is the beta-VAE (Higgins et al. 2017).
 
-Differs from the paper: none in the objective. The log-variance is clamped to a range that only a diverging
-run reaches.
+Differs from the paper: the objective is the same. The log-variance is clamped to a range that only a
+diverging run reaches.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.decoder import Decoder
 from sslmodules.networks.encoder import Encoder, require
 
-#: Of log sigma^2: standard deviations from 0.00005 to 148, next to the prior's 1.
+#: Range of log sigma^2: standard deviations from 0.00005 to 148, where the prior has 1.
 LOGVAR_RANGE = (-20.0, 10.0)
 LOG_2PI = math.log(2 * math.pi)
-ACTIVE = 0.01  # least variance over images of a latent's mean for it to count as used (Burda et al. 2016)
+ACTIVE = 0.01  # minimum variance of a latent's mean over images to count as used (Burda et al. 2016)
 
 
 def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -38,19 +38,18 @@ def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
         logvar: (B, L), log sigma^2.
 
     Returns:
-        (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L it is the KL term of an
-        image.
+        (B, L), each >= 0: (mean^2 + sigma^2 - 1 - log sigma^2) / 2. Summed over L, it is an image's KL term.
     """
     return 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """log p(x|z) in nats of independent Bernoulli values; for gray values in [0, 1] the cross entropy of
-    common practice.
+    """log p(x|z) in nats of independent Bernoulli values; for gray values in [0, 1] it is the usual cross
+    entropy.
 
     Args:
         logits: (B, ...) before the sigmoid.
-        x: (B, ...) in [0, 1]. Outside of it the sum has no bound.
+        x: (B, ...) in [0, 1]. Outside that range the sum is unbounded.
 
     Returns:
         (B,), the SUM over the values of an image.
@@ -69,7 +68,7 @@ def gaussian_log_likelihood(mean: Tensor, x: Tensor, std: float = 1.0) -> Tensor
     Args:
         mean: (B, ...).
         x: (B, ...).
-        std: of every value, > 0.
+        std: standard deviation of every value, > 0.
 
     Returns:
         (B,), the SUM over the values of an image.
@@ -88,7 +87,7 @@ def log_importance_weights(log_likelihood: Tensor, z: Tensor, mean: Tensor, logv
         mean, logvar: (B, L) of q(z|x).
 
     Returns:
-        (B, K). Its mean over K is an estimate of the ELBO.
+        (B, K). The mean over K is an estimate of the ELBO.
     """
     prior = -0.5 * (z.square() + LOG_2PI).sum(-1)
     deviation = (z - mean[:, None]).square() * torch.exp(-logvar)[:, None]
@@ -103,7 +102,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
         log_weights: (B, K), of ``log_importance_weights``.
 
     Returns:
-        (B,): log of the mean weight. K = 1 is the ELBO's estimate, and it rises with K in expectation.
+        (B,): log of the mean weight. K = 1 is an ELBO estimate; in expectation it increases with K.
     """
     return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
 
@@ -119,12 +118,13 @@ class VAE(SSLModule):
     Args:
         encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and
             log-variance.
-        decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, as ``likelihood`` says.
+        decoder: (B, latent_dim) -> (B, C, H, W), unbounded: logits or means, depending on ``likelihood``.
         latent_dim: number L of latents.
-        beta: weight of the KL term, >= 0; 1 is the bound.
-        likelihood: ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave as
-            they are; ``gaussian`` models ``input`` in whatever units it has.
-        gaussian_std: of the Gaussian likelihood, in units of ``input``. The smaller, the less the KL counts.
+        beta: weight of the KL term, >= 0; 1 gives the lower bound.
+        likelihood: ``bernoulli`` models pixels in [0, 1], which ``data.mean`` 0 and ``data.std`` 1 leave
+            unchanged; ``gaussian`` models ``input`` in its own units.
+        gaussian_std: standard deviation of the Gaussian likelihood, in units of ``input``. Smaller values
+            reduce the influence of the KL term.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -180,13 +180,13 @@ class VAE(SSLModule):
         return self.decoder(z.to(self.to_mean.weight.dtype))
 
     def log_likelihood(self, decoded: Tensor, x: Tensor) -> Tensor:
-        """(B,) log p(x|z) in nats, from what ``decode`` gave."""
+        """(B,) log p(x|z) in nats, from the output of ``decode``."""
         if self.likelihood == "bernoulli":
             return bernoulli_log_likelihood(decoded, x)
         return gaussian_log_likelihood(decoded, x, self.gaussian_std)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Minus the ELBO; latents are drawn at validation too, or the bound would be none."""
+        """Minus the ELBO; latents are drawn in validation too, otherwise this is not a lower bound."""
         x = batch["input"]
         mean, logvar = self.posterior(x)
         z = mean + torch.exp(0.5 * logvar) * self.randn(*mean.shape)
@@ -225,20 +225,19 @@ class VAE(SSLModule):
         return log_importance_weights(likelihood, z, mean, logvar)
 
     def to_image(self, decoded: Tensor) -> Tensor:
-        """Expected image in units of ``input``, of what ``decode`` gave."""
+        """Expected image in units of ``input``, from the output of ``decode``."""
         return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """(n, C, H, W) new images, in units of ``input``: latents from the prior, each decoded to its
-        expected image.
-        """
+        """(n, C, H, W) new images in units of ``input``: expected images of latents drawn from the prior."""
         return self.to_image(self.decode(self.randn(n, self.latent_dim)))
 
     @torch.no_grad()
     def interpolate(self, x: Tensor, steps: int) -> Tensor:
-        """(B, C, H, W) -> (B, steps, C, H, W): from each image to the next (the last one to the first), along
-        a straight line between the means of their latents.
+        """(B, C, H, W) -> (B, steps, C, H, W): from each image to the next, and from the last to the first.
+
+        The path is a straight line between the means of their latents.
         """
         mean, _ = self.posterior(x)
         share = torch.linspace(0, 1, steps, device=x.device)[:, None]  # (steps, 1)

@@ -1,16 +1,16 @@
 """VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
 
-The projections of two views are pulled together; each dimension is kept from collapsing by a hinge on its
-standard deviation over the batch, and any two dimensions are decorrelated. No normalization of the
-projections, no negatives, no teacher.
+The projections of two views are pulled together; a hinge on the standard deviation over the batch keeps each
+dimension from collapsing, and all pairs of dimensions are decorrelated. No normalization of the projections,
+no negatives, no teacher.
 
-Of the three conventions in use this is the official code's: the invariance is the mean over samples AND
+Of the three conventions in use, this is the official code's: the invariance is the mean over samples AND
 dimensions, the variance term is HALF the sum over both views, the covariance term is the sum over both views.
-The paper's text has the squared distance summed over dimensions and the variance summed over the views;
-solo-learn has the mean and the sum. Weights are not interchangeable between them.
+The paper's text sums the squared distance over dimensions and the variance over the views; solo-learn uses
+the mean and the sum. Weights cannot be exchanged between them.
 
-Differs from the official code: the covariance is divided by the actual batch size less one, which matters for
-a batch that is not full.
+Differs from the official code: the covariance is divided by the actual batch size minus one, which matters
+for an incomplete batch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
 
 
 def covariance_term(z: Tensor) -> Tensor:
-    """Sum of squares of the covariance matrix beside its diagonal, divided by D.
+    """Sum of squared off-diagonal elements of the covariance matrix, divided by D.
 
     Args:
         z: (N, D) projections of one view of the global batch, in float32 or better.
@@ -75,17 +75,17 @@ def vicreg_loss(
 
     Args:
         z1: (B, D) projections of the first views.
-        z2: (B, D) projections of the second views, row i belonging to row i of ``z1``. Not normalized: unit
-            vectors have a standard deviation of at most 1 / sqrt(D) in the mean, which the hinge could never
-            lift to 1.
+        z2: (B, D) projections of the second views; row i is paired with row i of ``z1``. Not normalized: unit
+            vectors have a mean standard deviation of at most 1 / sqrt(D), which the hinge could never raise
+            to 1.
         invariance_weight: lambda >= 0; 25 in the paper.
         variance_weight: mu >= 0; 25 in the paper.
         covariance_weight: nu >= 0; 1 in the paper.
         gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) with gradients; None = one process.
 
     Returns:
-        ``loss`` and its three terms without their weights, all scalars in float32 or better. The mean of
-        ``loss`` over ranks is the loss of one process with the joined batch.
+        ``loss`` and its three terms without weights, all scalars in float32 or better. The mean of ``loss``
+        over ranks equals the single-process loss of the joined batch.
 
     Raises:
         ValueError: a weight is negative.
@@ -120,12 +120,12 @@ class VICReg(SSLModule):
         covariance_weight: nu of ``vicreg_loss``.
         projector_hidden: width of the projector's (the paper's expander's) hidden layers.
         projector_out: width D of the projections z.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them; the last one is
-            bare.
+        projector_layers: linear layers of the projector, batch norm and ReLU between them; none after the
+            last.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: a knob is out of range.
+        ValueError: an option is out of range.
     """
 
     couples_batch = True
@@ -152,7 +152,7 @@ class VICReg(SSLModule):
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        # one pass for each view, as in the official code: the views' recipes differ, and so do their batch
+        # one pass per view, as in the official code: the views' recipes differ, and so do their batch
         # statistics
         z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
         return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1).rows, self.gather(z2).rows))
