@@ -5,8 +5,10 @@ why.
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from runtime.checkpoints import load_module
 from runtime.discovery import ROOT, below, find_class
 from runtime.names import resolve
 from sslmodules import methods
-from sslmodules.networks import ConvEncoder, Encoder, ViTEncoder, WrappedEncoder
+from sslmodules.networks import ConvEncoder, Encoder, TimmEncoder, ViTEncoder, WrappedEncoder, timm_encoder
 from sslmodules.networks.encoder import FrameEncoder, MapEncoder, require
 from tests.conftest import build, trainer_for
 
@@ -199,3 +201,39 @@ def test_features_have_the_promised_width(name: str, options: dict[str, Any], sa
     assert cls is not None
     net = cls(**options).eval()
     assert isinstance(net, Encoder) and net(torch.stack([sample] * 2)).shape == (2, net.num_features)
+
+
+def test_published_weights_without_a_network_end_in_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """timm itself tries for a minute or two."""
+    unreachable = socket.gaierror(-2, "Name or service not known")
+    asked = pytest.fail.Exception("timm was asked")
+    monkeypatch.setattr(timm_encoder, "getproxies", dict)
+    monkeypatch.setattr(timm_encoder, "try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr(timm_encoder.socket, "create_connection", Mock(side_effect=unreachable))
+    monkeypatch.setattr(timm_encoder.timm, "create_model", Mock(side_effect=asked))
+    words = ["--config", "configs/digits/simclr.yaml", "--run_dir", str(tmp_path / "r")]
+    assert train.main([*words, "--model.encoder", "resnet10t", "--model.encoder.pretrained", "true"]) == 2
+    assert capsys.readouterr().err == (
+        "error: model.encoder.pretrained: the weights of 'resnet10t' are not on this machine, and "
+        "huggingface.co cannot be reached (Name or service not known): give pretrained false, or fetch them "
+        "once with a network\n"
+    )
+
+
+def test_weights_that_are_here_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pytest.fail.Exception("the network was asked")
+    monkeypatch.setattr(timm_encoder, "try_to_load_from_cache", lambda *args: "model.safetensors")
+    monkeypatch.setattr(timm_encoder.socket, "create_connection", Mock(side_effect=asked))
+    timm_encoder.check_weights("resnet10t")
+
+
+def test_weights_that_do_not_exist() -> None:
+    published = "^pretrained must be false: timm has published no weights of 'botnet50ts_256'$"
+    with pytest.raises(ConfigError, match=published):
+        TimmEncoder("botnet50ts_256", pretrained=True)
+    with pytest.raises(
+        ConfigError, match=r"^name 'resnet10t\.x': Invalid pretrained tag \(x\) for resnet10t"
+    ):
+        TimmEncoder("resnet10t.x")

@@ -161,7 +161,7 @@ def test_every_outcome_is_a_start_or_one_line(
         except (Exception, SystemExit) as error:
             status = f"{type(error).__name__}: {error}"  # type: ignore[assignment]
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-        one_line = len(lines) == 1 and "{'" not in lines[0][:60] and len(lines[0]) < 1500
+        one_line = len(lines) == 1 and '{"model"' not in lines[0] and len(lines[0]) < 1500
         if not (status == 0 or (status == 2 and one_line)) or sorted(tmp_path.iterdir()) != before:
             wrong.append((number, words[1:2] + words[-4:-2], status, lines))
     assert wrong == []

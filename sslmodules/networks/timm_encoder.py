@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
@@ -17,6 +24,33 @@ from sslmodules.networks.encoder import MapEncoder
 def patch_layer(encoder: nn.Module) -> PatchEmbed | None:
     """The layer that makes tokens of patches in one of timm's ViTs; None in other networks."""
     return next((part for part in encoder.modules() if isinstance(part, PatchEmbed)), None)
+
+
+def check_weights(name: str) -> None:
+    """ConfigError unless timm's weights of a model are here or can be fetched: without a network, timm would
+    try for minutes.
+    """
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not (published.hf_hub_id or published.url):
+        raise ConfigError(f"pretrained must be false: timm has published no weights of {name!r}")
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if published.hf_hub_id:
+        files = ("model.safetensors", "pytorch_model.bin")
+        here = any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files)
+    else:
+        address = str(published.url)
+        here = (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(address).path).name).is_file()
+    if here or getproxies():
+        return
+    place = urlsplit(address)
+    port = place.port or (80 if place.scheme == "http" else 443)
+    try:
+        socket.create_connection((place.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(
+            f"pretrained: the weights of {name!r} are not on this machine, and {place.hostname} cannot be "
+            f"reached ({error.strerror or error}): give pretrained false, or fetch them once with a network"
+        ) from None
 
 
 class TimmEncoder(MapEncoder):
@@ -32,11 +66,11 @@ class TimmEncoder(MapEncoder):
         in_channels: channels of the image.
         any_size: a ViT also takes images of other sizes, its position embedding resized to each: for views of
             several sizes (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
-        pretrained: start from timm's published weights (downloads them).
+        pretrained: start from timm's published weights, fetched if they are not here yet.
 
     Raises:
         ValueError: timm has no such model (the three nearest names are given), or the model has no setting
-            for what was given.
+            for what was given, or its published weights cannot be had.
     """
 
     def __init__(
@@ -54,6 +88,10 @@ class TimmEncoder(MapEncoder):
             raise ConfigError(
                 f"name must be a timm model, got {name!r}" + (f"; nearest: {', '.join(near)}" if near else "")
             )
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:  # a tag that the model does not have
+            raise ConfigError(f"name {name!r}: {error}") from None
         if image_size and patch_size:
             check(
                 image_size % patch_size == 0,
@@ -64,6 +102,8 @@ class TimmEncoder(MapEncoder):
         asked = {"image_size": ("img_size", image_size), "patch_size": ("patch_size", patch_size)}
         asked["any_size"] = ("dynamic_img_size", True if any_size else None)
         sizes: dict[str, Any] = {theirs: value for theirs, value in asked.values() if value is not None}
+        if pretrained:
+            check_weights(name)
         try:
             self.net = timm.create_model(
                 name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **sizes
