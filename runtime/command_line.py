@@ -26,7 +26,7 @@ from runtime.checkpoints import AtomicCheckpointIO
 from runtime.constructors import own_words
 from runtime.discovery import public_name, with_public_names
 from runtime.folder import RunFolder
-from runtime.lightning_internals import resolved_config
+from runtime.lightning_internals import log_no_hyperparameters, resolved_config
 from runtime.loggers import TensorBoardLogger, hyper_parameters
 from runtime.names import look_for_mistakes
 from runtime.saving import BestCheckpoint, Ending, LastCheckpoint
@@ -114,7 +114,8 @@ class SSLCommandLine(LightningCLI):
         )
         self.run_folder = RunFolder.choose(self.config.run_dir, self.data_name, self.method_name)
         self.plain_config = plain
-        self.hyper_parameters = hyper_parameters(plain) if plain["trainer"]["enable_autolog_hparams"] else {}
+        wanted = plain["trainer"].get("enable_autolog_hparams", True)  # Lightning 2.5 has no such option
+        self.hyper_parameters = hyper_parameters(plain) if wanted else {}
         check_trainer(plain["trainer"])
 
         inside.keep_inside(self.config.trainer, self.run_folder.path)
@@ -129,7 +130,7 @@ class SSLCommandLine(LightningCLI):
             config["logger"] = TensorBoardLogger(str(self.run_folder.path))
         inside.check_loggers(_as_list(config["logger"]))
         inside.check_checkpoints(config["callbacks"], self.run_folder.path)
-        config["enable_autolog_hparams"] = False  # runtime/loggers.py does it
+        log_no_hyperparameters(self.model, self.datamodule)  # runtime/loggers.py does it
         config["callbacks"] = self._with_every_runs_callbacks(config["callbacks"])
         if "ProgressBar" in self.off:
             config["enable_progress_bar"] = False

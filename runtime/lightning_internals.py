@@ -45,6 +45,14 @@ def synchronizes_batch_norm(trainer: Trainer) -> bool:
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
+def log_no_hyperparameters(*objects: HyperparametersMixin) -> None:
+    """Lightning hands no hyper-parameters of these to the loggers. Its switch for that came with version 2.6,
+    and switches off the graph of the network as well.
+    """
+    for each in objects:
+        each._log_hyperparams = False
+
+
 def keep_own_signal_handlers(trainer: Trainer) -> None:
     """Lightning installs no handlers and does not vote on SIGTERM: ``Preemption`` does both.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -96,6 +96,8 @@ def test_a_run_stopped_by_early_stopping_is_finished(
         "EarlyStopping: Monitored metric val/linear_top1 did not improve in the last 2 records. "
         "Best score: 1.000"
     )
+    if not hasattr(EarlyStopping("x"), "stopping_reason_message"):  # lightning 2.5
+        why = "EarlyStopping: val/linear_top1 did not improve in 2 checks"
     monkeypatch.setattr(FeatureProbe, "on_validation_epoch_end", worse_each_time)
     with monkeypatch.context() as patch:
         patch.setattr(main, "evaluate", None)  # fails

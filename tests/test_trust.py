@@ -98,7 +98,7 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
                 },
             }
         ),
-        "loads the weights of its teacher",
+        "loads the weights of its teacher|there is no class 'timm",
     ),
     "call-in-a-list": (
         encoder({"class_path": "torch.nn.Sequential", "dict_kwargs": {"x": [{"a": LOAD}]}}),

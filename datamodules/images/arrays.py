@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,14 +54,28 @@ class Digits(ImageDataModule):
 def inside_only() -> Iterator[None]:
     """Unpack tar archives with Python's ``data`` filter, which blocks paths and links that leave the folder.
 
-    torchvision sets no filter, and before Python 3.14 there is no default one.
+    torchvision sets no filter, and before Python 3.14 there is no default one. Where Python has no filters,
+    archives are not unpacked.
+
+    Raises:
+        ConfigError: an archive is to be unpacked by Python before 3.10.12, 3.11.4 or 3.12.
     """
-    before = tarfile.TarFile.extraction_filter
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise ConfigError(
+            f"Python {version} cannot unpack a tar archive without risk: use 3.10.12, 3.11.4, 3.12 or newer, "
+            "or unpack it in --data.root yourself and leave out --data.download"
+        )
+
+    has_filters = hasattr(tarfile, "data_filter")
+    name = "extraction_filter" if has_filters else "extractall"
+    before = getattr(tarfile.TarFile, name)
+    setattr(tarfile.TarFile, name, staticmethod(tarfile.data_filter) if has_filters else refuse)
     try:
         yield
     finally:
-        tarfile.TarFile.extraction_filter = before
+        setattr(tarfile.TarFile, name, before)
 
 
 class _TorchvisionImages(ImageDataModule):
