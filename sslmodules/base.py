@@ -29,11 +29,9 @@ from sslmodules.optim import constant, decay_groups, warmup_cosine
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
-    """Seed the random state that dropout and sampling draw from: of the CPU and, if the module is there, of
-    its GPU.
+    """Seed the random state used by dropout and sampling: the CPU's and, for a module on a GPU, that GPU's.
 
-    Not ``torch.manual_seed``, which also visits every kind of device that is not in use: half a millisecond a
-    step.
+    ``torch.manual_seed`` would also visit every kind of unused device: half a millisecond per step.
     """
     seed = mix_seed(run_seed(), *numbers)
     torch.default_generator.manual_seed(seed)
@@ -42,34 +40,34 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are. For what loses too much in half
-    precision.
+    """Convert float16 and bfloat16 to float32 where half precision loses too much; keep float32 and
+    float64.
     """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class Gathered(NamedTuple):
-    """Rows of all ranks, and where those of this rank begin."""
+    """Rows of all ranks, and the index of this rank's first row."""
 
     rows: Tensor  # (W * B, ...)
     offset: int
 
 
 class SSLModule(PlainHyperparameters, LightningModule, ABC):
-    """A self-supervised method: a subclass gives ``losses`` and, where features are not ``encoder(x)``,
+    """A self-supervised method. A subclass implements ``losses`` and, unless features are ``encoder(x)``,
     ``embed``.
 
     Args:
         optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings
-            into a YAML that names another class. Its learning rate is the peak one; nothing scales it. Its
-            weight decay is not applied to biases and normalization parameters (all with fewer than two
+            into a YAML that names another class. Its learning rate is the peak rate and is not scaled. Its
+            weight decay does not apply to biases and normalization parameters (all with fewer than two
             dimensions).
         warmup_epochs: linear warm-up of the learning rate from 0, in epochs (counted in optimizer steps).
-        final_lr_factor: the cosine decay ends at this share of the peak; 1 keeps the rate constant after
+        final_lr_factor: the cosine decay ends at this fraction of the peak; 1 keeps the rate constant after
             warm-up.
 
     Raises:
-        ValueError: a knob is out of range, or the optimizer refuses its settings.
+        ValueError: an option is out of range, or the optimizer rejects its settings.
     """
 
     encoder: Encoder
@@ -95,71 +93,77 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         super().__init__()
         check_at_least(0, warmup_epochs=warmup_epochs)
         check_within(0, 1, final_lr_factor=final_lr_factor)
-        try:  # a bad learning rate stops here, not after the data is loaded
+        try:  # fail here on a bad learning rate, not after the data is loaded
             optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:  # of a value that is not a number, or out of range
             joint = "." if isinstance(error, ConfigError) else ": "  # optimizer.lr must be ...
             raise ConfigError(f"optimizer{joint}{error}") from None
         self.save_hyperparameters()
         self.optimizer, self.warmup_epochs, self.final_lr_factor = optimizer, warmup_epochs, final_lr_factor
-        self.total_steps = 0  # optimizer steps of the run, known once the optimizer is configured
+        self.total_steps = 0  # optimizer steps of the run, set when the optimizer is configured
         self.pixels = None
 
-    # ---- given by a method ---------------------------------------------------------------------------------
+    # ---- implemented by a method ---------------------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name; ``"loss"`` is minimized, the others are logged beside it."""
+        """Scalars by name; ``"loss"`` is minimized, the others are logged."""
 
     @property
     def feature_encoder(self) -> Encoder:
-        """The network behind ``embed``; other than ``encoder`` where a teacher is what is evaluated."""
+        """The network behind ``embed``; differs from ``encoder`` if a teacher is evaluated."""
         return self.encoder
 
     def embed(self, x: Tensor) -> Tensor:
-        """The features that probes see: ``input`` of a batch to h of shape (B, encoder.num_features)."""
+        """The features that probes use: a batch's ``input`` to h of shape (B, encoder.num_features)."""
         return self.feature_encoder(x)
 
     def update_teacher(self) -> None:
-        """Called once after every optimizer step, however many batches were accumulated for it."""
+        """Called once after every optimizer step, regardless of gradient accumulation."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: every trainable parameter in exactly one. A group with ``"constant_lr":
-        True`` keeps the optimizer's learning rate: no warm-up, no decay.
+        """Groups for the optimizer: every trainable parameter in exactly one.
+
+        A group with ``"constant_lr": True`` keeps the optimizer's learning rate: no warm-up, no decay.
         """
         return decay_groups(self)
 
-    # ---- what a method may offer: define what it can do, with these arguments ------------------------------
+    # ---- optional methods: override what a method can do, with these signatures ----------------------------
 
     @optional
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) images in units of ``input``: what was hidden or damaged, or all of it, predicted."""
+        """(B, C, H, W) images in units of ``input``: a prediction of the hidden or damaged parts,
+        or of everything.
+        """
         raise NotImplementedError
 
     @optional
     def sample(self, n: int) -> Tensor:
-        """(n, C, H, W) new images in units of ``input``. Where draws have a temperature: also
-        ``temperature: float = 1.0``.
+        """(n, C, H, W) new images in units of ``input``.
+
+        Add ``temperature: float = 1.0`` if sampling has a temperature.
         """
         raise NotImplementedError
 
     @optional
     def interpolate(self, x: Tensor, steps: int) -> Tensor:
-        """Images (B, C, H, W) -> (B, steps, C, H, W): from each to the next, the last one to the first."""
+        """Images (B, C, H, W) -> (B, steps, C, H, W): from each to the next, and from the last to
+        the first.
+        """
         raise NotImplementedError
 
     @optional
     def complete(
         self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """``input`` (B, ...) with everything behind its first part, a share ``keep`` of it, drawn anew."""
+        """``input`` (B, ...) with everything after its first part, a share ``keep``, drawn anew."""
         raise NotImplementedError
 
     @optional
     def extend(
         self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """(B, t) tokens -> (B, t + length): the tokens that follow, drawn one by one."""
+        """(B, t) tokens -> (B, t + length): the following tokens, drawn one by one."""
         raise NotImplementedError
 
     @optional
@@ -174,26 +178,27 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
 
     @optional
     def to_transformers(self) -> Any:
-        """Network and heads as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode. Without
-        it the encoder's is exported.
+        """Network and heads as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode.
+
+        If not overridden, the encoder's is exported.
         """
         raise NotImplementedError
 
-    # ---- for a method --------------------------------------------------------------------------------------
+    # ---- helpers for methods -------------------------------------------------------------------------------
 
     @property
     def world_size(self) -> int:
-        """Processes of the run; 1 outside of a Trainer."""
+        """Number of processes of the run; 1 without a Trainer."""
         trainer = trainer_of(self)
         return 1 if trainer is None else trainer.world_size
 
     def gather(self, z: Tensor) -> Gathered:
-        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients, and where the rows of this
-        rank begin; ``z`` itself and 0 outside training.
+        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients, and the index of this rank's
+        first row.
 
-        The backward sums over ranks, so that with DDP's mean over ranks the gradient of a loss over the
-        gathered batch is that of one process with the joined batch. Validation batches differ in size between
-        ranks: no gathering.
+        Outside training: ``z`` itself and 0, because validation batches differ in size between ranks. The
+        backward sums over ranks; with DDP's mean over ranks, the gradient of a loss over the gathered batch
+        equals that of one process with the joined batch.
         """
         if not self.training or self.world_size == 1:
             return Gathered(z, 0)
@@ -202,22 +207,19 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return Gathered(gathered.flatten(0, 1), self.global_rank * len(z))
 
     def progress(self) -> float:
-        """Share of the run's optimizer steps that are done, in [0, 1]; 0 outside of a Trainer. For schedules
-        of a method.
-        """
+        """Share of the run's optimizer steps already done, in [0, 1], for schedules; 0 without a Trainer."""
         return min(1.0, self.global_step / self.total_steps) if self.total_steps else 0.0
 
     def randn(self, *size: int) -> Tensor:
-        """Standard normal noise on the module's device, a row per sample first: the only way a method draws
-        noise.
+        """Standard normal noise on the module's device, one row per sample. Methods must draw all noise here.
 
-        Seeded at every step by (seed, rank, epoch, step); one place, so that a test can hand one process the
-        draws of two.
+        It is seeded at every step by (seed, rank, epoch, step). Having one place lets a test give one process
+        the draws of two.
         """
         return torch.randn(*size, device=self.device)
 
     def rand(self, *size: int) -> Tensor:
-        """As ``randn``, uniform in [0, 1)."""
+        """Like ``randn``, but uniform in [0, 1)."""
         return torch.rand(*size, device=self.device)
 
     # ---- Lightning -----------------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return self.embed(x)
 
     def check_batch_size(self, global_batch: int) -> None:
-        """ValueError for a batch within which the method has nothing to compare."""
+        """ValueError for a batch in which the method has nothing to compare."""
         if self.couples_batch and global_batch < 2:
             raise ConfigError(
                 f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, "
@@ -234,7 +236,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             )
 
     def check_batch(self, batch: Batch) -> None:
-        """ValueError for a batch without the keys that ``losses`` reads."""
+        """ValueError for a batch without the keys that ``losses`` uses."""
         if missing := [key for key in self.batch_keys if key not in batch]:
             raise ConfigError(
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only "
@@ -253,12 +255,12 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, **given: Any
     ) -> Any:
-        """As ``load_module``, for a checkpoint of this class.
+        """Like ``load_module``, for a checkpoint of this class.
 
         Args: map_location: device of the module; default the CPU. given: see ``load_module``.
 
         Raises:
-            DataFileError: the file cannot be used, or holds another method.
+            DataFileError: the file cannot be used, or contains another method.
         """
         from runtime.checkpoints import load_module  # which imports this file
 
@@ -268,7 +270,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return module.to(map_location or "cpu")
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """torch's conversion to synchronized batch norm puts every network back through here."""
+        """Called by torch's conversion to synchronized batch norm, for every network it replaces."""
         super().add_module(name, module)
         keep_activations(module)
 
@@ -290,22 +292,19 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Noise of the model (dropout, sampling) from the step alone: a resumed run draws what it would have
-        # drawn.
+        # Seed the model's noise (dropout, sampling) from the step only, so that a resumed run repeats it.
         seed_noise(self.device, self.global_rank, self.trainer.current_epoch, batch_idx, 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_batch(batch)
         terms = self.losses(batch)
-        # `self.log` costs about half a millisecond a call, so one call, and only on steps that are written
+        # `self.log` costs about half a millisecond per call: one call, and only on steps that are written
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Features of the batch, for the probes; on the ``val`` loader also the loss on data that was held
-        out.
-        """
+        """Features of the batch for the probes; on the ``val`` loader also the loss on held-out data."""
         if dataloader_idx == 0:
             seed_noise(self.device, self.global_rank, batch_idx, 2)
             terms = {f"val/{k}": v for k, v in self.losses(batch).items()}
@@ -332,10 +331,10 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         }
 
     def schedule(self) -> Callable[[int], float]:
-        """Factor of the learning rate at each optimizer step of this run; from here on ``progress`` knows the
-        run's length.
+        """Learning-rate factor at each optimizer step of this run; also sets the run length that
+        ``progress`` uses.
         """
-        self.trainer.fit_loop.setup_data()  # or the number of batches is not known yet
+        self.trainer.fit_loop.setup_data()  # otherwise the number of batches is not known yet
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return warmup_cosine(total, round(self.warmup_epochs * per_epoch), self.final_lr_factor)

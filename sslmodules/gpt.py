@@ -1,12 +1,11 @@
 """GPT (Radford et al. 2018; GPT-2, Radford et al. 2019; images: Chen et al. 2020,
 http://proceedings.mlr.press/v119/chen20s.html).
 
-A causal network reads a sequence and predicts each next token from those before it. What it needs to know for
-that is in its hidden states, and their mean over the sequence is the features. Text, DNA and quantized pixels
-are the same to it.
+A causal network reads a sequence and predicts each next token from those before it. Features are its hidden
+states, averaged over the sequence. Text, DNA and quantized pixels are treated alike.
 
-Differs from the papers: the network is injected (a causal Transformer, or a GRU or LSTM in its place);
-features are the last layer's for text as for images. The causal Transformer itself is that of
+Differs from the papers: the network is a parameter (a causal Transformer, or a GRU or LSTM); features come
+from the last layer for both text and images. The causal Transformer itself is that of
 https://arxiv.org/abs/1706.03762.
 """
 
@@ -33,7 +32,7 @@ def next_token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         logits: (B, T - 1, V), row t of tokens 0..t.
-        tokens: (B, T) int64; row t is judged by token t + 1.
+        tokens: (B, T) int64; row t is scored on token t + 1.
 
     Returns:
         (B, T - 1) float32 or better. The first token has no prediction.
@@ -46,9 +45,10 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
 
     Args:
         logits: (B, V).
-        uniform: (B,) random numbers in [0, 1): where they fall in the cumulated probabilities decides.
-        temperature: 0 takes the likeliest.
-        top_k: None for all. Equals of the last one stay in, too.
+        uniform: (B,) random numbers in [0, 1): their position in the cumulative probabilities selects the
+            token.
+        temperature: 0 takes the likeliest token.
+        top_k: None for all. Tokens tied with the last one are included.
 
     Returns:
         (B,) int64.
@@ -60,21 +60,21 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
         least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     upto = (logits / temperature).softmax(1).double().cumsum(1)  # (B, V), rising to about 1
-    # strictly above, so that a token of probability 0 is never chosen; times the total against rounding at
-    # the upper end
+    # strictly above, so that a token of probability 0 is never chosen; times the total to allow for rounding
+    # at the upper end
     return (upto <= uniform.double()[:, None] * upto[:, -1:]).sum(1)
 
 
 class GPT(SSLModule):
-    """Next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
+    """GPT: next-token prediction; the output layer shares the encoder's token embeddings and has no bias.
 
     Args:
         encoder: (B, T) int64 tokens -> causal hidden states (B, T, num_features).
-        pixels: makes tokens of images in [0, 1] (data.mean 0 and data.std 1) and back; None where ``input``
+        pixels: converts images in [0, 1] (data.mean 0 and data.std 1) to tokens and back; None if ``input``
             is tokens.
-        pooling: ``mean`` of the hidden states as features, or the ``last`` one, which has seen the whole
-            input.
-        padding: token that fills up short samples, never predicted nor pooled; None where there is none.
+        pooling: features are the ``mean`` of the hidden states, or the ``last`` one, which depends on the
+            whole input.
+        padding: token that fills up short samples, never predicted or pooled; None if there is none.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -111,12 +111,13 @@ class GPT(SSLModule):
         return x if self.pixels is None else self.pixels(x)
 
     def logits(self, h: Tensor) -> Tensor:
-        """(B, T, D) hidden states -> (B, T, V): the inner products with the token embeddings."""
+        """(B, T, D) hidden states -> (B, T, V): inner products with the token embeddings."""
         return F.linear(h, self.encoder.token_embedding.weight)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean over all predicted tokens of the batch, of every rank's: that of padding is left out. In nats,
-        and in bits per token or, of images, per dimension (a value of a pixel).
+        """Mean over all predicted tokens of the batch, on all ranks, without padding.
+
+        In nats, and in bits per token or, for images, per dimension (a value of a pixel).
         """
         tokens = self.tokens(batch["input"])  # (B, T)
         nll = next_token_nll(self.logits(self.encoder.states(tokens[:, :-1])), tokens)  # (B, T - 1)
@@ -124,7 +125,7 @@ class GPT(SSLModule):
             loss = nll.mean()
         else:
             real = tokens[:, 1:] != self.padding
-            # ranks hold different numbers of tokens: divided by their mean, DDP's mean over ranks is that
+            # ranks have different numbers of tokens: divided by their mean, DDP's mean over ranks is the mean
             # over tokens
             count = self.gather(real.sum().to(nll.dtype)[None]).rows.mean().clamp(min=1)
             loss = (nll * real).sum() / count
@@ -135,7 +136,7 @@ class GPT(SSLModule):
         return {**terms, "perplexity": loss.exp()} if self.training else terms
 
     def on_validation_epoch_end(self) -> None:
-        """exp of the mean over the whole split: the mean of the batches' perplexities would be larger."""
+        """exp of the mean over the whole split: averaging the batches' perplexities would give more."""
         metrics = self.trainer.callback_metrics
         if "val/loss" in metrics:
             self.log("val/perplexity", metrics["val/loss"].exp())
@@ -146,7 +147,7 @@ class GPT(SSLModule):
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        if self.global_step:  # what follows makes the host wait for the device
+        if self.global_step:  # the following makes the host wait for the device
             return
         x, v, limit = batch["input"], self.encoder.vocab_size, self.encoder.block_size
         if self.pixels is not None:
@@ -179,8 +180,8 @@ class GPT(SSLModule):
             )
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, D): the hidden states of ``input``, pooled. As in training the last token of a full block is
-        not read.
+        """(B, D): pooled hidden states of ``input``. As in training, the last token of a full block
+        is not read.
         """
         tokens = self.tokens(x)
         limit = self.encoder.block_size
@@ -199,19 +200,19 @@ class GPT(SSLModule):
     def extend(
         self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """Draw the tokens that follow, one by one, each from the last ``block_size`` before it.
+        """Draw the following tokens one by one, each from the last ``block_size`` before it.
 
         Args:
             tokens: (B, t) int64, t >= 1.
-            length: how many to add.
-            temperature: below 1 likelier, above 1 more varied; 0 takes the likeliest token every time.
-            top_k: draw among so many likeliest tokens only; None for all.
+            length: number of tokens to add.
+            temperature: below 1 likelier, above 1 more varied; 0 always takes the likeliest token.
+            top_k: draw among this many likeliest tokens only; None for all.
 
         Returns:
             (B, t + length) int64.
 
         Raises:
-            ValueError: nothing to go on from, or a setting out of range.
+            ValueError: an empty start, or a setting out of range.
         """
         if tokens.shape[1] < 1:
             raise ValueError("a continuation needs at least one token to go on from, got none")
@@ -222,7 +223,7 @@ class GPT(SSLModule):
         for _ in range(length):
             if state is not None and (limit is None or tokens.shape[1] <= limit):
                 new = tokens[:, -1:]
-            else:  # the start, or past block_size, where every token moves to another position
+            else:  # the start, or past block_size, where every token changes its position
                 new, state = tokens if limit is None else tokens[:, -limit:], None
             h, state = self.encoder.resume(new, state)
             logits = self.logits(h[:, -1:])[:, 0]  # (B, V)
@@ -236,11 +237,11 @@ class GPT(SSLModule):
     def sample(
         self, n: int, length: int | None = None, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """New samples: images (n, C, H, W), or (n, length) tokens that begin with a random one.
+        """New samples: images (n, C, H, W), or (n, length) tokens that start with a random one.
 
         Args:
-            n: how many.
-            length: tokens of each, by default ``block_size``; of images always all.
+            n: number of samples.
+            length: tokens per sample, by default ``block_size``; ignored for images.
             temperature, top_k: as in ``extend``.
         """
         if self.pixels is not None:
@@ -253,12 +254,12 @@ class GPT(SSLModule):
     def complete(
         self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """``input`` with everything behind its first part drawn anew, in the same form: of an image the rows
-        below.
+        """``input`` with everything after its first part drawn anew, in the same form; for images, the lower
+        rows.
 
         Args:
             x: (B, ...), as ``input``.
-            keep: share of the values that stay, rounded down.
+            keep: share of the values to keep, rounded down.
             temperature, top_k: as in ``extend``.
         """
         check_within(0, 1, keep=keep)

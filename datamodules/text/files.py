@@ -1,7 +1,7 @@
 """Text files as token ids, in memory or memory-mapped.
 
-Splits are fixed and never depend on the run's seed. Whatever is learnt from the data (the tokenizer, class
-frequencies) is learnt from the training split alone.
+Splits are fixed and never depend on the run's seed. Everything learned from data (tokenizer, class
+frequencies) uses only the training split.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from sslmodules.networks.encoder import TokenEncoder
 
 
 def transformers_library() -> Any:
-    """The package, imported when a network of it is built.
+    """The package, imported when one of its networks is built.
 
     Raises:
-        ValueError: it is not installed; says how to get it.
+        ValueError: not installed; the message explains how to install it.
     """
     try:
         import transformers
@@ -35,16 +35,16 @@ class BertEncoder(TokenEncoder):
     Padding, token id 0, is hidden from the attention.
 
     Args:
-        vocab_size: V, at least the data's; the checkpoint's tokenizer decides it.
+        vocab_size: V, at least the data's; determined by the checkpoint's tokenizer.
         width: D of each token.
-        depth: layers.
-        heads: attention heads; must divide ``width``.
+        depth: number of layers.
+        heads: number of attention heads; must divide ``width``.
         max_length: tokens of the longest sample.
-        dropout: of layers and attention.
-        pooling: the features: ``mean`` over the tokens that are not padding, or the ``class`` token's.
+        dropout: dropout rate of layers and attention.
+        pooling: features are the ``mean`` over the tokens that are not padding, or the ``class`` token.
 
     Raises:
-        ValueError: a knob out of range, or ``transformers`` is not installed.
+        ValueError: an option is out of range, or ``transformers`` is not installed.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BertEncoder(TokenEncoder):
 
     @property
     def token_embedding(self) -> Tensor:
-        """(V, D) the table of the tokens, for a tied decoder."""
+        """(V, D) token table, for a tied decoder."""
         return self.net.embeddings.word_embeddings.weight
 
     def to_transformers(self) -> Any:

@@ -15,18 +15,17 @@ from sslmodules.networks.encoder import MapEncoder
 
 
 class ConvEncoder(MapEncoder):
-    """3x3 convolution, batch norm and ReLU per entry of ``channels``; every layer but the first halves the
-    size.
+    """A small convolutional encoder; every layer but the first halves the size.
 
-    Weights and activations are in channels-last order: the same numbers in half the time on a CPU.
-
-    With the default it has 94,000 parameters and 128 features: the encoder of the quick runs on small images.
+    Each entry of ``channels`` is a 3x3 convolution with batch norm and ReLU. Weights and activations are in
+    channels-last order: the same results in half the time on a CPU. The default has 94,000 parameters and 128
+    features, for quick runs on small images.
 
     Args:
-        in_channels: channels of the image; one more where the method also shows the encoder a mask.
+        in_channels: channels of the image; one more if the method also passes a mask to the encoder.
         channels: width of each layer; the last one is ``num_features``.
-        stem_stride: of the first layer; 1 for images of 8 pixels, 2 costs a quarter and suits 32 pixels and
-            more.
+        stem_stride: stride of the first layer; use 1 for images of 8 pixels; 2 costs a quarter and suits 32
+            pixels and more.
     """
 
     def __init__(
@@ -57,12 +56,14 @@ class ConvEncoder(MapEncoder):
 
 
 class ConvDecoder(Recorded, nn.Module):
-    """Feature map to image: a 3x3 convolution at the map's size, then doubling with 3x3 convolutions, then a
-    3x3 to pixels.
+    """Decodes a feature map to an image by repeated doubling.
 
-    Before the first convolution a linear map over positions, shared by all channels, lets every place see the
-    whole map (the cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may be
-    wider than what convolutions alone reach across.
+    A 3x3 convolution at the map's size, then doubling steps with 3x3 convolutions, then a 3x3 convolution to
+    pixels.
+
+    Before the first convolution, a linear map over positions, shared by all channels, lets every position see
+    the whole map (a cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may
+    be wider than the reach of convolutions alone.
 
     Args:
         in_channels: width of the feature map (the encoder's ``num_features``).

@@ -20,7 +20,7 @@ WEIGHT_STD = 0.02
 
 
 def initialize(net: nn.Module) -> None:
-    """The paper's start: weights from N(0, 0.02), scales of norms from N(1, 0.02), no offsets."""
+    """The paper's initialization: weights from N(0, 0.02), scales of norms from N(1, 0.02), zero biases."""
     for layer in net.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(layer.weight, 0.0, WEIGHT_STD)
@@ -33,7 +33,7 @@ def initialize(net: nn.Module) -> None:
 
 
 def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
-    """Side of the smallest map: ``image_size`` halved once per entry of ``channels``, rounded down."""
+    """Side of the smallest map: ``image_size`` halved once per entry of ``channels``, rounding down."""
     check_layers(channels=channels)
     smallest = image_size >> len(channels)
     expected = f"at least {2 ** len(channels)} for {len(channels)} channels"
@@ -42,24 +42,24 @@ def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
 
 
 class DCGANGenerator(Generator):
-    """Noise to image: a linear layer to a small map, then transposed 4x4 convolutions that double it up to
+    """DCGAN's generator: a linear layer to a small map, then transposed 4x4 convolutions that double it to
     the image.
 
     Batch norm and ReLU after every layer but the last; tanh at the end, so that a pixel can be exactly black
-    or white. The output is in standardized units: tanh's -1 and 1 are the values that pixels of 0 and 1 have
-    after standardization.
+    or white. The output is in standardized units: tanh's -1 and 1 map to the standardized values of pixels 0
+    and 1.
 
     Args:
         latent_dim: width of the noise z.
         image_size: height and width in pixels, a multiple of 2 to the number of ``channels``: 8, 28 (two),
             32, 64 ...
-        channels: width of the first map and of each doubled one; the last doubling gives the image.
+        channels: width of the first map and of each doubled one; the last doubling produces the image.
         out_channels: channels of the image.
-        mean, std: of the data's standardization, one value per channel or one for all; with 0.5 the output is
+        mean, std: the data's standardization, one value per channel or one for all; with 0.5 the output is
             tanh itself.
 
     Raises:
-        ValueError: a bad argument.
+        ValueError: an invalid argument.
     """
 
     low: Tensor
@@ -112,20 +112,20 @@ class DCGANGenerator(Generator):
 
 
 class DCGANDiscriminator(MapEncoder):
-    """Image to features: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened.
+    """DCGAN's discriminator: 4x4 convolutions of stride 2 with leaky ReLU (0.2), the last map flattened.
 
-    The first layer has no norm. A linear layer on the flattened map, the method's head, is the paper's last
+    The first layer has no norm. The method's head, a linear layer on the flattened map, is the paper's last
     convolution.
 
     Args:
         in_channels: channels of the image.
         image_size: height and width in pixels.
         channels: width of each layer; ``num_features`` is the last one times the positions of the last map.
-        norm: ``batch`` as in the paper, or ``layer`` = over channels and positions of each image alone, which
-            WGAN-GP needs.
+        norm: ``batch`` as in the paper, or ``layer`` = over channels and positions of each image separately,
+            required by WGAN-GP.
 
     Raises:
-        ValueError: a bad argument.
+        ValueError: an invalid argument.
     """
 
     def __init__(

@@ -37,5 +37,5 @@ class Generator(Recorded, nn.Module, ABC):
         """(B, L) standard normal noise -> samples (B, ...) in units of ``input``."""
 
     def value_range(self) -> tuple[Tensor, Tensor] | None:
-        """The lowest and highest value that it can make; None if there are none."""
+        """The lowest and highest possible output value; None if unbounded."""
         return None

@@ -23,10 +23,10 @@ class Encoder(Recorded, nn.Module, ABC):
 
     Attributes:
         num_features: D, the width of the features.
-        vocab_size: how many tokens it knows; None where ``input`` is not tokens.
-        in_channels: C of the images that it takes; None where that is not known.
-        in_features: values of a sample, or of a step of a sequence, that it takes; None where any number will
-            do.
+        vocab_size: number of known tokens; None if ``input`` is not tokens.
+        in_channels: C of the accepted images; None if unknown.
+        in_features: accepted number of values per sample, or per step of a sequence; None if any number is
+            accepted.
     """
 
     num_features: int
@@ -48,11 +48,11 @@ class WrappedEncoder(Encoder):
     """Any torch module as an encoder.
 
     Args:
-        net: a batch of samples -> (B, num_features), or a map that has so many values once it is flattened.
+        net: a batch of samples -> (B, num_features), or a map with that many values once flattened.
         num_features: D.
 
     Raises:
-        ConfigError: ``num_features`` is below 1, or (at the first batch) is not what ``net`` gives.
+        ConfigError: ``num_features`` is below 1, or (at the first batch) differs from the output of ``net``.
     """
 
     def __init__(self, net: nn.Module, num_features: int) -> None:
@@ -73,7 +73,7 @@ class MapEncoder(Encoder, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D', h, w); D' is ``num_features`` where the map's mean is the features."""
+        """(B, C, H, W) -> (B, D', h, w); D' is ``num_features`` if the features are the map's mean."""
 
 
 class PatchEncoder(MapEncoder, ABC):
@@ -91,7 +91,7 @@ class PatchEncoder(MapEncoder, ABC):
 
     @abstractmethod
     def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Class token and patch tokens, computed from the named patches only.
+        """Class token and patch tokens, computed from the given patches only.
 
         Args:
             x: (B, C, H, W).
@@ -106,8 +106,8 @@ class TokenEncoder(Encoder, ABC):
     """A text encoder that gives a vector for each token.
 
     Attributes:
-        vocab_size: V, how many tokens it knows.
-        token_embedding: (V, D), the table of the tokens, for a tied decoder.
+        vocab_size: V, number of known tokens.
+        token_embedding: (V, D) token table, for a tied decoder.
     """
 
     vocab_size: int
@@ -147,9 +147,9 @@ class CausalEncoder(SequenceEncoder, ABC):
     """A causal network over tokens.
 
     Attributes:
-        vocab_size: V, how many tokens it knows.
+        vocab_size: V, number of known tokens.
         block_size: longest context; None = unlimited.
-        token_embedding: the table of the tokens, whose weight (V, D) the output layer shares.
+        token_embedding: the token table, whose weight (V, D) the output layer shares.
     """
 
     vocab_size: int
@@ -162,11 +162,11 @@ class CausalEncoder(SequenceEncoder, ABC):
 
     @abstractmethod
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """As ``states``, going on where ``state`` ends.
+        """Like ``states``, continuing from ``state``.
 
         Args:
             tokens: (B, T).
-            state: what an earlier call gave, None for a new start.
+            state: returned by an earlier call, None to start.
 
         Returns:
             Hidden states (B, T, D), and the state after them.
@@ -174,7 +174,7 @@ class CausalEncoder(SequenceEncoder, ABC):
 
 
 def require(network: nn.Module, kind: type, option: str = "encoder") -> None:
-    """ConfigError unless a network is of the kind that a method needs, with the project's that are."""
+    """ConfigError that lists the project's suitable networks unless ``network`` is of the required kind."""
     if not isinstance(network, kind):
         need = (kind.__doc__ or "").split("\n")[0].rstrip(".")
         need = need[:1].lower() + need[1:]

@@ -11,16 +11,16 @@ from sslmodules.networks.vit import sincos_positions
 
 
 class GRUFrames(FrameEncoder):
-    """Stacked GRUs; from the second layer on the input is added to the output (Chung et al. 2019, an option
-    of their code).
+    """Stacked GRUs with residual connections from the second layer on (Chung et al. 2019, an option of their
+    code).
 
     Args:
         in_features: D of a frame: the number of mel bands.
-        width: of the states, which is ``num_features``.
+        width: width of the states, which is ``num_features``.
         depth: layers.
 
     Raises:
-        ValueError: a knob is below 1.
+        ValueError: an option is below 1.
     """
 
     def __init__(self, in_features: int = 40, width: int = 512, depth: int = 3) -> None:
@@ -40,16 +40,16 @@ class GRUFrames(FrameEncoder):
 
 
 class TransformerFrames(FrameEncoder):
-    """A causal Transformer (norm before each block) with sine-cosine positions.
+    """A causal pre-norm Transformer with sine-cosine positions.
 
     Args:
         in_features: D of a frame: the number of mel bands.
-        width: of the states, which is ``num_features``; divisible by 4 and by ``heads``.
+        width: width of the states, which is ``num_features``; divisible by 4 and by ``heads``.
         depth: layers.
-        heads: of the attention.
+        heads: number of attention heads.
 
     Raises:
-        ValueError: a knob is out of its range.
+        ValueError: an option is out of range.
     """
 
     def __init__(self, in_features: int = 40, width: int = 512, depth: int = 4, heads: int = 8) -> None:
@@ -71,7 +71,7 @@ class TransformerFrames(FrameEncoder):
         x = self.project(x)
         steps = x.shape[1]
         x = x + sincos_positions((1, steps), x.shape[2], device=x.device).to(x.dtype)
-        future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)  # True = not seen
+        future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)  # True = masked
         for layer in self.layers:
             x = layer(x, src_mask=future)
         return self.norm(x)

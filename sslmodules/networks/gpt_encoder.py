@@ -15,9 +15,7 @@ from sslmodules.networks.encoder import CausalEncoder
 
 
 class _Attention(nn.Module):
-    """Causal self-attention; keys and values of earlier tokens may be handed in, so that a token costs one
-    step.
-    """
+    """Causal self-attention; cached keys and values of earlier tokens make a new token cost one step."""
 
     def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
@@ -29,7 +27,7 @@ class _Attention(nn.Module):
         q, k, v = (
             self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, T, d)
-        if past is not None:  # t is 1: the new token looks at everything
+        if past is not None:  # t is 1: the new token attends to everything
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=past is None)
@@ -37,8 +35,8 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Layer norm before attention and before the perceptron, each added to the stream (pre-norm, as
-    GPT-2).
+    """Layer norm before attention and before the MLP, each added to the residual stream (pre-norm,
+    as GPT-2).
     """
 
     def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
@@ -55,12 +53,12 @@ class _Block(nn.Module):
 
 
 class GPTEncoder(CausalEncoder):
-    """The Transformer of GPT-2 (Radford et al. 2019): token and position embeddings, pre-norm blocks, a last
-    layer norm.
+    """GPT-2's Transformer (Radford et al. 2019): token and position embeddings, pre-norm blocks, final layer
+    norm.
 
-    Initialized as GPT-2: normal weights of standard deviation 0.02, those that write into the residual stream
-    divided by sqrt(2 depth), biases 0. As in nanoGPT the position embeddings have 0.02, too (GPT-2's code has
-    0.01) and GELU is exact.
+    Initialized as GPT-2: normal weights of standard deviation 0.02, divided by sqrt(2 depth) for those that
+    write to the residual stream, biases 0. As in nanoGPT, position embeddings also use 0.02 (GPT-2's code:
+    0.01), and GELU is exact.
 
     Not ``transformers``' ``GPT2Model``: pixels need it as well, without an optional package, and that one has
     no ``bias: false``. ``to_transformers`` gives it with the same weights and outputs (tested).
@@ -69,10 +67,10 @@ class GPTEncoder(CausalEncoder):
         vocab_size: number V of tokens.
         block_size: longest context.
         width: D.
-        depth: blocks.
-        heads: of attention; must divide the width.
-        dropout: after the embeddings, in attention, and of what a block adds (GPT-2: 0.1).
-        bias: of linear layers and layer norms.
+        depth: number of blocks.
+        heads: number of attention heads; must divide the width.
+        dropout: after the embeddings, in attention, and on the output of each block (GPT-2: 0.1).
+        bias: biases in linear layers and layer norms.
 
     Raises:
         ValueError: a size is out of range.
@@ -108,11 +106,11 @@ class GPTEncoder(CausalEncoder):
                 nn.init.zeros_(layer.bias)
 
     def resume(self, tokens: Tensor, state: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
-        """As ``states``, going on where ``state`` ends.
+        """Like ``states``, continuing from ``state``.
 
         Args:
             tokens: (B, T), or (B, 1) after a state.
-            state: what an earlier call gave, None for a new start.
+            state: returned by an earlier call, None to start.
 
         Returns:
             Hidden states (B, T, D), and the state after them: keys and values of each block.
@@ -167,7 +165,7 @@ class GPTEncoder(CausalEncoder):
             ours |= {f"h.{i}.{name}": part for name, part in parts.items()}
         state = {}
         for name, layer in ours.items():
-            # its linear layers hold the transposed matrix, and always a bias
+            # its linear layers store the transposed matrix, and always a bias
             state[f"{name}.weight"] = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight
             if not isinstance(layer, nn.Embedding):
                 state[f"{name}.bias"] = (
@@ -178,17 +176,17 @@ class GPTEncoder(CausalEncoder):
 
 
 class RecurrentEncoder(CausalEncoder):
-    """A GRU or LSTM over tokens: the recurrent baseline of language modeling, without a longest context.
+    """A GRU or LSTM over tokens: the recurrent baseline of language modeling, with unlimited context.
 
-    Embeddings have standard deviation 0.02 as GPT's, because the output layer shares them, and are brought to
-    1 at the input.
+    Embeddings have standard deviation 0.02, like GPT's, because the output layer shares them, and are scaled
+    to 1 at the input.
 
     Args:
         vocab_size: number V of tokens.
         width: D of embeddings and hidden states, equal because the output layer shares the embeddings.
         depth: layers.
         cell: ``gru`` (Cho et al. 2014) or ``lstm`` (Hochreiter and Schmidhuber 1997).
-        dropout: of embeddings and outputs of each layer.
+        dropout: on embeddings and outputs of each layer.
 
     Raises:
         ValueError: a size is out of range, or an unknown cell.
@@ -216,8 +214,8 @@ class RecurrentEncoder(CausalEncoder):
         self.dropout = nn.Dropout(dropout)
 
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """As ``states``, going on where ``state`` ends (None: a new start); also the state after the last
-        token.
+        """Like ``states``, continuing from ``state`` (None to start); also returns the state after
+        the last token.
         """
         h, state = self.layers(self.dropout(50 * self.token_embedding(tokens)), state)
         return self.dropout(h), state

@@ -16,16 +16,15 @@ def mlp(
     last_bias: bool = True,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers with batch norm and an activation between them: the shape of most projectors and
-    predictors.
+    """Linear layers with batch norm and an activation in between, as in most projectors and predictors.
 
     A layer followed by a batch norm has no bias of its own.
 
     Args:
         widths: input, hidden ..., output.
         last_norm: batch norm after the last layer too (SimCLR, SimSiam's projector).
-        last_affine: whether that last norm has scale and shift (SimSiam's and MoCo v3's has not).
-        last_bias: bias of the last layer where no norm follows.
+        last_affine: scale and shift for that last norm (off in SimSiam and MoCo v3).
+        last_bias: bias of the last layer if no norm follows.
         activation: between layers.
 
     Raises:
@@ -47,7 +46,7 @@ def mlp(
 def projection_mlp(in_features: int, hidden: int, out_features: int, layers: int = 2) -> nn.Sequential:
     """SimCLR's projector: ``layers`` linear layers, each with batch norm, ReLU between them.
 
-    As in the official code, the layers before a batch norm have no bias and the last batch norm has no shift.
+    As in the official code, layers followed by batch norm have no bias, and the last batch norm has no shift.
 
     Args:
         in_features: width D of the features h.

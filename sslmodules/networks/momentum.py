@@ -13,13 +13,13 @@ from datamodules.checks import check_within
 
 
 class MomentumCopy(nn.Module):
-    """A copy of ``source`` that follows it: no gradient, not in the optimizer, in the checkpoint.
+    """A copy of ``source`` that follows it: without gradient, not in the optimizer, but in the checkpoint.
 
-    Batch-norm buffers are the copy's own (it is run in training mode on its own inputs, as in the official
-    MoCo and BYOL); only parameters are averaged.
+    Batch-norm buffers are the copy's own (it runs in training mode on its own inputs, as in the official MoCo
+    and BYOL); only parameters are averaged.
 
     Args:
-        source: copied with its values.
+        source: network to copy, including its values.
     """
 
     def __init__(self, source: nn.Module) -> None:
@@ -28,7 +28,7 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the copied network gives, outside of the graph."""
+        """The output of the copied network, outside the graph."""
         return self.net(*args, **kwargs)
 
     @torch.no_grad()
@@ -48,11 +48,11 @@ def cosine_momentum(progress: float, base: float) -> float:
     section 3.3).
 
     Args:
-        progress: share of the run that is done, in [0, 1].
+        progress: share of the run already done, in [0, 1].
         base: value at the start.
 
     Returns:
-        1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step: a resumed run has no
-        memory to lose.
+        1 - (1 - base) * (cos(pi * progress) + 1) / 2, a pure function of the step, so a resumed run needs no
+        state.
     """
     return 1 - (1 - base) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

@@ -11,19 +11,19 @@ from runtime.construction import Recorded
 
 
 class PixelTokens(Recorded, nn.Module):
-    """Gray or color values as tokens, row by row, channels of a pixel one after the other; token ``levels``
-    begins an image.
+    """Converts gray or color values to tokens and back, row by row, channels of a pixel in sequence.
 
-    A value in [0, 1] becomes the level ``floor(value * levels)``, the top one for 1, and comes back as the
-    middle of those that share its level: with 256 levels every 8-bit value has its own. An image of S values
-    is S + 1 tokens, so that each value, the first too, is predicted from those before it.
+    Token ``levels`` starts an image. A value in [0, 1] becomes the level ``floor(value * levels)``, the top
+    one for 1, and is decoded to the middle of the values that share its level: with 256 levels every 8-bit
+    value has its own. An image of S values is S + 1 tokens, so that each value, including the first, is
+    predicted from those before it.
 
     Args:
         image_shape: (C, H, W).
-        levels: K of each value, a power of two from 2 to 256.
+        levels: K, number of levels per value, a power of two from 2 to 256.
 
     Attributes:
-        begin: the token before the first value, K; a model needs ``vocab_size`` K + 1.
+        begin: the token before the first value, K; a model needs a ``vocab_size`` of K + 1.
         num_values: S = C * H * W.
     """
 
@@ -43,7 +43,7 @@ class PixelTokens(Recorded, nn.Module):
         """
         if tuple(images.shape[1:]) != self.image_shape:
             raise ConfigError(f"image_shape is {self.image_shape}, got images of {tuple(images.shape[1:])}")
-        # 8-bit values come as k / 255: halfway between two of them nothing is lost to rounding
+        # 8-bit values are k / 255: halfway between two of them, rounding loses nothing
         level = ((images.float() * 255 + 0.5) * (self.levels / 256)).long().clamp(0, self.levels - 1)
         values = level.permute(0, 2, 3, 1).flatten(1)  # (B, S)
         return torch.cat([values.new_full((len(values), 1), self.begin), values], dim=1)

@@ -13,16 +13,15 @@ from sslmodules.networks.encoder import MapEncoder
 
 
 class ResNetEncoder(MapEncoder):
-    """A torchvision ResNet without its classifier; weights and activations in channels-last order (1.4x
-    faster on CPU).
+    """A torchvision ResNet without its classifier, in channels-last order (1.4x faster on CPU).
 
     Args:
-        name: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ... any of torchvision's ResNets.
+        name: any of torchvision's ResNets: ``resnet18``, ``resnet34``, ``resnet50``, ``wide_resnet50_2``, ...
         stem: ``imagenet`` = 7x7 stride 2 and max-pooling; ``cifar`` = 3x3 stride 1 without pooling (SimCLR,
             appendix on CIFAR-10), for images of 32 to 64 pixels.
         in_channels: channels of the image.
-        zero_init_residual: each block starts as the identity (Goyal et al. 2017; SimSiam's and Barlow Twins'
-            setting).
+        zero_init_residual: initialize each block as the identity (Goyal et al. 2017; used by SimSiam and
+            Barlow Twins).
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from sslmodules.networks.encoder import MapEncoder
 
 
 def patch_layer(encoder: nn.Module) -> PatchEmbed | None:
-    """The layer that makes tokens of patches in one of timm's ViTs; None in other networks."""
+    """The patch embedding layer of a timm ViT; None for other networks."""
     return next((part for part in encoder.modules() if isinstance(part, PatchEmbed)), None)
 
 
@@ -61,16 +61,16 @@ class TimmEncoder(MapEncoder):
         name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``,
             ``resnet50.a1_in1k``).
         image_size: height and width in pixels, for models with a fixed input size (ViTs); None = the model's
-            own.
-        patch_size: of a ViT, in pixels; None = the model's own.
+            default.
+        patch_size: patch size of a ViT in pixels; None = the model's default.
         in_channels: channels of the image.
-        any_size: a ViT also takes images of other sizes, its position embedding resized to each: for views of
-            several sizes (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
-        pretrained: start from timm's published weights, fetched if they are not here yet.
+        any_size: a ViT also accepts other image sizes, with its position embedding resized to each: for views
+            of several sizes (multi-crop of SwAV and DINO). Sizes must be multiples of the patch size.
+        pretrained: start from timm's published weights, downloaded if they are not cached.
 
     Raises:
-        ValueError: timm has no such model (the three nearest names are given), or the model has no setting
-            for what was given, or its published weights cannot be had.
+        ValueError: timm has no such model (the message gives the three nearest names), the model does not
+            support an option, or its published weights are unavailable.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class TimmEncoder(MapEncoder):
                 f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
             ) from None
         self.in_channels = in_channels
-        # what comes out of some models is wider than their last feature map: a hidden layer before the
-        # classifier
+        # some models have a hidden layer before the classifier, so their output is wider than the last
+        # feature map
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class TimmEncoder(MapEncoder):
         D' is ``num_features``, or less for models with a hidden layer before the classifier.
 
         Raises:
-            ValueError: timm gives no feature maps of this model.
+            ValueError: timm provides no feature maps for this model.
         """
         if not hasattr(self.net, "forward_intermediates"):
             raise ConfigError(

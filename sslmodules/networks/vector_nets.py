@@ -14,10 +14,10 @@ from sslmodules.networks.encoder import Encoder
 
 
 class MLPEncoder(Encoder):
-    """A flattened image through linear layers, each with ReLU; no batch norm.
+    """Linear layers with ReLU on a flattened image; no batch norm.
 
     Args:
-        in_features: values of an image, C * H * W.
+        in_features: number of values of an image, C * H * W.
         hidden: width of each layer; the last one is ``num_features``.
     """
 
@@ -39,7 +39,7 @@ class MLPEncoder(Encoder):
 
 
 class MLPDecoder(Decoder):
-    """A vector through linear layers with ReLU between them to the values of an image.
+    """Linear layers from a vector to the values of an image, with ReLU in between.
 
     Args:
         in_features: width of the vector.
@@ -73,8 +73,9 @@ class MLPDecoder(Decoder):
 
 
 class VectorDecoder(Decoder):
-    """A vector to an image: a linear layer to a small map, then doubling with 3x3 convolutions, then a 3x3 to
-    pixels.
+    """Decodes a vector to an image: a linear layer to a small map, then doubling steps with 3x3 convolutions.
+
+    A last 3x3 convolution gives the pixels.
 
     Args:
         in_features: width of the vector.

@@ -15,8 +15,9 @@ from sslmodules.networks.encoder import PatchEncoder
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) -> patches (B, N, p * p * C), row by row; within a patch pixels row by row,
-    channels last.
+    """Images (B, C, H, W) -> patches (B, N, p * p * C), row by row.
+
+    Within a patch, pixels are row by row with channels last.
     """
     b, c, height, width = images.shape
     h, w, p = height // patch_size, width // patch_size, patch_size
@@ -24,9 +25,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of ``patchify``: patches (B, h * w, p * p * C) of a grid of h rows and w columns -> (B, C,
-    h * p, w * p).
-    """
+    """Inverse of ``patchify``: patches (B, h * w, p * p * C) of an (h, w) grid -> (B, C, h * p, w * p)."""
     b, (h, w), p = len(patches), grid, patch_size
     return patches.reshape(b, h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * p, w * p)
 
@@ -37,7 +36,7 @@ def sincos_positions(
     reference: tuple[int, int] | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Fixed sine-cosine embedding of the places of a grid, as in the official MAE and MoCo v3 code.
+    """Fixed sine-cosine embedding of grid positions, as in the official MAE and MoCo v3 code.
 
     The first half of the dimensions encodes the column, the second half the row; within a half sines come
     before cosines, at ``width / 4`` frequencies from 1 down to nearly 1 / 10,000 per patch.
@@ -45,9 +44,9 @@ def sincos_positions(
     Args:
         grid: (rows h, columns w).
         width: D, divisible by 4.
-        reference: grid over which this one is stretched (small crops in a network for large images); None =
+        reference: grid that this one is stretched over (small crops in a network for large images); None =
             itself.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         (h * w, D) float32, row by row.
@@ -57,7 +56,7 @@ def sincos_positions(
     def encode(count: int, span: int) -> Tensor:
         place = (torch.arange(count, device=device) + 0.5) * (
             span / count
-        ) - 0.5  # 0, 1, 2, ... where span is count
+        ) - 0.5  # 0, 1, 2, ... if span is count
         angle = place[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=1)  # (count, D / 2)
 
@@ -79,8 +78,8 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 def _initialize(module: nn.Module) -> None:
-    """MAE's: uniform Glorot weights and no bias in every linear layer, the projection of the patches
-    included.
+    """MAE's initialization: Glorot uniform weights, zero biases in every linear layer, including
+    patch projection.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -90,26 +89,25 @@ def _initialize(module: nn.Module) -> None:
 
 
 class ViTEncoder(PatchEncoder):
-    """A vision transformer of timm's blocks with a class token and fixed sine-cosine positions; the default
-    is ViT-B/16.
+    """A vision transformer from timm's blocks with class token and sine-cosine positions; default ViT-B/16.
 
-    Images of another size than ``image_size`` work too, if patches tile them: positions are stretched over
-    the grid.
+    Images of other sizes than ``image_size`` also work if patches tile them: positions are stretched over the
+    grid.
 
     Args:
         image_size: height and width in pixels; one number for squares.
         patch_size: side of a patch in pixels; must divide ``image_size``.
         in_channels: channels of the image.
-        width: of the tokens, which is ``num_features``; divisible by 4.
+        width: width of the tokens, which is ``num_features``; divisible by 4.
         depth: number of blocks.
-        heads: of the attention; must divide ``width``.
+        heads: number of attention heads; must divide ``width``.
 
     Attributes:
         grid: rows and columns of patches.
         num_features: ``width``.
 
     Raises:
-        ValueError: a knob is out of its range, or patches do not tile the image.
+        ValueError: an option is out of range, or patches do not tile the image.
     """
 
     positions: Tensor
@@ -147,8 +145,7 @@ class ViTEncoder(PatchEncoder):
         return height // self.patch_size, width // self.patch_size
 
     def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Class token and patch tokens, of the patches that are named only: no other pixel enters the
-        computation.
+        """Class token and patch tokens of the given patches; no other pixel enters the computation.
 
         Args:
             x: (B, C, H, W).
@@ -166,7 +163,7 @@ class ViTEncoder(PatchEncoder):
             patches = patches.gather(
                 1, visible[:, :, None].expand(-1, -1, patches.shape[2])
             )  # (B, K, p * p * C)
-            positions = positions[visible]  # (B, K, D): each patch keeps the place that it has in the image
+            positions = positions[visible]  # (B, K, D): each patch keeps its position in the image
         tokens = self.patch_embed(patches) + positions
         class_token = self.class_token.expand(len(x), -1, -1).to(tokens.dtype)  # its position is all zeros
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
@@ -176,24 +173,23 @@ class ViTEncoder(PatchEncoder):
         return self.forward_visible(x)[:, 1:].transpose(1, 2).unflatten(2, self._grid_of(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D): the class token behind the last norm."""
+        """(B, C, H, W) -> (B, D): the class token after the last norm."""
         return self.forward_visible(x)[:, 0]
 
 
 class PatchDecoder(nn.Module):
-    """From the tokens of some patches to a vector for every patch: a learned mask token stands where none was
-    encoded.
+    """Predicts a vector for every patch from the tokens of some; a learned mask token replaces the others.
 
     Args:
         grid: rows and columns of patches.
-        in_width: of the encoder's tokens.
+        in_width: width of the encoder's tokens.
         out_features: values to predict for each patch.
-        width: of this decoder's tokens; divisible by 4.
+        width: width of this decoder's tokens; divisible by 4.
         depth: number of blocks.
-        heads: of the attention; must divide ``width``.
+        heads: number of attention heads; must divide ``width``.
 
     Raises:
-        ValueError: a knob is out of its range.
+        ValueError: an option is out of range.
     """
 
     positions: Tensor
@@ -221,24 +217,23 @@ class PatchDecoder(nn.Module):
         places = self.mask_token.to(x.dtype).expand(b, len(self.positions), -1)  # (B, N, width)
         places = places.scatter(
             1, visible[:, :, None].expand(-1, -1, width), x[:, 1:]
-        )  # each token goes where its patch is
+        )  # each token goes to the position of its patch
         x = torch.cat([x[:, :1].to(self.positions.dtype), places + self.positions], dim=1)
         return self.predict(self.norm(self.blocks(x))[:, 1:])
 
 
 @torch.no_grad()
 def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
-    """Where the class token looks in the last block, as Caron et al. 2021 (https://arxiv.org/abs/2104.14294)
-    show it.
+    """Attention of the class token in the last block, as shown by Caron et al. 2021
+    (https://arxiv.org/abs/2104.14294).
 
     Args:
         encoder: a ``ViTEncoder``, or a ``TimmEncoder`` of a plain ViT; in eval mode.
         x: (B, C, H, W).
 
     Returns:
-        (B, heads, h, w): share of the attention that each patch gets; shares of other tokens are left out, so
-        a map sums to at most 1. None for an encoder without a class token, or one whose images have other
-        channels.
+        (B, heads, h, w): share of the attention on each patch; other tokens are left out, so a map sums to at
+        most 1. None for an encoder without a class token, or for images with other channels.
     """
     kinds = (ViTEncoder, VisionTransformer)
     vit: Any = next((part for part in encoder.modules() if isinstance(part, kinds)), None)
