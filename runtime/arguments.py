@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from datamodules.errors import ConfigError
 from runtime import callback_lists
 from runtime.discovery import classes, current_path, find_class, public_name, with_current_paths
 from runtime.messages import DEFAULTS, config_arguments, pairs, read_config
@@ -45,6 +46,11 @@ class Given(NamedTuple):
 
     def for_parser(self) -> list[str]:
         """The arguments as the parser takes them: each file as JSON, every class known."""
+        for source, content in self.files:
+            if not isinstance(content.get("trainer", {}), (dict, type(None))):
+                raise ConfigError(
+                    f"{source}: trainer: expected options such as max_epochs, got {content['trainer']!r}"
+                )
         added, words = callback_lists.from_command_line(words_with_full_names(self.words))
         layers = [with_full_names(content) for _, content in self.files]
         callbacks = callback_lists.merge([*layers, {"trainer": {"callbacks": added}}])
@@ -119,6 +125,8 @@ def words_with_full_names(words: list[str]) -> list[str]:
     """Likewise for the command line: each option and its value in one word."""
     out = []
     for option, value in pairs(words):
+        if option == "--trainer":  # the parser would take the name of a file
+            raise ConfigError(f"--trainer: expected options such as --trainer.max_epochs 10, got {value!r}")
         if value is None:
             out.append(option)
             continue

@@ -47,7 +47,7 @@ class SSLCommandLine(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.run_folder: RunFolder
-        given = read_arguments(args)
+        self.given = given = read_arguments(args)
         for line in given.replaced():
             print(line)
         try:
@@ -98,7 +98,11 @@ class SSLCommandLine(LightningCLI):
             # LightningCLI warns about arguments from Python while sys.argv has some: here both are the same
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
-        admit(self.config)  # before anything is built
+        try:
+            admit(self.config)  # before anything is built
+        except ConfigError:
+            look_for_mistakes(self.given.files, self.given.words)  # which tells the file
+            raise
         check_within(0, 2**32 - 1, seed_everything=self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
@@ -250,7 +254,8 @@ def explain(error: BaseException) -> str:
         text = re.sub(r"\s*Given value type:.*", "", text, flags=re.DOTALL)
     text = re.sub(r"Expected an? (.+?)\. Got value: ?(.*)", r"expected \1, got \2", text)
     if text.startswith("Does not validate against any of the Union subtypes"):
-        text = next(iter(re.findall(r"[Ee]xpected .*?, (?:but )?got .*", text)), text)
+        reasons = re.findall(r"[Ee]xpected .*?, (?:but )?got .*|No module named .*|cannot import .*", text)
+        text = next(iter(reasons), text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     text = re.sub(r"NestedArg\(key='([^']*)', val=.*\)", r"an option '\1' of it", text)

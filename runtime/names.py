@@ -19,9 +19,9 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from runtime.discovery import PACKAGES, below, classes, find_class
 from runtime.messages import did_you_mean, read_config
-from runtime.options import classes_in, members, options_of
+from runtime.options import classes_in, members, options_of, takes_function
 from runtime.strict_yaml import read_yaml, reason
-from runtime.trust import find
+from runtime.trust import admit, find
 from sslmodules.base import SSLModule
 from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
 
@@ -171,7 +171,7 @@ class Mistakes:
             for part in reversed([part for part in path[1:] if part != "init_args"]):
                 given = {part: given}
             if path[-1] != "help":
-                self._top(path[0], given, option)
+                self._top(path[0], given, f"--{path[0]}")
 
     def _top(self, name: str, value: Any, where: str) -> None:
         bases = {"model": SSLModule, "data": SSLDataModule}
@@ -213,6 +213,7 @@ class Mistakes:
                 f"{where}: unknown key {next(iter(direct))!r}; expected class_path and init_args: options of "
                 f"{name} go under init_args"
             )
+        self._anything(value.get("dict_kwargs"), f"{where}.dict_kwargs")
         self._options({**direct, **inner}, path, where)
 
     def _no_class(self, path: tuple[str, ...], value: dict[str, Any], where: str) -> str:
@@ -227,7 +228,7 @@ class Mistakes:
             options.pop("params", None)  # are the method's
         for key, value in given.items():
             name = str(key).removesuffix("+")
-            place = where if where.startswith("--") else f"{where}.{name}"
+            place = f"{where}.{name}"
             if name not in options:
                 usual = USUAL_NAMES.get(name)
                 near = f" (did you mean {usual!r}?)" if usual in options else did_you_mean(name, options)
@@ -237,6 +238,21 @@ class Mistakes:
             bases = classes_in(hint)
             if bases and self._stands_for_a_class(value, hint, (*path, name)):
                 self._spec(value, bases, (*path, name), place)
+            elif isinstance(value, str) and "." in value and takes_function(hint):
+                admit(find(value, place), place)
+            else:
+                self._anything(value, place)
+
+    def _anything(self, value: Any, where: str) -> None:
+        """A value of any type: classes in it must exist and be admitted."""
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                self._anything(item, f"{where}[{i}]")
+        elif isinstance(value, dict) and isinstance(name := value.get("class_path"), str):
+            admit(find(name, where), where)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._anything(item, f"{where}.{key}")
 
     def _stands_for_a_class(self, value: Any, hint: Any, path: tuple[str, ...]) -> bool:
         """Is it an object to build, and not plain data of a type that also takes data?"""

@@ -32,7 +32,7 @@ REFUSED = {
     "--data.bs 3": "--data.bs: Digits has no option 'bs' (did you mean 'batch_size'?)",
     "--model.views x": "--model.views: SimCLR has no option 'views' (did you mean '--data.views'?)",
     "--model null": "--model: expected the name of a method, or a mapping with class_path, got None",
-    "--trainer 3": "--trainer: expected options such as max_epochs, got '3'",
+    "--trainer 3": "--trainer: expected options such as --trainer.max_epochs 10, got '3'",
     "--model.temperature.x 1": "model.temperature: expected float, got an option 'x' of it",
     "--model.optimizer {lr: 1, lr: 2}": f"--model.optimizer: '{{lr: 1, lr: 2}}' {NO_YAML}",
     "--seed_everything -1": "seed_everything must be in [0, 4294967295], got -1",
