@@ -288,12 +288,26 @@ def test_checkpoint_rebuilds_the_method(config: str, tmp_path: Path) -> None:
     assert_equal(at_start, parameters(initial_module(read_checkpoint(path))))
 
 
+def names_its_source(text: str) -> bool:
+    """Authors, a year and a link to the paper or the code; or that it is unpublished."""
+    published = re.search(r"\(\w.* (et al\. )?\d{4}", text) and re.search(r"https?://\S+\.\S+", text)
+    return bool(published) or "Unpublished" in text
+
+
+def test_a_method_without_a_paper_is_unpublished() -> None:
+    assert names_its_source("RotNet (Gidaris et al. 2018, https://arxiv.org/abs/1803.07728).")
+    assert names_its_source("Ours (Doe 2031, https://example.org/ours).")
+    assert names_its_source("Unpublished: the mean of two losses.")
+    assert not names_its_source("The mean of two losses.")
+    assert not names_its_source("RotNet (Gidaris et al. 2018).")
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_documentation_of_the_class(config: str) -> None:
-    """A paper, a link, a line for each option, and shapes in the file of the method."""
+    """Where it comes from, a line for each option, and shapes in the file of the method."""
     cls = find_class(parse(config).config.model.class_path)
     text = inspect.getdoc(inspect.getmodule(cls)) or ""
-    assert re.search(r"\(\w.* (et al\. )?\d{4}", text) and "https://arxiv.org/abs/" in text
+    assert names_its_source(text)
     doc = inspect.getdoc(cls) or ""
     own = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "kwargs")]
     assert not [n for n in own if f"{n}:" not in doc]

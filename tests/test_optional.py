@@ -148,17 +148,21 @@ def test_offered_is_what_a_class_defines() -> None:
     able = {}
     for name, cls in methods().items():
         able[name] = {power for _, power, _ in declared(cls) if offers(cls, power)}
-    assert {name: powers for name, powers in able.items() if powers} == {
-        "APC": {"continue_clip"},
-        "AudioMAE": {"fill"},
-        "Autoencoder": {"reconstruct"},
-        "BERT": {"to_transformers"},
-        "GAN": {"sample"},
-        "GPT": {"sample", "complete", "extend"},
-        "Inpainting": {"reconstruct"},
-        "MAE": {"reconstruct"},
-        "VAE": {"sample", "interpolate", "reconstruct"},
-    }
+    assert able["SimCLR"] == set()
+    assert (
+        able.items()
+        >= {
+            "APC": {"continue_clip"},
+            "AudioMAE": {"fill"},
+            "Autoencoder": {"reconstruct"},
+            "BERT": {"to_transformers"},
+            "GAN": {"sample"},
+            "GPT": {"sample", "complete", "extend"},
+            "Inpainting": {"reconstruct"},
+            "MAE": {"reconstruct"},
+            "VAE": {"sample", "interpolate", "reconstruct"},
+        }.items()
+    )
     with pytest.raises(NotImplementedError):
         Minimal().sample(1)
 
