@@ -3,9 +3,11 @@
     python benchmarks/digits.py [--methods simclr moco] [--seeds 0 1 2] [--json FILE]
 
 Runs ``python train.py --config configs/digits/<method>.yaml --seed_everything S`` for each method and seed,
-each in a process and a run folder of its own, and prints the rows of the README's table from their
-``results.json``. Nothing is chosen here: the configs' settings were chosen on the validation split, and each
-test number is counted once per seed.
+each in a process and a run folder of its own, and prints the rows of the results table from their
+``results.json``: mean ± standard deviation over seeds. The row ``gain`` is the mean difference from the same
+seed's untrained network ± its standard error; a gain below two standard errors is marked as not shown.
+Nothing is chosen here: the configs' settings were chosen on the validation split, and each test number is
+counted once per seed.
 """
 
 from __future__ import annotations
@@ -38,6 +40,31 @@ def train(method: str, seed: int, folder: Path) -> tuple[dict[str, dict[str, flo
     return json.loads((run / "results.json").read_text())["results"], time.perf_counter() - start
 
 
+def spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def gain(values: list[float]) -> str:
+    """Mean ± standard error of differences, which need two seeds or more."""
+    if len(values) < 2:
+        return f"{values[0]:+.1f}"
+    mean, error = statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.1f} ± {error:.1f}" + ("" if abs(mean) > 2 * error else " (not shown)")
+
+
+def rows(method: str, runs: list[tuple[dict[str, dict[str, float]], float]]) -> list[str]:
+    """The table's rows of a method: each encoder, then what training added."""
+    seconds, table = f"{statistics.median(t for _, t in runs):.0f}", []
+    for encoder in ENCODERS:
+        cells = [spread([100 * results[encoder][key] for results, _ in runs]) for key in METRICS]
+        first = encoder == "pretrained"
+        table.append(" | ".join(["", method if first else "", encoder, *cells, seconds if first else ""]))
+    trained, untrained = ENCODERS[:2]
+    cells = [gain([100 * (r[trained][key] - r[untrained][key]) for r, _ in runs]) for key in METRICS]
+    return [f"{row} |".strip() for row in [*table, " | ".join(["", "", "gain", *cells, ""])]]
+
+
 def main() -> None:
     known = sorted(p.stem for p in (ROOT / "configs" / "digits").glob("*.yaml"))
     parser = argparse.ArgumentParser(
@@ -57,22 +84,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for method in args.methods:
             runs = [train(method, seed, Path(folder)) for seed in args.seeds]
-            seconds = statistics.median(t for _, t in runs)
             numbers[method] = {
                 "seeds": args.seeds,
                 "seconds": [t for _, t in runs],
                 "results": [r for r, _ in runs],
             }
-            for encoder in ENCODERS:
-                cells = []
-                for key in METRICS:
-                    values = [100 * results[encoder][key] for results, _ in runs]
-                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                    cells.append(f"{statistics.mean(values):.1f} +- {spread:.1f}")
-                label, taken = (method, f"{seconds:.0f}") if encoder == "pretrained" else ("", "")
-                print(f"| {label} | {encoder} | " + " | ".join(cells) + f" | {taken} |", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+            print("\n".join(rows(method, runs)), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":
