@@ -31,6 +31,7 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
         check_optional(thing)
     data.check_batch_size(world_size)
     module.check_batch_size(data.batch_size * world_size)
+    module.check_data(data)
     dataset = data.dataset("train")
     indices = list(range(min(2, len(dataset))))  # type: ignore[arg-type]
     batch = data.transform(dataset.__getitems__(indices), torch.Generator())  # type: ignore[attr-defined]

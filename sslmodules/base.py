@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.base import Batch, data_of
+from datamodules.base import Batch, SSLDataModule, data_of
 from datamodules.checks import check_at_least, check_within
 from datamodules.errors import ConfigError, DataFileError
 from datamodules.seeding import mix_seed, run_seed
@@ -117,6 +117,21 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def embed(self, x: Tensor) -> Tensor:
         """The features that probes use: a batch's ``input`` to h of shape (B, encoder.num_features)."""
         return self.feature_encoder(x)
+
+    def averaged_over(self, batch: Batch) -> dict[str, float]:
+        """How many things each term of ``losses(batch)`` is a mean over, by name; terms that are not named
+        are means over samples. The mean over a split is weighted by it, so that the batch size does not
+        matter.
+        """
+        return {}
+
+    def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms that follow from other terms and are no mean of their own values, such as a perplexity.
+
+        Args:
+            means: the terms of a batch, or their means over a split.
+        """
+        return {}
 
     def update_teacher(self) -> None:
         """Called once after every optimizer step, regardless of gradient accumulation."""
@@ -235,6 +250,9 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
                 f"got {global_batch}"
             )
 
+    def check_data(self, data: SSLDataModule) -> None:
+        """ConfigError for data that the method would take for something else."""
+
     def check_batch(self, batch: Batch) -> None:
         """ValueError for a batch without the keys that ``losses`` uses."""
         if missing := [key for key in self.batch_keys if key not in batch]:
@@ -284,6 +302,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             check_convertible(self)
         if (data := data_of(self.trainer)) is not None:
             self.check_batch_size(data.batch_size * self.trainer.world_size)
+            self.check_data(data)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the "
@@ -300,19 +319,26 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         terms = self.losses(batch)
         # `self.log` costs about half a millisecond per call: one call, and only on steps that are written
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
+            logged = {k: v.detach() for k, v in terms.items()}
+            self.log_dict({f"train/{k}": v for k, v in (logged | self.derived(logged)).items()})
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Features of the batch for the probes; on the ``val`` loader also the loss on held-out data."""
         if dataloader_idx == 0:
             seed_noise(self.device, self.global_rank, batch_idx, 2)
-            terms = {f"val/{k}": v for k, v in self.losses(batch).items()}
-            n = float(
-                len(batch["input"])
-            )  # averaged over processes: of integers Lightning would drop the half
-            self.log_dict(terms, batch_size=n, sync_dist=True, add_dataloader_idx=False)  # type: ignore[arg-type]
+            terms, counts = self.losses(batch), self.averaged_over(batch)
+            for name in terms.keys() - self.derived(terms).keys():
+                # a fraction: of integers, averaged over processes, Lightning would drop the half
+                n: Any = float(counts.get(name, len(batch["input"])))
+                self.log(f"val/{name}", terms[name], batch_size=n, sync_dist=True, add_dataloader_idx=False)
         return {"features": self.embed(batch["input"]).flatten(1).float()}
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        means = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
+        if means:
+            self.log_dict({f"val/{k}": v for k, v in self.derived(means).items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seed"] = run_seed()

@@ -123,8 +123,6 @@ class BERT(SSLModule):
             "masked_word_loss": masked,
             "masked_word_accuracy": (logits.argmax(1) == words).sum() / max(len(words), 1),
         }
-        if self.training:
-            terms["perplexity"] = masked.exp()
         if self.next_sentence:
             answers = self.classifier(torch.tanh(self.pooler(h[:, 0])))  # (B, 2)
             entropy = F.cross_entropy(full_precision(answers), batch["is_next"])
@@ -133,8 +131,14 @@ class BERT(SSLModule):
             terms["next_sentence_accuracy"] = (answers.argmax(1) == batch["is_next"]).float().mean()
         return terms
 
-    def on_validation_epoch_end(self) -> None:
-        """exp of the mean over the whole split: averaging the batches' perplexities would give more."""
-        metrics = self.trainer.callback_metrics
-        if "val/masked_word_loss" in metrics:
-            self.log("val/perplexity", metrics["val/masked_word_loss"].exp())
+    def averaged_over(self, batch: Batch) -> dict[str, float]:
+        return dict.fromkeys(
+            ("masked_word_loss", "masked_word_accuracy"), int((batch["target"] != -100).sum())
+        )
+
+    def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss: its two parts are means over words and over samples. And the perplexity of the words."""
+        if "masked_word_loss" not in means:
+            return {}
+        words = means["masked_word_loss"]
+        return {"loss": words + means.get("next_sentence_loss", 0.0), "perplexity": words.exp()}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import Batch, data_of
+from datamodules.base import Batch, SSLDataModule, data_of
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
@@ -74,7 +74,8 @@ class GPT(SSLModule):
             is tokens.
         pooling: features are the ``mean`` of the hidden states, or the ``last`` one, which depends on the
             whole input.
-        padding: token that fills up short samples, never predicted or pooled; None if there is none.
+        padding: token that fills up short samples, never predicted or pooled: the data's ``pad_id``, or
+            None if it has none.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -129,21 +130,39 @@ class GPT(SSLModule):
             # over tokens
             count = self.gather(real.sum().to(nll.dtype)[None]).rows.mean().clamp(min=1)
             loss = (nll * real).sum() / count
-        terms = {
+        return {
             "loss": loss,
             f"bits_per_{'token' if self.pixels is None else 'dimension'}": loss / math.log(2),
         }
-        return {**terms, "perplexity": loss.exp()} if self.training else terms
+
+    def averaged_over(self, batch: Batch) -> dict[str, float]:
+        if self.padding is None:  # every sample has as many tokens
+            return {}
+        predicted = int((batch["input"][:, 1:] != self.padding).sum())
+        return dict.fromkeys(("loss", "bits_per_token"), predicted)
+
+    def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"perplexity": means["loss"].exp()} if "loss" in means else {}
 
     def on_validation_epoch_end(self) -> None:
-        """exp of the mean over the whole split: averaging the batches' perplexities would give more."""
-        metrics = self.trainer.callback_metrics
-        if "val/loss" in metrics:
-            self.log("val/perplexity", metrics["val/loss"].exp())
-            data = data_of(self.trainer)
-            symbols = None if data is None else data.characters_per_token
-            if symbols is not None and self.pixels is None:
-                self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
+        super().on_validation_epoch_end()
+        metrics, data = self.trainer.callback_metrics, data_of(self.trainer)
+        symbols = None if data is None else data.characters_per_token
+        if "val/bits_per_token" in metrics and symbols is not None:
+            self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
+
+    def check_data(self, data: SSLDataModule) -> None:
+        if data.pad_id != self.padding:
+            told = (
+                "has no padding"
+                if data.pad_id is None
+                else f"fills up short samples with token {data.pad_id}"
+            )
+            given = "null" if data.pad_id is None else data.pad_id
+            raise ConfigError(
+                f"{type(data).__name__} {told}, and padding is {self.padding}: give --model.padding "
+                f"{given}, or padding is counted as text"
+            )
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

@@ -30,6 +30,7 @@ class Language(Measure):
         return module.predicts_tokens and (data.vocab_size, module.pixels) != (None, None)
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
+        module.check_data(data)
         return language_report(module, data, device)
 
     def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -122,21 +123,24 @@ def frequency_entropies(
 def held_out_terms(
     module: SSLModule, data: SSLDataModule, device: torch.device, split: Split = "test"
 ) -> dict[str, float]:
-    """What ``losses`` gives on a split, a mean over its samples, with masks drawn from a fixed seed.
+    """What ``losses`` gives on a split, a mean over its tokens or samples; masks have a fixed seed.
 
     ``perplexity`` is the exponential of the mean loss in nats per predicted token.
     """
     sums: dict[str, float] = {}
-    total = 0
+    totals: dict[str, float] = {}
     for index, raw in enumerate(data.eval_dataloader(data.dataset(split))):
         generator = torch.Generator(device).manual_seed(mix_seed(0, index))
         batch = data.transform({key: value.to(device) for key, value in raw.items()}, generator)
-        n = len(batch["input"])
+        counts = module.averaged_over(batch)
         for name, value in module.losses(batch).items():
+            n = counts.get(name, len(batch["input"]))
             sums[name] = sums.get(name, 0.0) + float(value) * n
-        total += n
-    means = {name: value / total for name, value in sums.items() if name != "perplexity"}
-    return {**means, "perplexity": math.exp(means.get("masked_word_loss", means["loss"]))}
+            totals[name] = totals.get(name, 0) + n
+    means = {
+        name: torch.tensor(value / max(totals[name], 1), dtype=torch.float64) for name, value in sums.items()
+    }
+    return {name: value.item() for name, value in (means | module.derived(means)).items()}
 
 
 def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:

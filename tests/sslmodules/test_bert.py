@@ -73,7 +73,8 @@ def test_losses_are_those_of_the_library() -> None:
     torch.testing.assert_close(losses["masked_word_loss"], words)
     torch.testing.assert_close(losses["next_sentence_loss"], pairs)
     torch.testing.assert_close(losses["loss"], out.loss)
-    torch.testing.assert_close(losses["perplexity"], words.exp())
+    torch.testing.assert_close(module.derived(losses)["perplexity"], words.exp())
+    torch.testing.assert_close(module.derived(losses)["loss"], out.loss)
     right = (out.prediction_logits.argmax(-1) == batch["target"])[batch["target"] != -100]
     assert losses["masked_word_accuracy"] == right.float().mean()
     told = out.seq_relationship_logits.argmax(1) == 1 - batch["is_next"]
@@ -131,6 +132,24 @@ def test_perplexity_at_validation_is_that_of_the_whole_split(tmp_path: Any) -> N
     metrics = trainer.callback_metrics
     assert metrics["val/perplexity"].item() == pytest.approx(
         metrics["val/masked_word_loss"].exp().item(), rel=1e-6
+    )
+
+
+def test_terms_of_a_split_do_not_depend_on_the_batch_size() -> None:
+    """Words are averaged over words, answers over samples, and the loss is the sum of both means."""
+    module, batch = bert().eval(), example()
+    batch["input"] = batch["corrupted"]  # the samples hide 2, 0 and 3 words
+    together = module.losses(batch)  # type: ignore[arg-type]
+    sums: dict[str, float] = {}
+    for i in range(3):
+        one: Any = {key: value[i : i + 1] for key, value in batch.items()}
+        for name, value in module.losses(one).items():
+            sums[name] = sums.get(name, 0) + value.item() * module.averaged_over(one).get(name, 1)
+    counts = {"masked_word_loss": 5, "masked_word_accuracy": 5}
+    means = {name: torch.tensor(value / counts.get(name, 3)) for name, value in sums.items()}
+    means |= module.derived(means)
+    assert {name: value.item() for name, value in means.items() if name != "perplexity"} == pytest.approx(
+        {name: value.item() for name, value in together.items()}, rel=1e-5
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
+from evaluation.measures.language import Language, held_out_terms
+from runtime.fit import check_fit
 from sslmodules import GPT
 from sslmodules.base import Gathered
 from sslmodules.gpt import choose, next_token_nll
@@ -127,7 +131,7 @@ def test_the_initial_loss_is_that_of_a_uniform_guess(network: Any) -> None:
     losses = module.losses({"input": torch.randint(0, 65, (32, 65))})
     assert abs(losses["loss"].item() - math.log(65)) < 0.06
     assert losses["bits_per_token"].item() == pytest.approx(losses["loss"].item() / math.log(2))
-    assert losses["perplexity"].item() == pytest.approx(math.exp(losses["loss"].item()))
+    assert module.derived(losses)["perplexity"].item() == pytest.approx(math.exp(losses["loss"].item()))
 
 
 def test_residual_projections_start_smaller() -> None:
@@ -255,6 +259,66 @@ def test_perplexity_at_validation_is_that_of_the_whole_split(tmp_path: Any) -> N
     assert metrics["val/loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["val/perplexity"].item() == pytest.approx(loss.exp().item(), rel=1e-5)
     assert metrics["val/bits_per_token"].item() == pytest.approx(loss.item() / math.log(2), rel=1e-5)
+
+
+class Padded(Chain):
+    """``Chain``, of which sample i has only i % 8 + 2 tokens: batches hold different numbers."""
+
+    pad_id = V - 1
+
+    def dataset(self, split: Any) -> Any:
+        rows = super().dataset(split)
+        fetch = rows.__getitems__
+
+        def padded(indices: list[int]) -> dict[str, Tensor]:
+            batch = fetch(indices)
+            short = torch.arange(9) >= torch.tensor(indices)[:, None] % 8 + 2
+            return {**batch, "input": (batch["input"] % self.pad_id).masked_fill(short, self.pad_id)}
+
+        type(rows).__getitems__ = lambda self, indices: padded(indices)
+        return rows
+
+
+def test_terms_of_a_split_do_not_depend_on_the_batch_size(tmp_path: Any) -> None:
+    """With padding, batches predict different numbers of tokens: at validation and in the report."""
+    module = sharpened(method(padding=V - 1))
+    together = module.losses({"input": Padded().dataset("val").__getitems__(list(range(20)))["input"]})
+    expected = together["loss"].item()
+    for size in (1, 3, 20):
+        trainer, data = trainer_for(tmp_path), Padded(batch_size=size)
+        trainer.validate(module, data, verbose=False)
+        assert trainer.callback_metrics["val/loss"].item() == pytest.approx(expected, rel=1e-5)
+        assert trainer.callback_metrics["val/perplexity"].item() == pytest.approx(
+            math.exp(expected), rel=1e-5
+        )
+        terms = held_out_terms(module, data, torch.device("cpu"))
+        assert terms == pytest.approx(
+            {"loss": expected, "bits_per_token": expected / math.log(2), "perplexity": math.exp(expected)}
+        )
+
+
+def test_padding_is_that_of_the_data(tmp_path: Any) -> None:
+    """Left unset, padding would count as text; set for data without any, a token would not count."""
+    for module, data, told in (
+        (
+            method(),
+            Padded(batch_size=4),
+            f"Padded fills up short samples with token {V - 1}, and padding is None: give --model.padding "
+            f"{V - 1}, or padding is counted as text",
+        ),
+        (
+            method(padding=0),
+            Chain(batch_size=4),
+            "Chain has no padding, and padding is 0: give --model.padding null, or padding is counted "
+            "as text",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            trainer_for(tmp_path, max_epochs=1).fit(module, data)
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            check_fit(module, data, 1)
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            Language().measure(module, data, torch.device("cpu"))
 
 
 def test_it_learns_a_chain(tmp_path: Any) -> None:
