@@ -78,6 +78,9 @@ class SSLCommandLine(LightningCLI):
             "--evaluate", type=bool, default=True, help="Probe the features on the test split at the end."
         )
         parser.add_argument(
+            "--init_from", type=str | None, default=None, help="Weights to start from: a run or a file."
+        )
+        parser.add_argument(
             "--disable_callbacks",
             type=str | list[str] | None,
             default=None,

@@ -16,6 +16,7 @@ from runtime.discovery import find_class
 from runtime.eval_help import commands, usages
 from runtime.fit import check_samples
 from runtime.framework_messages import silence_framework
+from runtime.initial_weights import starting_point
 from runtime.saved_run import build_data, checkpoint_of, notes
 
 
@@ -98,6 +99,7 @@ def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, 
         suffix=suffix,
         seed=content.get("seed", 0),
         device=device,
+        origin=starting_point(folder),
     )
     return opened, stored
 

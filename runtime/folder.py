@@ -187,15 +187,24 @@ class RunFolder:
                 f"--run_dir {self.path} holds a run of {found}, not of {method}: choose another folder"
             )
         if differences := difference(earlier, config):
+            if all(line.startswith(("trainer.max_epochs:", "trainer.max_steps:")) for line in differences):
+                raise ConfigError(
+                    f"--run_dir {self.path} holds a run of another length ({'; '.join(differences)}), "
+                    "whose learning rate has fallen to its end by then. Train on from its weights, with a "
+                    f"schedule of its own: --init_from {self.path} --run_dir NEW; or give the whole length "
+                    "from the start and stop at will: a run that is interrupted goes on in its folder"
+                )
             shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
             raise ConfigError(
                 f"--run_dir {self.path} holds a run of another configuration ({shown}): "
                 "repeat its options to resume it, or choose another folder"
             )
 
-    def create(self, config: dict[str, Any], resumed: bool) -> None:
+    def create(self, config: dict[str, Any], resumed: bool, init_from: dict[str, Any] | None = None) -> None:
         """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart.
         Rank 0 does: it looks whether the folder is new, which another rank that is faster must not change.
+
+        Args: init_from: what the run begins from, if not from random weights.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -203,7 +212,7 @@ class RunFolder:
         os.environ["SSL_RUN_DIR"] = str(
             self.path.resolve()
         )  # for the processes that DDP starts from this one
-        self._record(config, resumed)
+        self._record(config, resumed, init_from)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -247,7 +256,7 @@ class RunFolder:
         return self.content["callbacks"].get("Ending", {}).get("stopped")
 
     @rank_zero_only
-    def _record(self, config: dict[str, Any], resumed: bool) -> None:
+    def _record(self, config: dict[str, Any], resumed: bool, init_from: dict[str, Any] | None) -> None:
         path = self.path
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -265,7 +274,7 @@ class RunFolder:
             os.replace(
                 self.last, self.last.with_name("damaged.ckpt")
             )  # or the next save would keep it as the one before
-        now = describe_environment()
+        now = describe_environment() | ({} if init_from is None else {"init_from": init_from})
         if resumed and self.environment.is_file():
             first = _content(self.environment, json.loads)
             if isinstance(first, dict):

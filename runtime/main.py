@@ -19,6 +19,7 @@ from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit
 from runtime.framework_messages import silence_framework
+from runtime.initial_weights import Started, give_vocabulary, read_weights, start_from, starting_point
 from runtime.lightning_internals import do_not_observe_processes
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.monitors import check_monitors
@@ -64,14 +65,17 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
             say(finished)
             return 0
         folder.check_weights(module)
+    started = _begin(cli, resume is not None)
     data.prepare_data()
     if alone:
         receiver.end_if_asked()
     check_fit(module, data, trainer.world_size)
     check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
     # only now: what cannot run leaves no folder behind
-    folder.create(cli.plain_config, resume is not None)
+    folder.create(cli.plain_config, resume is not None, started and started._asdict())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
+    if started is not None:
+        say(started.line())
     for probe, reason in foreseen_obstacles(data).items() if cli.config.evaluate else ():
         say(f"the results will be without the {probe} probe: {reason}")
     if trainer.is_global_zero:
@@ -107,6 +111,19 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     return 1 if failed else 0
 
 
+def _begin(cli: SSLCommandLine, resumed: bool) -> Started | None:
+    """Give a new run the weights of ``--init_from``, and the data the vocabulary that the weights know."""
+    if resumed:
+        stored = cli.run_folder.content.get("datamodule_hyper_parameters", {})
+        give_vocabulary(cli.datamodule, stored.get("vocabulary") if cli.config.init_from else None)
+        return None
+    if cli.config.init_from is None:
+        return None
+    source = read_weights(cli.config.init_from)
+    give_vocabulary(cli.datamodule, source.vocabulary)
+    return start_from(cli.model, source)
+
+
 def _finished(cli: SSLCommandLine, epochs: int, steps: int) -> str | None:
     """One line if the run was trained, and evaluated if that is asked for; else None."""
     trainer, folder = cli.trainer, cli.run_folder
@@ -136,6 +153,7 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
     where, device = str(cli.run_folder.last), trainer.strategy.root_device
     report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
+    report |= starting_point(cli.run_folder.path)
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
     print_report(report)
     write_json(cli.run_folder.results, report)  # last: with it the run counts as finished

@@ -38,6 +38,7 @@ TOP_LEVEL = (
     "model",
     "data",
     "run_dir",
+    "init_from",
     "evaluate",
     "disable_callbacks",
     *SAVING,

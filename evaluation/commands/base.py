@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,6 +28,7 @@ class TrainedRun:
         suffix: of the names of results: tells another checkpoint than ``last.ckpt`` and another data set.
         seed: the run's.
         device: where to compute.
+        origin: what the run's environment.json tells of the weights that it began from, if it did.
     """
 
     module: SSLModule
@@ -38,6 +39,7 @@ class TrainedRun:
     suffix: str
     seed: int
     device: torch.device
+    origin: dict[str, Any]
 
 
 class Command(ABC):

@@ -40,6 +40,7 @@ class ProbeCommand(Command):
             raise ConfigError(f"--output {target} exists and is not a results.json: choose another name")
         where = str(run.checkpoint)
         report = evaluate(run.module, run.random_init(), run.data, where, names, run.device, run.seed)
+        report |= run.origin
         print_report(report)
         told = "replaced" if target.exists() else "written"
         write_json(target, report)

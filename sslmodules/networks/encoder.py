@@ -38,6 +38,18 @@ class Encoder(Recorded, nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """``input`` of a batch, such as (B, C, H, W) images or (B, T) tokens -> (B, D)."""
 
+    def published_state(self) -> dict[str, Tensor]:
+        """The weights under the names that they have in the library that the network comes from."""
+        state = dict(self.state_dict())
+        wrapped = all(name.startswith("net.") for name in state)
+        return {name.removeprefix("net.") if wrapped else name: value for name, value in state.items()}
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """Take over weights, all or some, under the names of ``published_state``."""
+        wrapped = all(name.startswith("net.") for name in self.state_dict())
+        own = {f"net.{name}" if wrapped else name: value for name, value in state.items()}
+        self.load_state_dict(own, strict=False)
+
     @optional
     def to_transformers(self) -> Any:
         """The same network as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode."""

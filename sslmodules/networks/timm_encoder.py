@@ -49,8 +49,16 @@ def check_weights(name: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"pretrained: the weights of {name!r} are not on this machine, and {place.hostname} cannot be "
-            f"reached ({error.strerror or error}): give pretrained false, or fetch them once with a network"
+            f"reached ({error.strerror or error}): give pretrained false, or fetch them once with a network, "
+            f"or bring {_file_of(published)} here and give --init_from FILE"
         ) from None
+
+
+def _file_of(published: Any) -> str:
+    """The address of the file of published weights."""
+    if published.hf_hub_id:
+        return f"https://huggingface.co/{published.hf_hub_id}/resolve/main/model.safetensors"
+    return str(published.url)
 
 
 class TimmEncoder(MapEncoder):

@@ -138,6 +138,27 @@ class ViTEncoder(PatchEncoder):
         _initialize(self)
         nn.init.normal_(self.class_token, std=0.02)
 
+    def published_state(self) -> dict[str, Tensor]:
+        """The weights as timm's ``VisionTransformer`` names them, the fixed positions as ``pos_embed``."""
+        state = dict(self.state_dict())
+        kernel = state.pop("patch_embed.weight").unflatten(1, (self.patch_size, self.patch_size, -1))
+        places = torch.cat([torch.zeros_like(self.positions[:1]), self.positions])  # the class token has none
+        return {
+            "cls_token": state.pop("class_token"),
+            "pos_embed": places[None],
+            "patch_embed.proj.weight": kernel.permute(0, 3, 1, 2).contiguous(),
+            "patch_embed.proj.bias": state.pop("patch_embed.bias"),
+            **state,
+        }
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """Take over weights of timm's names. Positions are fixed: those of ``state`` are passed over."""
+        own = {name: value for name, value in state.items() if name != "pos_embed"}
+        renamed = {"cls_token": "class_token", "patch_embed.proj.bias": "patch_embed.bias"}
+        if (kernel := own.pop("patch_embed.proj.weight", None)) is not None:
+            own["patch_embed.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
+        self.load_state_dict({renamed.get(name, name): value for name, value in own.items()}, strict=False)
+
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         height, width = x.shape[2:]
         if height % self.patch_size or width % self.patch_size:
