@@ -22,6 +22,7 @@ from datamodules.seeding import mix_seed, run_seed
 from runtime.lightning_internals import PlainHyperparameters, synchronizes_batch_norm, trainer_of
 from runtime.optional import check_optional, optional
 from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.equal_buffers import broadcast_once, keep_from_broadcast
 from sslmodules.networks.pixel_tokens import PixelTokens
 from sslmodules.networks.sharding import prepare_sharding
 from sslmodules.networks.sync_batchnorm import check_convertible, keep_activations
@@ -84,6 +85,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     #: Where ``input`` is images and the loss is over their values, one after the other: what makes tokens of
     #: them.
     pixels: PixelTokens | None
+    #: Names of buffers that every rank computes equal, such as a queue of gathered keys: they are not sent.
+    equal_buffers: tuple[str, ...] = ()
     #: ``continue_clip`` takes clips of at least so many frames.
     shortest_clip: int = 1
 
@@ -298,6 +301,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         if stage != "fit":
             return
         prepare_sharding(self, self.trainer.strategy)
+        keep_from_broadcast(self)
         if synchronizes_batch_norm(self.trainer):
             check_convertible(self)
         if (data := data_of(self.trainer)) is not None:
@@ -309,6 +313,10 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
                 "batch within which "
                 f"{type(self).__name__} compares samples: its loss still sees one batch at a time"
             )
+
+    def on_train_start(self) -> None:
+        if self.world_size > 1:
+            broadcast_once(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Seed the model's noise (dropout, sampling) from the step only, so that a resumed run repeats it.

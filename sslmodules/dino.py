@@ -155,6 +155,7 @@ class DINO(SSLModule):
     """
 
     batch_keys = ("views",)
+    equal_buffers = ("center",)
     center: Tensor
 
     def __init__(

@@ -172,6 +172,7 @@ class GAN(SSLModule):
         ValueError: an option is out of range, or ``wgan_gp`` with batch norm in the discriminator.
     """
 
+    equal_buffers = ("fixed_z",)
     fixed_z: Tensor
 
     def __init__(
@@ -325,7 +326,8 @@ class GAN(SSLModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx == 0:
             self.check_batch(batch)
-        self._share_statistics()
+        if self.trainer.world_size > 1:
+            self.share_statistics()
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         optimizers: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
@@ -351,15 +353,17 @@ class GAN(SSLModule):
             self.log_dict({f"train/{k}": v for k, v in terms.items()})
         return loss
 
-    def _share_statistics(self) -> None:
+    def share_statistics(self) -> None:
         """Copy rank 0's batch-norm statistics to every rank, as DDP does before each step of
         automatic optimization.
         """
-        if self.trainer.world_size > 1:
-            for part in self.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    for statistic in part.buffers():
-                        torch.distributed.broadcast(statistic, 0)
+        norms = [part for part in self.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        statistics = [s for norm in norms for s in norm.buffers() if s.is_floating_point()]
+        if statistics:
+            together = torch.cat([s.flatten() for s in statistics])  # one message instead of two a layer
+            torch.distributed.broadcast(together, 0)
+            parts = together.split([s.numel() for s in statistics])
+            torch._foreach_copy_(statistics, [p.view_as(s) for p, s in zip(parts, statistics, strict=True)])
 
     def _backward(
         self,

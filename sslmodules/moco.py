@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from datamodules.base import Batch
 from datamodules.checks import check, check_at_least, check_positive, check_within
+from datamodules.errors import ConfigError
+from runtime.lightning_internals import synchronizes_batch_norm
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy
 from sslmodules.networks.encoder import Encoder
@@ -73,6 +75,7 @@ class MoCo(SSLModule):
     """
 
     batch_keys = ("views",)
+    equal_buffers = ("queue", "queue_filled")
     queue: Tensor  # (queue_size, projector_out) unit vectors, newest first
     queue_filled: Tensor  # () int64, number of real keys; the rest are the initial random vectors
 
@@ -121,6 +124,15 @@ class MoCo(SSLModule):
                 "batch_norm_groups",
                 expected,
                 self.batch_norm_groups,
+            )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.batch_norm_groups > 1 and synchronizes_batch_norm(self.trainer):
+            raise ConfigError(
+                f"batch_norm_groups {self.batch_norm_groups} gives each group statistics of its own, and "
+                "trainer.sync_batchnorm true gives all processes the same: give --trainer.sync_batchnorm "
+                "false, or --model.batch_norm_groups 1"
             )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

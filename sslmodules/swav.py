@@ -181,6 +181,7 @@ class SwAV(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    equal_buffers = ("queue",)
     queue: Tensor | None
 
     def __init__(

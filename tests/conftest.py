@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, str]] = {
         "--data.views DINOViews --data.views.size 8 --data.views.num_local 2",
     ),
     "mae-normalized": ("configs/digits/mae.yaml", "--model.normalize_target true"),
+    "moco-groups": ("configs/digits/moco.yaml", "--model.batch_norm_groups 2"),
     "swav-queue": (
         "configs/digits/swav.yaml",
         "--model.queue_size 32 --model.queue_start_epoch 0 --model.freeze_prototypes_steps 0",
@@ -72,7 +73,7 @@ def shrunk(config: str) -> list[str]:
     if config.startswith("configs/fsdd"):
         options += ["--data.root", "unused"]
     if config == "configs/cifar10/moco.yaml":  # whose 8 groups need 16 samples on each of two processes
-        options += ["--model.batch_norm_groups", "1"]
+        options += ["--model.batch_norm_groups", "4"]
     if config.startswith(("configs/imagenet", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
         text = (ROOT / config).read_text()

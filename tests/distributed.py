@@ -50,6 +50,11 @@ def gather_batch_norms(module: nn.Module) -> None:
     visit(module)
 
 
+def groups_of(module: nn.Module) -> int:
+    """With more than one, batch norm is not synchronized: each group has statistics of its own."""
+    return getattr(module, "batch_norm_groups", 1)
+
+
 class Keep(Callback):
     """Batches as they reach the method, gradients as they reach the optimizer."""
 
@@ -98,7 +103,8 @@ def prepared(config: str) -> tuple[Any, Any]:
 def main(folder: Path, configs: list[str]) -> None:
     for config in configs:
         module, data = prepared(config)
-        gather_batch_norms(module)
+        if groups_of(module) == 1:
+            gather_batch_norms(module)
         keep, draws = Keep(), Draws(module)
         trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
         trainer.fit(module, data)
@@ -169,7 +175,11 @@ def replay(config: str, ranks: list[dict[str, Any]], folder: Path) -> dict[str, 
     """The same three steps in one process on the joined batches, from the same initial weights."""
     module, _ = prepared(config)
     keep = Keep()
-    Draws(module, [rank["draws"] for rank in ranks])
+    draws = [rank["draws"] for rank in ranks]
+    if groups_of(module) > 1:  # the groups of both ranks; each rank's draws order its own samples
+        module.batch_norm_groups *= len(ranks)
+        draws = [[drawn + rank for drawn in played] for rank, played in enumerate(draws)]
+    Draws(module, draws)
     trainer_for(folder, **options(folder, keep)).fit(module, Joined(ranks))
     return {"gradients": keep.gradients, "state": module.state_dict()}
 

@@ -110,6 +110,7 @@ class ViTEncoder(PatchEncoder):
         ValueError: an option is out of range, or patches do not tile the image.
     """
 
+    equal_buffers = ("positions",)
     positions: Tensor
 
     def __init__(
@@ -213,6 +214,7 @@ class PatchDecoder(nn.Module):
         ValueError: an option is out of range.
     """
 
+    equal_buffers = ("positions",)
     positions: Tensor
 
     def __init__(

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Digits, TwoViews, View
+from datamodules.errors import ConfigError
 from sslmodules.base import Gathered
 from sslmodules.moco import MoCo, info_nce
 from sslmodules.networks import ConvEncoder
-from tests.conftest import trainer_for
+from tests.conftest import CONFIGS, parse, trainer_for
 
 
 def rows(n: int, d: int = 5, seed: int = 0) -> Tensor:
@@ -279,3 +281,30 @@ def test_a_bad_knob_is_named_with_its_value(knob: str, value: float) -> None:
 def test_bad_temperature_of_the_loss() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         info_nce(rows(2), rows(2), rows(2), 0)
+
+
+def test_groups_and_synchronized_statistics_exclude_each_other() -> None:
+    synchronized = SimpleNamespace(
+        strategy=SimpleNamespace(_layer_sync=TorchSyncBatchNorm()),
+        datamodule=None,
+        accumulate_grad_batches=1,
+        world_size=2,
+    )
+    module = small(batch_norm_groups=2)
+    module._trainer = synchronized  # type: ignore[assignment]
+    with pytest.raises(ConfigError) as refused:
+        module.setup("fit")
+    assert str(refused.value) == (
+        "batch_norm_groups 2 gives each group statistics of its own, and trainer.sync_batchnorm true gives "
+        "all processes the same: give --trainer.sync_batchnorm false, or --model.batch_norm_groups 1"
+    )
+    module = small()
+    module._trainer = synchronized  # type: ignore[assignment]
+    module.setup("fit")
+
+
+def test_no_config_asks_for_both() -> None:
+    for config in CONFIGS:
+        cli = parse(config)
+        groups = cli.config.model.init_args.get("batch_norm_groups", 1)
+        assert groups == 1 or not cli.config.trainer.sync_batchnorm, config
