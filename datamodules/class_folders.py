@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import DataFileError
 from datamodules.listing import Tree, printable
-from datamodules.splits import Part
+from datamodules.splits import Part, given_splits, split_named
 
 
 def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
@@ -47,6 +49,19 @@ def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
     return found
 
 
+def _without_unlabeled(parts: Mapping[str, Part]) -> Mapping[str, Part]:
+    """Move a folder named for the split "unlabeled" that lies among classes of "train", as in IMDB, there."""
+    train = parts["train"]
+    names = [name for name in train.children() if split_named(name) == "unlabeled"]
+    if not names or len(train.children()) - len(names) < 2:
+        return parts
+    folders = tuple(f"{train.folder}{name}/" for name in names)
+    moved = [file for file in train.files if file.startswith(folders)]
+    kept = [file for file in train.files if not file.startswith(folders)]
+    given = parts["unlabeled"].files if "unlabeled" in parts else []
+    return {**parts, "train": Part(train.folder, kept), "unlabeled": Part("", [*given, *moved])}
+
+
 def labeled_parts(
     tree: Tree, parts: Mapping[str, Part], labeled: bool
 ) -> tuple[dict[str, tuple[list[str], np.ndarray]], tuple[str, ...]]:
@@ -63,6 +78,8 @@ def labeled_parts(
         DataFileError: a layout that ``by_class`` rejects, or a split whose classes differ from those of
             "train".
     """
+    if labeled:
+        parts = _without_unlabeled(parts)
     found = {split: by_class(tree, part, labeled) for split, part in parts.items() if split != "unlabeled"}
     classes = sorted(found["train"], key=os.fsencode)
     for split, files in found.items():
@@ -86,3 +103,31 @@ def labeled_parts(
         rank_zero_info(f"{printable(tree.root)}: {count} join pre-training without labels")
         made["unlabeled"] = (unlabeled.files, np.full(len(unlabeled.files), -1))
     return made, tuple(map(printable, classes)) if known else ()
+
+
+def classes_of_files(root: Path, files: Sequence[Path], what: str) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The split and the class of each file that belongs to one, by folders and, for splits, file names.
+
+    Args:
+        root: the folder that contains the files.
+        files: the files to read.
+        what: plural noun for them in messages.
+
+    Raises:
+        DataFileError: as ``labeled_parts``, or no class folders.
+    """
+    if root.is_file():
+        raise DataFileError(f"--data.root {root} is a file: class folders need a folder")
+    paths = {file.relative_to(root).as_posix(): file for file in files}
+    tree = Tree(str(root), what, list(paths), [], Counter())
+    parts, names = labeled_parts(tree, given_splits(tree, lists=False), labeled=True)
+    if not names:
+        raise DataFileError(f"{printable(str(root))} holds no class folders: expected DIR/CLASS/FILE")
+    splits = {paths[file]: split for split, (members, _) in parts.items() for file in members}
+    labels = {
+        paths[file]: names[label]
+        for members, numbers in parts.values()
+        for file, label in zip(members, numbers.tolist(), strict=True)
+        if label >= 0
+    }
+    return {file: splits[file] for file in files if file in splits}, labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -91,6 +92,27 @@ def copies(files: Mapping[str, Sequence[str]]) -> str:
         f"{least}{counts} are copies of files of another split, such as {printable(path)} of "
         f"{printable(first)} ({split_of[first]}): numbers on them are too good"
     )
+
+
+def copied_samples(samples: Iterable[tuple[str, bytes]], what: str) -> str:
+    """One line that counts samples of val and test that are equal to one of an earlier split, or "".
+
+    Args:
+        samples: split and content of each.
+        what: plural noun for them: "documents".
+    """
+    contents: dict[str, Counter[bytes]] = {split: Counter() for split in ("train", "val", "test")}
+    for split, content in samples:
+        contents[split][hashlib.blake2b(content, digest_size=16).digest()] += 1
+    earlier: set[bytes] = set()
+    told = []
+    for split, found in contents.items():
+        if count := sum(found[key] for key in found.keys() & earlier):
+            told.append(f"{count} of {found.total()} {what} of {split}")
+        earlier |= found.keys()
+    if not told:
+        return ""
+    return f"{' and '.join(told)} are copies of {what} of another split: numbers on them are too good"
 
 
 def _alike(

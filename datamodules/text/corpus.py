@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataFileError, readable
 from datamodules.listing import hidden_below
+from datamodules.plain_text import text_lines, text_size
+from datamodules.text.tables import TABLES, table_kind, table_rows
 
-TABLES = (".csv", ".tsv", ".jsonl")
 DocumentUnit = Literal["file", "paragraph", "line"]
 
 
@@ -77,6 +76,7 @@ class Corpus:
         unit: what one document of plain text is: a whole file, a paragraph (separated by blank lines), or a
             line.
         splits: split of each file; "train" if not given.
+        labels: label of each file, for all documents in it; replaces ``label_column``.
 
     Raises:
         DataFileError: plain text and tables mixed, tables without columns, or columns for plain text.
@@ -92,11 +92,13 @@ class Corpus:
         label_column: int | str | None = None,
         unit: DocumentUnit = "file",
         splits: Mapping[Path, str] | None = None,
+        labels: Mapping[Path, str] | None = None,
     ) -> None:
         self.files, self.columns, self.label_column, self.unit = list(files), columns, label_column, unit
         self.skipped = 0
+        self.labels = labels or {}
         self.splits = {file: split for file, split in (splits or {}).items() if split != "train"}
-        tables = [file for file in self.files if file.suffix.lower() in TABLES]
+        tables = [file for file in self.files if table_kind(file)]
         if tables and len(tables) < len(self.files):
             other = next(file for file in self.files if file not in tables)
             raise DataFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
@@ -116,13 +118,14 @@ class Corpus:
         for file in self.files:
             for document in self._table(file) if self.are_tables else self._plain(file):
                 if document.text.strip():
-                    yield document._replace(split=self.splits.get(file, "train"))
+                    label = self.labels.get(file, document.label)
+                    yield document._replace(label=label, split=self.splits.get(file, "train"))
                 else:
                     skipped += 1
         self.skipped = skipped
 
     def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+        return sum(map(text_size, self.files))
 
     def digest(self) -> str:
         """Hash of the contents of all files and of the settings for reading them."""
@@ -134,24 +137,14 @@ class Corpus:
             digest.update(b"\0end of file" + self.splits.get(file, "").encode())
         return digest.hexdigest()
 
-    def _lines(self, file: Path) -> Iterator[str]:
-        try:
-            with readable(file), file.open(encoding="utf-8-sig") as stream:
-                yield from stream
-        except UnicodeDecodeError as error:
-            raise DataFileError(
-                f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}): convert it, "
-                f"such as with iconv -f latin1 -t utf-8"
-            ) from None
-
     def _plain(self, file: Path) -> Iterator[Document]:
         if self.unit == "file":
-            yield Document(("".join(self._lines(file)),))
+            yield Document(("".join(text_lines(file)),))
         elif self.unit == "line":
-            yield from (Document((line.rstrip("\n"),)) for line in self._lines(file) if line.strip())
+            yield from (Document((line.rstrip("\n"),)) for line in text_lines(file) if line.strip())
         else:
             paragraph: list[str] = []
-            for line in self._lines(file):
+            for line in text_lines(file):
                 if line.strip():
                     paragraph.append(line)
                 elif paragraph:
@@ -162,45 +155,10 @@ class Corpus:
 
     def _table(self, file: Path) -> Iterator[Document]:
         assert self.columns
-        wanted = [*self.columns, *([] if self.label_column is None else [self.label_column])]
-        for place, row in self._rows(file, wanted):
-            values = []
-            for name in wanted:
-                try:
-                    value = row[name]
-                except (KeyError, IndexError):
-                    known = f"{len(row)} columns" if isinstance(row, list) else ", ".join(map(str, row))
-                    raise DataFileError(f"{place} has no column {name!r}; it has {known}") from None
-                values.append("" if value is None else str(value))
-            parts = tuple(values[: len(self.columns)])
-            label = values[-1].strip() if self.label_column is not None else ""
-            yield Document(parts, label or None)
-
-    def _rows(self, file: Path, wanted: Sequence[int | str]) -> Iterator[tuple[str, Any]]:
-        """(where, row): a row is a list if columns are numbers, otherwise a dict."""
-        if file.suffix.lower() == ".jsonl":
-            for number, line in enumerate(self._lines(file), start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataFileError(f"{file}, line {number}: no JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise DataFileError(
-                        f"{file}, line {number}: expected an object with keys, got {type(row).__name__}"
-                    )
-                yield f"{file}, line {number},", row
-            return
-        csv.field_size_limit(2**31 - 1)  # the default rejects documents of more than 131,072 characters
-        numbered = all(isinstance(name, int) for name in wanted)
-        lines = self._lines(file)
-        reader = csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-        header = None if numbered else next(reader, [])
-        for row in reader:
-            if row:
-                place = f"{file}, line {reader.line_num},"
-                yield place, row if header is None else dict(zip(header, row, strict=False))
+        n = len(self.columns)
+        label = [] if self.label_column is None else [self.label_column]
+        for values in table_rows(file, [*self.columns, *label]):
+            yield Document(tuple(values[:n]), "".join(values[n:]).strip() or None)
 
 
 def sentences(text: str) -> list[str]:
@@ -214,8 +172,8 @@ def sentences(text: str) -> list[str]:
 
 
 def class_list(labels: Sequence[str | None]) -> tuple[str, ...]:
-    """The distinct labels, sorted; numerically if all are numbers."""
-    names = {label for label in labels if label is not None}
+    """The distinct labels, sorted; numerically if all are numbers, and those of one number by their text."""
+    names = sorted({label for label in labels if label is not None})
     return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else str))
 
 

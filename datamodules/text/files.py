@@ -18,8 +18,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from datamodules.checks import check, check_one_of
+from datamodules.class_folders import classes_of_files
 from datamodules.errors import ConfigError, DataFileError
-from datamodules.listing import fingerprint
+from datamodules.listing import fingerprint, printable
+from datamodules.remarks import copied_samples, missing_classes
 from datamodules.splits import Split, split_of_files, stratified_holdout
 from datamodules.text.corpus import (
     Corpus,
@@ -69,6 +71,8 @@ class TextFiles(TextDataModule):
         columns: text columns of tables, by name (from the header line, or JSON keys) or number from 0 (no
             header).
         label_column: class column of tables, by name or number; rows without one are unlabeled.
+        class_folders: the folder that a file lies in, below the root or below a split, is its class, as in
+            IMDB's ``train/pos/1.txt``; files of a split ``unsup`` or ``unlabeled`` have none.
         document: what one document of a plain file is: the whole file, a paragraph (separated by blank
             lines), or a line.
         layout: ``windows``: ``length`` consecutive tokens, for language models; they cross document
@@ -95,6 +99,7 @@ class TextFiles(TextDataModule):
         files: str = "**/*.txt",
         columns: list[int | str] | None = None,
         label_column: int | str | None = None,
+        class_folders: bool = False,
         document: DocumentUnit = "file",
         layout: Layout = "windows",
         tokenizer: Kind = "characters",
@@ -109,6 +114,8 @@ class TextFiles(TextDataModule):
         check_one_of(get_args(Kind), tokenizer=tokenizer)
         if layout == "pairs" and columns is not None and len(columns) > 2:
             raise ConfigError(f"layout pairs takes one or two columns, got {columns}")
+        if class_folders and label_column is not None:
+            raise ConfigError("class_folders and label_column both give the class: give one of them")
         if layout != "pairs" and isinstance(self.views, MaskedTokens) and self.views.next_sentence:
             raise ConfigError(
                 f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout "
@@ -117,13 +124,8 @@ class TextFiles(TextDataModule):
         if layout != "windows":
             check(self.length >= 8, "length", f"at least 8 for layout {layout}", self.length)
         self.root, self.pattern, self.columns, self.label_column = root, files, columns, label_column
-        self.document, self.layout, self.kind, self.most_tokens, self.cache = (
-            document,
-            layout,
-            tokenizer,
-            vocab_size,
-            cache,
-        )
+        self.class_folders, self.document, self.layout = class_folders, document, layout
+        self.kind, self.most_tokens, self.cache = tokenizer, vocab_size, cache
         self.pad_id = None if layout == "windows" else PAD
         self._corpus: Iterable[Document] | None = None
         self._split_of: np.ndarray | None = None
@@ -136,7 +138,8 @@ class TextFiles(TextDataModule):
         """All documents, in memory if there are few."""
         if self._corpus is None:
             if self.synthetic:
-                self._corpus = made_up_documents(len(self.columns or [0]), self.label_column is not None)
+                labeled = self.class_folders or self.label_column is not None
+                self._corpus = made_up_documents(len(self.columns or [0]), labeled)
             elif self.root is None:
                 self._corpus = embedded_documents()
             else:
@@ -155,8 +158,25 @@ class TextFiles(TextDataModule):
     def _read(self) -> Corpus:
         """The documents of the files that are assigned to a split."""
         root = Path(str(self.root)).expanduser()
-        splits = split_of_files(root, text_files(root, self.pattern), "text files")
+        files = text_files(root, self.pattern)
+        if self.class_folders:
+            splits, labels = classes_of_files(root, files, "text files")
+            return Corpus(list(splits), self.columns, None, self.document, splits, labels)
+        splits = split_of_files(root, files, "text files")
         return Corpus(list(splits), self.columns, self.label_column, self.document, splits)
+
+    def remarks(self) -> list[str]:
+        if self.synthetic or self.root is None or (self._assign() < 0).any():
+            return super().remarks()
+        assigned, names = self._assign(), self.class_names
+        labels = np.array([-1 if label is None else names.index(label) for label in self._labels])
+        found = [missing_classes({s: labels[assigned == i] for i, s in enumerate(SPLITS)}, names)]
+        if isinstance(self._corpus, list):
+            texts = (
+                (SPLITS[split], d.text.encode()) for split, d in zip(assigned, self._corpus, strict=True)
+            )
+            found.append(copied_samples(texts, "documents"))
+        return super().remarks() + [f"{printable(str(self.root))}: {line}" for line in found if line]
 
     def fingerprint(self) -> dict[str, Any] | None:
         if self.synthetic or self.root is None:
@@ -210,7 +230,7 @@ class TextFiles(TextDataModule):
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Class names, sorted; the files are read on first access."""
-        if self.label_column is None:
+        if self.label_column is None and not self.class_folders:
             return ()
         self._assign()
         return class_list(self._labels)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from datamodules.errors import ConfigError, DataFileError
-from datamodules.text.corpus import Corpus, embedded_documents, sentences
+from datamodules.text.corpus import Corpus, class_list, embedded_documents, sentences
 from datamodules.text.files import TextFiles
 from datamodules.text.store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
 from datamodules.text.tokenizer import CLS, PAD, SEP
@@ -403,6 +406,115 @@ def test_split_folders_as_of_imdb(tmp_path: Path) -> None:
         texts_of(data, "test")
     ) == 20
     assert {text.split()[0] for text in texts_of(data, "train") + texts_of(data, "val")} == {"train"}
+
+
+def test_class_folders_as_of_imdb(tmp_path: Path) -> None:
+    """The folder is the class, below each split; ``unsup`` among the classes of train has no class."""
+    for folder in ("train/pos", "train/neg", "train/unsup", "test/pos", "test/neg"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / folder / f"{i}.txt").write_text(f"{folder} {i}")
+    options: Any = {"layout": "documents", "length": 30, "tokenizer": "bytes"}
+    data = TextFiles(root=str(tmp_path), class_folders=True, **options)
+    assert data.class_names == ("neg", "pos") and data.num_classes == 2
+    for split, sizes in (("train", {-1: 10, 0: 9, 1: 9}), ("val", {0: 1, 1: 1}), ("test", {0: 10, 1: 10})):
+        made: Any = data.dataset(split)  # type: ignore[arg-type]
+        assert dict(sorted(Counter(made.labels.tolist()).items())) == sizes
+        for text, label in zip(texts_of(data, split), made.labels.tolist(), strict=True):
+            assert text.split()[0].split("/")[1] == {-1: "unsup", 0: "neg", 1: "pos"}[label]
+    with pytest.raises(ConfigError, match=r"^class_folders and label_column both give the class: give one"):
+        TextFiles(root=str(tmp_path), class_folders=True, columns=["text"], label_column="label")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.txt").write_text("text")
+    with pytest.raises(DataFileError, match=r"flat holds no class folders: expected DIR/CLASS/FILE$"):
+        TextFiles(root=str(tmp_path / "flat"), class_folders=True).prepare_data()
+
+
+def test_gzipped_text_and_tables(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.csv")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    plain, zipped = (Corpus([tmp_path / name], [1], 0) for name in ("a.csv", "b.csv.gz"))
+    assert list(plain) == list(zipped) and plain.num_bytes() == zipped.num_bytes()
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress("\ufefftext\r\nmore".encode())[:-9])
+    with pytest.raises(DataFileError, match=r"c\.txt\.gz is a damaged gzip file \(.*\): fetch it again$"):
+        list(Corpus([tmp_path / "c.txt.gz"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text".encode("utf-16"), "is UTF-16 or UTF-32, expected text in UTF-8: convert it, such as with"),
+        ("text".encode("utf-16-le"), "holds zero bytes, so it is no text in UTF-8: remove it, or convert"),
+        (b"PAR1\x15", "is a Parquet file, expected text in UTF-8: convert it, such as with pandas"),
+        (b"PK\x03\x04", "is a zip archive, expected text in UTF-8: unpack it"),
+        (b"\x00\x05\x16\x07\0\2", "is a file of macOS's attributes and no text, expected text in UTF-8"),
+        (gzip.compress(b"PAR1"), "is a Parquet file, expected text in UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    """Not with the advice to convert it from latin1, which would train on garbage."""
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataFileError, match=f"^{re.escape(str(tmp_path / 'a.txt'))} {message}") as caught:
+        list(Corpus([tmp_path / "a.txt"]))
+    assert "latin1" not in str(caught.value)
+
+
+def test_tsv_has_no_quotes(tmp_path: Path) -> None:
+    """Two lone quotes would swallow the rows between them."""
+    texts = [f'"lone {i}' if i in (5, 17) else f"row {i}" for i in range(40)]
+    (tmp_path / "a.tsv").write_text("label\ttext\n" + "".join(f"1\t{text}\n" for text in texts))
+    assert [document.text for document in Corpus([tmp_path / "a.tsv"], ["text"])] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", 'text\none\n"never closed\nthree\n', "line 3, has a quote that is not closed or not"),
+        ("a.csv", 'text\n"said \\"hi, you\\" and"\n', "line 2, has a quote that is not closed or not"),
+        ("a.csv", "text\nhello, world\n", "line 2, has 2 fields and the header has 1: quote a text with"),
+        ("a.tsv", "text\na\tb\n", "line 2, has 2 fields and the header has 1: tabs cannot be part of a"),
+        ("a.jsonl", '{"text": ["a"]}', "line 1, column 'text' holds a list, expected text or a number"),
+        (
+            "a.jsonl",
+            '{"text": {"en": 1}}',
+            "line 1, column 'text' holds an object, expected text or a",
+        ),
+        ("a.jsonl", '\n{"text": "\\ud83d"}', "line 2, column 'text' holds half of a character (a lone"),
+    ],
+)
+def test_rows_that_would_lose_text_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataFileError, match=f"^{re.escape(f'{tmp_path / name}, {message}')}"):
+        list(Corpus([tmp_path / name], ["text"]))
+
+
+def test_rows_without_a_header_have_as_many_fields_as_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,text\n2,hello, world\n")
+    with pytest.raises(DataFileError, match=r"line 2, has 3 fields and the first row has 2: quote a text"):
+        list(Corpus([tmp_path / "a.csv"], [1]))
+
+
+def test_classes_of_one_number_are_ordered_by_their_text() -> None:
+    """Not by the order of a set, which differs between processes."""
+    assert class_list(["1", "01", "2", None, "001"]) == ("001", "01", "1", "2")
+
+
+def test_copies_and_missing_classes_are_counted(tmp_path: Path) -> None:
+    rows = [f"{int(i == 7)},text {i % 20}" for i in range(40)]  # each text twice, one row of class 1
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    data = TextFiles(
+        str(tmp_path / "a.csv"), columns=[1], label_column=0, layout="documents", tokenizer="bytes"
+    )
+    data.prepare_data()
+    split = data._assign().tolist()
+    copied = [sum(split[i] == s and split[(i + 20) % 40] < s for i in range(40)) for s in (1, 2)]
+    absent, copies = data.remarks()
+    where = tmp_path / "a.csv"
+    assert absent.startswith(f"{where}: 1 of 2 classes have no sample in ")
+    assert copies == (
+        f"{where}: {copied[0]} of 4 documents of val and {copied[1]} of 4 documents of test are copies of "
+        "documents of another split: numbers on them are too good"
+    )
 
 
 def test_token_files_of_another_split_are_made_again(tmp_path: Path) -> None:
