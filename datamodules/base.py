@@ -249,8 +249,11 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         """
         decoded = self.decode(batch["input"])
         out: dict[str, Any] = {**batch, "input": self.standardize(decoded)}
+        crops = out.pop("crops", None)
         if self.views is not None and generator is not None:
-            out.update(apply_views(self.views, decoded, generator))
+            if crops is not None:
+                crops = [self.decode(group.flatten(0, 1)).unflatten(0, group.shape[:2]) for group in crops]
+            out.update(apply_views(self.views, decoded, generator, crops))
             if "views" in out:
                 out["views"] = [self.standardize(view) for view in out["views"]]
             if "corrupted" in out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor
 from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
 from datamodules.class_folders import labeled_parts
 from datamodules.errors import ImageFileError, MissingDataError
-from datamodules.images.decode import COMMON, is_image, read_image
+from datamodules.images.crops import ViewCrops
+from datamodules.images.decode import COMMON, decode_image, is_image, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
 from datamodules.listing import fingerprint, left_out, list_tree, printable
 from datamodules.remarks import split_remarks
@@ -47,6 +48,8 @@ class FolderDataset(SampleDataset):
     """
 
     labels: np.ndarray
+    crops: ViewCrops | None = None
+    """Cuts the views of the samples out of their full images."""
 
     def __init__(
         self,
@@ -68,19 +71,33 @@ class FolderDataset(SampleDataset):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
+        if self.crops is not None:
+            self.crops.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``."""
-        images = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
+        """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``, with ``crops`` also those of
+        ``ViewCrops``.
+        """
         labels, epoch = self.labels.take(indices, 0), int(self.epoch)
-        for row, (index, content) in enumerate(zip(indices, self._contents(indices), strict=True)):
-            draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
-            images[row], itself = self._read(index, draw, content)
-            labels[row] = labels[row] if itself else -1
-        return {"input": torch.from_numpy(images).permute(0, 3, 1, 2), "label": torch.from_numpy(labels)}
+
+        def images() -> Iterator[np.ndarray]:
+            for row, (index, content) in enumerate(zip(indices, self._contents(indices), strict=True)):
+                draw = mix_seed(self.seed, epoch, index) if self.random_crop else None
+                image, itself = self._read(index, draw, content)
+                labels[row] = labels[row] if itself else -1
+                yield image
+
+        if self.crops is not None:
+            batch = self.crops(images(), indices)
+        else:
+            squares = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
+            for row, image in enumerate(images()):
+                squares[row] = image
+            batch = {"input": torch.from_numpy(squares).permute(0, 3, 1, 2)}
+        return {**batch, "label": torch.from_numpy(labels)}
 
     def _contents(self, indices: Sequence[int]) -> Sequence[bytes | None]:
         """Read the files of the whole batch for ``_decode``; here nothing, as files are opened one by one."""
@@ -91,8 +108,13 @@ class FolderDataset(SampleDataset):
         return os.fsdecode(self.paths[index])
 
     def _decode(self, index: int, draw: int | None, content: bytes | None) -> np.ndarray:
-        """The image at ``index``; an ``ImageFileError`` names the file."""
-        return read_image(self.paths[index], self.size, self.channels, self.shorter, draw)
+        """The image at ``index``, whole or a square; an ``ImageFileError`` names the file."""
+        return self._pixels(self.paths[index], draw, content)
+
+    def _pixels(self, path: bytes, draw: int | None, content: bytes | None) -> np.ndarray:
+        if self.crops is not None:
+            return decode_image(path, self.channels, content)
+        return read_image(path, self.size, self.channels, self.shorter, draw, content)
 
     def _read(
         self, index: int, draw: int | None = None, content: bytes | None = None
@@ -162,10 +184,11 @@ class ImageFolder(ImageDataModule):
 
         Hold-outs are stratified by class and fixed for a given set of files.
 
-    Pixels: the shorter side of training samples is resized to ``decode_size``, then they are cropped at a
-    random position, the same for the same (seed, epoch, index); all others are resized to 256/224 of
-    ``image_size`` and center-cropped. Files of ``image_size`` x ``image_size`` are used as they are. See
-    ``to_uint8`` for 16-bit and transparent files.
+    Pixels: the views of training and validation samples are cut out of the full images, see ``ViewCrops``.
+    ``input`` of validation and test samples is resized to 256/224 of ``image_size`` and center-cropped. Where
+    there are no views, the shorter side of training samples is resized to ``decode_size``, then they are
+    cropped at a random position, the same for the same (seed, epoch, index). Files of ``image_size`` x
+    ``image_size`` are used as they are. See ``to_uint8`` for 16-bit and transparent files.
 
     Args:
         root: folder of the images; only read from.
@@ -225,12 +248,15 @@ class ImageFolder(ImageDataModule):
         self.train_on_val, self.max_unreadable = train_on_val, max_unreadable
         self._opened: list[FolderDataset] = []
         self.image_shape, self.mean, self.std = (channels, image_size, image_size), mean, std
-        self.standard_size = round(image_size * 256 / 224)
-        self.decode_size = decode_size or self.standard_size
+        self._decode_size = decode_size
         self.fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         self._files: dict[str, Samples] = {}
         self._fingerprint: dict[str, Any] | None = None
         self._class_names: tuple[str, ...] = ()
+
+    @property
+    def decode_size(self) -> int:
+        return self._decode_size or self.standard_size
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -275,22 +301,25 @@ class ImageFolder(ImageDataModule):
         kept = self.dataset("bank") if same else self._open("train")
         if not isinstance(kept, ArrayDataset):
             kept = self._crops(found["train"], self.decode_size, random_crop=True)
+            kept.crops = self.view_crops("train")
         return {"train": kept}
 
-    def _open(self, split: str) -> ArrayDataset | FolderDataset:
-        """Center crops of a split, in memory if requested or if the split is small."""
+    def _open(self, split: Split) -> ArrayDataset | FolderDataset:
+        """Center crops of a split, val's also with views; in memory if requested or if it is small."""
         channels, size, _ = self.image_shape
         dataset = self._crops(self._find()[split], self.standard_size, random_crop=False)
         total = sum(len(self._find()[s][1]) for s in ("train", "val", "test")) * channels * size * size
-        if self.in_memory is False or (self.in_memory is None and total > MEMORY_LIMIT):
-            return dataset
-        if len(dataset) >= 10_000:  # takes seconds
-            rank_zero_info(
-                f"decoding {len(dataset)} images of {self.root} ({split}) once, to keep them in memory"
-            )
-        return dataset.in_memory(only_same_size=self.in_memory is None) or dataset
+        if self.in_memory or (self.in_memory is None and total <= MEMORY_LIMIT):
+            if len(dataset) >= 10_000:  # takes seconds
+                rank_zero_info(
+                    f"decoding {len(dataset)} images of {self.root} ({split}) once, to keep them in memory"
+                )
+            if kept := dataset.in_memory(only_same_size=self.in_memory is None):
+                return kept
+        dataset.crops = self.view_crops(split)
+        return dataset
 
-    def _crops(self, files: tuple[np.ndarray, np.ndarray], shorter: int, random_crop: bool) -> FolderDataset:
+    def _crops(self, files: Samples, shorter: int, random_crop: bool) -> FolderDataset:
         channels, size, _ = self.image_shape
         dataset = FolderDataset(*files, size, channels, shorter, random_crop, self.max_unreadable)
         self._opened.append(dataset)

@@ -18,8 +18,10 @@ from torch.utils.data import Dataset
 from datamodules.base import SSLDataModule
 from datamodules.checks import check, check_one_of, check_positive
 from datamodules.errors import ConfigError
+from datamodules.images.crops import ViewCrops
 from datamodules.samplers import SampleDataset
 from datamodules.splits import SPLIT_SEED, Split
+from datamodules.transforms.views import Views
 
 
 class ArrayDataset(SampleDataset):
@@ -105,6 +107,27 @@ class ImageDataModule(SSLDataModule, ABC):
                 self._check_labels(name, dataset)
             self._datasets.update(loaded)
         return self._datasets[split]
+
+    def view_crops(self, split: Split) -> ViewCrops | None:
+        """What cuts the views of ``split`` out of full images, for data sets that are not in memory.
+
+        None if there is nothing to cut: batches of bank and test have no views, and transforms other than
+        ``Views`` work on ``input``.
+        """
+        if split not in ("train", "val") or not isinstance(self.views, Views):
+            return None
+        shorter = self.decode_size if split == "train" else self.standard_size
+        return ViewCrops(self.views, self.image_shape, shorter, center=split == "val")
+
+    @property
+    def standard_size(self) -> int:
+        """Shorter side before the central square is cut: 256 for 224 pixels."""
+        return round(self.image_shape[1] * 256 / 224)
+
+    @property
+    def decode_size(self) -> int:
+        """Shorter side before a square is cut at a random position."""
+        return self.standard_size
 
     @abstractmethod
     def _load(self, split: Split) -> dict[str, Any]:

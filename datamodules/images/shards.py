@@ -15,7 +15,6 @@ import torch
 from datamodules.checks import check_at_least, check_positive
 from datamodules.errors import DataFileError, MissingDataError
 from datamodules.images import index as tar_index
-from datamodules.images.decode import read_image
 from datamodules.images.folder import FolderDataset, ImageFolder
 from datamodules.images.index import ShardIndex, load_index, merged, read_file
 from datamodules.images.module import ArrayDataset
@@ -53,7 +52,7 @@ class ShardDataset(FolderDataset):
         """One image from its header and content."""
         member = self._contents([index])[0] if content is None else content
         name = os.fsencode(self.name(index, member[:512]))
-        return read_image(name, self.size, self.channels, self.shorter, draw, member[512:])
+        return self._pixels(name, draw, member[512:])
 
     def name(self, index: int, header: bytes | None = None) -> str:
         """Member and shard of a sample, for messages; reads the member's header unless it is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,20 @@ class BatchTransform(Recorded, nn.Module, ABC):
         keys to add.
         """
 
+    def with_crops(self, params: dict[str, Tensor], crops: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See ``Views``; other transforms have nothing that can be cut beforehand."""
+        raise TypeError(f"{type(self).__name__} has no views that can be cut beforehand")
+
     def chunk_size(self, images: Tensor) -> int:
         """Images per chunk on CPU, small enough for the cache: at most 64, about 1M floats."""
         return max(1, min(64, 1_000_000 // images[0].numel()))
 
 
 def apply_views(
-    transform: BatchTransform, images: Tensor, generator: torch.Generator | None
+    transform: BatchTransform,
+    images: Tensor,
+    generator: torch.Generator | None,
+    crops: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor | list[Tensor]]:
     """Draw once, then apply: on CPU chunk by chunk, elsewhere in one call.
 
@@ -49,11 +57,15 @@ def apply_views(
         transform: the transform to apply.
         images: (B, C, H, W) float in [0, 1].
         generator: generator on ``images.device``; None = torch's default.
+        crops: the views as ``ViewCrops`` has cut them, see ``Views.with_crops``; None = cut them from
+            ``images``.
 
     Returns:
         The keys that the transform adds, each of B samples.
     """
     params = transform.draw(images, generator)
+    if crops is not None:
+        params = transform.with_crops(params, crops)
     chunk = transform.chunk_size(images)
     if images.device.type != "cpu" or len(images) <= chunk:
         return transform(images, params)

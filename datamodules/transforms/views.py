@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from datamodules.transforms.base import BatchTransform, _between
+from datamodules.transforms.boxes import TRIES, Box, random_box, random_boxes
 from datamodules.transforms.functional import (
     _on_subset,
     adjust_color,
@@ -37,7 +38,8 @@ from datamodules.transforms.functional import (
     solarize,
 )
 
-CROP_TRIES = 10  # torchvision's RandomResizedCrop
+NUMBERS = 2 * TRIES + 3
+"""Uniform numbers that the geometry of a view takes."""
 
 # The value of each parameter that changes nothing: lets two views with different operations share one call.
 NEUTRAL = {
@@ -158,15 +160,13 @@ class View(BatchTransform):
         ):
             raise ConfigError(f"color operations need images of 1 or 3 channels, got {channels}")
         # One call with a fixed layout: changing one option leaves the numbers of all the others unchanged.
-        uniform = torch.rand(batch, 2 * CROP_TRIES + 13, generator=generator, device=images.device)
-        area, aspect, rest = uniform.split((CROP_TRIES, CROP_TRIES, 13), 1)
-        (y, x, flip, angle, jitter, bright, contrast, saturate, hue, gray, blur, sigma, solar) = rest.unbind(
-            1
-        )
+        uniform = torch.rand(batch, 2 * TRIES + 13, generator=generator, device=images.device)
+        place, rest = uniform.split((2 * TRIES + 2, 11), 1)
+        (flip, angle, jitter, bright, contrast, saturate, hue, gray, blur, sigma, solar) = rest.unbind(1)
 
         params: dict[str, Tensor] = {}
         if self.crop_scale is not None:
-            params["box"] = self._draw_box(self.crop_scale, area, aspect, y, x, height, width)
+            params["box"] = random_boxes(place, height, width, self.crop_scale, self.crop_ratio)
         if self.flip_p:
             params["flip"] = flip < self.flip_p
         if self.rotation:
@@ -194,55 +194,21 @@ class View(BatchTransform):
             params["noise"] = torch.randn(shape, generator=generator, device=images.device) * self.noise_std
         return params
 
-    def _draw_box(
-        self,
-        scale: tuple[float, float],
-        area: Tensor,
-        aspect: Tensor,
-        y: Tensor,
-        x: Tensor,
-        height: int,
-        width: int,
-    ) -> Tensor:
-        """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the largest
-        central crop.
+    def geometry(self, numbers: Sequence[float], height: int, width: int) -> tuple[Box | None, bool]:
+        """The geometric half for one image of any size: where to cut, and whether to flip.
 
         Args:
-            scale: range of the crop's share of the image area.
-            area, aspect: (B, tries) uniform in [0, 1).
-            y, x: (B,) uniform in [0, 1).
+            numbers: ``NUMBERS`` uniform ones in [0, 1).
             height, width: of the image, pixels.
 
         Returns:
-            (B, 4) int64: top, left, height, width.
+            Top, left, height, width in pixels, or None if the whole image is to be seen; True = flip.
         """
-        area = _between(area, *scale) * (height * width)
-        low, high = self.crop_ratio
-        aspect = _between(aspect, math.log(low), math.log(high)).exp()
-        columns = (area * aspect).sqrt().round().long()  # (B, tries)
-        rows = (area / aspect).sqrt().round().long()
-        fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
-        first = fits.int().argmax(1, keepdim=True)  # argmax returns the first maximum
-        fits, rows, columns = (tries.gather(1, first).squeeze(1) for tries in (fits, rows, columns))
-
-        central_rows, central_columns = height, width
-        if width / height < low:
-            central_rows = round(width / low)
-        elif width / height > high:
-            central_columns = round(height * high)
-        top = (
-            (y * (height - rows + 1)).long().minimum(height - rows)
-        )  # the minimum guards against rounding up
-        left = (x * (width - columns + 1)).long().minimum(width - columns)
-        return torch.stack(
-            (
-                torch.where(fits, top, (height - central_rows) // 2),
-                torch.where(fits, left, (width - central_columns) // 2),
-                torch.where(fits, rows, central_rows),
-                torch.where(fits, columns, central_columns),
-            ),
-            1,
-        )
+        *place, flip = numbers
+        box = None
+        if self.crop_scale is not None:
+            box = random_box(place, height, width, self.crop_scale, self.crop_ratio)
+        return box, flip < self.flip_p
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Images (B, C, H, W) -> {"views": [(B, C, size, size)]} in [0, 1]."""
@@ -251,8 +217,11 @@ class View(BatchTransform):
     def render(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size)
         in [0, 1].
+
+        With the parameter ``crop`` (B, C, size, size), the geometry is already carried out, and
+        ``images`` is not used.
         """
-        view = images
+        view = params.get("crop", images)
         flip = params.get("flip")
         if "box" in params:
             view = crop_resize(view, params["box"], self.size, self.interpolation, flip)
@@ -304,6 +273,21 @@ class Views(BatchTransform, ABC):
             for name, value in view.draw(images, generator).items()
         }
 
+    def sizes(self) -> list[int]:
+        """Sides of the views, each once, in the order of the views."""
+        return list(dict.fromkeys(view.size for view in self.views))
+
+    def with_crops(self, params: dict[str, Tensor], crops: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Drawn parameters whose geometry has been carried out on the full images (``ViewCrops``).
+
+        Args:
+            params: of ``draw``.
+            crops: for each of ``sizes()`` the crops of its views, (B, V, C, size, size) in [0, 1].
+        """
+        kept = {name: value for name, value in params.items() if not name.endswith((".box", ".flip"))}
+        cut = {size: iter(group.unbind(1)) for size, group in zip(self.sizes(), crops, strict=True)}
+        return {**kept, **{f"{i}.crop": next(cut[view.size]) for i, view in enumerate(self.views)}}
+
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Images (B, C, H, W) -> {"views": [(B, C, size, size), ...]} in [0, 1]."""
         split: list[dict[str, Tensor]] = [{} for _ in self.views]
@@ -334,7 +318,7 @@ class Views(BatchTransform, ABC):
                 )
                 for name, like in names.items()
             }
-            repeated = images.repeat(len(members), 1, 1, 1)
+            repeated = images if "crop" in joined else images.repeat(len(members), 1, 1, 1)
             together = self.views[members[0]].render(repeated, joined)
             for index, rendered in zip(members, together.chunk(len(members)), strict=True):
                 output[index] = rendered
