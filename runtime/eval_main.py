@@ -26,11 +26,11 @@ def run(name: str, argv: list[str]) -> int:
     silence_framework()
     if given.trust_config_classes:
         trusted_packages(["--trust_config_classes", given.trust_config_classes])
-    opened, stored = _open(given, overrides)
+    opened, content = _open(given, overrides)
     if command.reads_data:
         opened.data.prepare_data()
         check_samples(opened.module, opened.data)
-        for line in notes(stored, opened.data):
+        for line in notes(content, opened.data):
             say(line)
     return command.run(opened, given)
 
@@ -81,7 +81,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str, Any]]:
-    """The run, and the options of its data as the checkpoint has them."""
+    """The run, and the content of its checkpoint."""
     checkpoint, folder = checkpoint_of(given.run)
     device = _device(given.device)
     content = read_checkpoint(checkpoint)
@@ -101,7 +101,7 @@ def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, 
         device=device,
         origin=starting_point(folder),
     )
-    return opened, stored
+    return opened, content
 
 
 def _device(name: str) -> torch.device:

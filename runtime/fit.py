@@ -6,6 +6,7 @@ import sys
 from typing import Any, NamedTuple
 
 import torch
+from lightning import Trainer
 from torch import Tensor, nn
 
 from datamodules.base import SSLDataModule
@@ -14,6 +15,22 @@ from runtime.optional import check_optional
 from sslmodules import SSLModule
 from sslmodules.networks.encoder import Encoder
 from sslmodules.networks.timm_encoder import patch_layer
+
+
+def check_interval(trainer: Trainer, data: SSLDataModule) -> None:
+    """ConfigError if validations are asked for after more batches than an epoch has."""
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None:
+        return
+    batches = len(data.dataset("train")) // (data.batch_size * trainer.world_size)  # type: ignore[arg-type]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if interval > batches:
+        raise ConfigError(
+            f"--trainer.val_check_interval {interval} is more than the {batches} batches of an epoch: give "
+            f"{batches} or less, --trainer.check_val_every_n_epoch N to validate after whole epochs, or "
+            "--trainer.check_val_every_n_epoch null to count batches over epochs"
+        )
+
 
 TRAINED = "the network is trained, so give data that fits it"
 

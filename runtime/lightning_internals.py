@@ -124,6 +124,20 @@ def repeat_validation_when_resumed(trainer: Trainer) -> None:
     progress.increment_started()
 
 
+def validate_after_epoch(trainer: Trainer) -> None:
+    """In ``on_train_epoch_end``: validate, and log it at the epoch's last step.
+
+    Lightning validates after a batch, which is too early for a callback that stops the run at the end of the
+    epoch.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped -= 1
+    trainer.validating = True
+    loop.val_loop.run()
+    trainer.training = True
+    loop._batches_that_stepped += 1
+
+
 def hide_events_from(logger: TensorBoardLogger, step: int) -> None:
     """TensorBoard hides what earlier event files hold for ``step`` and later ones.
 

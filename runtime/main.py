@@ -17,7 +17,7 @@ from runtime.checkpoints import initial_module
 from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
-from runtime.fit import check_fit
+from runtime.fit import check_fit, check_interval
 from runtime.framework_messages import silence_framework
 from runtime.initial_weights import Started, give_vocabulary, read_weights, start_from, starting_point
 from runtime.lightning_internals import do_not_observe_processes
@@ -70,6 +70,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if alone:
         receiver.end_if_asked()
     check_fit(module, data, trainer.world_size)
+    check_interval(trainer, data)
     check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None, started and started._asdict())

@@ -77,13 +77,14 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     return _build(cls, options | format_of_run, words, where)
 
 
-def notes(stored: dict[str, Any], data: SSLDataModule) -> list[str]:
+def notes(content: dict[str, Any], data: SSLDataModule) -> list[str]:
     """Lines on what the network gets to see in ``data`` otherwise than in the run.
 
     Args:
-        stored: the options of the run's data, with ``_class_path``.
+        content: of the checkpoint.
         data: what is evaluated; its files are there.
     """
+    stored = content.get("datamodule_hyper_parameters", {})
     lines, name, now = [], type(data).__name__, data.input_format()
     if stored.get("synthetic") and not data.synthetic:
         lines.append(f"the run saw synthetic samples, now real ones of {name} (else --data.synthetic true)")
@@ -91,6 +92,11 @@ def notes(stored: dict[str, Any], data: SSLDataModule) -> list[str]:
         then = build_data(stored, []).input_format()
         others = [key for key in then if now.get(key, then[key]) != then[key]]
         lines += [f"{key} of {name} is {now[key]}, in the run {then[key]}" for key in others]
+    same_files = (
+        content.get(type(data).__qualname__) if data.hparams.get("root") == stored.get("root") else None
+    )
+    if same_files and (changed := data.changed_files(same_files)):
+        lines.append(f"{changed}, so the splits may differ from the run's")
     if isinstance(data, ImageFolder) and data.root != stored.get("root") and not data.synthetic:
         lines += _resized(data)
     return [f"note: {line}" for line in lines]

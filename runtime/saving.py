@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 
 from runtime.checkpoints import BEST, LAST
-from runtime.lightning_internals import log_at_global_step
+from runtime.lightning_internals import log_at_global_step, validate_after_epoch
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -99,6 +99,7 @@ class Ending(Checkpoint):
     def __init__(self) -> None:
         self.stopped: str | None = None
         self.resumed = False
+        self.validated_at = -1  # step of the last complete validation
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped": self.stopped}
@@ -137,10 +138,16 @@ class Ending(Checkpoint):
         elif trainer.is_last_batch and trainer.check_val_every_n_epoch is None and _in_last_epoch(trainer):
             trainer.should_stop = True
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated_at = trainer.global_step
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         complete = _in_last_epoch(trainer) or 0 < trainer.max_steps <= trainer.global_step
         if not complete and _may_stop(trainer, trainer.current_epoch + 1):
             self.stopped = _reason(trainer)
+            if self.validated_at < trainer.global_step:  # asked to stop at the end of the epoch only
+                validate_after_epoch(trainer)
 
     @staticmethod
     def _validate_in_last_epoch(trainer: Trainer) -> None:

@@ -67,6 +67,16 @@ def test_a_run_is_validated_at_its_end(limits: list[str], step: int, slow: None)
     assert read_checkpoint("run/checkpoints/best.ckpt")["global_step"] == step
 
 
+def test_an_interval_beyond_the_epoch_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*RUN, *options(max_epochs=1, val_check_interval=3)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: --trainer.val_check_interval 3 is more than the 2 batches of an epoch: give 2 or less, "
+        "--trainer.check_val_every_n_epoch N to validate after whole epochs, or "
+        "--trainer.check_val_every_n_epoch null to count batches over epochs"
+    )
+    assert not Path("run").exists()
+
+
 def test_a_run_of_limited_time_is_finished(slow: None, capsys: pytest.CaptureFixture[str]) -> None:
     limits = [*options(max_time="00:00:30:00"), "--evaluate", "false"]
     assert train.main([*RUN, *limits]) == 0
@@ -111,6 +121,23 @@ def test_a_run_stopped_by_early_stopping_is_finished(
     assert train.main([*RUN, *STOPPING]) == 0
     expected = f"run is finished: 3 epochs, 6 steps, stopped early ({why}). Results: run/results.json"
     assert capsys.readouterr().out.splitlines() == [expected]
+
+
+def test_a_run_stopped_by_a_training_metric_is_validated_in_its_last_epoch() -> None:
+    """Such a metric is known at the end of the epoch, after the moment at which Lightning validates."""
+    limits = options(max_epochs=9, check_val_every_n_epoch=4, num_sanity_val_steps=0)
+    early = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"]
+    early += ["--trainer.callbacks.mode=max", "--trainer.callbacks.patience=2", "--evaluate", "false"]
+    early.append("--trainer.callbacks.check_on_train_epoch_end=true")
+    assert train.main([*RUN, *limits, *early]) == 0
+    content = read_checkpoint("run/checkpoints/last.ckpt")
+    step = content["global_step"]
+    assert step < 18 and content["callbacks"]["Ending"]["stopped"] is not None
+    events = EventAccumulator("run")
+    events.Reload()
+    for name in ("val/linear_top1", "train/loss"):  # also the epoch's own values are still logged
+        assert events.Scalars(name)[-1].step + 1 == step, name
+    assert read_checkpoint("run/checkpoints/best.ckpt")["global_step"] == step
 
 
 def test_early_stopping_waits_for_the_least_number_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

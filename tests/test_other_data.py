@@ -191,3 +191,21 @@ def test_the_checkpoint_of_a_fixture_is_synthetic(gray_run: Path) -> None:
     """Or the tests above would show nothing."""
     stored = read_checkpoint(gray_run / "checkpoints" / "last.ckpt")["datamodule_hyper_parameters"]
     assert stored["synthetic"] is True and Digits().synthetic is False
+
+
+def test_changed_files_of_the_run_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training is refused then; a finished run can still be evaluated, but the test split may be another one."""
+    photos("photos", 8)
+    folder = ["--data", "ImageFolder", "--data.root", str(Path("photos").resolve()), "--data.image_size", "8"]
+    run = train_on(tmp_path / "run", *folder, "--model.encoder.in_channels", "3")
+    assert evaluate("features", run, "before.npz") == 0 and notes(capsys) == []
+    Path("photos/class0/00.png").unlink()
+    assert evaluate("features", run, "after.npz") == 0
+    changed = f"the files of {Path('photos').resolve()} have changed since the checkpoint was written"
+    assert notes(capsys) == [
+        f"note: {changed} (48 then, 47 now, or other names or sizes), so the splits may differ from the run's"
+    ]
+    Path("copy").mkdir()
+    photos("copy", 8)  # another folder is another data set: nothing has changed
+    assert evaluate("features", run, "f.npz", "--data", "ImageFolder", "--data.root", "copy") == 0
+    assert not any("have changed" in line for line in notes(capsys))

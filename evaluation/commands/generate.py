@@ -22,7 +22,7 @@ from datamodules.audio.module import AudioDataModule
 from datamodules.audio.wav_folder import read_clip
 from datamodules.base import SSLDataModule
 from datamodules.checks import check, check_within
-from datamodules.errors import ConfigError
+from datamodules.errors import ConfigError, readable
 from datamodules.images.decode import read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
@@ -222,7 +222,8 @@ def _words(prompt: str) -> str:
             f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        with readable(path):
+            return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompt {prompt} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
