@@ -194,7 +194,7 @@ def test_the_checkpoint_of_a_fixture_is_synthetic(gray_run: Path) -> None:
 
 
 def test_changed_files_of_the_run_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Training is refused then; a finished run can still be evaluated, but the test split may be another one."""
+    """Resuming is refused then; evaluation is not, but the test split may be another one."""
     photos("photos", 8)
     folder = ["--data", "ImageFolder", "--data.root", str(Path("photos").resolve()), "--data.image_size", "8"]
     run = train_on(tmp_path / "run", *folder, "--model.encoder.in_channels", "3")
