@@ -88,15 +88,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         if isinstance(logger, (TensorBoardLogger, CSVLogger)):  # also of a run killed before it saved
             logger.resume_at(steps)
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
-    if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
-        receiver.raises = LISTENED
-    do_not_observe_processes()
-    watch = Watch(trainer.strategy.launcher)
-    watch.start()
-    held.callback(watch.over.set)
-    try:
-        trainer.fit(module, data, ckpt_path=resume)
-    except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
+    if not _fit(cli, resume, held):
         say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130
     cli.preemption.end_if_asked()
@@ -110,6 +102,21 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         failed = evaluate_run(cli)
     say(_where_things_are(folder.path))
     return 1 if failed else 0
+
+
+def _fit(cli: SSLCommandLine, resume: Path | None, held: ExitStack) -> bool:
+    """Train to the end; False if Ctrl-C has ended it."""
+    if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
+        receiver.raises = LISTENED
+    do_not_observe_processes()
+    watch = Watch(cli.trainer.strategy.launcher)
+    watch.start()
+    held.callback(watch.over.set)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume)
+    except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
+        return False
+    return True
 
 
 def _begin(cli: SSLCommandLine, resumed: bool) -> Started | None:
