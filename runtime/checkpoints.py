@@ -221,6 +221,14 @@ def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
         return build_module(checkpoint.get("hyper_parameters", {})).eval()
 
 
+def evaluated_checkpoint(module: SSLModule, last: Path) -> Path:
+    """Of a run the checkpoint that its results are of: ``best.ckpt`` where the method has a ``best_metric``
+    and the run has validated, else ``last.ckpt``.
+    """
+    best = last.with_name(BEST)
+    return best if module.best_metric is not None and best.is_file() else last
+
+
 def load_module(path: str | Path, **given: Any) -> SSLModule:
     """The method of a checkpoint of ``train.py`` or of any Trainer, with its trained weights, on the CPU, in
     eval mode.

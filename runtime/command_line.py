@@ -166,7 +166,8 @@ class SSLCommandLine(LightningCLI):
             self.run_folder.last, self.config.save_every_n_steps, self.config.save_every_minutes
         )
         probed = self.datamodule.num_classes is not None and any(isinstance(c, FeatureProbe) for c in listed)
-        best = BestCheckpoint("val/linear_top1", "max") if probed else BestCheckpoint("val/loss", "min")
+        metric = ("val/linear_top1", "max") if probed else ("val/loss", "min")
+        best = BestCheckpoint(*(self.model.best_metric or metric))
         own = [Throughput(), FiniteLoss(), best, LastCheckpoint(), self.preemption]
         if self.config.trainer.enable_progress_bar is not False and not any(
             isinstance(c, LightningProgressBar) for c in listed

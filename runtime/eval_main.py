@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, TrainedRun, say
 from runtime.arguments import trusted_packages
-from runtime.checkpoints import initial_module, load_module, read_checkpoint
+from runtime.checkpoints import evaluated_checkpoint, initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
 from runtime.eval_help import commands, usages
 from runtime.fit import check_samples
@@ -84,14 +85,17 @@ def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, 
     """The run, and the content of its checkpoint."""
     checkpoint, folder = checkpoint_of(given.run)
     device = _device(given.device)
+    module = load_module(checkpoint)
+    if Path(given.run).is_dir() and (best := evaluated_checkpoint(module, checkpoint)) != checkpoint:
+        checkpoint, module = best, load_module(best)
     content = read_checkpoint(checkpoint)
     stored = dict(content.get("datamodule_hyper_parameters", {}))
     data = build_data(stored, overrides)
-    suffix = "" if checkpoint.stem == "last" else f"-{checkpoint.stem}"
+    suffix = "" if Path(given.run).is_dir() or checkpoint.stem == "last" else f"-{checkpoint.stem}"
     if overrides:
         suffix += f"-{type(data).__name__.lower()}"
     opened = TrainedRun(
-        module=load_module(checkpoint).to(device),
+        module=module.to(device),
         data=data,
         random_init=partial(initial_module, content),
         checkpoint=checkpoint,

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from datamodules.seeding import run_seed
 from evaluation.report import evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
-from runtime.checkpoints import initial_module
+from runtime.checkpoints import evaluated_checkpoint, initial_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
@@ -159,7 +159,10 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     """
     trainer, module, seed = cli.trainer, cli.model, run_seed()
     untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
-    where, device = str(cli.run_folder.last), trainer.strategy.root_device
+    file = evaluated_checkpoint(module, cli.run_folder.last)
+    if file != cli.run_folder.last:
+        module.load_state_dict(read_checkpoint(file)["state_dict"])
+    where, device = str(file), trainer.strategy.root_device
     report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
     report |= starting_point(cli.run_folder.path)
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -26,7 +26,7 @@ from sslmodules.networks.equal_buffers import broadcast_once, keep_from_broadcas
 from sslmodules.networks.pixel_tokens import PixelTokens
 from sslmodules.networks.sharding import prepare_sharding
 from sslmodules.networks.sync_batchnorm import check_convertible, keep_activations
-from sslmodules.optim import constant, decay_groups, warmup_cosine
+from sslmodules.optim import decay_groups, factor_of_group, warmup_cosine
 
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
@@ -75,6 +75,11 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not
     #: enlarge it.
     couples_batch: bool = False
+    #: The loss is computed from labels.
+    reads_labels: bool = False
+    #: The metric of the checkpoint that is evaluated, ``best.ckpt``, and whether the highest ("max") or the
+    #: lowest ("min") is the best; None = the weights at the end are evaluated.
+    best_metric: tuple[str, Literal["min", "max"]] | None = None
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
     #: Metrics that are logged in hooks, or in training only, such as ``val/perplexity``.
@@ -142,11 +147,17 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer: every trainable parameter in exactly one.
 
-        A group with ``"constant_lr": True`` keeps the optimizer's learning rate: no warm-up, no decay.
+        A group with ``"constant_lr": True`` keeps the optimizer's learning rate: no warm-up, no decay. One
+        with ``"lr_scale"`` has that share of it at every step.
         """
         return decay_groups(self)
 
     # ---- optional methods: override what a method can do, with these signatures ----------------------------
+
+    @optional
+    def classify(self, x: Tensor) -> Tensor:
+        """``input`` -> scores (B, K) of the classes that the method was trained on."""
+        raise NotImplementedError
 
     @optional
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -358,7 +369,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())
         factor = self.schedule()
-        factors = [constant if group.get("constant_lr") else factor for group in optimizer.param_groups]
+        factors = [factor_of_group(group, factor) for group in optimizer.param_groups]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},

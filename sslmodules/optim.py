@@ -46,6 +46,14 @@ def constant(step: int) -> float:
     return 1.0
 
 
+def factor_of_group(group: dict[str, Any], factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The schedule of a parameter group: ``factor`` times its ``lr_scale``, or 1 with ``constant_lr``."""
+    if group.get("constant_lr"):
+        return constant
+    scale = group.get("lr_scale", 1.0)
+    return factor if scale == 1 else lambda step: scale * factor(step)
+
+
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
     """Learning-rate factor at each optimizer step: linear from 1/warmup to 1, then a half cosine to
     ``final``.

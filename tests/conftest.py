@@ -37,6 +37,13 @@ VARIANTS: dict[str, tuple[str, str]] = {
         "configs/digits/dino.yaml",
         "--model.freeze_last_layer_epochs 0 --model.final_weight_decay 0.1",
     ),
+    "finetune-mean": (
+        "configs/digits/finetune.yaml",
+        "--model.ema 0.9 --model.class_weights [1,2,1,1,1,1,1,1,1,3] --model.label_smoothing 0.1 "
+        "--model.layer_decay 0.7 --model.head attentive",
+    ),
+    "finetune-mixed": ("configs/digits/finetune.yaml", "--model.mixup 0.8 --model.cutmix 1.0"),
+    "finetune-probe": ("configs/digits/finetune.yaml", "--model.freeze true"),
     "gan-hinge-accumulate": (
         "configs/digits/gan.yaml",
         "--model.loss hinge --model.accumulate 2 --model.encoder.norm layer",

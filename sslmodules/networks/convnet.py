@@ -46,6 +46,9 @@ class ConvEncoder(MapEncoder):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.num_features = in_channels
 
+    def block_list(self) -> list[nn.Module]:
+        return [layer for layer in self.layers if isinstance(layer, nn.ReLU)]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last))

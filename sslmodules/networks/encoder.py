@@ -9,10 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from datamodules.audio.mel import valid_frames
 from datamodules.checks import check, check_at_least
 from datamodules.errors import ConfigError
+from datamodules.text.tokenizer import PAD
+from datamodules.transforms.tokens import segments_of
 from runtime.construction import Recorded
 from runtime.discovery import below
 from runtime.optional import optional
@@ -51,6 +55,16 @@ class Encoder(Recorded, nn.Module, ABC):
         self.load_state_dict(own, strict=False)
 
     @optional
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``input`` -> a vector for each token or position (B, N, D), and which are not padding (B, N)."""
+        raise NotImplementedError
+
+    @optional
+    def block_list(self) -> list[nn.Module]:
+        """The blocks from input to output, each the module whose output is the block's."""
+        raise NotImplementedError
+
+    @optional
     def to_transformers(self) -> Any:
         """The same network as a ``PreTrainedModel`` of the ``transformers`` library, in eval mode."""
         raise NotImplementedError
@@ -86,6 +100,11 @@ class MapEncoder(Encoder, ABC):
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D', h, w); D' is ``num_features`` if the features are the map's mean."""
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the map, row by row: (B, C, H, W) -> (B, h * w, D')."""
+        tokens = self.forward_features(x).flatten(2).transpose(1, 2)
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
 
 
 class PatchEncoder(MapEncoder, ABC):
@@ -132,6 +151,10 @@ class TokenEncoder(Encoder, ABC):
     def forward_tokens(self, tokens: Tensor, segment: Tensor) -> Tensor:
         """Tokens (B, T) and their segments (B, T) in {0, 1} -> (B, T, D)."""
 
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 -> (B, T, D); padding is token 0."""
+        return self.forward_tokens(x, segments_of(x)), x != PAD
+
 
 class SequenceEncoder(Encoder, ABC):
     """A causal network over a sequence; its features are the mean of its states."""
@@ -144,6 +167,11 @@ class SequenceEncoder(Encoder, ABC):
         """(B, T, ...) -> (B, D): the mean over all steps."""
         return self.states(x).mean(1)
 
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, ...) -> (B, T, D)."""
+        states = self.states(x)
+        return states, torch.ones(states.shape[:2], dtype=torch.bool, device=x.device)
+
 
 class FrameEncoder(SequenceEncoder, ABC):
     """A causal network over frames of sound.
@@ -153,6 +181,11 @@ class FrameEncoder(SequenceEncoder, ABC):
     """
 
     in_features: int
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, M, T) log-mel, a batch's ``input``, -> (B, T, D); padding frames are 0 in every band."""
+        states, length = self.states(x[:, 0].transpose(1, 2)), valid_frames(x)
+        return states, torch.arange(states.shape[1], device=x.device) < length[:, None]
 
 
 class CausalEncoder(SequenceEncoder, ABC):
@@ -171,6 +204,13 @@ class CausalEncoder(SequenceEncoder, ABC):
     def states(self, x: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D); state t depends on tokens 0..t only."""
         return self.resume(x)[0]
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 -> (B, T, D); the last token of a sample that is one longer than a block is not
+        read.
+        """
+        full = self.block_size is not None and x.shape[1] == self.block_size + 1
+        return super().tokens(x[:, :-1] if full else x)
 
     @abstractmethod
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:

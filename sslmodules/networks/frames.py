@@ -31,6 +31,9 @@ class GRUFrames(FrameEncoder):
             nn.GRU(in_features if i == 0 else width, width, batch_first=True) for i in range(depth)
         )
 
+    def block_list(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def states(self, x: Tensor) -> Tensor:
         """(B, T, D) -> states of the last layer (B, T, width)."""
         for i, layer in enumerate(self.layers):
@@ -65,6 +68,9 @@ class TransformerFrames(FrameEncoder):
             for _ in range(depth)
         ]
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
+
+    def block_list(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def states(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, width)."""

@@ -132,6 +132,9 @@ class GPTEncoder(CausalEncoder):
             after.append(past)
         return self.norm(x), after
 
+    def block_list(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def to_transformers(self) -> Any:
         """The same network as ``transformers``' ``GPT2Model``, in eval mode: ``save_pretrained`` writes what
         ``AutoModel.from_pretrained`` loads. Its ``last_hidden_state`` equals ``states``."""

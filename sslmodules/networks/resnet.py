@@ -49,6 +49,10 @@ class ResNetEncoder(MapEncoder):
         net.fc = nn.Identity()
         self.net = net.to(memory_format=torch.channels_last)
 
+    def block_list(self) -> list[nn.Module]:
+        net = self.net
+        return [net.layer1, net.layer2, net.layer3, net.layer4]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
         net = self.net

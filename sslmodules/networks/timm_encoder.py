@@ -128,6 +128,19 @@ class TimmEncoder(MapEncoder):
         # feature map
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
 
+    def block_list(self) -> list[nn.Module]:
+        """Of a ViT its blocks, of a convolutional network its stages.
+
+        Raises:
+            ConfigError: the model has them under no usual name.
+        """
+        for name in ("blocks", "stages", "layers"):
+            if isinstance(found := getattr(self.net, name, None), (nn.Sequential, nn.ModuleList)):
+                return list(found)
+        if isinstance(getattr(self.net, "layer4", None), nn.Module):  # a ResNet
+            return [getattr(self.net, f"layer{i}") for i in range(1, 5)]
+        raise ConfigError(f"{type(self.net).__name__} of timm does not tell its blocks: use another encoder")
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D', h, w): the last feature map, or the patch tokens of a ViT, for a decoder.
 

@@ -33,6 +33,9 @@ class MLPEncoder(Encoder):
         self.layers = nn.Sequential(*layers)
         self.num_features = in_features
 
+    def block_list(self) -> list[nn.Module]:
+        return [layer for layer in self.layers if isinstance(layer, nn.ReLU)]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
         return self.layers(x.flatten(1))

@@ -190,6 +190,13 @@ class ViTEncoder(PatchEncoder):
         class_token = self.class_token.expand(len(x), -1, -1).to(tokens.dtype)  # its position is all zeros
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
 
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch tokens, row by row; patches of zeros only, such as padding frames of sound, are no part."""
+        return self.forward_visible(x)[:, 1:], (patchify(x, self.patch_size) != 0).any(2)
+
+    def block_list(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w): the patch tokens, for a decoder."""
         return self.forward_visible(x)[:, 1:].transpose(1, 2).unflatten(2, self._grid_of(x))

@@ -1,0 +1,256 @@
+"""Fine-tuning: an encoder and a classifier, trained on labels.
+
+The encoder begins from pre-trained weights (``--init_from``); without them this is training from scratch,
+the baseline. ``freeze`` keeps the encoder as it is: the classic linear probe by SGD. The settings are those
+of the MAE paper's appendix (He et al. 2022, https://arxiv.org/abs/2111.06377): layer-wise decay of
+the learning rate (Clark et al. 2020), stochastic depth, mixup (Zhang et al. 2018), CutMix (Yun et al. 2019)
+and label smoothing.
+
+Differs from MAE's code: MixUp and CutMix are torchvision's, with one draw for a batch, and draw in every step
+one of the two where both are on. Samples without a label are trained on by nobody and counted by nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from datamodules.base import Batch, SSLDataModule
+from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
+from datamodules.errors import ConfigError
+from runtime.optional import offers
+from sslmodules.base import SSLModule, full_precision
+from sslmodules.networks import MomentumCopy, PixelTokens, SequenceEncoder
+from sslmodules.networks.classifier import Head, depths, make_head, masked_mean, set_drop_path
+from sslmodules.networks.encoder import Encoder
+from sslmodules.optim import decay_groups
+
+
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, total: Tensor
+) -> Tensor:
+    """Cross entropy with soft targets and a weight for each class.
+
+    Of hard targets in one process it is ``F.cross_entropy(..., weight=weights, label_smoothing=smoothing)``.
+
+    Args:
+        logits: (B, K).
+        target: (B, K) share of each class; rows of zeros do not count.
+        weights: (K,) of the classes.
+        smoothing: share of the target that is spread over all classes.
+        total: sum of the weights of the samples to divide by; of all ranks' samples, divided by their number.
+
+    Returns:
+        Scalar; its mean over ranks is that of one process with the joined batch.
+    """
+    log_p = full_precision(logits).log_softmax(1)
+    known = target.sum(1, keepdim=True)  # 1, or 0 without a label
+    spread = (1 - smoothing) * target + smoothing * known / logits.shape[1]
+    return -(spread * weights * log_p).sum() / total.clamp(min=1e-12)
+
+
+class FineTune(SSLModule):
+    """FineTune: an encoder and a classifier trained on labels; from scratch, or from weights (--init_from).
+
+    Args:
+        encoder: ``input`` -> (B, num_features).
+        num_classes: K.
+        head: ``linear`` or ``mlp`` on the features, or ``attentive``: one query over tokens or positions.
+        pooling: features are the ``encoder``'s own, or the ``mean`` of its tokens that are no padding.
+            Sequences and frames of sound always have the mean.
+        pixels: converts images to tokens, for an encoder of a GPT that was trained on pixels.
+        padding: token that fills up short samples for an encoder of a GPT: the data's ``pad_id``.
+        freeze: train the classifier only, on features in eval mode.
+        layer_decay: factor of the learning rate from each block to the one before it; 1 = the same for all.
+        drop_path: of a ViT, share of samples that skip the last block, less in those before.
+        dropout: of the features, before the classifier.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of the Beta distribution; 0 = off.
+        cutmix: likewise; where both are on, each step draws one of them.
+        class_weights: weight of each class in the loss; None = 1.
+        ema: decay of a running mean of all weights, which is what is evaluated; None = no mean.
+        **kwargs: ``SSLModule``'s.
+
+    Raises:
+        ConfigError: an option is out of range, or the encoder has not what one needs.
+    """
+
+    class_weights: Tensor
+    reads_labels = True
+    best_metric = ("val/top1", "max")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        head: Head = "linear",
+        pooling: Literal["encoder", "mean"] = "encoder",
+        pixels: PixelTokens | None = None,
+        padding: int | None = None,
+        freeze: bool = False,
+        layer_decay: float = 1.0,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        class_weights: list[float] | None = None,
+        ema: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_at_least(2, num_classes=num_classes)
+        check_at_least(0, mixup=mixup, cutmix=cutmix)
+        check_within(0, 1, "(]", layer_decay=layer_decay)
+        check_within(0, 1, "[)", drop_path=drop_path, dropout=dropout, label_smoothing=label_smoothing)
+        check_within(0, 1, ema=ema)
+        check_one_of(("encoder", "mean"), pooling=pooling)
+        self.encoder, self.pixels, self.padding, self.frozen = encoder, pixels, padding, freeze
+        self.num_classes, self.label_smoothing, self.layer_decay = num_classes, label_smoothing, layer_decay
+        self.over_tokens = head == "attentive"
+        self.mean_of_tokens = pooling == "mean" or isinstance(encoder, SequenceEncoder)
+        if (self.over_tokens or self.mean_of_tokens) and not offers(encoder, "tokens"):
+            option = "head" if self.over_tokens else "pooling"
+            raise ConfigError(
+                f"{option} {head if self.over_tokens else pooling} needs an encoder with tokens "
+                f"or positions, and {type(encoder).__name__} gives one vector: choose another"
+            )
+        if layer_decay < 1:
+            depths(encoder)
+        if drop_path:
+            set_drop_path(encoder, drop_path)
+        if freeze:
+            encoder.requires_grad_(False)
+        if class_weights is not None:
+            check(len(class_weights) == num_classes, "class_weights", f"{num_classes} numbers", class_weights)
+            check_positive(class_weights=class_weights)
+        weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = make_head(head, encoder.num_features, num_classes)
+        self.mixing = [mix(alpha=a) for mix, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
+        self.couples_batch = bool(self.mixing)
+        self.ema = ema
+        self.average = None if ema is None else MomentumCopy(nn.ModuleList([encoder, self.classifier]))
+
+    # ---- the model -----------------------------------------------------------------------------------------
+
+    @property
+    def feature_encoder(self) -> Encoder:
+        """The running mean of the encoder, if there is one."""
+        return self.encoder if self.average is None else self.average.net[0]  # type: ignore[index]
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """``input`` as the encoder takes it."""
+        if self.pixels is not None:
+            return self.pixels(x)
+        if x.ndim == 4 and self.encoder.in_channels == x.shape[1] + 1:  # that of an inpainting: no mask
+            return torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
+        return x
+
+    def _tokens(self, encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, valid = encoder.tokens(x)
+        if self.padding is not None:
+            valid = valid & (x != self.padding)[:, : valid.shape[1]]
+        return tokens, valid
+
+    def _features(self, encoder: Encoder, x: Tensor) -> Tensor:
+        if self.mean_of_tokens:
+            return masked_mean(*self._tokens(encoder, x))
+        return encoder(x)
+
+    def _scores(self, encoder: Encoder, classifier: nn.Module, x: Tensor) -> Tensor:
+        """``input`` -> (B, K), before the softmax."""
+        x = self._prepared(x)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.over_tokens:
+                h, valid = self._tokens(encoder, x)
+            else:
+                h = self._features(encoder, x)
+        return classifier(self.dropout(h), valid) if self.over_tokens else classifier(self.dropout(h))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self._features(self.feature_encoder, self._prepared(x))
+
+    def classify(self, x: Tensor) -> Tensor:
+        if self.average is None:
+            return self._scores(self.encoder, self.classifier, x)
+        return self._scores(self.average.net[0], self.average.net[1], x)  # type: ignore[index]
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy, of the first of ``views`` if there are any, and without mixing the share of correct
+        predictions; in eval mode of the clean ``input``.
+        """
+        label = batch["label"]
+        known = label >= 0
+        target = F.one_hot(label.clamp(min=0), self.num_classes).float() * known[:, None]  # (B, K)
+        mixed = self.training and bool(self.mixing)
+        if self.training:
+            x = batch["views"][0] if batch.get("views") else batch["input"]
+            if mixed:
+                x, target = self.mixing[int(torch.randint(len(self.mixing), ()))](x, target)
+            scores = self._scores(self.encoder, self.classifier, x)
+        else:
+            scores = self.classify(batch["input"])
+        total = (target * self.class_weights).sum()
+        total = self.gather(total[None]).rows.mean()
+        loss = soft_cross_entropy(scores, target, self.class_weights, self.label_smoothing, total)
+        if mixed:
+            return {"loss": loss}
+        right = (scores.argmax(1) == label).sum() / known.sum().clamp(min=1)
+        return {"loss": loss, "top1": right}
+
+    def averaged_over(self, batch: Batch) -> dict[str, float]:
+        label = batch["label"]
+        known = label[label >= 0]
+        return {"loss": float(self.class_weights[known].sum()), "top1": float(len(known))}
+
+    def update_teacher(self) -> None:
+        if self.average is None or self.ema is None:
+            return
+        source = nn.ModuleList([self.encoder, self.classifier])
+        self.average.update(source, self.ema)
+        for mine, theirs in zip(self.average.net.buffers(), source.buffers(), strict=True):
+            mine.copy_(theirs)  # statistics of batch norm are means already
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Of each depth those that are decayed and those that are not, with its share of the rate."""
+        groups = decay_groups(self)
+        if self.layer_decay == 1:
+            return groups
+        depth, last = depths(self.encoder)
+        parts: list[dict[str, Any]] = []
+        for group in groups:
+            for level in range(last + 1):
+                members = [p for p in group["params"] if depth.get(p, last) == level]
+                scale = self.layer_decay ** (last - level)
+                parts += [{**group, "params": members, "lr_scale": scale}] if members else []
+        return parts
+
+    def train(self, mode: bool = True) -> FineTune:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def check_data(self, data: SSLDataModule) -> None:
+        name = type(data).__name__
+        if data.num_classes is None:
+            raise ConfigError(f"FineTune learns from labels, and {name} has none: give data with classes")
+        if data.num_classes != self.num_classes:
+            raise ConfigError(
+                f"{name} has {data.num_classes} classes, and num_classes is {self.num_classes}: give "
+                f"--model.num_classes {data.num_classes}"
+            )
+
+    def check_batch(self, batch: Batch) -> None:
+        if "label" not in batch:
+            raise ConfigError(f"FineTune needs 'label' in the batch, which has only {', '.join(batch)}")
+        if self.mixing and batch["input"].ndim != 4:
+            raise ConfigError("mixup and cutmix mix images, and this data has none: leave them out")

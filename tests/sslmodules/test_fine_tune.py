@@ -1,0 +1,246 @@
+"""Fine-tuning: the loss against torch's, what is trained and how fast, and what it is evaluated by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import eval as script
+import train
+from datamodules.audio.mel import valid_frames
+from datamodules.errors import ConfigError
+from runtime.checkpoints import read_checkpoint
+from runtime.messages import ROOT
+from sslmodules import FineTune
+from sslmodules.fine_tune import soft_cross_entropy
+from sslmodules.networks import (
+    BertEncoder,
+    ConvEncoder,
+    GPTEncoder,
+    GRUFrames,
+    MLPEncoder,
+    RecurrentEncoder,
+    ResNetEncoder,
+    TimmEncoder,
+    TransformerFrames,
+    ViTEncoder,
+)
+from sslmodules.networks.classifier import depths, masked_mean
+from tests.conftest import batch_of, build
+
+CONFIG = "configs/digits/finetune.yaml"
+SGD = torch.optim.SGD
+
+
+def fine_tune(encoder: Any, classes: int = 3, **options: Any) -> FineTune:
+    return FineTune(encoder, classes, optimizer=lambda p: SGD(p, lr=0.1), **options)
+
+
+def vit() -> ViTEncoder:
+    return ViTEncoder(16, 4, 3, 24, 3, 2)
+
+
+ENCODERS: dict[str, tuple[Any, torch.Tensor]] = {
+    "ConvEncoder": (lambda: ConvEncoder(3, (8, 12)), torch.randn(4, 3, 16, 16)),
+    "MLPEncoder": (lambda: MLPEncoder(48, (8, 12)), torch.randn(4, 3, 4, 4)),
+    "ResNetEncoder": (lambda: ResNetEncoder(stem="cifar"), torch.randn(4, 3, 16, 16)),
+    "ViTEncoder": (vit, torch.randn(4, 3, 16, 16)),
+    "TimmEncoder": (
+        lambda: TimmEncoder("vit_tiny_patch16_224", image_size=16, patch_size=8),
+        torch.randn(4, 3, 16, 16),
+    ),
+    "BertEncoder": (lambda: BertEncoder(30, 16, 2, 2, 12, 0.0), torch.randint(5, 30, (4, 12))),
+    "GPTEncoder": (lambda: GPTEncoder(30, 12, 16, 2, 2), torch.randint(5, 30, (4, 13))),
+    "RecurrentEncoder": (lambda: RecurrentEncoder(30, 16, 1), torch.randint(5, 30, (4, 12))),
+    "GRUFrames": (lambda: GRUFrames(8, 16, 2), torch.randn(4, 1, 8, 20)),
+    "TransformerFrames": (lambda: TransformerFrames(8, 16, 2, 2), torch.randn(4, 1, 8, 20)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("head", ["linear", "mlp", "attentive"])
+def test_every_encoder_and_head_learns(name: str, head: Any) -> None:
+    """Gradients reach the first weights, and only tokens that are there are attended to."""
+    make, x = ENCODERS[name]
+    torch.manual_seed(0)
+    if name == "MLPEncoder" and head == "attentive":
+        with pytest.raises(
+            ConfigError, match="head attentive needs an encoder with tokens or positions, and"
+        ):
+            fine_tune(make(), head=head)
+        return
+    module = fine_tune(make(), head=head)
+    terms = module.losses({"input": x, "label": torch.tensor([0, 1, 2, 0])})
+    terms["loss"].backward()
+    first = next(p for p in module.encoder.parameters() if p.requires_grad)
+    assert first.grad is not None and first.grad.any()
+    module.eval()
+    assert module.embed(x).shape == (4, module.encoder.num_features)
+    assert module.classify(x).shape == (4, 3)
+
+
+def test_the_loss_is_torchs() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, -1])
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    known = label >= 0
+    target = F.one_hot(label.clamp(min=0), 4) * known[:, None]
+    total = (target * weights).sum()
+    ours = soft_cross_entropy(logits, target.float(), weights, 0.1, total)
+    theirs = F.cross_entropy(logits, label, weights, ignore_index=-1, label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_padding_counts_for_nothing() -> None:
+    tokens = torch.tensor([[1.0, 3.0], [5.0, 7.0]])[:, :, None]
+    valid = torch.tensor([[True, False], [False, False]])
+    assert masked_mean(tokens, valid).tolist() == [[1.0], [0.0]]
+    torch.manual_seed(0)
+    module = fine_tune(GRUFrames(8, 16, 1), head="attentive").eval()
+    clip = torch.randn(1, 1, 8, 10)
+    longer = torch.cat([clip, torch.zeros(1, 1, 8, 6)], dim=3)
+    assert valid_frames(longer).tolist() == [10]
+    torch.testing.assert_close(module.classify(clip), module.classify(longer))
+    torch.testing.assert_close(module.embed(clip), module.embed(longer))
+    gpt = fine_tune(GPTEncoder(30, 12, 16, 2, 2), padding=0).eval()
+    text = torch.randint(5, 30, (1, 6))
+    torch.testing.assert_close(gpt.embed(text), gpt.embed(F.pad(text, (0, 4))))
+
+
+def test_each_block_has_its_share_of_the_learning_rate() -> None:
+    """Of a ViT of three blocks: embedding, blocks, and what is behind them with the classifier."""
+    module = fine_tune(vit(), layer_decay=0.5)
+    depth, last = depths(module.encoder)
+    named = {name: depth[p] for name, p in module.encoder.named_parameters()}
+    assert last == 4
+    assert (named["class_token"], named["patch_embed.weight"], named["norm.weight"]) == (0, 0, 4)
+    assert [named[f"blocks.{i}.mlp.fc1.bias"] for i in range(3)] == [1, 2, 3]
+    groups = module.parameter_groups()
+    scales = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scales) == len(list(module.parameters()))
+    assert scales[module.encoder.class_token] == 0.5**4  # type: ignore[index]
+    assert scales[module.classifier.weight] == 1.0  # type: ignore[index]
+    conv, end = depths(ConvEncoder(3, (4, 8)))
+    assert (sorted(set(conv.values())), end) == ([0, 1], 3)
+
+
+def test_a_schedule_keeps_the_shares(tmp_path: Path) -> None:
+    options = ["--model.layer_decay=0.5", "--model.warmup_epochs=0", "--model.final_lr_factor=1"]
+    module, data = build(CONFIG, *options)
+    from tests.conftest import trainer_for
+
+    trainer = trainer_for(tmp_path, max_steps=2, limit_val_batches=0)
+    trainer.fit(module, data)
+    [optimizer] = trainer.optimizers
+    rates = {group["lr_scale"]: group["lr"] for group in optimizer.param_groups}
+    whole = rates[1.0]
+    assert len(rates) == 4 and all(lr == pytest.approx(scale * whole) for scale, lr in rates.items())
+
+
+def test_a_frozen_encoder_stays_as_it_is() -> None:
+    module, data = build(CONFIG, "--model.freeze", "true")
+    module.train()
+    before = {k: v.clone() for k, v in module.encoder.state_dict().items()}
+    module.losses(batch_of(data))["loss"].backward()  # type: ignore[arg-type]
+    assert not module.encoder.training and module.classifier.training  # type: ignore[union-attr]
+    assert all(torch.equal(before[k], v) for k, v in module.encoder.state_dict().items())
+    assert all(p.grad is None for p in module.encoder.parameters())
+    assert [p for g in module.parameter_groups() for p in g["params"]] == list(module.classifier.parameters())  # type: ignore[union-attr]
+
+
+def test_mixing_blends_two_samples_and_their_labels() -> None:
+    module, data = build(CONFIG, "--model.mixup", "1.0", "--data.views", "null")
+    module.train()
+    seen: list[torch.Tensor] = []
+    module.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = batch_of(data)
+    assert list(module.losses(batch)) == ["loss"]  # type: ignore[arg-type]
+    x, y = batch["input"], batch["input"].roll(1, 0)
+    share = ((seen[0] - y) * (x - y)).sum() / (x - y).square().sum()
+    assert 0 < share < 1
+    torch.testing.assert_close(seen[0], share * x + (1 - share) * y)
+    with pytest.raises(ConfigError, match="mixup and cutmix mix images"):
+        module.check_batch({"input": torch.zeros(2, 5), "label": torch.zeros(2)})
+
+
+def test_the_running_mean_follows_and_is_what_is_evaluated() -> None:
+    module, data = build(CONFIG, "--model.ema", "0.75")
+    batch = batch_of(data)
+    old, new = module.classifier.bias.detach().clone(), torch.ones(10)  # type: ignore[union-attr,operator]
+    module.classifier.bias.data.copy_(new)  # type: ignore[union-attr,operator]
+    module.losses(batch)  # type: ignore[arg-type]
+    module.update_teacher()
+    copied = module.average.net  # type: ignore[union-attr]
+    torch.testing.assert_close(copied[1].bias, 0.75 * old + 0.25 * new)  # type: ignore[index]
+    name = "layers.1.running_mean"
+    assert torch.equal(copied[0].state_dict()[name], module.encoder.state_dict()[name])  # type: ignore[index]
+    module.eval()
+    assert torch.equal(module.classify(batch["input"]), copied[1](copied[0](batch["input"])))  # type: ignore[index]
+
+
+def test_what_cannot_be_trained() -> None:
+    for options, message in (
+        ({"drop_path": 0.1}, "drop_path is for ViTs, and the encoder is ConvEncoder: leave it out"),
+        ({"class_weights": [1.0]}, r"class_weights must be 3 numbers, got \[1.0\]"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ({"head": "deep"}, "head must be one of linear, mlp, attentive, got 'deep'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fine_tune(ConvEncoder(3), **options)
+
+
+def test_a_run_is_evaluated_at_its_best_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Best on val, test read once: a late rise of the learning rate ruins last.ckpt, not the result."""
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    ruined = []
+
+    def ruin(self: FineTune) -> None:
+        if self.current_epoch == 3:
+            self.classifier.weight.data.zero_()  # type: ignore[union-attr,operator]
+            ruined.append(self.current_epoch)
+
+    monkeypatch.setattr(FineTune, "on_train_epoch_start", ruin)
+    options = ["--config", str(ROOT / CONFIG), "--run_dir=run", "--trainer.max_epochs=4", "--model.ema=0.0"]
+    options += ["--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu", "--data.batch_size=512"]
+    options += ["--trainer.enable_progress_bar=false", "--model.warmup_epochs=0"]
+    assert train.main(options) == 0
+    report = json.loads((tmp_path / "run/results.json").read_text())
+    best = read_checkpoint("run/checkpoints/best.ckpt")
+    assert ruined == [3] and best["epoch"] < 3
+    assert report["checkpoint"] == "run/checkpoints/best.ckpt"
+    assert report["classifier"]["samples"] == 360
+    assert "the method's classifier" in capsys.readouterr().out
+    assert script.main(["probe", "run"]) == 0
+    again = json.loads((tmp_path / "run/results.json").read_text())
+    assert again["classifier"] == report["classifier"] and again["checkpoint"] == report["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.num_classes=3"],
+            "Digits has 10 classes, and num_classes is 3: give --model.num_classes 10",
+        ),
+        (["--data=TextFiles", "--data.views=null"], "FineTune learns from labels, and TextFiles has none"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    assert train.main(["--config", str(ROOT / CONFIG), f"--run_dir={tmp_path}/run", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
