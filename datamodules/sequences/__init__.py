@@ -1,4 +1,4 @@
-"""DNA from FASTA files."""
+"""DNA and protein from FASTA files."""
 
 from __future__ import annotations
 

@@ -1,145 +1,134 @@
-"""Reads FASTA and GFF files."""
+"""Reads FASTA files: one byte per letter, all records in one array."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import DataFileError
+from datamodules.listing import hidden_below
+from datamodules.plain_text import text_lines
+from datamodules.sequences.alphabets import Alphabet
 
-BASES = "ACGTN"
-N = 4
-COMPLEMENT = np.array([3, 2, 1, 0, N], dtype=np.uint8)
-AMBIGUOUS = "RYSWKMBDHV"
-"""IUPAC's letters for more than one base: read as N."""
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, plain or gzipped, without line ends."""
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="ascii") if zipped else path.open(encoding="ascii") as file:
-            for line in file:
-                yield line.rstrip()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataFileError(f"{path} is a damaged gzip file ({error}): fetch it again") from None
-    except UnicodeDecodeError:
-        raise DataFileError(f"{path} is not text: expected FASTA or GFF, plain or gzipped") from None
-    except OSError as error:
-        raise DataFileError(f"{path} cannot be read ({error.strerror})") from None
+DERIVED = "_from_genomic."
+"""In names of NCBI's files that repeat parts of a genome (``..._cds_from_genomic.fna``)."""
 
 
-def _table() -> np.ndarray:
-    """(256,) uint8: byte -> base number, 5 for an ambiguous letter, 255 for anything else."""
-    table = np.full(256, 255, dtype=np.uint8)
-    for letters, code in (("A", 0), ("C", 1), ("G", 2), ("TU", 3), ("N", N), (AMBIGUOUS, 5)):
-        for letter in letters + letters.lower():  # lower case marks repeats, which are ordinary bases
-            table[ord(letter)] = code
-    return table
+class Records:
+    """Sequences of some files, one after the other.
+
+    Attributes:
+        names: of the records: the first word of each header.
+        files: (R,) number of the file that each record comes from.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.files: list[int] = []
+        self._letters = bytearray()
+        self._starts: list[int] = []
+        self._known: set[str] = set()
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(total,) uint8 letters of all records."""
+        return np.frombuffer(self._letters, np.uint8)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(R + 1,) int64: record i is ``codes[starts[i] : starts[i + 1]]``."""
+        return np.array([*self._starts, len(self._letters)])
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        stop = self._starts[i + 1] if i + 1 < len(self._starts) else len(self._letters)
+        return self.codes[self._starts[i] : stop]
+
+    def begin(self, name: str, file: int, where: str) -> None:
+        """Add an empty record.
+
+        Raises:
+            DataFileError: there is a record of this name.
+        """
+        if name in self._known:
+            raise DataFileError(f"{where}: a second record named {name}: rename one")
+        self._known.add(name)
+        self.names.append(name)
+        self.files.append(file)
+        self._starts.append(len(self._letters))
+
+    def add(self, codes: bytes) -> None:
+        """Add letters to the last record."""
+        self._letters += codes
+
+    def size(self) -> int:
+        """Letters of the last record so far."""
+        return len(self._letters) - self._starts[-1]
 
 
-TABLE = _table()
-
-
-def base_codes(letters: str, where: str) -> tuple[np.ndarray, int]:
-    """Letters of either case as (n,) uint8 in 0..4 (``BASES``; U is T), and the number of ambiguous ones, now
-    N.
+def read_fasta(path: Path, alphabet: Alphabet, records: Records, number: int = 0) -> None:
+    """Add the records of a FASTA file to ``records``; ``number`` is that of the file.
 
     Raises:
-        DataFileError: a letter that is not a base, prefixed with ``where``.
+        DataFileError: no file, an empty file, no record, a name twice, sequence before the first header, or
+            another alphabet.
     """
-    codes = TABLE[np.frombuffer(letters.encode("ascii", "replace"), dtype=np.uint8)]
-    if (codes == 255).any():
-        place = int((codes == 255).argmax())
-        raise DataFileError(
-            f"{where} has {letters[place]!r} at position {place + 1}, which is no letter of DNA (A, C, G, "
-            "T, U, N or "
-            "another of IUPAC's): is it protein? Expected nucleotides"
-        )
-    ambiguous = codes == 5
-    codes[ambiguous] = N
-    return codes, int(ambiguous.sum())
-
-
-def read_fasta(path: Path) -> dict[str, np.ndarray]:
-    """Records by name (the first word of the header): (n,) uint8 codes in 0..4.
-
-    Raises:
-        DataFileError: no file, an empty file, no record, a duplicate name, sequence before the first header,
-            or protein.
-    """
-    parts: dict[str, list[str]] = {}
-    name = None
-    for number, line in enumerate(_lines(path), start=1):
+    before, ambiguous = len(records.names), 0
+    for line_number, line in enumerate(text_lines(path), start=1):
+        line = line.strip()
         if line.startswith(">"):
-            name = (line[1:].split() or [f"record at line {number}"])[0]
-            if name in parts:
-                raise DataFileError(f"{path}, line {number}: a second record named {name}: rename one")
-            parts[name] = []
+            name = (line[1:].split() or [f"record at line {line_number}"])[0]
+            records.begin(name, number, f"{path}, line {line_number}")
         elif line and not line.startswith(";"):
-            if name is None:
+            if len(records.names) == before:
                 raise DataFileError(
-                    f"{path}, line {number}: sequence before any header: expected FASTA, which begins with >"
+                    f"{path}, line {line_number}: sequence before any header: expected FASTA, which begins "
+                    "with >"
                 )
-            parts[name].append(line)
-    if not parts:
+            where = f"{path}, record {records.names[-1]},"
+            codes, count = alphabet.codes(line, where, records.size())
+            records.add(codes)
+            ambiguous += count
+    if len(records.names) == before:
         raise DataFileError(
-            f"{path} holds no record: expected FASTA, a line that begins with > and then bases"
+            f"{path} holds no record: expected FASTA, a line that begins with > and then letters"
         )
-    records, ambiguous = {}, 0
-    for name, rows in parts.items():
-        records[name], count = base_codes("".join(rows), f"{path}, record {name},")
-        ambiguous += count
-    if not any(map(len, records.values())):
-        raise DataFileError(f"{path} has headers and no bases: expected sequence below each")
+    if records.starts[before] == len(records.codes):
+        raise DataFileError(f"{path} has headers and no letters: expected sequence below each")
     if ambiguous:
-        rank_zero_info(f"{path}: {ambiguous} letters stand for more than one base and are read as N")
-    return records
+        unknown = alphabet.letters[alphabet.unknown]
+        rank_zero_info(f"{path}: {ambiguous} letters stand for more than one and are read as {unknown}")
 
 
-def read_coding(path: Path) -> dict[str, list[tuple[int, int]]]:
-    """Coding sequences (CDS) of a GFF3 file on either strand: by record, [start, end) from 0.
+def sequence_files(root: Path, patterns: Sequence[str], endings: Sequence[str], option: str) -> list[Path]:
+    """``root`` itself if it is a file, otherwise the files below it that match, sorted.
+
+    Args:
+        root: a file or a folder.
+        patterns: glob patterns; if there are none, files of any folder with one of ``endings``.
+        endings: of files to read, each also with ``.gz`` behind it.
+        option: that gives ``root``, for messages.
 
     Raises:
-        DataFileError: no file, a malformed line, or no CDS at all.
+        DataFileError: ``root`` does not exist, or nothing in it matches.
     """
-    found: dict[str, list[tuple[int, int]]] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if line == "##FASTA":
-            break
-        if not line or line.startswith("#"):
-            continue
-        fields = line.split("\t")
-        if len(fields) != 9 or not (fields[3].isdigit() and fields[4].isdigit()):
-            raise DataFileError(
-                f"{path}, line {number}: expected the nine columns of GFF3, got {line[:40]!r}"
-            )
-        if fields[2] == "CDS":
-            found.setdefault(fields[0], []).append((int(fields[3]) - 1, int(fields[4])))
+    root = root.expanduser()
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise DataFileError(f"{option} {root} does not exist: expected a file or a folder")
+    globs = patterns or [f"**/*{ending}{zipped}" for ending in endings for zipped in ("", ".gz")]
+    matching = {path for pattern in globs for path in root.glob(pattern)}
+    found = sorted(path for path in matching if path.is_file() and not hidden_below(path, root))
     if not found:
-        raise DataFileError(f"{path} has no CDS line: expected a GFF3 annotation with coding sequence")
-    return found
-
-
-def reverse_complement(codes: np.ndarray) -> np.ndarray:
-    """(..., n) codes as read from the other strand."""
-    return COMPLEMENT[codes[..., ::-1]]
-
-
-def to_tokens(codes: np.ndarray, k: int) -> np.ndarray:
-    """(..., T * k) codes -> (..., T) int64.
-
-    With k = 1 the bases (N is 4); otherwise k consecutive bases as one number in base 4, the first one most
-    significant, and 4^k for any k-mer with an N.
-    """
-    if k == 1:
-        return codes.astype(np.int64)
-    words = codes.reshape(*codes.shape[:-1], -1, k).astype(np.int64)
-    numbers = words @ 4 ** np.arange(k - 1, -1, -1)
-    return np.where((words == N).any(-1), 4**k, numbers)
+        raise DataFileError(f"{option} {root} holds no file that fits {', '.join(globs)}")
+    derived = [path for path in found if DERIVED in path.name]
+    if patterns or not derived or len(derived) == len(found):
+        return found
+    rank_zero_info(
+        f"{root}: {', '.join(path.name for path in derived)} are left out: they repeat parts of the genome "
+        "(give --data.files to read them)"
+    )
+    return [path for path in found if path not in derived]

@@ -1,133 +1,108 @@
-"""DNA windows from FASTA files, labeled by a GFF file if there is one.
+"""DNA and protein from FASTA files, labeled by features, by file or by a table.
 
-Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are these. Else splits follow
-the place on the chromosome and never the run's seed: each record is cut into blocks, of every ten of which
-the ninth is val and the tenth test, and no window crosses the border of a block.
+Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are these. Otherwise splits
+never depend on the run's seed. Long records are split by place: each is cut into blocks, of every ten of
+which the ninth is val and the tenth test, and no window crosses the border of a block. Shorter ones, and
+whole records, are split by a hash of their name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.base import SSLDataModule
-from datamodules.checks import check_at_least, check_one_of, check_within
-from datamodules.errors import DataFileError
-from datamodules.listing import fingerprint, hidden_below
+from datamodules.checks import check, check_at_least, check_one_of, check_within
+from datamodules.errors import ConfigError, DataFileError
+from datamodules.listing import fingerprint, printable
+from datamodules.remarks import copied_samples, missing_classes
 from datamodules.samplers import SampleDataset
-from datamodules.seeding import mix_seed, run_seed
-from datamodules.sequences.fasta import (
-    BASES,
-    N,
-    base_codes,
-    read_coding,
-    read_fasta,
-    reverse_complement,
-    to_tokens,
+from datamodules.sequences.alphabets import ALPHABETS, DNA, AlphabetName, Letters
+from datamodules.sequences.annotation import Coverage, runs_of
+from datamodules.sequences.counts import count_words
+from datamodules.sequences.fasta import Records, read_fasta, sequence_files
+from datamodules.sequences.labels import (
+    Labels,
+    labels_of_places,
+    labels_of_table,
+    made_up_labels,
+    unlabeled,
+)
+from datamodules.sequences.samples import (
+    BLOCK_WINDOWS,
+    SequenceWindows,
+    WholeRecords,
+    split_of_name,
+    windows_of_record,
+    without_unknown,
 )
 from datamodules.splits import Split, split_of_files
+from datamodules.text.corpus import class_list
+from datamodules.text.tokenizer import PAD
+from datamodules.transforms.tokens import MaskedTokens, TokenTransform
 
-BLOCK_WINDOWS = 10
-"""Windows of a block of one split, where they do not overlap."""
+Layout = Literal["windows", "records"]
 
-CODING = 0.5
-"""A window with at least this share of its bases in coding sequence is coding, one with none is
-non-coding.
-"""
-
-
-class SequenceWindows(SampleDataset):
-    """Windows of records as tokens.
-
-    Args:
-        records: base codes of each record.
-        places: (record number, first base) of each window.
-        labels: one per window, -1 = unknown.
-        length: T, tokens per window.
-        k: bases per token.
-        both_strands: half of the windows, different ones in each epoch, are read from the other strand.
-    """
-
-    labels: np.ndarray
-
-    def __init__(
-        self,
-        records: Sequence[np.ndarray],
-        places: np.ndarray,
-        labels: np.ndarray,
-        length: int,
-        k: int,
-        both_strands: bool = False,
-    ) -> None:
-        self.records, self.places, self.labels = records, places.reshape(-1, 2), labels
-        self.length, self.k, self.both_strands = length, k, both_strands
-        self.seed = run_seed()
-        self.epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # shared with workers that outlive an epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, T) int64, "label": (B,) int64}``."""
-        chosen, span = np.asarray(indices, np.int64), self.length * self.k
-        rows = [self.records[record][start : start + span] for record, start in self.places[chosen]]
-        codes = np.stack(rows)  # (B, T * k)
-        if self.both_strands:
-            coins = (
-                np.random.default_rng(mix_seed(self.seed, int(self.epoch))).random(len(self))[chosen] < 0.5
-            )
-            codes[coins] = reverse_complement(codes[coins])
-        tokens = to_tokens(codes, self.k)
-        return {"input": torch.from_numpy(tokens), "label": torch.from_numpy(self.labels[chosen])}
+SPLITS = ("train", "val", "test")
 
 
 class Fasta(SSLDataModule):
-    """DNA from FASTA files, plain or gzipped, as windows of bases or of k-mers.
+    """DNA or protein from FASTA files, plain or gzipped: windows of letters or k-mers, or whole records.
 
-    Lower case is read as upper case and ambiguous IUPAC letters as N; windows that are half N or more are
-    dropped.
+    Lower case is read as upper case and IUPAC's ambiguous letters of DNA as N; windows that are half N (X in
+    protein) or more are dropped. Labels come from one of ``gff``, ``class_files`` and ``labels``.
+
+    With views that mask tokens, and in the layout ``records``, ids 0 to 4 are special tokens as in text.
 
     Args:
         root: a file, or a folder.
-        files: glob patterns of the files in the folder.
-        gff: a GFF3 file, or a folder of them, for records of the same names. A window is coding if at least
-            half of its bases are in a CDS of either strand, non-coding if none are, and unlabeled otherwise.
-            None = unlabeled.
-        length: T, tokens per window.
-        kmer: bases per token; k-mers do not overlap, otherwise all but one base of the next would be known.
-        stride: bases from one window to the next; None = the window length in bases, so that windows do not
-            overlap.
-        both_strands: train on windows of both strands (reverse complement), redrawn in each epoch.
+        files: glob patterns of the files in the folder; default: the usual endings of FASTA files of the
+            alphabet, at any depth, with or without ``.gz``.
+        alphabet: ``dna`` (A, C, G, T, N), or ``protein`` (the 20 amino acids, B, J, O, U, X, Z, * and -).
+        layout: ``windows`` of ``length`` tokens, or ``records``: [CLS] letters [SEP], cut and padded to
+            ``length``.
+        gff: a GFF3, GTF or BED file, or a folder of them, for records of the same names. A window is positive
+            if at least half of its letters lie in a feature on either strand, negative if none do, and
+            unlabeled otherwise; all windows of a record that the file does not mention are unlabeled.
+        feature: which lines of a GFF file count (third column): CDS, gene, exon, ...; None = CDS, or the only
+            type that the file has.
+        class_files: each file is a class of its own, named like the file.
+        labels: a .csv, .tsv or .jsonl table with the class of each record.
+        label_columns: its columns: name of the record, and class.
+        length: T, tokens per sample.
+        kmer: letters per token of DNA; k-mers do not overlap, otherwise all but one letter of the next would
+            be known.
+        stride: letters from one window to the next; None = the window length in letters, so that windows do
+            not overlap.
+        both_strands: train on windows of DNA of both strands (reverse complement), redrawn in each epoch.
         **kwargs: ``SSLDataModule``'s.
 
     Attributes:
-        vocab_size: 5 (bases and N), or 4^k + 1.
+        vocab_size: letters of the alphabet (DNA: 5), or 4^k + 1; 5 more with special tokens.
 
     Raises:
         DataFileError: files that are missing, empty, damaged, of another kind, or too short for a window.
         ValueError: a bad argument.
     """
 
-    vocab_size: int
-
     def __init__(
         self,
         root: str | None = None,
-        files: tuple[str, ...] = ("*.fa*", "*.fna*"),
+        files: tuple[str, ...] = (),
+        alphabet: AlphabetName = "dna",
+        layout: Layout = "windows",
         gff: str | None = None,
+        feature: str | None = None,
+        class_files: bool = False,
+        labels: str | None = None,
+        label_columns: tuple[str, str] = ("id", "label"),
         length: int = 256,
         kmer: int = 1,
         stride: int | None = None,
@@ -135,17 +110,46 @@ class Fasta(SSLDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least(2, length=length)
+        check_one_of(get_args(AlphabetName), alphabet=alphabet)
+        check_one_of(get_args(Layout), layout=layout)
+        check_at_least(3 if layout == "records" else 2, length=length)
         check_at_least(1, stride=stride)
         check_within(1, 8, kmer=kmer)
-        self.root, self.patterns, self.gff, self.length, self.kmer = root, tuple(files), gff, length, kmer
-        self.stride, self.both_strands = stride or length * kmer, both_strands
-        self.vocab_size = 4**kmer + 1
-        self.num_classes = 2 if gff else None
-        self.class_names: tuple[str, ...] = ("non-coding", "coding") if gff else ()
-        self._datasets: dict[str, Dataset] = {}
-        self._given: dict[str, str] = {}
+        check(alphabet == "dna" or kmer == 1, "kmer", "1 for protein", kmer)
+        if (gff is not None) + class_files + (labels is not None) > 1:
+            raise ConfigError("gff, class_files and labels each give the class: give one of them")
+        if layout == "records" and gff is not None:
+            raise ConfigError("gff labels places, not whole records: give layout windows, or labels")
+        if isinstance(self.views, MaskedTokens) and self.views.next_sentence:
+            raise ConfigError("sequences have no second segment: give --data.views.next_sentence false")
+        self.root, self.patterns, self.alphabet = root, tuple(files), ALPHABETS[alphabet]
+        self.layout, self.gff, self.feature = layout, gff, feature
+        self.class_files, self.labels, self.label_columns = class_files, labels, label_columns
+        self.length, self.kmer, self.stride = length, kmer, stride or length * kmer
+        self.both_strands = both_strands and self.alphabet is DNA
+        specials = layout == "records" or isinstance(self.views, TokenTransform)
+        self.tokenizer = Letters(self.alphabet, kmer, specials)
+        if isinstance(self.views, TokenTransform):
+            self.views.set_tokenizer(self.tokenizer)
+        self.pad_id = PAD if specials else None
+        self._datasets: dict[str, Any] = {}
+        self._class_names: tuple[str, ...] = ()
         self._fingerprint: dict[str, Any] | None = None
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        return self.tokenizer.vocab_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Class names; the files are read on first access."""
+        if self.gff is not None or self.class_files or self.labels is not None:
+            self.dataset("train")
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int | None:  # type: ignore[override]
+        return len(self.class_names) or None
 
     def prepare_data(self) -> None:
         self.dataset("train")
@@ -160,72 +164,58 @@ class Fasta(SSLDataModule):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of letters, ignoring white space; an incomplete last k-mer is dropped."""
-        codes, _ = base_codes("".join(text.split()), "the text")
-        return to_tokens(codes[: len(codes) // self.kmer * self.kmer], self.kmer).tolist()
+        return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as letters; ids beyond the vocabulary, which a larger network may draw,
-        are dropped.
+        """Token ids (T,) as letters, without special tokens and ids beyond the vocabulary, which a larger
+        network may draw.
         """
-        return "".join(BASES[i] for i in self._bases(tokens[tokens < self.vocab_size]).flatten().tolist())
-
-    def _bases(self, tokens: Tensor) -> Tensor:
-        """(..., T) tokens -> (..., T, k) codes in 0..4."""
-        if self.kmer == 1:
-            return tokens[..., None]
-        powers = 4 ** torch.arange(self.kmer - 1, -1, -1, device=tokens.device)
-        return torch.where(tokens[..., None] == 4**self.kmer, N, tokens[..., None] // powers % 4)
+        return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
     @property
-    def characters_per_token(self) -> float:  # type: ignore[override]
-        return self.kmer
+    def characters_per_token(self) -> float | None:  # type: ignore[override]
+        return None if self.tokenizer.specials else self.kmer
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Counts of 4-mers, the usual features of DNA without learning: (B, T) -> (B, 256)."""
+        """Features without learning. DNA: counts of 4-mers, (B, T) -> (B, 256). Protein: shares of amino
+        acids, (B, 28), and of pairs of neighbors, (B, 784).
+        """
 
         def kmers(tokens: Tensor) -> Tensor:
             """How often each of the 256 4-mers occurs in the window, at every place and on the strand that is
             given.
             """
-            bases = self._bases(tokens).flatten(1)  # (B, T * k)
-            words = bases.unfold(1, 4, 1)  # (B, T * k - 3, 4)
-            numbers = words @ torch.tensor([64, 16, 4, 1], device=bases.device)
-            counts = F.one_hot(numbers.clamp(max=255), 256) * (words != N).all(-1, keepdim=True)
-            return counts.sum(1).float()
+            return count_words(self._codes(tokens), 4, 4)
 
-        return {"kmers": kmers}
+        def composition(tokens: Tensor) -> Tensor:
+            """Share of each amino acid."""
+            counts = count_words(self._codes(tokens), 1, len(self.alphabet.letters))
+            return counts / counts.sum(1, keepdim=True).clamp(min=1)
+
+        def dipeptides(tokens: Tensor) -> Tensor:
+            """Share of each pair of neighboring amino acids."""
+            counts = count_words(self._codes(tokens), 2, len(self.alphabet.letters))
+            return counts / counts.sum(1, keepdim=True).clamp(min=1)
+
+        return (
+            {"kmers": kmers}
+            if self.alphabet is DNA
+            else {"composition": composition, "dipeptides": dipeptides}
+        )
+
+    def _codes(self, tokens: Tensor) -> Tensor:
+        """(B, T) tokens -> (B, T * k) codes; -1 for special tokens."""
+        return torch.from_numpy(self.tokenizer.codes(tokens.cpu().numpy())).flatten(1).to(tokens.device)
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def _records(self) -> dict[str, np.ndarray]:
-        """Base codes by record name; also notes the split of each record whose file belongs to one."""
-        if self.synthetic:
-            rng = np.random.default_rng(0)
-            return {
-                name: rng.integers(0, 4, 200 * self.length * self.kmer).astype(np.uint8)
-                for name in ("one", "two")
-            }
+    def _paths(self) -> dict[Path, str]:
+        """Each file and the split that it belongs to."""
         if self.root is None:
             raise DataFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
-        records: dict[str, np.ndarray] = {}
         root = Path(self.root).expanduser()
-        files = _paths(root, self.patterns, "--data.root")
-        for path, split in split_of_files(root, files, "FASTA files").items():
-            for name, codes in read_fasta(path).items():
-                if name in records:
-                    raise DataFileError(f"{path} has a record {name}, as an earlier file has: rename one")
-                records[name] = codes
-                self._given[name] = split
-        return records
-
-    def _split(self, record: str, block: int) -> str:
-        """The split of a block of a record: that of its file, or by position."""
-        given, others = self._given.get(record, "train"), set(self._given.values()) & {"val", "test"}
-        if given in others:  # a single given split is reported as test
-            return given if len(others) == 2 else "test"
-        if given == "unlabeled" or len(others) == 2:
-            return "train"
-        return {8: "val", 9: "train" if others else "test"}.get(block % 10, "train")
+        files = sequence_files(root, self.patterns, self.alphabet.endings, "--data.root")
+        return split_of_files(root, files, "FASTA files")
 
     def fingerprint(self) -> dict[str, Any] | None:
         if self.synthetic or self.root is None:
@@ -233,88 +223,145 @@ class Fasta(SSLDataModule):
         if self._fingerprint is None:
             root = Path(self.root).expanduser()
             folder = root.parent if root.is_file() else root
-            names = [str(path.relative_to(folder)) for path in _paths(root, self.patterns, "--data.root")]
-            self._fingerprint = fingerprint(str(folder), names)
+            paths = sequence_files(root, self.patterns, self.alphabet.endings, "--data.root")
+            self._fingerprint = fingerprint(str(folder), [str(path.relative_to(folder)) for path in paths])
         return self._fingerprint
 
-    def _coding(self, records: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """(n + 1,) number of coding bases before each position, by record; None without labels."""
-        if self.gff is None:
-            return None
-        coding = {name: np.zeros(len(codes), dtype=bool) for name, codes in records.items()}
+    def remarks(self) -> list[str]:
         if self.synthetic:
-            for mask in coding.values():
-                mask[: len(mask) // 2] = True
+            return []
+        made = {split: self.dataset(split) for split in SPLITS}  # type: ignore[arg-type]
+        lines = [missing_classes({split: d.labels for split, d in made.items()}, self.class_names)]  # type: ignore[attr-defined]
+        if self.layout == "records":
+            records = ((s, d.records[i].tobytes()) for s, d in made.items() for i in d.chosen)  # type: ignore[attr-defined]
+            lines.append(copied_samples(records, "records"))
+        return super().remarks() + [f"{printable(str(self.root))}: {line}" for line in lines if line]
+
+    def _load(self) -> dict[str, SampleDataset]:
+        records, given = (self._synthetic(), {}) if self.synthetic else self._read()
+        labels = self._labels(records, given)
+        self._class_names = labels.names
+        return (self._whole if self.layout == "records" else self._windows)(
+            records, list(given.values()), labels
+        )
+
+    def _read(self) -> tuple[Records, dict[Path, str]]:
+        records, given = Records(), self._paths()
+        for number, path in enumerate(given):
+            read_fasta(path, self.alphabet, records, number)
+        return records, given
+
+    def _synthetic(self) -> Records:
+        """Two long records for windows; for whole records 400, of lengths up to twice a sample's."""
+        rng, records = np.random.default_rng(0), Records()
+        n = len(self.alphabet.letters) - (self.alphabet is DNA)
+        span = self.length * self.kmer
+        sizes = rng.integers(span // 2 + 1, 2 * span, 400) if self.layout == "records" else [200 * span] * 2
+        for number, size in enumerate(sizes):
+            records.begin(str(number), number % 2, "")
+            records.add(rng.integers(0, n, size).astype(np.uint8).tobytes())
+        return records
+
+    # ---- labels --------------------------------------------------------------------------------------------
+
+    def _labels(self, records: Records, given: dict[Path, str]) -> Labels:
+        if self.synthetic and (self.gff or self.labels):
+            labels = made_up_labels(records, places=self.gff is not None)
+        elif self.gff is not None:
+            labels = labels_of_places(records, Path(self.gff), self.feature)
+        elif self.class_files:
+            stems = [path.name.partition(".")[0] for path in given] if given else ["one", "two"]
+            names = class_list(stems)
+            numbers = np.array([names.index(stem) for stem in stems])
+            labels = Labels(names, numbers[records.files])
+        elif self.labels is not None:
+            labels = labels_of_table(records, Path(self.labels).expanduser(), self.label_columns)
         else:
-            known = 0
-            for path in _paths(Path(self.gff), ("*.gff*",), "--data.gff"):
-                for name, pieces in read_coding(path).items():
-                    for start, end in pieces if name in coding else []:
-                        coding[name][start:end] = True
-                        known += 1
-            if not known:
-                raise DataFileError(
-                    f"--data.gff {self.gff} has no CDS of the records {', '.join(list(records)[:3])}"
-                )
-        return {name: np.concatenate([[0], np.cumsum(mask)]) for name, mask in coding.items()}
+            labels = unlabeled(len(records.names))
+        files = [number for number, split in enumerate(given.values()) if split == "unlabeled"]
+        labels.of_record[np.isin(records.files, files)] = -1
+        return labels
 
-    def _load(self) -> dict[str, Dataset]:
-        records = self._records()
-        coding, span = self._coding(records), self.length * self.kmer
-        places: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
-        labels: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        unread = 0
-        for number, (name, codes) in enumerate(records.items()):
-            unknown = np.concatenate([[0], np.cumsum(codes == N)])
-            for block, first in enumerate(range(0, len(codes), BLOCK_WINDOWS * span)):
-                split = self._split(name, block)
-                last = min(len(codes), first + BLOCK_WINDOWS * span) - span
-                for start in range(first, last + 1, self.stride):
-                    if 2 * (unknown[start + span] - unknown[start]) >= span:
-                        unread += 1
-                        continue
-                    places[split].append((number, start))
-                    share = (
-                        0.0 if coding is None else (coding[name][start + span] - coding[name][start]) / span
-                    )
-                    labels[split].append(-1 if coding is None or 0 < share < CODING else int(share >= CODING))
+    # ---- splits --------------------------------------------------------------------------------------------
+
+    def _split(self, natural: str, given: str, others: set[str]) -> str:
+        """The split of a piece: that of its file, or the one that its place or name gives it.
+
+        Args:
+            natural: by place or name.
+            given: that of its file.
+            others: val and test, as far as files are named for them; a single one is reported as test.
+        """
+        if given in others:
+            return given if len(others) == 2 else "test"
+        if given == "unlabeled" or len(others) == 2 or (others and natural == "test"):
+            return "train"
+        return natural
+
+    def _windows(self, records: Records, given: list[str], labels: Labels) -> dict[str, SampleDataset]:
+        span, others = self.length * self.kmer, set(given) & {"val", "test"}
+        found: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
+        starts = records.starts.tolist()
+        short = lost = 0
+        for i, (name, file) in enumerate(zip(records.names, records.files, strict=True)):
+            size = starts[i + 1] - starts[i]
+            if size < span:
+                short, lost = short + 1, lost + size
+            of_file = given[file] if given else "train"
+            for natural, first, count in windows_of_record(name, starts[i], size, span, self.stride):
+                found[self._split(natural, of_file, others)].append((first, count))
+        if short:
+            rank_zero_info(
+                f"{self.root}: {short} of {len(records.names)} records are shorter than a window ({span} "
+                f"letters) and left out, with {100 * lost / starts[-1]:.0f} % of all letters"
+            )
+        unknown = Coverage(runs_of(records.codes, self.alphabet.unknown))
+        runs, unread = {}, 0
+        for split, pieces in found.items():
+            array = np.array(pieces, np.int64).reshape(-1, 2)
+            runs[split], dropped = without_unknown(array, unknown, span, self.stride)
+            unread += dropped
+            self._check_any(split, int(runs[split][:, 1].sum()), f"window of {span} letters", span)
         if unread:
-            rank_zero_info(f"{unread} windows that are half N or more are left out")
-        for split, found in places.items():
-            if not found:
-                raise DataFileError(
-                    f"--data.root {self.root} gives no window of {span} bases for {split}, which takes one "
-                    "tenth of at least "
-                    f"{10 * BLOCK_WINDOWS * span} bases of a record: give a longer sequence or a shorter "
-                    "--data.length"
-                )
+            letter = self.alphabet.letters[self.alphabet.unknown]
+            rank_zero_info(f"{unread} windows that are half {letter} or more are left out")
 
-        def made(split: str, both_strands: bool = False) -> SequenceWindows:
-            where, what = np.array(places[split]), np.array(labels[split], dtype=np.int64)
-            return SequenceWindows(list(records.values()), where, what, self.length, self.kmer, both_strands)
+        def made(split: str, both: bool = False) -> SampleDataset:
+            return SequenceWindows(
+                records, runs[split], labels, self.tokenizer, self.length, self.stride, both
+            )
 
-        return {
-            "train": made("train", self.both_strands),
-            "bank": made("train"),
-            "val": made("val"),
-            "test": made("test"),
-        }
+        bank = made("train")
+        train = made("train", both=True) if self.both_strands else bank
+        return {"train": train, "bank": bank, "val": made("val"), "test": made("test")}
 
+    def _whole(self, records: Records, given: list[str], labels: Labels) -> dict[str, SampleDataset]:
+        others, sizes = set(given) & {"val", "test"}, np.diff(records.starts)
+        of_file = [given[file] if given else "train" for file in records.files]
+        splits = np.array(
+            [self._split(split_of_name(n), s, others) for n, s in zip(records.names, of_file, strict=True)]
+        )
+        room = (self.length - 2) * self.kmer
+        if cut := int((sizes > room).sum()):
+            rank_zero_info(
+                f"{self.root}: of {cut} of {len(sizes)} records only the first {room} letters are used"
+            )
+        if empty := int((sizes < self.kmer).sum()):
+            rank_zero_info(f"{self.root}: {empty} records without letters are left out")
+        made = {}
+        for split in SPLITS:
+            chosen = np.flatnonzero((splits == split) & (sizes >= self.kmer))
+            self._check_any(split, len(chosen), "record", 0)
+            of_chosen = labels.of_record[chosen]
+            made[split] = WholeRecords(records, chosen, of_chosen, self.tokenizer, self.length)
+        return {**made, "bank": made["train"]}
 
-def _paths(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
-    root = root.expanduser()
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise DataFileError(f"{option} {root} does not exist: expected a file or a folder")
-    found = sorted(
-        {
-            path
-            for pattern in patterns
-            for path in root.glob(pattern)
-            if path.is_file() and not hidden_below(path, root)
-        }
-    )
-    if not found:
-        raise DataFileError(f"{option} {root} holds no file that fits {', '.join(patterns)}")
-    return found
+    def _check_any(self, split: str, count: int, what: str, span: int) -> None:
+        if count:
+            return
+        long = 10 * BLOCK_WINDOWS * span
+        shorter = f", or one of {long} letters, or a shorter --data.length" if span else ""
+        raise DataFileError(
+            f"--data.root {self.root} gives no {what} for {split}, which takes one tenth of the records, or "
+            f"of long ones: give more records{shorter}"
+        )
