@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,12 +17,13 @@ from datamodules.base import data_of
 from datamodules.errors import ConfigError
 from evaluation.media import last_step
 from runtime.checkpoints import LAST
+from runtime.lightning_internals import EpochsFromOne
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
 
 
-class ProgressBar(RichProgressBar):
+class ProgressBar(EpochsFromOne):
     """Rich progress bar with the loss and the last probe accuracies; a line per validation where there is no
     terminal.
     """

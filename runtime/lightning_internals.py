@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -136,6 +137,18 @@ def validate_after_epoch(trainer: Trainer) -> None:
     loop.val_loop.run()
     trainer.training = True
     loop._batches_that_stepped += 1
+
+
+class EpochsFromOne(RichProgressBar):
+    """Counts epochs from one, as the project's lines do.
+
+    Lightning shows the last of 60 epochs as "Epoch 59/59", and no hook changes that.
+    """
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + ("" if epochs in (None, -1) else f"/{epochs}")
+        return text.ljust(len(self.validation_description))  # or the two bars flicker
 
 
 def hide_events_from(logger: TensorBoardLogger, step: int) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning import LightningModule, Trainer
 
 import train
 from evaluation.callbacks import FeatureProbe
 from runtime.callback_lists import EVERY_RUN, from_command_line, merge, turned_off
+from runtime.callbacks import ProgressBar
 from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
 from runtime.saving import BestCheckpoint
@@ -206,3 +208,10 @@ def test_merge() -> None:
     assert merge([*layers, {"trainer": {"callbacks+": [other, a]}}]) == [b, other, a]
     assert turned_off(None) == set() and turned_off(" ImageGrid, Throughput") == {"ImageGrid", "Throughput"}
     assert FeatureProbe.__name__ in turned_off(["evaluation.callbacks.FeatureProbe"])
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(60, "Epoch 60/60"), (-1, "Epoch 60")])
+def test_the_progress_bar_counts_epochs_from_one(epochs: int, expected: str) -> None:
+    bar = ProgressBar()
+    bar.setup(Trainer(max_epochs=epochs, logger=False, accelerator="cpu"), LightningModule(), "fit")
+    assert bar._get_train_description(59).strip() == expected
