@@ -331,7 +331,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
         sampler = EpochSampler(dataset, self.batch_size, run_seed(), *self._place(), self)
-        return self._loader(dataset, sampler, drop_last=True)
+        return self._loader(dataset, sampler, training=True)
 
     def val_dataloader(self) -> list[DataLoader]:
         """[val, bank]; bank is a fixed choice of at most ``bank_size`` clean labeled training samples.
@@ -344,7 +344,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         if n > self.bank_size:
             bank = Subset(bank, np.sort(np.random.default_rng(0).permutation(n)[: self.bank_size]).tolist())
         return [
-            self._loader(d, ShardSampler(d, *self._place(), interleaved(d)), drop_last=False)
+            self._loader(d, ShardSampler(d, *self._place(), interleaved(d)), training=False)
             for d in (self.dataset("val"), bank)
         ]
 
@@ -357,18 +357,19 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     def eval_dataloader(self, dataset: Dataset) -> DataLoader:
         """All samples of ``dataset`` once and in order, in this process."""
-        return self._loader(dataset, ShardSampler(dataset, 0, 1), drop_last=False)
+        return self._loader(dataset, ShardSampler(dataset, 0, 1), training=False)
 
-    def _loader(self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: DistributedSampler, training: bool) -> DataLoader:
         return LateLoader(
             Fetch(dataset),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=keep_batch,
-            drop_last=drop_last,
+            drop_last=training,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            # those of a validation end with it, or each process would keep three sets of workers
+            persistent_workers=training and self.num_workers > 0,
             worker_init_fn=ignore_foreign_signals,
             # own generator: the default would draw from, and so change, the global random state
             generator=torch.Generator(),

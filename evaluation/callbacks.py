@@ -11,35 +11,39 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from datamodules.base import data_of
 from datamodules.checks import check_at_least, check_positive
 from evaluation.accuracy import top1
-from evaluation.measures.health import alignment, feature_std, is_collapsed, rankme, uniformity
+from evaluation.measures.health import alignment, collapse_report
 from evaluation.media import log_texts
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe
 
 
-def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor:
+def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor | None:
     """All ranks' rows in the order of the sampler, when rank r holds rows r, r + W, ... (``ShardSampler``):
-    every row once.
+    every row once, on rank 0 alone.
 
     Args:
         local: (n_r, ...) rows of this rank; the n_r may differ by one.
 
     Returns:
-        (sum of n_r, ...) on every rank.
+        (sum of n_r, ...) on rank 0, None on the others.
     """
     if trainer.world_size == 1:
         return local
     counts = trainer.strategy.all_gather(torch.tensor(len(local), device=local.device)).flatten()  # (W,)
     longest = int(counts.max())
-    padded = local.new_zeros(longest, *local.shape[1:])
-    padded[: len(local)] = local
-    everyone = trainer.strategy.all_gather(padded)  # (W, longest, ...)
+    if len(local) < longest:
+        local = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    if not trainer.is_global_zero:
+        distributed.gather(local.contiguous(), dst=0)
+        return None
+    everyone = local.new_empty(trainer.world_size, *local.shape)  # (W, longest, ...)
+    distributed.gather(local.contiguous(), list(everyone.unbind()), dst=0)
     # interleaved, the padding of the shorter ranks ends up behind the last real row
     return everyone.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]
 
@@ -115,23 +119,25 @@ class FeatureProbe(MetricsCallback):
         self.validations += 1
         if self.validations % self.every_n_validations:
             return
-        (val, val_labels), (bank, bank_labels) = (self._collect(trainer, i) for i in (0, 1))
-        accuracies = torch.zeros(2, device=val.device)
-        if trainer.is_global_zero:
-            probe = fit_linear_probe(bank, bank_labels, num_classes, l2=self.l2)
-            k = min(self.knn_k, len(bank))
-            votes = knn_predict(val, bank, bank_labels, num_classes, k=k, temperature=self.knn_temperature)
-            accuracies = torch.tensor(
-                [top1(probe.predict(val), val_labels), top1(votes, val_labels)], device=val.device
-            )
-        accuracies = trainer.strategy.broadcast(accuracies)
+        val, bank = (self._collect(trainer, i) for i in (0, 1))
+        accuracies = [0.0, 0.0]
+        if val is not None and bank is not None:
+            probe = fit_linear_probe(*bank, num_classes, l2=self.l2)
+            k = min(self.knn_k, len(bank[0]))
+            votes = knn_predict(val[0], *bank, num_classes, k=k, temperature=self.knn_temperature)
+            accuracies = [top1(probe.predict(val[0]), val[1]), top1(votes, val[1])]
+        # numbers: a tensor would reach each process in the memory of GPU 0
+        linear, knn = trainer.strategy.broadcast(accuracies)
         # every rank logs the broadcast value: the checkpoint callback of each rank must see the same number
-        pl_module.log_dict({"val/linear_top1": accuracies[0], "val/knn_top1": accuracies[1]})
+        pl_module.log_dict({"val/linear_top1": linear, "val/knn_top1": knn})
         self.rows = {}
 
-    def _collect(self, trainer: Trainer, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        features, labels = (torch.cat(parts) for parts in zip(*self.rows[dataloader_idx], strict=True))
-        features, labels = gather_in_order(features, trainer), gather_in_order(labels, trainer)
+    def _collect(self, trainer: Trainer, dataloader_idx: int) -> tuple[Tensor, Tensor] | None:
+        """Labeled features of all ranks on rank 0, None on the others."""
+        parts = (torch.cat(rows) for rows in zip(*self.rows[dataloader_idx], strict=True))
+        features, labels = (gather_in_order(rows, trainer) for rows in parts)
+        if features is None or labels is None:
+            return None
         known = labels >= 0
         return features[known], labels[known]
 
@@ -269,21 +275,19 @@ class CollapseMetrics(MetricsCallback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.features:
             return
-        features = gather_in_order(torch.cat(self.features), trainer)[: self.max_samples]
-        if len(features) < 2:
+        features = gather_in_order(torch.cat(self.features), trainer)
+        pairs = [gather_in_order(torch.cat(h), trainer) for h in zip(*self.pairs, strict=True)]
+        values: dict[str, Any] = {}
+        if features is not None and len(features) >= 2:
+            values = collapse_report(features[: self.max_samples])
+            if "rankme" in values and pairs:
+                values["alignment"] = alignment(*pairs)  # type: ignore[arg-type]
+        values = trainer.strategy.broadcast(values)  # numbers and text: see ``FeatureProbe``
+        if not values:
             return
-        reason = is_collapsed(features)
-        values = {"val/collapsed": float(reason is not None)}
-        if features.isfinite().all() and features.any():
-            values |= {
-                "val/rankme": rankme(features),
-                "val/feature_std": feature_std(features),
-                "val/uniformity": uniformity(features),
-            }
-            if self.pairs:
-                h1, h2 = (gather_in_order(torch.cat(h), trainer) for h in zip(*self.pairs, strict=True))
-                values["val/alignment"] = alignment(h1, h2)
-        pl_module.log_dict({k: torch.tensor(v, device=pl_module.device) for k, v in values.items()})
+        reason = values["collapsed"]
+        values["collapsed"] = float(reason is not None)
+        pl_module.log_dict({f"val/{name}": float(v) for name, v in values.items() if name != "samples"})
         if reason and not self.warned:
             self.warned = True
             text = (

@@ -152,6 +152,8 @@ class FiniteLoss(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         loss = loss.detach()
+        if (scaler := scaler_of(trainer)) is not None:  # it has multiplied the loss, for 16-mixed
+            loss = loss / scaler.scale(torch.ones_like(loss))
         self.loss = loss if self.loss is None else self.loss + loss
 
     def on_before_optimizer_step(
@@ -204,7 +206,7 @@ class FiniteLoss(Callback):
         if reading.arrived is not None:
             reading.arrived.synchronize()  # of the step before the one that the device is at
         loss, norm = reading.values.tolist()
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        scaled = scaler_of(trainer) is not None
         if math.isfinite(loss) and math.isfinite(norm):
             self.norm_before, self.skipped_in_a_row = norm, 0
             return
@@ -250,6 +252,11 @@ class FiniteLoss(Callback):
             f"Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
             "--trainer.gradient_clip_val 1, or --trainer.precision 32-true"
         )
+
+
+def scaler_of(trainer: Trainer) -> Any:
+    """The gradient scaler of 16-mixed; None in another precision."""
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _not_finite(module: LightningModule) -> list[str]:

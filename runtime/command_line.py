@@ -145,7 +145,8 @@ class SSLCommandLine(LightningCLI):
         plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
         config["plugins"] = [*_as_list(config.get("plugins")), plugin]
         # torch has no synchronized batch norm on the CPU and would refuse it
-        config["sync_batchnorm"] = config.get("sync_batchnorm", False) and torch.cuda.is_available()
+        on_gpus = torch.cuda.is_available() and config.get("accelerator") in ("auto", "gpu", "cuda")
+        config["sync_batchnorm"] = config.get("sync_batchnorm", False) and on_gpus
         config["default_root_dir"] = str(self.run_folder.path)
         # one line about parameters is enough for a template: the table of modules is
         # `--trainer.enable_model_summary true`

@@ -112,7 +112,10 @@ class BERT(SSLModule):
         target = batch["target"]
         h = self.encoder.forward_tokens(batch["corrupted"], batch["segment"])  # (B, T, D)
         selected = target != -100  # (B, T)
-        logits, words = self.predict_words(h[selected]), target[selected]  # (N, V), (N,)
+        # the only place where the step waits for the device: the number of selected tokens is a shape
+        places = selected.flatten().nonzero().squeeze(1)  # (N,)
+        words = target.flatten()[places]  # (N,)
+        logits = self.predict_words(h.flatten(0, 1)[places])  # (N, V)
         # Ranks select different numbers of tokens: divide the sum over all ranks by the total count, not a
         # mean of means.
         counts = self.gather(selected.sum(1).float()).rows

@@ -24,6 +24,7 @@ from datamodules.checks import check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum
 from sslmodules.networks.encoder import Encoder
+from sslmodules.optim import clip_each
 from sslmodules.swav import check_views, encode_views, entropy, swapped_cross_entropy
 
 
@@ -263,10 +264,7 @@ class DINO(SSLModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.clip_norm is not None:
-            for (
-                parameter
-            ) in self.parameters():  # each by itself: the Trainer's gradient_clip_val is one norm over all
-                nn.utils.clip_grad_norm_(parameter, self.clip_norm)
+            clip_each(self.parameters(), self.clip_norm)
         if self.current_epoch < self.freeze_last_layer_epochs:
             # no gradient at all: with a zero gradient, momentum and weight decay would still change it
             self.projector.last_layer.weight.grad = None

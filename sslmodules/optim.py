@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.checks import check_at_least
@@ -76,6 +76,10 @@ def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int]
     return factor
 
 
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling, as in the official self-supervised codes (You et al. 2017,
     https://arxiv.org/abs/1708.03888).
@@ -115,19 +119,43 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = p.grad
-                if p.ndim > 1:
-                    update = update.add(p, alpha=group["weight_decay"])
-                    p_norm, g_norm = p.norm(), update.norm()
-                    ratio = group["trust"] * p_norm / g_norm
-                    # a norm of 0 leaves the rate unscaled; `where` avoids a device synchronization
-                    update = update * torch.where((p_norm > 0) & (g_norm > 0), ratio, torch.ones_like(ratio))
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].mul_(group["momentum"]).add_(update)
-                p.add_(state["momentum"], alpha=-group["lr"])
+            with_gradient: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            matrices = [p for p in with_gradient if p.ndim > 1]
+            vectors = [p for p in with_gradient if p.ndim <= 1]
+            self._move(matrices, self._scaled(matrices, group), group)
+            self._move(vectors, _gradients(vectors), group)
         return loss
+
+    @staticmethod
+    def _scaled(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """r * (g + weight_decay * p) for each parameter, in a few launches for all of them."""
+        if not parameters:
+            return []
+        updates = torch._foreach_add(_gradients(parameters), parameters, alpha=group["weight_decay"])
+        p_norm, g_norm = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
+        ratio = group["trust"] * p_norm / g_norm
+        # a norm of 0 leaves the rate unscaled; `where` avoids a device synchronization
+        ratio = torch.where((p_norm > 0) & (g_norm > 0), ratio, torch.ones_like(ratio))
+        torch._foreach_mul_(updates, list(ratio.unbind()))
+        return list(updates)
+
+    def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        if not parameters:
+            return
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, updates)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[Tensor], norm: float) -> None:
+    """Scale the gradient of each parameter by itself to a length of at most ``norm``, as the official DINO
+    code does; ``clip_grad_norm_`` takes one length over all.
+    """
+    if gradients := _gradients(parameters):
+        lengths = torch.stack(torch._foreach_norm(gradients))
+        torch._foreach_mul_(gradients, list((norm / (lengths + 1e-6)).clamp(max=1.0).unbind()))

@@ -154,6 +154,11 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1).mean()
 
 
+def count_the_queue_again(module: nn.Module, _: Any) -> None:
+    """Called when a state was loaded."""
+    module.queue_filled = None  # type: ignore[assignment]
+
+
 class SwAV(SSLModule):
     """SwAV: predict the equipartitioned cluster assignment of one view from another.
 
@@ -221,6 +226,9 @@ class SwAV(SSLModule):
         self.queue_size, self.queue_start_epoch = queue_size, queue_start_epoch
         # projections of the first and of the second global views, newest first, zero = not filled yet
         self.register_buffer("queue", torch.zeros(2, queue_size, projector_out) if queue_size else None)
+        # the filled part, known to the host, which would wait for the device to read it; None = to be counted
+        self.queue_filled: int | None = None
+        self.register_load_state_dict_post_hook(count_the_queue_again)
 
     def check_batch_size(self, global_batch: int) -> None:
         super().check_batch_size(global_batch)
@@ -277,7 +285,7 @@ class SwAV(SSLModule):
         everyone = rows.transpose(0, 1)  # (2, W * B, D)
         assigned = everyone
         # only a full queue: zeros would be assigned like samples
-        if self.queue is not None and self.training and bool(self.queue[:, -1].any()):
+        if self.queue is not None and self.training and self._filled() == self.queue_size:
             assigned = torch.cat([everyone, self.queue.to(z.dtype)], dim=1)
         codes = [
             sinkhorn(view @ prototypes.T, self.epsilon, self.sinkhorn_iterations)[place : place + b]
@@ -285,7 +293,15 @@ class SwAV(SSLModule):
         ]
         if self.queue is not None and self.training and self.current_epoch >= self.queue_start_epoch:
             self.queue.copy_(torch.cat([everyone, self.queue.to(z.dtype)], dim=1)[:, : self.queue_size])
+            self.queue_filled = min(self.queue_size, self._filled() + len(rows))
         return torch.stack(codes)
+
+    def _filled(self) -> int:
+        """Number of projections in the queue; only the first call after loading waits for the device."""
+        if self.queue_filled is None:
+            assert self.queue is not None
+            self.queue_filled = int(self.queue.any(2).all(0).sum())
+        return self.queue_filled
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_prototypes_steps:

@@ -54,10 +54,12 @@ def collapse_report(features: Tensor) -> dict[str, Any]:
     """``collapsed``: the reason or None, ``samples``, and where the features allow it ``rankme``,
     ``feature_std`` and ``uniformity`` of features (N, D).
     """
-    report: dict[str, Any] = {"samples": len(features), "collapsed": is_collapsed(features)}
-    if features.isfinite().all() and features.any():
-        for name, measure in (("rankme", rankme), ("feature_std", feature_std), ("uniformity", uniformity)):
-            report[name] = measure(features)
+    reason = _unusable(features)
+    report: dict[str, Any] = {"samples": len(features), "collapsed": reason}
+    if reason is None:
+        report |= {"rankme": rankme(features), "feature_std": feature_std(features)}
+        report["collapsed"] = _too_narrow(report["feature_std"], report["rankme"])
+        report["uniformity"] = uniformity(features)
     return report
 
 
@@ -191,18 +193,24 @@ def is_collapsed(features: Tensor) -> str | None:
     Raises:
         ValueError: not (N, D) with N >= 2.
     """
+    return _unusable(features) or _too_narrow(feature_std(features), rankme(features))
+
+
+def _unusable(features: Tensor) -> str | None:
+    """Rules 1 and 2 of ``is_collapsed``."""
     _check_matrix(features)
     if len(features) < 2:
         raise ValueError(f"is_collapsed needs at least 2 samples, got {len(features)}")
     bad = (~features.isfinite().all(dim=1)).sum().item()
     if bad:
         return f"the features of {bad} of {len(features)} samples hold NaN or infinity"
-    if not features.any():
-        return "all features are zero"
-    spread = feature_std(features)
+    return None if features.any() else "all features are zero"
+
+
+def _too_narrow(spread: float, rank: float) -> str | None:
+    """Rules 3 and 4, of ``feature_std`` and ``rankme``."""
     if spread < MIN_FEATURE_STD:
         return f"all samples have nearly the same direction (feature std {spread:.2g} < {MIN_FEATURE_STD:g})"
-    rank = rankme(features)
     if rank < MIN_RANKME:
         return f"the features vary along little more than one line (RankMe {rank:.3g} < {MIN_RANKME:g})"
     return None

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.checks import check_within
 
@@ -39,8 +39,9 @@ class MomentumCopy(nn.Module):
             ValueError: ``momentum`` is not in [0, 1].
         """
         check_within(0, 1, momentum=momentum)
-        for mine, theirs in zip(self.net.parameters(), source.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - momentum)
+        mine: list[Tensor] = [*self.net.parameters()]
+        theirs: list[Tensor] = [*source.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)  # some launches for all of them, not one for each
 
 
 def cosine_momentum(progress: float, base: float) -> float:

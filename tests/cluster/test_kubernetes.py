@@ -110,6 +110,27 @@ def test_who_starts_again() -> None:
     assert all(container(part["template"]["spec"])["name"] == "pytorch" for part in REPLICAS.values())
 
 
+def workers(config: Path) -> int:
+    return yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"].get("num_workers", 0)
+
+
+def test_there_is_a_cpu_for_each_worker(pod: dict[str, Any]) -> None:
+    gpus = container(pod)["resources"]["limits"]["nvidia.com/gpu"]
+    cpus = int(container(pod)["resources"]["requests"]["cpu"])
+    assert gpus * workers(ROOT / str(option(pod, "config"))) <= cpus
+
+
+def test_a_slurm_task_has_a_cpu_for_each_worker_of_every_config() -> None:
+    script = (ROOT / "cluster" / "slurm.sbatch").read_text(encoding="utf-8")
+    cpus = int(re.findall(r"^#SBATCH --cpus-per-task=(\d+)$", script, re.MULTILINE)[0])
+    most = max(
+        workers(config)
+        for folder in ("imagenet", "shards")
+        for config in (ROOT / "configs" / folder).glob("*")
+    )
+    assert most == cpus
+
+
 def test_the_nodes_differ_in_nothing_but_their_number() -> None:
     master, worker = (dict(REPLICAS[name]) for name in ("Master", "Worker"))
     assert master.pop("replicas") == 1 and worker.pop("replicas") >= 1

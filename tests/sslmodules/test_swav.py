@@ -293,6 +293,18 @@ def test_queue_of_all_ranks_and_the_place_of_this_ranks_codes(monkeypatch: pytes
     torch.testing.assert_close(net.queue, both)
 
 
+def test_the_filled_part_is_counted_anew_after_loading() -> None:
+    net, other = module(queue_size=8, queue_start_epoch=0), module(queue_size=8, queue_start_epoch=0)
+    for seed in (1, 2):
+        net.codes(projections(4, seed), net.unit_prototypes())
+    other.codes(projections(4, 3), net.unit_prototypes())
+    assert (net.queue_filled, other.queue_filled) == (8, 4)
+    other.load_state_dict(net.state_dict())
+    assert other.queue_filled is None
+    other.codes(projections(4, 3), net.unit_prototypes())
+    assert other.queue_filled == 8
+
+
 # ---- refusals ----------------------------------------------------------------------------------------------
 
 
