@@ -48,6 +48,19 @@ class Encoder(Recorded, nn.Module, ABC):
         wrapped = all(name.startswith("net.") for name in state)
         return {name.removeprefix("net.") if wrapped else name: value for name, value in state.items()}
 
+    def library_code(self) -> str:
+        """Python that builds the network for the weights of ``published_state``, as ``model``: of the library
+        that it comes from, or else of this project.
+        """
+        given = self.__dict__["_arguments"]
+        if given is None or any(isinstance(value, dict) for value in given.values()):
+            raise ConfigError(
+                f"how {type(self).__name__} was built is not known: export it with --format pt2"
+            )
+        options = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        name = type(self).__name__
+        return f"from sslmodules.networks import {name}\n\nmodel = {name}({options})"
+
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Take over weights, all or some, under the names of ``published_state``."""
         wrapped = all(name.startswith("net.") for name in self.state_dict())

@@ -46,7 +46,7 @@ class PixelTokens(Recorded, nn.Module):
         # 8-bit values are k / 255: halfway between two of them, rounding loses nothing
         level = ((images.float() * 255 + 0.5) * (self.levels / 256)).long().clamp(0, self.levels - 1)
         values = level.permute(0, 2, 3, 1).flatten(1)  # (B, S)
-        return torch.cat([values.new_full((len(values), 1), self.begin), values], dim=1)
+        return torch.cat([values.new_full((values.shape[0], 1), self.begin), values], dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, 1 + S) tokens -> (B, C, H, W) in [0, 1]."""

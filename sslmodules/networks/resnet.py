@@ -36,7 +36,7 @@ class ResNetEncoder(MapEncoder):
         check(name in known, "name", f"one of torchvision's ResNets ({', '.join(sorted(known))})", name)
         check_one_of(("imagenet", "cifar"), stem=stem)
         check_at_least(1, in_channels=in_channels)
-        self.in_channels = in_channels
+        self.name, self.in_channels = name, in_channels
         net = torchvision.models.get_model(name, weights=None, zero_init_residual=zero_init_residual)
         width = net.conv1.out_channels
         if stem == "cifar":
@@ -48,6 +48,19 @@ class ResNetEncoder(MapEncoder):
         self.num_features: int = net.fc.in_features
         net.fc = nn.Identity()
         self.net = net.to(memory_format=torch.channels_last)
+
+    def library_code(self) -> str:
+        first = self.net.conv1
+        lines = ["import torch", "import torchvision", ""]
+        lines.append(f"model = torchvision.models.get_model({self.name!r}, weights=None)")
+        if self.in_channels != 3 or first.stride == (1, 1):
+            lines.append(
+                f"model.conv1 = torch.nn.Conv2d({self.in_channels}, {first.out_channels}, "
+                f"{first.kernel_size}, {first.stride}, {first.padding}, bias=False)"
+            )
+        if first.stride == (1, 1):
+            lines.append("model.maxpool = torch.nn.Identity()")
+        return "\n".join([*lines, "model.fc = torch.nn.Identity()"])
 
     def block_list(self) -> list[nn.Module]:
         net = self.net

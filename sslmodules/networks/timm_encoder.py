@@ -123,10 +123,15 @@ class TimmEncoder(MapEncoder):
             raise ConfigError(
                 f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
             ) from None
-        self.in_channels = in_channels
+        self.name, self.sizes, self.in_channels = name, sizes, in_channels
         # some models have a hidden layer before the classifier, so their output is wider than the last
         # feature map
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
+
+    def library_code(self) -> str:
+        options = {"num_classes": 0, "in_chans": self.in_channels, **self.sizes}
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"import timm\n\nmodel = timm.create_model({self.name!r}, {given})"
 
     def block_list(self) -> list[nn.Module]:
         """Of a ViT its blocks, of a convolutional network its stages.

@@ -152,6 +152,16 @@ class ViTEncoder(PatchEncoder):
             **state,
         }
 
+    def library_code(self) -> str:
+        size, depth = tuple(n * self.patch_size for n in self.grid), len(self.blocks)
+        heads = next(part.num_heads for part in self.modules() if isinstance(part, Attention))
+        return (
+            "from timm.models import VisionTransformer\n\n"
+            f"model = VisionTransformer(\n    img_size={size}, patch_size={self.patch_size}, "
+            f"in_chans={self.in_channels}, embed_dim={self.num_features}, depth={depth}, num_heads={heads}, "
+            "num_classes=0\n)"
+        )
+
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Take over weights of timm's names. Positions are fixed: those of ``state`` are passed over."""
         own = {name: value for name, value in state.items() if name != "pos_embed"}
@@ -187,7 +197,9 @@ class ViTEncoder(PatchEncoder):
             )  # (B, K, p * p * C)
             positions = positions[visible]  # (B, K, D): each patch keeps its position in the image
         tokens = self.patch_embed(patches) + positions
-        class_token = self.class_token.expand(len(x), -1, -1).to(tokens.dtype)  # its position is all zeros
+        class_token = self.class_token.expand(x.shape[0], -1, -1).to(
+            tokens.dtype
+        )  # its position is all zeros
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:

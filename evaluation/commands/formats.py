@@ -1,0 +1,174 @@
+"""The formats of ``eval.py export``: each writes into a folder, and gives the Python that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.audio.module import AudioDataModule
+from datamodules.base import SSLDataModule
+from datamodules.errors import ConfigError
+from datamodules.images.module import ImageDataModule
+from datamodules.text.module import TextDataModule
+from datamodules.text.tokenizer import SPECIALS
+from evaluation.commands.base import TrainedRun
+from runtime.optional import offers
+
+TOLERANCE = 1e-4
+"""How far what is exported may be from the run's own features, absolutely and relatively."""
+
+
+def write_safetensors(run: TrainedRun, folder: Path) -> str:
+    """The encoder's weights under the names of the library that it comes from."""
+    from safetensors.torch import save_file
+
+    encoder = run.module.feature_encoder
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.published_state().items()}
+    save_file(state, folder / "model.safetensors")
+    return (
+        f"from safetensors.torch import load_file\n\n{encoder.library_code()}\n"
+        'model.load_state_dict(load_file("model.safetensors"))\nmodel.eval()'
+    )
+
+
+class _Embedding(nn.Module):
+    """``embed`` as a network of its own, for tracing."""
+
+    def __init__(self, run: TrainedRun) -> None:
+        super().__init__()
+        self.method = run.module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method.embed(x)
+
+
+def example_input(data: SSLDataModule, samples: int) -> Tensor:
+    """Random ``input`` of the form of the data's; no file is read.
+
+    Raises:
+        ConfigError: data of a kind whose form is not known.
+    """
+    generator = torch.Generator().manual_seed(samples)
+    if isinstance(data, ImageDataModule):
+        return torch.randn(samples, *data.image_shape, generator=generator)
+    if isinstance(data, AudioDataModule):
+        return torch.randn(samples, 1, data.scale.num_mels, data.frames, generator=generator)
+    length = getattr(data, "length", None)
+    if length is None or data.vocab_size is None:
+        raise ConfigError(
+            f"--format: the form of samples of {type(data).__name__} is not known: use safetensors"
+        )
+    return torch.randint(len(SPECIALS), data.vocab_size, (samples, length), generator=generator)
+
+
+def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.ExportedProgram:
+    network = _Embedding(run).eval()
+    try:
+        return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # of many kinds, of a network that was not written to be traced
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"--format {name}: torch.export cannot trace {type(run.module).__name__}.embed ({reason}): use "
+            "--format safetensors"
+        ) from error
+
+
+def _check(run: TrainedRun, name: str, outputs: Callable[[Tensor], Any]) -> None:
+    """The features of another number of samples are the run's own."""
+    x = example_input(run.data, 3)
+    with torch.no_grad():
+        ours, theirs = run.module.embed(x), torch.as_tensor(outputs(x))
+    if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+        raise ConfigError(
+            f"--format {name}: the exported network gives other features than the run's, by up to "
+            f"{(ours - theirs).abs().max().item():.2g}: nothing was written"
+        )
+
+
+def write_pt2(run: TrainedRun, folder: Path) -> str:
+    """``embed`` with its weights, as ``torch.export`` saves it."""
+    run.module.cpu()
+    torch.export.save(_traced(run, example_input(run.data, 2), "pt2"), folder / "model.pt2")
+    _check(run, "pt2", torch.export.load(folder / "model.pt2").module())
+    return 'import torch\n\nmodel = torch.export.load("model.pt2").module()'
+
+
+def write_onnx(run: TrainedRun, folder: Path) -> str:
+    """``embed`` with its weights, for onnxruntime, with any number of samples."""
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
+    if missing:
+        raise ConfigError(f"--format onnx needs {' and '.join(missing)}: pip install 'lightning-ssl[export]'")
+    import onnxruntime
+
+    run.module.cpu()
+    program = _traced(run, example_input(run.data, 2), "onnx")
+    names = {"input_names": ["input"], "output_names": ["features"], "verbose": False}
+    file = str(folder / "model.onnx")
+    torch.onnx.export(program, (), file, dynamo=True, external_data=False, **names)  # type: ignore[arg-type]
+    session = onnxruntime.InferenceSession(file)
+    _check(run, "onnx", lambda x: session.run(["features"], {"input": x.numpy()})[0])
+    return (
+        'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\n\n\ndef model(x):\n'
+        '    return session.run(["features"], {"input": x.numpy()})[0]'
+    )
+
+
+def write_hf(run: TrainedRun, folder: Path) -> str:
+    """A text network and its tokenizer, as ``AutoModel.from_pretrained`` loads them. A bpe or wordpiece
+    tokenizer is written as ``AutoTokenizer`` reads it, another one as ``vocabulary.json`` in this project's
+    form.
+    """
+    module = run.module
+    if not offers(module.encoder, "to_transformers"):
+        raise ConfigError(
+            "--format hf writes text networks (BertEncoder, GPTEncoder), and this run's is "
+            f"{type(module.encoder).__name__}: use --format safetensors"
+        )
+    source: Any = module if offers(module, "to_transformers") else module.encoder
+    source.to_transformers().save_pretrained(folder)
+    if isinstance(run.data, TextDataModule):
+        _write_tokenizer(run.data, folder)
+    return 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(".")'
+
+
+def _write_tokenizer(data: TextDataModule, folder: Path) -> None:
+    tokenizer = data.tokenizer
+    if tokenizer.kind not in ("bpe", "wordpiece"):
+        (folder / "vocabulary.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        return
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    fast, inputs = Tokenizer.from_str(tokenizer.to_json()), ["input_ids", "attention_mask"]
+    pad, unk, cls, sep, mask = SPECIALS
+    if data.pad_id is not None:  # the samples of this run stood between special tokens
+        inputs.insert(1, "token_type_ids")
+        fast.post_processor = TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(t, SPECIALS.index(t)) for t in (cls, sep)],
+        )
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
+        model_max_length=data.length,
+        model_input_names=inputs,
+    ).save_pretrained(folder)
+
+
+FORMATS: dict[str, Callable[[TrainedRun, Path], str]] = {
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "hf": write_hf,
+}

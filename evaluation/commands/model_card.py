@@ -1,0 +1,119 @@
+"""The model card of an exported network, and what its samples have to look like."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from datamodules.audio.module import AudioDataModule
+from datamodules.base import SSLDataModule
+from datamodules.images.module import ImageDataModule
+from evaluation.commands.base import TrainedRun
+from runtime.discovery import first_paragraph
+from sslmodules.base import SSLModule
+
+
+def preprocessing(run: TrainedRun) -> dict[str, Any]:
+    """What ``preprocess.json`` holds: how a sample becomes ``input``, and the width of the features."""
+    data = run.data
+    return {"num_features": run.module.encoder.num_features, **_form(data), **data.input_format()}
+
+
+def _form(data: SSLDataModule) -> dict[str, Any]:
+    if isinstance(data, ImageDataModule):
+        channels, height, width = data.image_shape
+        return {
+            "kind": "image",
+            "input": "(B, channels, height, width) float32: pixels in [0, 1], minus mean, divided by std",
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "resize_shorter_side": data.standard_size,
+            "crop": "center",
+            "interpolation": "bilinear, antialiased",
+            "mean": list(data.mean),
+            "std": list(data.std),
+        }
+    if isinstance(data, AudioDataModule):
+        return {
+            "kind": "audio",
+            "input": "(B, 1, num_mels, frames) float32: log-mel, minus mean, divided by std, per band; "
+            "padding frames 0",
+            "frames": data.frames,
+        }
+    return {
+        "kind": "tokens",
+        "input": "(B, length) int64",
+        "length": getattr(data, "length", None),
+        "vocab_size": data.vocab_size,
+        "pad_id": data.pad_id,
+    }
+
+
+def model_card(run: TrainedRun, name: str, code: str) -> str:
+    """Markdown: method, data, results with their protocol, how to load it, license.
+
+    Args:
+        name: of the format.
+        code: Python that loads the network from the folder as ``model``.
+    """
+    method, data = type(run.module).__name__, type(run.data).__name__
+    results = _read(run.folder / "results.json")
+    environment = _read(run.folder / "environment.json")
+    parts = [
+        f"# {method} on {data}",
+        f"An encoder of {run.module.encoder.num_features} features, trained with {method} "
+        f"({first_paragraph(inspect.getdoc(type(run.module)))}) on {data}. Checkpoint: `{run.checkpoint}`.",
+        f"## Load it ({name})",
+        f"```python\n{code}\n```",
+        "How a sample becomes `input`: `preprocess.json`. The features of the run, which the results below "
+        f"are of: {_features(run.module)}",
+        "## Results",
+        _results(results),
+        "## Made with",
+        _made_with(environment, run.origin),
+        "## License",
+        "The code that made it, lightning-ssl, is under Apache-2.0. The license of the weights is for those "
+        "to choose who trained them, within that of the data.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _features(module: SSLModule) -> str:
+    cls = type(module)
+    own = cls.embed is not SSLModule.embed
+    told = first_paragraph(inspect.getdoc(cls.embed)) if own else ""
+    return f"`{cls.__name__}.embed`{f', {told}' if told else ''}." if own else "the encoder's output."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _results(results: dict[str, Any]) -> str:
+    rows = {name: row for name, row in results.get("results", {}).items() if row}
+    if not rows:
+        return "The run was not evaluated."
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key.endswith("_top1")))
+    lines = [f"| features | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{row[c]:.3f}' if c in row else '-' for c in columns)} |")
+    protocol = json.dumps(results.get("protocol", {}), indent=2)
+    return "\n".join(lines) + f"\n\nAccuracies on the test split. Protocol:\n\n```json\n{protocol}\n```"
+
+
+def _made_with(environment: dict[str, Any], origin: dict[str, Any]) -> str:
+    if not environment:
+        return "The run's environment.json is not there."
+    versions = ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items())
+    command = " ".join(environment.get("command", [])[1:])
+    lines = [f"`{command}`", f"Commit {environment.get('git_commit')}; {versions}."]
+    if started := origin.get("init_from"):
+        lines.append(f"It began from {started['source']} ({started['method'] or 'a file of weights'}).")
+    return "\n\n".join(lines)

@@ -1,0 +1,185 @@
+"""What is exported gives the run's features, in the libraries that the snippet of its model card names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import eval as script
+import train
+from evaluation.commands.formats import example_input
+from runtime.checkpoints import load_module, read_checkpoint
+from runtime.messages import ROOT
+from runtime.saved_run import build_data
+
+ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
+
+RESNET = ["--model.encoder=ResNetEncoder", "--model.encoder.in_channels=1", "--model.encoder.stem=cifar"]
+TIMM = ["--model.encoder=vit_tiny_patch16_224", "--model.encoder.image_size=8"]
+TIMM += ["--model.encoder.patch_size=4", "--model.encoder.in_channels=1"]
+RUNS = {
+    "conv": ("digits/simclr", []),
+    "resnet": ("digits/simclr", RESNET),
+    "timm": ("digits/simclr", TIMM),
+    "vit": ("digits/mae", []),
+    "dino": ("digits/dino", []),
+    "audio": ("tones/apc", []),
+    "pixels": ("digits/gpt", []),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of one step for each name, made when it is asked for."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def made(name: str) -> Path:
+        config, options = RUNS[name]
+        run = folder / name
+        if not run.exists():
+            given = ["--config", str(ROOT / f"configs/{config}.yaml"), f"--run_dir={run}", *options]
+            given += ["--data.synthetic=true", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+            given += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--evaluate=false"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv("SSL_RUN_DIR", raising=False)
+                assert train.main([*given, "--data.batch_size=16"]) == 0
+        return run
+
+    return made
+
+
+def export(run: Path, folder: Path, *options: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """What the snippet loads, an input, and the run's features of it."""
+    assert script.main(["export", str(run), str(folder), "--data.synthetic=true", *options]) == 0
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    data = build_data(dict(read_checkpoint(checkpoint)["datamodule_hyper_parameters"]), [])
+    x = example_input(data, 5)
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.chdir(folder)
+        exec(code, names)
+        return names["model"], x, load_module(checkpoint).embed(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("conv", "sslmodules"),
+        ("resnet", "torchvision"),
+        ("timm", "timm"),
+        ("vit", "timm"),
+        ("dino", "sslmodules"),
+    ],
+)
+def test_safetensors_load_where_the_snippet_names(name: str, library: str, runs: Any, tmp_path: Path) -> None:
+    model, x, expected = export(runs(name), tmp_path / "out")
+    assert type(model).__module__.startswith(library)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["README.md", "model.safetensors", "preprocess.json"]
+
+
+TRACED = [(name, form) for name in ("conv", "vit", "audio", "pixels") for form in ("pt2", "onnx")]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[*([needs_onnx] if form == "onnx" else []), pytest.mark.slow])
+        if (name, form) != ("vit", "pt2")
+        else (name, form)
+        for name, form in TRACED
+    ],
+)
+def test_traced_networks_take_any_number_of_samples(name: str, form: str, runs: Any, tmp_path: Path) -> None:
+    model, x, expected = export(runs(name), tmp_path / "out", f"--format={form}")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.as_tensor(model(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_begins_from_an_export(runs: Any, tmp_path: Path) -> None:
+    from runtime.initial_weights import read_weights, start_from
+    from tests.conftest import build
+
+    export(runs("vit"), tmp_path / "out")
+    module, _ = build("configs/digits/mae.yaml", seed=7)
+    started = start_from(module, read_weights(str(tmp_path / "out")))
+    assert (started.loaded, started.new, started.left) == (54, [], [])
+
+
+def test_what_a_sample_has_to_look_like(runs: Any, tmp_path: Path) -> None:
+    export(runs("conv"), tmp_path / "image")
+    assert json.loads((tmp_path / "image/preprocess.json").read_text()) == {
+        "num_features": 128,
+        "kind": "image",
+        "input": "(B, channels, height, width) float32: pixels in [0, 1], minus mean, divided by std",
+        "channels": 1,
+        "height": 8,
+        "width": 8,
+        "resize_shorter_side": 9,
+        "crop": "center",
+        "interpolation": "bilinear, antialiased",
+        "mean": [0.3064],
+        "std": [0.3767],
+        "image_size": 8,
+    }
+    export(runs("audio"), tmp_path / "audio")
+    sound = json.loads((tmp_path / "audio/preprocess.json").read_text())
+    assert (sound["kind"], sound["sample_rate"], sound["num_mels"]) == ("audio", 8000, 40)
+    assert len(sound["mean"]) == len(sound["std"]) == 40
+
+
+def test_the_model_card_tells_method_results_and_license(runs: Any, tmp_path: Path) -> None:
+    run = runs("conv")
+    assert script.main(["probe", str(run), "--probes=knn", "--data.synthetic=true"]) == 0
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    for expected in ("# SimCLR on Digits", "128 features", "Apache-2.0", "Commit ", "torch 2."):
+        assert expected in card
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--format=hf"],
+            "--format hf writes text networks (BertEncoder, GPTEncoder), and this run's is Conv",
+        ),
+        (["--format=tf"], "--format must be one of safetensors, onnx, pt2, hf, got 'tf'"),
+    ],
+)
+def test_what_cannot_be_exported(
+    options: list[str], message: str, runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["export", str(runs("conv")), str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_libraries(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "evaluation.commands.formats.find_spec"
+    monkeypatch.setattr(name, lambda library: None if library == "onnxruntime" else library)
+    assert script.main(["export", str(runs("conv")), str(tmp_path / "out"), "--format=onnx"]) == 2
+    line = "error: --format onnx needs onnxruntime: pip install 'lightning-ssl[export]'\n"
+    assert capsys.readouterr().err == line
+
+
+def test_another_network_than_the_runs_is_not_written(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = SimpleNamespace(module=lambda: lambda x: torch.zeros(len(x), 128))
+    monkeypatch.setattr("torch.export.load", lambda file: other)
+    assert script.main(["export", str(runs("conv")), str(tmp_path / "out"), "--format=pt2"]) == 2
+    assert "the exported network gives other features than the run's, by up to" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
