@@ -4,85 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import wave
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.audio.mel import resample
-from datamodules.audio.module import AudioDataModule, ClipDataset, pad_clip
-from datamodules.checks import check, check_within
+from datamodules.audio.clips import AllClips, FileClips, KeptClips, nothing_in
+from datamodules.audio.module import AudioDataModule, pad_clip
+from datamodules.audio.reading import SUFFIXES, clip_length, read_clip
+from datamodules.checks import check, check_one_of, check_within
 from datamodules.class_folders import labeled_parts
-from datamodules.errors import ConfigError, DataFileError, MissingDataError
+from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
 from datamodules.listing import Tree, fingerprint, left_out, list_tree, printable
 from datamodules.remarks import split_remarks
-from datamodules.samplers import SampleDataset
 from datamodules.splits import Part, Samples, Split, complete_splits, given_splits
 
-try:
-    import soundfile
-except (ImportError, OSError):  # OSError: its C library is missing
-    soundfile = None
-
-SUFFIXES = (".wav", ".flac")
+Clips = Literal["first", "all"]
 
 FilesOfSplits = dict[str, tuple[list[str], np.ndarray]]
 """Files and labels (N,) by split."""
-
-
-def _wave_samples(path: str) -> tuple[np.ndarray, int]:
-    """Read 16-bit PCM wav with the standard library: samples (S, channels) int16 and the rate in Hz."""
-    if not path.lower().endswith(".wav"):
-        raise ValueError(
-            "only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'"
-        )
-    with wave.open(path, "rb") as file:
-        if file.getsampwidth() != 2:
-            bits = 8 * file.getsampwidth()
-            raise ValueError(
-                f"{bits}-bit samples need the library soundfile: pip install 'lightning-ssl[audio]'"
-            )
-        data = file.readframes(file.getnframes())
-        samples = np.frombuffer(
-            data, "<i2", count=len(data) // (2 * file.getnchannels()) * file.getnchannels()
-        )
-        return samples.reshape(-1, file.getnchannels()), file.getframerate()
-
-
-def read_clip(path: str, sample_rate: int) -> np.ndarray:
-    """Read a file as int16 samples (S,) at ``sample_rate``, averaged over channels.
-
-    Args:
-        path: wav or flac of any rate and bit depth; without the soundfile library only 16-bit PCM wav.
-        sample_rate: Hz.
-
-    Raises:
-        DataFileError: not an audio file, damaged, or samples that are not finite; one line that names the
-            file.
-    """
-    try:
-        if soundfile is None:
-            samples, rate = _wave_samples(path)
-            samples = samples.astype(np.float32) / 32768
-        else:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:  # on a damaged file the readers raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataFileError(f"cannot read audio file {path}: {reason}") from None
-    if not np.isfinite(samples).all():
-        raise DataFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
-    mono = samples.mean(1)
-    if len(mono) and rate != sample_rate:
-        mono = resample(mono, rate, sample_rate)
-    return np.rint(mono * 32768).clip(-32767, 32767).astype(np.int16)
 
 
 def name_pattern(pattern: str) -> re.Pattern[str]:
@@ -100,61 +43,10 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>.+?)" for i, p in enumerate(parts)))
 
 
-def nothing_in(samples: np.ndarray, hop: int) -> str:
-    """Why samples (S,) hold nothing to learn from, or "" if they do."""
-    if len(samples) < hop:
-        return "shorter than a frame"
-    return "" if samples.any() else "silent"
-
-
-class FileClips(SampleDataset):
-    """Audio files, decoded when they are fetched, see ``read_clip`` and ``pad_clip``.
-
-    Args:
-        paths: N files.
-        labels: (N,) integers, -1 = unknown.
-        sample_rate: Hz.
-        clip_size: length of a clip in samples.
-        hop: length of a frame in samples. A clip that is silent or shorter than a frame becomes all
-            ``PADDING``; such clips are counted, and each is named once on stderr.
-    """
-
-    labels: np.ndarray
-
-    def __init__(
-        self, paths: list[str], labels: np.ndarray, sample_rate: int, clip_size: int, hop: int
-    ) -> None:
-        self.paths, self.labels = paths, labels.astype(np.int64)
-        self.sample_rate, self.clip_size, self.hop = sample_rate, clip_size, hop
-        self.without_sound = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # set by any worker
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, S) int16, "label": (B,) int64}``."""
-        clips = np.stack([self._clip(i) for i in indices])
-        return {"input": torch.from_numpy(clips), "label": torch.from_numpy(self.labels.take(indices, 0))}
-
-    def _clip(self, i: int) -> np.ndarray:
-        samples = read_clip(self.paths[i], self.sample_rate)
-        if reason := nothing_in(samples[: self.clip_size], self.hop):
-            samples = samples[:0]
-            if not self.without_sound[i]:
-                self.without_sound[i] = True
-                count = int(self.without_sound.sum())
-                print(
-                    f"warning: {self.paths[i]} is {reason}: passed over, {count} so far",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        return pad_clip(samples, self.clip_size)
-
-
 class WavFolder(AudioDataModule):
-    """A tree of wav and flac files such as speech commands or bird calls.
+    """A tree of audio files such as speech commands or bird calls.
 
-    Formats: wav and flac with the soundfile library, otherwise 16-bit PCM wav.
+    Formats: wav, flac, ogg, opus, mp3, aiff and au with the soundfile library, otherwise 16-bit PCM wav.
 
     Files may be at any depth below ``root``; hidden ones are skipped. The label is a field of the file name,
     or the class folder (the first one below ``root`` or below a split folder). Files directly in ``root``
@@ -178,6 +70,8 @@ class WavFolder(AudioDataModule):
         labeled: False ignores folders and names: every file is one unlabeled sample.
         split_field: the field that selects the ``test`` files.
         test_values: the values of that field, such as 0, 1, 2, 3, 4.
+        clips: ``first`` uses the first ``seconds`` of each file. ``all`` is for long recordings: they are
+            read in parts, at random places in training, clip after clip for evaluation.
         test_fraction: fraction of all files, if no test split is given.
         val_fraction: fraction of the files that are not ``test``, if no val split is given.
 
@@ -195,6 +89,7 @@ class WavFolder(AudioDataModule):
         labeled: bool = True,
         split_field: str | None = None,
         test_values: list[int | str] | None = None,
+        clips: Clips = "first",
         test_fraction: float = 0.2,
         val_fraction: float = 0.1,
         **kwargs: Any,
@@ -211,8 +106,9 @@ class WavFolder(AudioDataModule):
                 raise ConfigError(f"{option} {value!r} is no field of pattern {pattern!r}; fields: {known}")
         if (split_field is None) != (test_values is None):
             raise ConfigError("split_field and test_values belong together: give both or neither")
+        check_one_of(get_args(Clips), clips=clips)
         check_within(0, 1, "()", test_fraction=test_fraction, val_fraction=val_fraction)
-        self.root, self.pattern, self.label, self.labeled = root, pattern, label, labeled
+        self.root, self.pattern, self.label, self.labeled, self.clips = root, pattern, label, labeled, clips
         self.split_field, self.test_values = split_field, set(map(str, test_values or ()))
         self.fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         self._found: dict[str, Samples] = {}
@@ -249,12 +145,15 @@ class WavFolder(AudioDataModule):
 
     def _load(self, split: Split) -> dict[str, Dataset]:
         found = self._find()
+        paths, labels = found[split][0].tolist(), found[split][1]
+        sizes = self.scale.sample_rate, self.clip_size, self.scale.hop
+        if self.clips == "all":
+            return {split: AllClips(paths, labels, *sizes, random=split == "train")}
         if split == "train" and found["train"] is found["bank"]:
             return {"train": self.dataset("bank")}
-        paths, labels = found[split][0].tolist(), found[split][1]
         if sum(len(found[s][1]) for s in ("train", "val", "test")) * self.clip_size * 2 <= MEMORY_LIMIT:
             return {split: self._in_memory(paths, labels, split)}
-        return {split: FileClips(paths, labels, self.scale.sample_rate, self.clip_size, self.scale.hop)}
+        return {split: FileClips(paths, labels, *sizes)}
 
     def _in_memory(self, paths: list[str], labels: np.ndarray, split: str) -> KeptClips:
         clips = np.empty((len(paths), self.clip_size), np.int16)
@@ -262,13 +161,13 @@ class WavFolder(AudioDataModule):
         kept: list[int] = []
         cut = 0
         for row, path in enumerate(paths):
-            samples = read_clip(path, self.scale.sample_rate)
-            if reason := nothing_in(samples[: self.clip_size], self.scale.hop):
+            samples = read_clip(path, self.scale.sample_rate, size=self.clip_size)
+            if reason := nothing_in(samples, self.scale.hop):
                 reasons.append(reason)
                 continue
             clips[len(kept)] = pad_clip(samples, self.clip_size)
             kept.append(row)
-            cut += len(samples) > self.clip_size
+            cut += clip_length(path, self.scale.sample_rate) > self.clip_size
         if reasons:
             counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
             rank_zero_info(
@@ -277,7 +176,8 @@ class WavFolder(AudioDataModule):
         if cut:
             seconds = self.clip_size / self.scale.sample_rate
             rank_zero_info(
-                f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used"
+                f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used "
+                "(--data.clips all uses all)"
             )
         if not kept:
             raise ConfigError(
@@ -315,13 +215,15 @@ class WavFolder(AudioDataModule):
         root = os.path.expanduser(self.root)
         if not os.path.isdir(root):
             raise MissingDataError(
-                f"WavFolder: --data.root {self.root} is not a folder. Expected wav or flac files below it. "
+                f"WavFolder: --data.root {self.root} is not a folder. Expected audio files below it. "
                 "The configs in configs/tones/ need no data"
             )
         tree = list_tree(root, "audio files", lambda path: path.lower().endswith(SUFFIXES))
         if not tree.files:
             held = printable(sorted(os.listdir(root))) or "nothing"
-            raise MissingDataError(f"WavFolder: no wav or flac files below {self.root}, which holds: {held}")
+            raise MissingDataError(
+                f"WavFolder: no audio files ({' '.join(SUFFIXES)}) below {self.root}, which holds: {held}"
+            )
         tree.files.sort()
         if line := left_out(tree):
             rank_zero_info(line)
@@ -362,11 +264,3 @@ class WavFolder(AudioDataModule):
                 option="pattern",
             )
         return match.groupdict()
-
-
-class KeptClips(ClipDataset):
-    """Clips in memory, with the files they come from in ``paths``."""
-
-    def __init__(self, clips: np.ndarray, labels: np.ndarray, paths: list[str]) -> None:
-        super().__init__(clips, labels)
-        self.paths = paths

@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 
 from datamodules.audio.mel import PADDING
 from datamodules.audio.module import AudioDataModule
-from datamodules.audio.wav_folder import read_clip
+from datamodules.audio.reading import read_clip
 from datamodules.base import SSLDataModule
 from datamodules.checks import check, check_within
 from datamodules.errors import ConfigError, readable

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import wave
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from datamodules.audio import wav_folder
+from datamodules.audio import reading, wav_folder
 from datamodules.audio.mel import PADDING
-from datamodules.audio.wav_folder import WavFolder, name_pattern, read_clip
+from datamodules.audio.reading import clip_length, read_clip
+from datamodules.audio.wav_folder import WavFolder, name_pattern
 from datamodules.errors import DataFileError, MissingDataError
 
 FSDD: dict[str, Any] = {
@@ -46,7 +48,7 @@ def digits(tmp_path: Path) -> Path:
 @pytest.fixture(params=["soundfile", "wave"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "wave":
-        monkeypatch.setattr(wav_folder, "soundfile", None)
+        monkeypatch.setattr(reading, "soundfile", None)
     else:
         pytest.importorskip("soundfile")
     return request.param
@@ -80,7 +82,7 @@ def test_flac_and_24_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     soundfile.write(tmp_path / "b.wav", samples / 32768, 8000, subtype="PCM_24")
     for name in ("a.flac", "b.wav"):
         assert np.array_equal(read_clip(str(tmp_path / name), 8000), samples)
-    monkeypatch.setattr(wav_folder, "soundfile", None)
+    monkeypatch.setattr(reading, "soundfile", None)
     for name in ("a.flac", "b.wav"):
         with pytest.raises(DataFileError, match=rf"{name}.*soundfile"):
             read_clip(str(tmp_path / name), 8000)
@@ -132,6 +134,98 @@ def test_labels_from_folders_or_none(tmp_path: Path) -> None:
     write(tmp_path / "a" / "stray.wav", noise())
     with pytest.raises(DataFileError, match=r"stray\.wav"):
         WavFolder(str(tmp_path / "a")).dataset("train")
+
+
+@pytest.mark.parametrize("rates", [(8000, 8000), (44100, 16000), (8000, 16000), (48000, 16000)])
+def test_a_part_is_that_of_the_whole_file(rates: tuple[int, int], tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(3 * rates[0])
+    soundfile.write(tmp_path / "a.wav", noise, rates[0])
+    path = str(tmp_path / "a.wav")
+    whole = read_clip(path, rates[1])
+    assert len(whole) == clip_length(path, rates[1]) == 3 * rates[1]
+    for start, size in ((0, 500), (1, 1000), (7777, 5000), (len(whole) - 300, 1000), (len(whole), 10)):
+        assert np.array_equal(read_clip(path, rates[1], start, size), whole[start : start + size])
+
+
+def test_deep_files_keep_their_sound(tmp_path: Path) -> None:
+    """Floats in int16's range are no clipped noise; very quiet 24 bits and canceling channels no silence."""
+    soundfile = pytest.importorskip("soundfile")
+    tone = np.sin(np.arange(8000) / 5)
+    expected = np.rint(0.5 * tone * 32768)
+    for name, samples, subtype in (
+        ("a", 0.5 * tone, "FLOAT"),
+        ("b", 0.5 * tone * 32768, "FLOAT"),
+        ("c", np.stack([0.5 * tone, -0.5 * tone], 1), "PCM_24"),
+    ):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 8000, subtype=subtype)
+        got = read_clip(str(tmp_path / f"{name}.wav"), 8000)
+        assert np.abs(got - expected).max() <= 1, name
+    soundfile.write(tmp_path / "d.wav", tone * 2.0**-16, 8000, subtype="PCM_24")
+    quiet = read_clip(str(tmp_path / "d.wav"), 8000)
+    assert np.corrcoef(quiet, tone)[0, 1] > 0.999 and 0.1 < np.abs(quiet).max() / 32768 <= 0.25
+    assert np.array_equal(read_clip(str(tmp_path / "d.wav"), 8000, 4000, 100), quiet[4000:4100])
+    soundfile.write(tmp_path / "e.wav", np.stack([0.5 * tone, np.zeros(8000)], 1), 8000)
+    assert np.abs(read_clip(str(tmp_path / "e.wav"), 8000) - expected / 2).max() <= 1  # the mean, as ever
+
+
+def test_a_file_that_ends_before_its_header_says(reader: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", np.arange(4000, dtype=np.int16))
+    content = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(content[:-1000])
+    with pytest.raises(
+        DataFileError, match=r"a\.wav is cut off: its header says 8000 bytes of sound and 7000 are "
+    ):
+        read_clip(str(tmp_path / "a.wav"), 8000)
+    streamed = (
+        content[:40] + b"\xff\xff\xff\xff" + content[44:]
+    )  # as programs write that do not know the size
+    (tmp_path / "b.wav").write_bytes(streamed)
+    if reader == "soundfile":
+        assert len(read_clip(str(tmp_path / "b.wav"), 8000)) == 4000
+
+
+def test_every_format_of_soundfile(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    for i, (ending, kind) in enumerate(
+        (("ogg", "OGG"), ("mp3", "MP3"), ("aiff", "AIFF"), ("opus", "OGG"), ("FLAC", "FLAC"), ("au", "AU"))
+    ):
+        subtype = "OPUS" if ending == "opus" else None
+        for word in "ab":
+            path = tmp_path / word / f"{i}.{ending}"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, np.sin(np.arange(8000) / 9), 8000, format=kind, subtype=subtype)
+    data = WavFolder(str(tmp_path), sample_rate=8000, val_fraction=0.25)
+    clips = np.concatenate([data.dataset(split).clips for split in ("bank", "val", "test")])  # type: ignore[attr-defined, arg-type]
+    assert len(clips) == 12 and data.class_names == ("a", "b")
+    assert (np.abs(clips.astype(float)).max(1) > 20000).all()
+
+
+def test_long_recordings_give_all_their_clips(tmp_path: Path) -> None:
+    """In order for evaluation; in training at places that are a function of (seed, epoch, index)."""
+    sizes = {f"{i}.wav": 8000 + 4000 * (i % 4) for i in range(20)}  # 1, 1.5, 2 and 2.5 seconds
+    for name, size in sizes.items():
+        write(tmp_path / name, np.arange(1, size + 1, dtype=np.int16))
+    data = WavFolder(str(tmp_path), sample_rate=8000, clips="all", labeled=False)
+    for split in ("bank", "val", "test"):
+        dataset: Any = data.dataset(split)  # type: ignore[arg-type]
+        files = [Path(path).name for path in data.files(split)]  # type: ignore[arg-type]
+        clips = dataset.__getitems__(list(range(len(dataset))))["input"].numpy()
+        assert len(files) == sum({8000: 1, 12000: 2, 16000: 2, 20000: 3}[sizes[name]] for name in set(files))
+        seen: Counter[str] = Counter()
+        for name, clip in zip(files, clips, strict=True):
+            first, stop = 8000 * seen[name] + 1, min(8000 * (seen[name] + 1), sizes[name])
+            assert clip[clip != PADDING].tolist() == list(range(first, stop + 1))
+            seen[name] += 1
+    train: Any = data.dataset("train")
+    starts = []
+    for epoch in (0, 1, 0):
+        train.set_epoch(epoch)
+        clips = train.__getitems__(list(range(len(train))))["input"].numpy()
+        assert np.array_equal(train.__getitems__([3])["input"][0].numpy(), clips[3])
+        assert (np.diff(clips, axis=1) == 1).all()  # a whole clip each, without padding
+        starts.append(clips[:, 0].tolist())
+    assert starts[0] == starts[2] != starts[1] and len(set(starts[0])) > 10
 
 
 def test_silent_and_empty_clips_are_counted(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

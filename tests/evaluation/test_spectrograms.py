@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.audio.wav_folder import read_clip
+from datamodules.audio.reading import read_clip
 from evaluation.commands.generate import Request, Target, ending, generate
 from evaluation.commands.outputs import write_sound
 from evaluation.samples import ImageGrid, Spectrograms, as_shown, spectrogram_image
