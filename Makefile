@@ -1,7 +1,7 @@
 PYTHON ?= python
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint type test test-slow bench ci
+.PHONY: help install format lint type test test-slow docs bench ci
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test:  ## the tests, without the slow ones
 
 test-slow:  ## the slow tests only
 	$(PYTHON) -m pytest -m slow
+
+docs:  ## build the site into site/, after pip install -e '.[docs]'
+	$(PYTHON) -m mkdocs build --strict
 
 bench:  ## every benchmark, one after the other; its packages come first
 	$(PYTHON) -m pip install -e '.[bench]'
