@@ -1,7 +1,7 @@
 """Turns the scripts in docs/tutorials/ into notebooks and pages: python docs/notebooks.py
 
-A script is a sequence of cells. A line ``# %% [markdown]`` begins text and ``# %% [bash]`` commands, both written
-as comments; ``# %%`` begins Python.
+A script is a sequence of cells. A line ``# %% [markdown]`` begins text and ``# %% [bash]`` commands, both
+written as comments; ``# %%`` begins Python.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def as_notebook(content: list[Cell]) -> dict[str, Any]:
 
 def as_markdown(content: list[Cell]) -> str:
     """A page: commands and Python in fenced blocks."""
-    return "\n\n".join(
-        text if kind == "markdown" else f"```{kind}\n{text}\n```" for kind, text in content
-    )
+    return "\n\n".join(text if kind == "markdown" else f"```{kind}\n{text}\n```" for kind, text in content)
 
 
 def notebook_text(script: Path) -> str:

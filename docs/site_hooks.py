@@ -1,6 +1,6 @@
-"""Hooks of the site (mkdocs.yml): what lies outside of docs/, the reference, links, and formulas without a network.
+"""Hooks of the site (mkdocs.yml): pages that lie elsewhere, the reference, links and formulas.
 
-Pages are written for GitHub; here their links and formulas become the site's.
+Pages are written for GitHub; here their links and formulas become the site's, without a network.
 """
 
 from __future__ import annotations
@@ -55,15 +55,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = {title: pages for entry in config.nav or [] for title, pages in entry.items()}
     named = {page for pages in sections.values() for page in pages if "*" not in page}
     config.nav = [
-        {title: [found for page in pages for found in (expand(page, there - named) if "*" in page else [page])]}
-        for title, pages in sections.items()
+        {title: [found for entry in entries for found in expand(entry, there - named)]}
+        for title, entries in sections.items()
     ]
     return config
 
 
-def expand(pattern: str, pages: set[str]) -> list[str]:
-    """The pages that a pattern stands for; a ``*`` does not reach into a folder."""
-    return sorted(page for page in pages if fnmatch(page, pattern) and page.count("/") == pattern.count("/"))
+def expand(entry: str, pages: set[str]) -> list[str]:
+    """The pages that an entry stands for: itself, or those that fit its ``*``; a ``*`` enters no folder."""
+    if "*" not in entry:
+        return [entry]
+    return sorted(page for page in pages if fnmatch(page, entry) and page.count("/") == entry.count("/"))
 
 
 def generated_pages() -> list[tuple[str, str]]:
@@ -72,8 +74,9 @@ def generated_pages() -> list[tuple[str, str]]:
     for name, (title, roots) in REFERENCE.items():
         pages.append((f"reference/{name}.md", reference(title, roots, FUNCTIONS.get(name, []))))
     for script in sorted((ROOT / "docs" / "tutorials").glob("*.py")):
-        download = f"\n\nThis page as a notebook: <{repository_link(f'docs/tutorials/{script.stem}.ipynb')}>\n"
-        pages.append((f"tutorials/{script.stem}.md", as_markdown(cells(script)) + download))
+        link = repository_link(f"docs/tutorials/{script.stem}.ipynb")
+        page = f"{as_markdown(cells(script))}\n\n[This page as a notebook]({link})\n"
+        pages.append((f"tutorials/{script.stem}.md", page))
     return pages
 
 
@@ -81,7 +84,8 @@ def reference(title: str, roots: list[str], functions: list[str]) -> str:
     """A page for mkdocstrings: base classes, what is derived from them by name, then functions."""
     found = classes()
     paths = [f"{found[name].module}.{name}" for name in (*roots, *below(roots)) if name in found]
-    return "\n\n".join([f"# {title}", *(f"::: {path}" for path in dict.fromkeys([*paths, *functions]))]) + "\n"
+    entries = [f"::: {path}" for path in dict.fromkeys([*paths, *functions])]
+    return "\n\n".join([f"# {title}", *entries]) + "\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

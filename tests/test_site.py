@@ -50,7 +50,8 @@ def test_a_script_becomes_a_notebook_and_a_page(tmp_path: Path) -> None:
     )
     content = cells(script)
     assert content == [("markdown", "# Title\n\nText."), ("bash", "ls -l"), ("python", "x = 1\nprint(x)")]
-    assert as_markdown(content) == "# Title\n\nText.\n\n```bash\nls -l\n```\n\n```python\nx = 1\nprint(x)\n```"
+    page = "# Title\n\nText.\n\n```bash\nls -l\n```\n\n```python\nx = 1\nprint(x)\n```"
+    assert as_markdown(content) == page
     notebook = as_notebook(content)
     assert [(c["cell_type"], "".join(c["source"])) for c in notebook["cells"]] == [
         ("markdown", "# Title\n\nText."),

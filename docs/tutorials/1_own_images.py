@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 1. Your own folder of images
 #
-# Pre-train on a folder of images, and measure whether it helped. Under two minutes on two CPU cores, no download.
+# Pre-train on a folder of images, and measure whether it helped. Under two minutes on two CPU cores, no
+# download.
 #
 # Install the project first: `pip install -e .` in the repository. Then work in any folder.
 #
 # ## The images
 #
-# This cell writes a folder of small images, so that the tutorial runs anywhere. Use your own folder instead: any tree of JPEG or
-# PNG files, with one folder per class if you have labels.
+# This cell writes a folder of small images, so that the tutorial runs anywhere. Use your own folder
+# instead: any tree of JPEG or PNG files, with one folder per class if you have labels.
 
 # %%
 from pathlib import Path
@@ -23,38 +24,42 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
     Image.fromarray((pixels * 255 / 16).astype("uint8")).save(folder / f"{number:04}.png")
 
 # %% [markdown]
-# There is no `train`, `val` or `test` folder, so the run holds out a fifth of the images as test split and a tenth of the rest for
-# validation, the same share of each class. If your folder has splits, they are used
+# There is no `train`, `val` or `test` folder, so the run holds out a fifth of the images as test split and
+# a tenth of the rest for validation, the same share of each class. If your folder has splits, they are used
 # ([the rule](../data/splits.md)).
 #
 # ## Train
 #
-# Start from a configuration for images of about your size, and replace its data set. These images are gray and 8 pixels wide. For color
-# photographs leave out `channels`, `mean` and `std`, and begin with `configs/imagenet/simclr.yaml`.
+# Start from a configuration for images of about your size, and replace its data set. These images are gray
+# and 8 pixels wide. For color photographs leave out `channels`, `mean` and `std`, and begin with
+# `configs/imagenet/simclr.yaml`. In a terminal leave out `enable_progress_bar`: the progress bar is only in
+# the way in a notebook.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data ImageFolder --data.root photos \
 #     --data.image_size 8 --data.channels 1 --data.mean '[0.3]' --data.std '[0.38]' \
-#     --trainer.max_epochs 15 --run_dir run
+#     --trainer.max_epochs 15 --trainer.enable_progress_bar false --run_dir run
 
 # %% [markdown]
-# The table at the end compares the trained network (`pretrained`) with the same network before training (`random_init`) and with plain pixels
-# (`raw_input`), on images that were not used for training. Pre-training has helped if the first row is clearly above the other two. The most
-# telling column is often `5-shot`: with few labels, good features matter most.
+# The table at the end compares the trained network (`pretrained`) with the same network before training
+# (`random_init`) and with plain pixels (`raw_input`), on images that were not used for training.
+# Pre-training has helped if the first row is clearly above the other two. The most telling column is often
+# `5-shot`: with few labels, good features matter most.
 #
 # ## Look
 #
-# `tensorboard --logdir run` shows the curves, and under Images what the method saw (`views`). Look at the views once before any
-# long run: you should be able to recognize your images in them.
+# `tensorboard --logdir run` shows the curves, and under Images what the method saw (`views`). Look at the
+# views once before any long run: you should be able to recognize your images in them.
 #
 # ## Without labels
 #
-# Ignore the folders, and the run has no accuracies; collapse metrics and the loss still tell whether it learns.
+# Ignore the folders, and the run has no accuracies; collapse metrics and the loss still tell whether it
+# learns.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data ImageFolder --data.root photos --data.labeled false \
 #     --data.image_size 8 --data.channels 1 --data.mean '[0.3]' --data.std '[0.38]' \
-#     --trainer.max_epochs 2 --run_dir unlabeled
+#     --trainer.max_epochs 2 --trainer.enable_progress_bar false --run_dir unlabeled
 
 # %% [markdown]
 # ## Use the features
@@ -70,7 +75,7 @@ import numpy as np
 arrays = np.load("features.npz")
 h = arrays["features"] / np.linalg.norm(arrays["features"], axis=1, keepdims=True)
 [query, *nearest] = np.argsort(-h @ h[0])[:6]
-print("most like", arrays["files"][query], "are", list(arrays["files"][nearest]))
+print("most like", arrays["files"][query], "are", arrays["files"][nearest].tolist())
 
 # %% [markdown]
 # More: [using what was trained](../using_what_was_trained.md), [FAQ](../faq.md).

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 3. Your own method
 #
-# A method is one class: its networks, and the loss of a batch. This one pulls two views of an image together and spreads images over the
-# sphere (Wang and Isola 2020). Under two minutes on two CPU cores.
+# A method is one class: its networks, and the loss of a batch. This one pulls two views of an image
+# together and spreads images over the sphere (Wang and Isola 2020). Under two minutes on two CPU cores.
 #
 # ## The class
 #
-# Write it to a file in the current folder. It needs nothing else from you: the base class brings the training loop, the
-# learning-rate schedule, several GPUs, checkpoints, resuming, probes and logging.
+# Write it to a file in the current folder. It needs nothing else from you: the base class brings the
+# training loop, the learning-rate schedule, several GPUs, checkpoints, resuming, probes and logging.
 
 # %% [bash]
 # cat > mine.py <<'END'
@@ -37,7 +37,8 @@
 # END
 
 # %% [markdown]
-# `"loss"` is minimized; the other terms become curves. `losses` never sees labels: these are for the probes.
+# `"loss"` is minimized; the other terms become curves. `losses` never sees labels: these are for the
+# probes.
 #
 # Arguments of `__init__` become options. `--model.help` lists them:
 
@@ -47,12 +48,12 @@
 # %% [markdown]
 # ## Train it
 #
-# Everything but the method comes from SimCLR's configuration: data, views, encoder, optimizer. `--trust_config_classes mine` says
-# that code of your package may run.
+# Everything but the method comes from SimCLR's configuration: data, views, encoder, optimizer.
+# `--trust_config_classes mine` says that code of your package may run.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --model mine.AlignUniform --model.spread 0.5 \
-#     --trust_config_classes mine --trainer.max_epochs 15 --run_dir own
+#     --trust_config_classes mine --trainer.max_epochs 15 --trainer.enable_progress_bar false --run_dir own
 
 # %% [markdown]
 # ## Compare
@@ -60,7 +61,8 @@
 # Train SimCLR the same way. Both runs saw the same images, and views drawn by the same rule.
 
 # %% [bash]
-# ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 15 --run_dir simclr
+# ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 15 \
+#     --trainer.enable_progress_bar false --run_dir simclr
 
 # %%
 import json
@@ -71,11 +73,11 @@ for run in ("own", "simclr"):
     print(run, {name: round(accuracies[name], 3) for name in ("linear_top1", "knn_top1", "fewshot_top1")})
 
 # %% [markdown]
-# One seed proves little. Repeat with `--seed_everything 1` and `2` before you believe a difference, and choose settings by
-# `val/linear_top1`, never by the test split that this cell prints.
+# One seed proves little. Repeat with `--seed_everything 1` and `2` before you believe a difference, and
+# choose settings by `val/linear_top1`, never by the test split that this cell prints.
 #
 # ## If others should use it
 #
-# Move the class to a file in `sslmodules/` and add a YAML in `configs/`. The contract tests then check it without a line from you: a
-# gradient for every parameter, the same bits after resuming, the same gradients on two processes.
-# [Contributing](../../CONTRIBUTING.md) shows both files in full.
+# Move the class to a file in `sslmodules/` and add a YAML in `configs/`. The contract tests then check it
+# without a line from you: a gradient for every parameter, the same bits after resuming, the same gradients
+# on two processes. [Contributing](../../CONTRIBUTING.md) shows both files in full.

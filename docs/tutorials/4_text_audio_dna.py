@@ -1,19 +1,22 @@
 # %% [markdown]
 # # 4. Text, audio and DNA
 #
-# The commands are those for images; the configuration says what the data is. Under two minutes on two CPU cores, no download. The runs
-# are kept short: they show the way, not the best result.
+# The commands are those for images; the configuration says what the data is. Under two minutes on two CPU
+# cores, no download. The runs are kept short: they show the way, not the best result.
 #
 # ## Text
 #
-# Without a root, `TextFiles` reads the Python language reference that comes with Python. A GPT learns to predict the next character.
+# Without a root, `TextFiles` reads the Python language reference that comes with Python. A GPT learns to
+# predict the next character.
 
 # %% [bash]
-# ssl-train --config configs/text/gpt.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 60 --run_dir text
+# ssl-train --config configs/text/gpt.yaml --trainer.max_epochs 1 \
+#     --trainer.limit_train_batches 60 --trainer.enable_progress_bar false --run_dir text
 
 # %% [markdown]
-# The report gives the loss in nats per character beside two tables that need no network: how often each character occurs (`unigram`), and how
-# often each pair does (`bigram`). After this little training the GPT is somewhere between them. Let it continue a text:
+# The report gives the loss in nats per character beside two tables that need no network: how often each
+# character occurs (`unigram`), and how often each pair does (`bigram`). After this little training the GPT
+# is somewhere between them. Let it continue a text:
 
 # %% [bash]
 # ssl-eval generate text 80 --prompt "The statement " --temperature 0.8
@@ -26,17 +29,20 @@
 # `Tones` makes melodies by a formula. APC learns to predict the spectrogram a few frames ahead.
 
 # %% [bash]
-# ssl-train --config configs/tones/apc.yaml --trainer.max_epochs 2 --run_dir audio
+# ssl-train --config configs/tones/apc.yaml --trainer.max_epochs 2 \
+#     --trainer.enable_progress_bar false --run_dir audio
 
 # %% [markdown]
-# The classes are the contours of the melodies. After two epochs the trained network (`pretrained`) is ahead of the
-# untrained one in the linear probe, and behind the plain spectrogram (`raw_input`). Baselines of this kind stand beside every result, so that you see such things.
+# The classes are the contours of the melodies. After two epochs the trained network (`pretrained`) is ahead
+# of the untrained one in the linear probe, and behind the plain spectrogram (`raw_input`). Baselines of
+# this kind stand beside every result, so that you see such things.
 #
 # Your own sounds: `--data WavFolder --data.root DIR` ([audio](../data/audio.md)).
 #
 # ## DNA
 #
-# This cell writes a small made-up genome with genes: in them every third base is mostly G or C. Use a FASTA and a GFF file of your own instead.
+# This cell writes a small made-up genome with genes: in them every third base is mostly G or C. Use a FASTA
+# and a GFF file of your own instead.
 
 # %%
 import random
@@ -55,11 +61,12 @@ Path("genome.gff").write_text("##gff-version 3\n" + "\n".join(genes) + "\n")
 
 # %% [bash]
 # ssl-train --config configs/dna/gpt.yaml --data.root genome.fa --data.gff genome.gff \
-#     --trainer.max_epochs 1 --trainer.limit_train_batches 30 --run_dir dna
+#     --trainer.max_epochs 1 --trainer.limit_train_batches 30 \
+#     --trainer.enable_progress_bar false --run_dir dna
 
 # %% [markdown]
-# The probes tell coding from non-coding windows; `kmers`, counts of all words of four bases, is the baseline to beat
-# ([DNA](../data/sequences.md)).
+# The probes tell coding from non-coding windows; `kmers`, counts of all words of four bases, is the
+# baseline to beat ([DNA](../data/sequences.md)).
 #
 # ## Features of any kind
 #

@@ -16,22 +16,25 @@
 # tail -n 1 log.txt
 
 # %% [markdown]
-# Exit status 143 means: told to end, and saved. Repeat the same command, and it goes on at the step where it was:
+# Exit status 143 means: told to end, and saved. Repeat the same command, and it goes on at the step where
+# it was:
 
 # %% [bash]
-# ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 20 --trainer.enable_progress_bar false --run_dir run
+# ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 20 --trainer.enable_progress_bar false \
+#     --run_dir run
 
 # %% [markdown]
 # On a CPU the result is, bit for bit, that of a run that was never stopped ([resuming](../resuming.md)).
 #
 # ## Several processes
 #
-# Two processes on the CPU stand for two GPUs. `batch_size` is per process, so half of it keeps the batch of a step, and the learning
-# rate stays right.
+# Two processes on the CPU stand for two GPUs. `batch_size` is per process, so half of it keeps the batch of
+# a step, and the learning rate stays right.
 
 # %% [bash]
-# ssl-train --config configs/digits/simclr.yaml --data.batch_size 128 --trainer.devices 2 --trainer.accelerator cpu \
-#     --trainer.max_epochs 2 --run_dir two
+# ssl-train --config configs/digits/simclr.yaml --data.batch_size 128 \
+#     --trainer.devices 2 --trainer.accelerator cpu --trainer.max_epochs 2 \
+#     --trainer.enable_progress_bar false --run_dir two
 
 # %% [markdown]
 # On a machine with 8 GPUs: `--trainer.devices 8`.
@@ -46,17 +49,19 @@
 # sbatch --array=0-4 cluster/slurm.sbatch --config configs/imagenet/simclr.yaml --data.root DIR
 # ```
 #
-# One node with 8 GPUs; four nodes as one run; five runs with seeds 0 to 4. The top of `cluster/slurm.sbatch` has the lines to adapt: time,
-# GPUs, and how Python is found. Two minutes before the time limit the run saves, and the job goes back to the queue
-# by itself and resumes.
+# One node with 8 GPUs; four nodes as one run; five runs with seeds 0 to 4. The top of
+# `cluster/slurm.sbatch` has the lines to adapt: time, GPUs, and how Python is found. Two minutes before the
+# time limit the run saves, and the job goes back to the queue by itself and resumes.
 #
 # Before you queue a long job, try it small, in the queue's own environment:
 #
 # ```
-# sbatch --time=00:20:00 cluster/slurm.sbatch --config configs/imagenet/simclr.yaml --data.root DIR --trainer.max_epochs 1 --trainer.limit_train_batches 50
+# sbatch --time=00:20:00 cluster/slurm.sbatch --config configs/imagenet/simclr.yaml --data.root DIR \
+#     --trainer.max_epochs 1 --trainer.limit_train_batches 50
 # ```
 #
-# `time/samples_per_s` and `time/data_wait_share` in TensorBoard say how fast it is, and whether reading keeps the GPUs waiting.
+# `time/samples_per_s` and `time/data_wait_share` in TensorBoard say how fast it is, and whether reading
+# keeps the GPUs waiting.
 #
 # ## TensorBoard from the cluster
 #
@@ -67,4 +72,5 @@
 # ssh -N -L 6006:localhost:6006 USER@LOGIN               # on your machine, then http://localhost:6006
 # ```
 #
-# Searches over settings, Kubernetes, precision and very large encoders: [clusters](../../cluster/README.md).
+# Searches over settings, Kubernetes, precision and very large encoders:
+# [clusters](../../cluster/README.md).
