@@ -40,6 +40,8 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # so that it runs from a clone without installing
 
+from evaluation.comparison import find_runs, table
+from evaluation.tables import print_table
 from runtime.messages import ROOT
 from runtime.signals import requeue, slurm_job
 from runtime.strict_yaml import read_yaml
@@ -278,6 +280,8 @@ class Worker:
             return 1
         best = self.study.best_trial
         run = self.run_of(best)
+        runs, _ = find_runs([str(self.folder)])
+        print_table(f"{len(runs)} runs", *table(runs, sort=self.args.metric))
         print(f"best so far: {run}  {self.args.metric} {best.value:.4f}  {json.dumps(best.params)}")
         print(f"on the test split, once: python eval.py {run}")
         return 0

@@ -53,6 +53,13 @@ def _accuracies(report: dict[str, Any]) -> Table:
     return _table(title, ["encoder", *(columns[key] for key in shown)], cells)
 
 
+def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout, as wide as it needs to be where the output is no terminal."""
+    console = Console(soft_wrap=True)
+    console.width = console.width if console.is_terminal else max(FILE_WIDTH, 30 * len(headings))
+    console.print(_table(title, headings, rows))
+
+
 def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
     table = Table(title=title)
     for heading in headings:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from datamodules.errors import ConfigError
-from evaluation.commands.base import Command, TrainedRun, say
+from evaluation.commands.base import Command, FolderCommand, TrainedRun, say
 from runtime.arguments import trusted_packages
 from runtime.checkpoints import evaluated_checkpoint, initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
@@ -27,6 +27,10 @@ def run(name: str, argv: list[str]) -> int:
     silence_framework()
     if given.trust_config_classes:
         trusted_packages(["--trust_config_classes", given.trust_config_classes])
+    if isinstance(command, FolderCommand):
+        if overrides:
+            raise ConfigError(f"{name} reads no data: {overrides[0].partition('=')[0]} is no option of it")
+        return command.run_on(given)
     opened, content = _open(given, overrides)
     if command.reads_data:
         opened.data.prepare_data()
@@ -58,7 +62,8 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         epilog="also any option of the data: see python eval.py --help",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
+    if not isinstance(command, FolderCommand):
+        parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
     command.add_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(

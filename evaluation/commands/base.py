@@ -63,6 +63,19 @@ class Command(ABC):
         """Do it, with lines on the terminal; returns the exit status."""
 
 
+class FolderCommand(Command, ABC):
+    """A command on folders, for which no network and no data set is built. Its positional argument is its
+    own.
+    """
+
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        return self.run_on(given)
+
+    @abstractmethod
+    def run_on(self, given: Namespace) -> int:
+        """Do it, with lines on the terminal; returns the exit status."""
+
+
 def add_output(parser: ArgumentParser, default: str) -> None:
     """The options of commands whose results have a place in the run folder."""
     parser.add_argument("--output", metavar="PATH", type=Path, help=f"where to write (default: {default})")

@@ -55,6 +55,11 @@ def write_picture(path: Path, pixels: np.ndarray) -> str:
     return _write(path, lambda file: image.save(file, format="PNG"))
 
 
+def write_image(path: Path, image: Image.Image) -> str:
+    """A PNG file."""
+    return _write(path, lambda file: image.save(file, format="PNG"))
+
+
 def write_text(path: Path, text: str) -> str:
     """A UTF-8 file that ends with a line break."""
     return _write(path, lambda file: file.write(f"{text}\n".encode()))

@@ -1,0 +1,71 @@
+"""Compares runs: the options in which they differ, their scores, time and hardware."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from datamodules.errors import ConfigError
+from evaluation.commands.base import FolderCommand, add_output, say
+from evaluation.commands.outputs import check_target, write_image, write_text
+from evaluation.comparison import Run, as_markdown, find_runs, protocols, table
+from evaluation.curves import Lines, draw_lines
+from evaluation.tables import print_table
+
+ENDINGS = (".md", ".csv")
+
+
+class CompareCommand(FolderCommand):
+    """compare RUNS: a table over runs, with the options in which they differ, scores, time and hardware."""
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "runs", metavar="RUN", nargs="+", help="run folders, or patterns such as 'runs/*'"
+        )
+        parser.add_argument("--sort", metavar="COLUMN", help="the largest first")
+        parser.add_argument("--columns", metavar="A,B", help="only these (default: all)")
+        parser.add_argument("--plot", metavar="FILE.png", type=Path, help="curves over steps and over time")
+        parser.add_argument(
+            "--metric", default="val/linear_top1", help="what is plotted (default: val/linear_top1)"
+        )
+        add_output(parser, "the terminal; a .md or .csv file")
+
+    def run_on(self, given: Namespace) -> int:
+        if given.output is not None:
+            if given.output.suffix not in ENDINGS:
+                raise ConfigError(f"--output {given.output}: expected a name that ends in .md or .csv")
+            check_target(given.output, given.output.suffix, given.overwrite)
+        if given.plot is not None:
+            check_target(given.plot, ".png", given.overwrite, option="--plot")
+        runs, notes = find_runs(given.runs)
+        columns = None if given.columns is None else [name.strip() for name in given.columns.split(",")]
+        found = table(runs, given.sort, columns)
+        for line in [*notes, *protocols(runs)]:
+            say(line)
+        print_table(f"{len(runs)} runs", *found)
+        if given.output is not None:
+            text = as_markdown(found) if given.output.suffix == ".md" else as_csv(*found)
+            say(write_text(given.output, text))
+        if given.plot is not None:
+            say(write_image(given.plot, draw_lines(_panels(runs, given.metric))))
+        return 0
+
+
+def as_csv(headings: list[str], rows: list[list[str]]) -> str:
+    """Comma-separated values, quoted where that is needed."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([headings, *rows])
+    return buffer.getvalue().rstrip("\n")
+
+
+def _panels(runs: list[Run], metric: str) -> list[tuple[str, Lines]]:
+    """The metric over optimizer steps, and over minutes."""
+    curves = {str(run.path): run.curves[metric] for run in runs if metric in run.curves}
+    if not curves:
+        known = sorted({name for run in runs for name in run.curves})
+        raise ConfigError(f"--metric {metric}: no run has logged it; they have {', '.join(known) or 'none'}")
+    by_step: Lines = {name: [(float(p.step), p.value) for p in points] for name, points in curves.items()}
+    by_time: Lines = {name: [(p.seconds / 60, p.value) for p in points] for name, points in curves.items()}
+    return [(f"{metric} by optimizer step", by_step), (f"{metric} by minutes", by_time)]

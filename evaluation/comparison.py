@@ -1,0 +1,258 @@
+"""A table over runs: in which options they differ, and what came out."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from datamodules.errors import ConfigError
+from evaluation.curves import Curves, read_curves
+
+#: Where a run computes and what it shows and saves: it does not tell runs apart.
+PASSED_OVER = (
+    *("trainer.callbacks", "trainer.logger", "trainer.accelerator", "trainer.enable_", "trainer.profiler"),
+    *("data.root", "data.num_workers", "data.download", "data.vocabulary"),
+    *("run_dir", "evaluate", "disable_callbacks", "save_"),
+)
+SEED = "seed_everything"
+
+
+@dataclass
+class Run:
+    """What is known of a run.
+
+    Attributes:
+        path: its folder.
+        options: of its config.yaml, by short dotted names.
+        results: content of results.json; empty if there is none.
+        curves: of its TensorBoard events.
+        hardware: GPU, or CPU.
+    """
+
+    path: Path
+    options: dict[str, Any]
+    results: dict[str, Any]
+    curves: Curves
+    hardware: str
+
+    def protocol(self) -> dict[str, Any]:
+        """How its test scores were measured, without what was chosen on val and what names the method."""
+        given = self.results.get("protocol", {})
+        chosen = {key.removesuffix("_by_encoder") for key in given if key.endswith("_by_encoder")}
+        left_out = {*chosen, *(f"{key}_by_encoder" for key in chosen), "features", "seed"}
+        return {"data": self.results.get("data"), **{k: v for k, v in given.items() if k not in left_out}}
+
+    def numbers(self) -> dict[str, float]:
+        """Scores by column: last values of val, test of results.json, and minutes."""
+        found = {
+            name: points[-1].value
+            for name, points in self.curves.items()
+            if name.startswith("val/") and name.endswith(("top1", "/loss"))
+        }
+        row = self.results.get("results", {}).get("pretrained", {})
+        found |= {f"test/{k}": v for k, v in row.items() if k.endswith("_top1")}
+        if "classifier" in self.results:
+            found["test/classifier_top1"] = self.results["classifier"]["top1"]
+        last = max((points[-1].seconds for points in self.curves.values()), default=None)
+        return found if last is None else {**found, "minutes": last / 60}
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def find_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
+    """Runs of folders and patterns, those below a folder that is no run included; and a line for each without
+    results.
+
+    Raises:
+        ConfigError: a name that is no run and holds none.
+    """
+    folders: dict[Path, None] = {}
+    for name in names:
+        places = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        found = [folder for place in places for folder in _runs_in(Path(place))]
+        if not found:
+            raise ConfigError(
+                f"{name}: no run there (no folder with a config.yaml of train.py): expected run folders, or "
+                "a pattern such as 'runs/*'"
+            )
+        folders |= dict.fromkeys(found)
+    runs = [read_run(folder) for folder in folders]
+    return runs, [f"note: {run.path} has no results.json: not evaluated" for run in runs if not run.results]
+
+
+def _runs_in(place: Path) -> list[Path]:
+    if (place / "config.yaml").is_file():
+        return [place]
+    return sorted(file.parent for file in place.glob("**/config.yaml")) if place.is_dir() else []
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ConfigError if its config.yaml is not that of a run."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        options = dict(_flat({key: config[key] for key in config}))
+        method = options["model"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        raise ConfigError(f"{folder}/config.yaml is not of a run that train.py made") from None
+    assert method
+    hardware = _json(folder / "environment.json").get("hardware", {})
+    where = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu", "unknown")
+    return Run(folder, options, _json(folder / "results.json"), read_curves(folder), where)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """``model``: SimCLR, ``model.temperature``: 0.2, ..."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            if key == "class_path":
+                yield prefix, str(value).rpartition(".")[2]
+            elif key == "init_args":
+                yield from _flat(value, prefix)
+            else:
+                yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        yield prefix, json.dumps(node)
+    else:
+        yield prefix, node
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+Table = tuple[list[str], list[list[str]]]
+"""Headings, and rows of cells."""
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """Names of the options in which the runs differ, the seed last. An option that some classes do not have
+    is one only if it differs between those that have it.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.options if not name.startswith(PASSED_OVER))
+    found = [n for n in names if len({str(run.options[n]) for run in runs if n in run.options}) > 1]
+    return sorted(found, key=lambda name: name == SEED)
+
+
+def protocols(runs: list[Run]) -> list[str]:
+    """A line for each setting of the protocol in which runs on the same data differ."""
+    lines = []
+    measured = [run for run in runs if run.results]
+    for data in dict.fromkeys(run.results.get("data") for run in measured):
+        same = [run for run in measured if run.results.get("data") == data]
+        for key in dict.fromkeys(key for run in same for key in run.protocol()):
+            values: dict[str, list[str]] = {}
+            for run in same:
+                values.setdefault(json.dumps(run.protocol().get(key)), []).append(str(run.path))
+            if len(values) > 1:
+                told = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
+                lines.append(f"note: {key} of the protocol differs ({told}): these test scores are not alike")
+    return lines
+
+
+def table(
+    runs: list[Run], sort: str | None = None, columns: list[str] | None = None, label: str = "run"
+) -> Table:
+    """A row for each setting; runs that differ in the seed alone are one, with mean and standard deviation.
+
+    Test scores that were measured by different protocols stand in columns of their own.
+
+    Args:
+        sort: a column, the largest first.
+        columns: which; None = all.
+        label: heading of the first column.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    options = differing(runs)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        setting = {name: value for name, value in run.options.items() if not name.startswith(PASSED_OVER)}
+        key = json.dumps([setting | {SEED: None}, run.protocol(), run.hardware], default=str, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    merged = any(len(group) > 1 for group in groups.values())
+    options = [name for name in options if name != SEED] if merged else options
+    kinds = _protocol_names(runs)
+    hardware = len({run.hardware for run in runs}) > 1
+    rows: list[dict[str, Any]] = []
+    for group in groups.values():
+        row: dict[str, Any] = {
+            label: str(group[0].path) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
+        }
+        row |= {name: group[0].options.get(name) for name in options}
+        for name in dict.fromkeys(name for run in group for name in run.numbers()):
+            values = [run.numbers()[name] for run in group if name in run.numbers()]
+            shown = name + kinds[id(group[0])] if name.startswith("test/") else name
+            row[shown] = values
+        row |= {"hardware": group[0].hardware} if hardware else {}
+        rows.append(row)
+    headings = list(dict.fromkeys(name for row in rows for name in row))
+    headings.sort(
+        key=lambda n: (n == "hardware", n == "minutes", n.startswith("test/"), n.startswith("val/"))
+    )
+    for name in [*(columns or []), *([sort] if sort else [])]:
+        if name not in headings:
+            raise ConfigError(f"there is no column {name}: expected some of {', '.join(headings)}")
+    if sort is not None:
+        rows.sort(key=_sorting(sort))
+    headings = headings if columns is None else [label, *(c for c in columns if c != label)]
+    return headings, [[_cell(row.get(name)) for name in headings] for row in rows]
+
+
+def _sorting(column: str) -> Callable[[dict[str, Any]], Any]:
+    def key(row: dict[str, Any]) -> Any:
+        value = row.get(column)
+        if isinstance(value, list):
+            return (0, -mean(value), "")
+        if isinstance(value, (int, float)):
+            return (0, -float(value), "")
+        return (1, 0.0, str(value))
+
+    return key
+
+
+def _protocol_names(runs: list[Run]) -> dict[int, str]:
+    """What is added to the names of test scores: nothing if all protocols are alike, else a letter."""
+    seen: dict[str, list[str]] = {}
+    for run in runs:
+        if run.results:
+            kinds = seen.setdefault(str(run.results.get("data")), [])
+            text = json.dumps(run.protocol(), sort_keys=True)
+            if text not in kinds:
+                kinds.append(text)
+    names = {}
+    for run in runs:
+        kinds = seen.get(str(run.results.get("data")), [])
+        text = json.dumps(run.protocol(), sort_keys=True)
+        names[id(run)] = f" [{chr(ord('A') + kinds.index(text))}]" if len(kinds) > 1 and text in kinds else ""
+    return names
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, list):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    spread = f" ± {stdev(value):.3f}" if len(value) > 1 else ""
+    return f"{mean(value):.3f}{spread}"
+
+
+def as_markdown(found: Table) -> str:
+    """A table of GitHub's Markdown."""
+    headings, rows = found
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

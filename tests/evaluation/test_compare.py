@@ -1,0 +1,120 @@
+"""``eval.py compare``: what differs, what came out, and numbers of different protocols that stay apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+import eval as script
+
+
+def make_run(folder: Path, linear: float | None, seed: int = 0, model: Any = None, **protocol: Any) -> None:
+    """A run folder with a curve of two points, ten seconds apart."""
+    folder.mkdir(parents=True)
+    options = {"temperature": 0.2, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}
+    config = {
+        "seed_everything": seed,
+        "model": model or {"class_path": "SimCLR", "init_args": options},
+        "data": {"class_path": "Digits", "init_args": {"root": str(folder)}},
+        "trainer": {"max_epochs": 3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with SummaryWriter(str(folder)) as writer:
+        for step, value in ((10, 0.5), (20, (linear or 0.5) - 0.1)):
+            writer.add_scalar("val/linear_top1", value, step, walltime=1000.0 + step)
+    (folder / "environment.json").write_text(json.dumps({"hardware": {"cpu": "chip", "gpus": []}}))
+    if linear is not None:
+        measured = {"linear_l2": linear, "linear_l2_by_encoder": {}, "seed": seed, "knn_k": 20, **protocol}
+        rows = {"pretrained": {"linear_top1": linear}, "raw_input": {"linear_top1": 0.1}}
+        results = {"data": "Digits", "protocol": measured, "results": rows}
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two seeds of one setting, and one of another, below a folder."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs/a", 0.8)
+    make_run(tmp_path / "runs/b", 0.9, seed=1)
+    other = {"class_path": "SimCLR", "init_args": {"temperature": 0.5}}
+    make_run(tmp_path / "runs/c", 0.95, model=other)
+    return tmp_path
+
+
+def test_seeds_become_mean_and_deviation(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["compare", "runs/*", "--sort=test/linear_top1", "--output=table.md", "--plot=curves.png"]
+    assert script.main(given) == 0
+    assert (runs / "table.md").read_text() == (
+        "| run | model.temperature | val/linear_top1 | test/linear_top1 | minutes |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| runs/c | 0.5 | 0.850 | 0.950 | 0.167 |\n"
+        "| runs/a (2 seeds) | 0.2 | 0.750 ± 0.071 | 0.850 ± 0.071 | 0.167 ± 0.000 |\n"
+    )
+    told = capsys.readouterr().out
+    assert "0.850 ± 0.071" in told and "note" not in told and told.endswith("written: curves.png\n")
+    with Image.open("curves.png") as picture:
+        assert picture.size == (1120, 444) and len(set(picture.getdata())) > 3
+
+
+def test_columns_are_chosen(runs: Path) -> None:
+    given = ["compare", "runs/a", "runs/c", "--columns=test/linear_top1", "--output=table.csv"]
+    assert script.main(given) == 0
+    assert (runs / "table.csv").read_text() == "run,test/linear_top1\nruns/a,0.800\nruns/c,0.950\n"
+
+
+def test_different_protocols_have_columns_of_their_own(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(runs / "runs/d", 0.7, knn_k=200)
+    assert script.main(["compare", "runs/a", "runs/d", "--output=table.csv"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "note: knn_k of the protocol differs (20 in runs/a; 200 in runs/d): these test scores are not alike\n"
+    )
+    assert (runs / "table.csv").read_text() == (
+        "run,val/linear_top1,test/linear_top1 [A],test/linear_top1 [B],minutes\n"
+        "runs/a,0.700,0.800,-,0.167\n"
+        "runs/d,0.600,-,0.700,0.167\n"
+    )
+
+
+def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(runs / "runs/e", None)
+    assert script.main(["compare", "runs"]) == 0
+    assert capsys.readouterr().out.startswith("note: runs/e has no results.json: not evaluated\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["empty"],
+            "empty: no run there (no folder with a config.yaml of train.py): expected run folders, or",
+        ),
+        (
+            ["runs/*", "--sort=lr"],
+            "there is no column lr: expected some of run, model.temperature, val/linear",
+        ),
+        (["runs/*", "--output=x.txt"], "--output x.txt: expected a name that ends in .md or .csv"),
+        (
+            ["runs/*", "--plot=p.png", "--metric=loss"],
+            "--metric loss: no run has logged it; they have val/lin",
+        ),
+        (["runs/*", "--data=Digits"], "compare reads no data: --data is no option of it"),
+        (["broken"], "broken/config.yaml is not of a run that train.py made"),
+    ],
+)
+def test_what_cannot_be_compared(
+    options: list[str], message: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "empty").mkdir()
+    (runs / "broken").mkdir()
+    (runs / "broken/config.yaml").write_text("trainer: {}")
+    assert script.main(["compare", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
