@@ -251,14 +251,16 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         out: dict[str, Any] = {**batch, "input": self.standardize(decoded)}
         crops = out.pop("crops", None)
         if self.views is not None and generator is not None:
-            if crops is not None:
-                crops = [self.decode(group.flatten(0, 1)).unflatten(0, group.shape[:2]) for group in crops]
-            out.update(apply_views(self.views, decoded, generator, crops))
-            if "views" in out:
-                out["views"] = [self.standardize(view) for view in out["views"]]
-            if "corrupted" in out:
-                out["corrupted"] = self.standardize(out["corrupted"])
+            out.update(apply_views(self.views, decoded, generator, crops, self._standardized))
         return out  # type: ignore[return-value]
+
+    def _standardized(self, added: dict[str, Any]) -> dict[str, Any]:
+        """What ``views`` adds, with its images standardized."""
+        if "views" in added:
+            added["views"] = [self.standardize(view) for view in added["views"]]
+        if "corrupted" in added:
+            added["corrupted"] = self.standardize(added["corrupted"])
+        return added
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         """Make views on the device, seeded by (seed, rank, epoch, batch index) so that a resumed run repeats

@@ -66,12 +66,12 @@ class ViewCrops:
             self._empty(len(indices), sum(view.size == size for view in self.views), size)
             for size in self.sizes
         ]
-        for row, (image, index) in enumerate(zip(images, indices, strict=True)):
-            rng = np.random.default_rng((self.seed, epoch, index))
-            position = int(rng.integers(1 << 63))
+        # all before the first image: between two images the caches have lost what drawing needs
+        drawn = [self._draw(epoch, index) for index in indices]
+        for row, (image, (position, numbers)) in enumerate(zip(images, drawn, strict=True)):
             if not self.input_is_crop:
                 inputs[row, 0] = _tensor(self._square(image, position))
-            self._cut(image, position, rng, [group[row] for group in crops])
+            self._cut(image, position, numbers, [group[row] for group in crops])
         first = crops[self.sizes.index(self.image_size)] if self.input_is_crop else inputs
         return {
             "input": first[:, 0].permute(0, 3, 1, 2),
@@ -81,11 +81,16 @@ class ViewCrops:
     def _empty(self, samples: int, views: int, size: int) -> Tensor:
         return torch.empty(samples, views, size, size, self.channels, dtype=torch.uint8)
 
-    def _cut(self, image: np.ndarray, position: int, rng: np.random.Generator, crops: list[Tensor]) -> None:
+    def _draw(self, epoch: int, index: int) -> tuple[int, list[list[float]]]:
+        """The position of the square, and for each view the numbers of its geometry."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return int(rng.integers(1 << 63)), rng.random((len(self.views), NUMBERS)).tolist()
+
+    def _cut(self, image: np.ndarray, position: int, numbers: list[list[float]], crops: list[Tensor]) -> None:
         """Write the crops of one image, for each size (V, s, s, C)."""
         free = dict(zip(self.sizes, map(iter, crops), strict=True))
-        for view, numbers in zip(self.views, rng.random((len(self.views), NUMBERS)).tolist(), strict=True):
-            box, flip = view.geometry(numbers, *image.shape[:2])
+        for view, own in zip(self.views, numbers, strict=True):
+            box, flip = view.geometry(own, *image.shape[:2])
             if box is None:
                 part = self._square(image, position)
             else:
@@ -107,5 +112,5 @@ def _tensor(image: np.ndarray) -> Tensor:
 
 def resized(image: np.ndarray, size: int, interpolation: str) -> Tensor:
     """(H, W, C) uint8 -> (size, size, C), antialiased, ``bilinear`` or ``bicubic``."""
-    batch = _tensor(image).permute(2, 0, 1)[None]
+    batch = _tensor(image)[None].permute(0, 3, 1, 2)  # the strides of channels-last, also of the batch
     return F.interpolate(batch, (size, size), mode=interpolation, antialias=True)[0].permute(1, 2, 0)

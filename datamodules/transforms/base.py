@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ def apply_views(
     images: Tensor,
     generator: torch.Generator | None,
     crops: Sequence[Tensor] | None = None,
+    finish: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> dict[str, Tensor | list[Tensor]]:
     """Draw once, then apply: on CPU chunk by chunk, elsewhere in one call.
 
@@ -59,6 +61,7 @@ def apply_views(
         generator: generator on ``images.device``; None = torch's default.
         crops: the views as ``ViewCrops`` has cut them, see ``Views.with_crops``; None = cut them from
             ``images``.
+        finish: done to the keys of each chunk, while it is in the cache.
 
     Returns:
         The keys that the transform adds, each of B samples.
@@ -68,21 +71,24 @@ def apply_views(
         params = transform.with_crops(params, crops)
     chunk = transform.chunk_size(images)
     if images.device.type != "cpu" or len(images) <= chunk:
-        return transform(images, params)
-    parts = [
-        transform(
-            images[start : start + chunk],
-            {name: value[start : start + chunk] for name, value in params.items()},
-        )
-        for start in range(0, len(images), chunk)
-    ]
-    joined: dict[str, Tensor | list[Tensor]] = {}
-    for key, first in parts[0].items():
-        if isinstance(first, Tensor):
-            joined[key] = torch.cat([part[key] for part in parts])
-        else:
-            joined[key] = [torch.cat(pieces) for pieces in zip(*(part[key] for part in parts), strict=True)]
+        return finish(transform(images, params))
+    joined: dict[str, Any] = {}
+    for start in range(0, len(images), chunk):
+        own = {name: value[start : start + chunk] for name, value in params.items()}
+        for key, value in finish(transform(images[start : start + chunk], own)).items():
+            joined[key] = _written(joined.get(key), value, start, len(images))
     return joined
+
+
+def _written(whole: Any, part: Any, start: int, length: int) -> Any:
+    """Copy a chunk, a tensor or a list of them, into tensors of the whole batch, made for the first chunk."""
+    if not isinstance(part, Tensor):
+        wholes = whole or [None] * len(part)
+        return [_written(one, own, start, length) for one, own in zip(wholes, part, strict=True)]
+    if whole is None:
+        whole = part.new_empty(length, *part.shape[1:])
+    whole[start : start + len(part)] = part
+    return whole
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:

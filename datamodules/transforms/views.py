@@ -218,10 +218,12 @@ class View(BatchTransform):
         """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size)
         in [0, 1].
 
-        With the parameter ``crop`` (B, C, size, size), the geometry is already carried out, and
+        With the parameter ``crop`` (B, C, size, size) uint8, the geometry is already carried out, and
         ``images`` is not used.
         """
-        view = params.get("crop", images)
+        view = images
+        if "crop" in params:
+            view = params["crop"].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         flip = params.get("flip")
         if "box" in params:
             view = crop_resize(view, params["box"], self.size, self.interpolation, flip)
@@ -282,7 +284,7 @@ class Views(BatchTransform, ABC):
 
         Args:
             params: of ``draw``.
-            crops: for each of ``sizes()`` the crops of its views, (B, V, C, size, size) in [0, 1].
+            crops: for each of ``sizes()`` the crops of its views, (B, V, C, size, size) uint8.
         """
         kept = {name: value for name, value in params.items() if not name.endswith((".box", ".flip"))}
         cut = {size: iter(group.unbind(1)) for size, group in zip(self.sizes(), crops, strict=True)}

@@ -98,10 +98,8 @@ def test_crops_equal_torchvisions(tmp_path: Path, interpolation: str, kind: str)
     assert cut.shape == (16, 2, 3, 96, 96) and cut.dtype == torch.uint8
     shrunk = 0
     for index in range(16):
-        rng = np.random.default_rng((0, 1, index))
-        rng.integers(1 << 63)
         image = images[index % 2]
-        for number, numbers in enumerate(rng.random((2, NUMBERS)).tolist()):
+        for number, numbers in enumerate(crops._draw(1, index)[1]):
             box, flip = view.geometry(numbers, image.height, image.width)
             shrunk += min(box[2:]) > 2 * 96
             for source in (image, tv.to_dtype(tv.to_image(image), torch.float32, scale=True)):
@@ -133,7 +131,7 @@ def test_without_a_view_as_large_the_input_is_a_square_at_a_random_position(fold
         train.set_epoch(epoch)
         batch = train.__getitems__(range(4))
         for index in range(4):
-            position = int(np.random.default_rng((0, epoch + 1, index)).integers(1 << 63))
+            position = train.crops._draw(epoch + 1, index)[0]
             square = read_image(os.fsencode(paths[index]), 32, 3, 40, position)
             assert np.array_equal(batch["input"][index].permute(1, 2, 0).numpy(), square)
 
@@ -144,8 +142,7 @@ def test_views_without_a_crop_are_cut_from_the_same_square(folder: Path) -> None
     crops = ViewCrops(Views(whole, View(16, crop_scale=None, flip_p=0)), (3, 32, 32), 40)
     images = [decode_image(path, 3) for path in data.files("train")[:3]]
     batch = crops(iter(images), range(3))
-    position = int(np.random.default_rng((0, 1, 2)).integers(1 << 63))
-    square = read_image(os.fsencode(data.files("train")[2]), 32, 3, 40, position)
+    square = read_image(os.fsencode(data.files("train")[2]), 32, 3, 40, crops._draw(1, 2)[0])
     assert np.array_equal(batch["crops"][0][2, 0].permute(1, 2, 0).numpy(), square)
     assert torch.equal(batch["input"], batch["crops"][0][:, 0])
     small = tv.resize(torch.tensor(square).permute(2, 0, 1), [16, 16], antialias=True)
@@ -303,8 +300,7 @@ def test_on_an_accelerator_the_views_are_rendered_together(folder: Path) -> None
     data = ImageFolder(str(folder), image_size=32, views=DINOViews(32, num_local=3))
     raw = data.dataset("train").__getitems__(range(4))
     decoded = data.decode(raw["input"])
-    crops = [data.decode(group.flatten(0, 1)).unflatten(0, group.shape[:2]) for group in raw["crops"]]
-    params = data.views.with_crops(data.views.draw(decoded, generator()), crops)
+    params = data.views.with_crops(data.views.draw(decoded, generator()), raw["crops"])
     separate = data.views(decoded, params)["views"]
     split = [{k[2:]: v for k, v in params.items() if k.startswith(f"{i}.")} for i in range(5)]
     together = data.views._render_together(decoded, split)
