@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -24,6 +25,9 @@ CONNECTION = r"gloo|NCCL|TCPStore|DistStore|closed by peer|reset by peer|Broken 
 #: (host, process) of every rank, once they have met.
 _ranks: list[tuple[int, int]] = []
 
+#: Numbers the exchanges of a process: what an earlier one has told stays in the store.
+_exchanges = itertools.count()
+
 
 class LostProcess(RuntimeError):
     """A process of the run has died; the message is one line."""
@@ -37,19 +41,59 @@ def explain_lost_connection(error: Exception) -> None:
             raise LostProcess(line) from error
 
 
-def meet(group: Any) -> None:
-    """Tell each other the process behind each rank; called by all of them.
+class Exchange:
+    """Every rank tells all others a line, and hears theirs, as often as it likes.
 
-    Args:
-        group: a process group on the CPU.
+    Through the store in which the processes have met, so that it opens no connections of its own: gloo
+    listens on the address that the host's name has, which on Debian is 127.0.1.1, and nobody else can reach
+    it there. All ranks make it, and all exchanges of a process in the same order.
     """
-    import torch
-    from torch import distributed
 
-    mine = torch.tensor([_host(), os.getpid()])
-    everyone = [torch.zeros_like(mine) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(everyone, mine, group)
-    _ranks[:] = [(host, process) for host, process in (both.tolist() for both in everyone)]
+    def __init__(self) -> None:
+        from torch import distributed
+        from torch.distributed import distributed_c10d
+
+        self.store = distributed.PrefixStore(f"ssl-{next(_exchanges)}", distributed_c10d._get_default_store())
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self.told, self.heard = 0, 0  # lines
+
+    def tell(self, line: str) -> None:
+        """Waits for nobody."""
+        self.store.set(f"{self.told}/{self.rank}", line)
+        self.told += 1
+
+    def hear(self) -> list[str]:
+        """What all ranks have told, in the order of ranks, with the call of ``tell`` that is the next to be
+        heard.
+
+        Raises:
+            LostProcess: one of this machine has died instead.
+        """
+        keys = [f"{self.heard}/{rank}" for rank in range(self.size)]
+        pause, looked = 0.0005, time.monotonic()
+        while not self.store.check(keys):
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE)
+            if time.monotonic() - looked > PATIENCE:
+                looked = time.monotonic()
+                if (line := _gone()) is not None:
+                    raise LostProcess(line)
+        lines = [value.decode() for value in self.store.multi_get(keys)]
+        if self.heard > 0:  # whoever has told a line has heard those of before
+            self.store.delete_key(f"{self.heard - 1}/{self.rank}")
+        self.heard += 1
+        return lines
+
+    def ask(self, line: str) -> list[str]:
+        """Tell and hear; waits for all ranks."""
+        self.tell(line)
+        return self.hear()
+
+
+def meet() -> None:
+    """Tell each other the process behind each rank; called by all of them."""
+    lines = Exchange().ask(f"{_host()} {os.getpid()}")
+    _ranks[:] = [(int(host), int(process)) for host, process in (line.split() for line in lines)]
 
 
 def lost(patience: float = PATIENCE) -> str | None:
@@ -60,14 +104,20 @@ def lost(patience: float = PATIENCE) -> str | None:
     """
     begin = time.monotonic()
     while True:
-        for rank, (host, process) in enumerate(_ranks):
-            if host == _host() and not _is_alive(process):
-                return _line(rank, process)
+        if (line := _gone()) is not None:
+            return line
         if len({host for host, _ in _ranks}) > 1 and time.monotonic() - begin > patience:
             return "the connection to a process of the run on another machine is lost: its output tells why"
         if time.monotonic() - begin > patience:
             return None
         time.sleep(PAUSE)
+
+
+def _gone() -> str | None:
+    for rank, (host, process) in enumerate(_ranks):
+        if host == _host() and not _is_alive(process):
+            return _line(rank, process)
+    return None
 
 
 def _line(rank: int, process: int, number: int | None = None) -> str:

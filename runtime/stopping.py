@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor, distributed
 
 from datamodules.checks import check_positive
 from runtime.lightning_internals import (
@@ -18,7 +17,7 @@ from runtime.lightning_internals import (
     keep_own_signal_handlers,
     repeat_validation_when_resumed,
 )
-from runtime.peers import meet
+from runtime.peers import Exchange, meet
 from runtime.signals import Preempted, StopRequest, receiver
 
 PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
@@ -31,11 +30,11 @@ class Preemption(Checkpoint):
 
     A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch
     that all of them have, every rank gives the greatest request it has received and gets the greatest of all.
-    The vote is an all-reduce over a group on the CPU, begun at one vote and read at the next: nobody waits
-    for it, and the GPU does not hear of it. All ranks thus act at the same step, the second vote after the
-    signal at the latest. Where batches take less than ``PAUSE`` seconds, a vote follows after as many of them
-    as fit into it, at most ``MOST``, because half a millisecond for each vote would be some percent of such a
-    step; the vote itself settles the number, so that all ranks have the same.
+    The vote goes through the store in which the processes have met, is given at one vote and read at the
+    next: nobody waits for it, and the GPU does not hear of it. All ranks thus act at the same step, the
+    second vote after the signal at the latest. Where batches take less than ``PAUSE`` seconds, a vote follows
+    after as many of them as fit into it, at most ``MOST``, because half a millisecond for each vote would be
+    some percent of such a step; the vote itself settles the number, so that all ranks have the same.
 
     It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle
     of a step, and of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
@@ -60,8 +59,8 @@ class Preemption(Checkpoint):
         check_positive(save_every_n_steps=every_n_steps, save_every_minutes=every_minutes)
         self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
         self.request = StopRequest.NONE  # of all ranks; the same on each
-        self.group: Any = None  # a gloo group of all ranks; one process needs none
-        self.vote: tuple[Any, Tensor] | None = None  # under way
+        self.ballots: Exchange | None = None  # of all ranks; one process needs none
+        self.under_way = False  # was a vote given that is not read yet?
         self.pace = 1  # training batches from one vote to the next; the same on each rank
         self.batches = 0  # of training, since the last vote
         self.voted_at = time.monotonic()
@@ -74,10 +73,10 @@ class Preemption(Checkpoint):
         keep_own_signal_handlers(trainer)
         receiver.raises = ()
         if trainer.world_size > 1:
-            self.group = distributed.new_group(backend="gloo")
-            meet(self.group)
+            meet()
+            self.ballots = Exchange()
         self._vote(trainer)
-        self._count(trainer)
+        self._count()
         if self.request >= StopRequest.END:  # nothing was trained since the checkpoint
             raise Preempted(self.request)
 
@@ -90,26 +89,23 @@ class Preemption(Checkpoint):
             and time.monotonic() - self.saved_at > 60 * self.every_minutes
         ):
             mine = max(mine, StopRequest.DUE)
-        if self.group is None:
+        if self.ballots is None:
             self.request = max(self.request, mine)
             return
-        self._count(trainer)
+        self._count()
         now = time.monotonic()
         fit = (
             PAUSE * self.batches / max(now - self.voted_at, 1e-6)
         )  # none in a validation: the vote after it comes at once
         self.batches, self.voted_at = 0, now
-        ballot = torch.tensor([int(mine), min(max(int(fit), 1), MOST)])
-        self.vote = (
-            distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self.group, async_op=True),
-            ballot,
-        )
+        self.ballots.tell(f"{int(mine)} {min(max(int(fit), 1), MOST)}")
+        self.under_way = True
 
-    def _count(self, trainer: Trainer) -> None:
-        if self.vote is not None:
-            (work, ballot), self.vote = self.vote, None
-            work.wait()
-            request, self.pace = ballot.tolist()
+    def _count(self) -> None:
+        if self.ballots is not None and self.under_way:
+            self.under_way = False
+            ballots = [tuple(map(int, line.split())) for line in self.ballots.hear()]
+            request, self.pace = (max(column) for column in zip(*ballots, strict=True))
             self.request = max(self.request, StopRequest(request))
 
     # ---- training ------------------------------------------------------------------------------------------
@@ -127,7 +123,7 @@ class Preemption(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.batches += 1
-        if self.group is None or self.batches >= self.pace:
+        if self.ballots is None or self.batches >= self.pace:
             self._vote(trainer)
         stepped = not accumulates(trainer)
         if self.every_n_steps and stepped and trainer.global_step % self.every_n_steps == 0:
@@ -141,7 +137,7 @@ class Preemption(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._vote(trainer)
-        self._count(trainer)
+        self._count()
 
     def end_if_asked(self) -> None:
         """Called after the last step: Preempted, if a rank was asked to end since."""
@@ -152,10 +148,11 @@ class Preemption(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        common = torch.tensor(batches, dtype=torch.float64)
-        if self.group is not None:
-            distributed.all_reduce(common, distributed.ReduceOp.MIN, self.group)
-        self.common_batches = common.flatten().tolist()
+        self.common_batches = [float(number) for number in batches]
+        if self.ballots is not None:
+            self._count()  # ballots are heard in the order in which they were given
+            lines = self.ballots.ask(json.dumps(self.common_batches))
+            self.common_batches = [min(column) for column in zip(*map(json.loads, lines), strict=True)]
         self._leave_validation(trainer)
 
     def on_validation_batch_end(

@@ -117,8 +117,37 @@ def test_they_tell_each_other_who_they_are(monkeypatch: pytest.MonkeyPatch) -> N
     store = distributed.HashStore()
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        peers.meet(distributed.new_group(backend="gloo"))
+        peers.meet()
         assert peers._ranks == [(zlib.crc32(socket.gethostname().encode()), os.getpid())]
     finally:
         distributed.destroy_process_group()
         peers._ranks.clear()
+
+
+def test_what_a_rank_has_told_does_not_stay_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        one, two = peers.Exchange(), peers.Exchange()
+        assert [one.ask(str(n)) for n in range(3)] == [["0"], ["1"], ["2"]]
+        assert two.ask("other") == ["other"]
+        assert [one.store.check([f"{n}/0"]) for n in range(3)] == [False, False, True]
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_who_does_not_answer_because_it_is_dead_is_told(
+    two_ranks: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PATIENCE", 0.05)
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        exchange = peers.Exchange()
+        exchange.size = 2
+        two_ranks.kill()
+        with pytest.raises(peers.LostProcess) as caught:
+            exchange.ask("anybody?")
+        assert str(caught.value) == line(two_ranks, "is gone")
+    finally:
+        distributed.destroy_process_group()

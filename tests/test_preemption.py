@@ -22,6 +22,7 @@ from torch import distributed, multiprocessing
 import train
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
+from runtime.peers import Exchange
 from runtime.signals import Preempted, StopRequest, receiver
 from runtime.stopping import Preemption
 from sslmodules import SimCLR, SSLModule
@@ -322,7 +323,7 @@ def vote(rank: int, folder: Path) -> None:
     """
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     preemption, votes, seen = Preemption(Path("last.ckpt")), 0, []
-    preemption.group = distributed.new_group(backend="gloo")
+    preemption.ballots = Exchange()
     trainer: Any = SimpleNamespace(
         is_global_zero=rank == 0, global_step=0, fit_loop=SimpleNamespace(_should_accumulate=lambda: False)
     )
@@ -332,11 +333,11 @@ def vote(rank: int, folder: Path) -> None:
         )  # one rank alone is quicker than the other
         if batch == 30 and rank == 1:
             receiver.request = StopRequest.END
-        before = preemption.vote
+        before = preemption.ballots.told
         preemption.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
-        votes += preemption.vote is not before
+        votes += preemption.ballots.told - before
         seen.append((int(preemption.request), preemption.pace))
-    preemption._count(trainer)
+    preemption._count()
     (folder / f"rank-{rank}").write_text(repr((votes, seen)))
     distributed.barrier()
 

@@ -6,7 +6,7 @@ import pickle
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.module import ArrayDataset, ImageDataModule
+from datamodules.preparing import alone_in
 from datamodules.splits import Split, stratified_holdout
 
 # ---- data sets kept in memory ------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class _TorchvisionImages(ImageDataModule):
             if not root.parent.is_dir():
                 raise self._missing(f"--data.root {root} cannot be created, {root.parent} does not exist")
             try:
-                root.mkdir()
+                root.mkdir(exist_ok=True)
             except OSError as error:
                 raise self._missing(f"--data.root {root} cannot be created ({error})") from error
         if not download:
@@ -150,7 +151,7 @@ class _TorchvisionImages(ImageDataModule):
                 count = f"{len(absent)} of {len(self.source_files)} files"
                 raise self._missing(f"{absent[0]} ({count}) is missing in --data.root {root}")
         try:
-            with inside_only():
+            with inside_only(), alone_in(root) if download else nullcontext():
                 images, labels = self._read(root, part, download)
             images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
         except (

@@ -27,6 +27,7 @@ from datamodules.errors import DataFileError, MissingDataError, readable
 from datamodules.images.decode import image_endings
 from datamodules.images.remote import changed, fetch, is_url
 from datamodules.listing import is_hidden
+from datamodules.preparing import alone_in
 from runtime.files import whole_file, write_text
 
 MAX_MEMBER = 64 * 2**20
@@ -220,10 +221,12 @@ def load_index(root: str, timeout: float) -> ShardIndex:
             f"--data.root {folder} is not a folder. Expected tar shards, or the URL of a folder of them"
         )
     if not (folder / "shards.json").is_file():
-        index = index_folder(folder)
-        with contextlib.suppress(OSError):  # a read-only folder is indexed each time
-            write_index(index, folder)
-        return index
+        with alone_in(folder):
+            if not (folder / "shards.json").is_file():  # another process has not made it meanwhile
+                index = index_folder(folder)
+                with contextlib.suppress(OSError):  # a read-only folder is indexed each time
+                    write_index(index, folder)
+                return index
     if not (folder / "shards.npy").is_file():
         raise MissingDataError(
             f"shards.npy is missing in {folder}: python -m datamodules.images.pack --index {folder} writes it"

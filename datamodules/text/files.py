@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ from datamodules.checks import check, check_one_of
 from datamodules.class_folders import classes_of_files
 from datamodules.errors import ConfigError, DataFileError
 from datamodules.listing import fingerprint, printable
+from datamodules.preparing import alone_in
 from datamodules.remarks import copied_samples, missing_classes
 from datamodules.splits import Split, split_of_files, stratified_holdout
 from datamodules.text.corpus import (
@@ -285,14 +286,17 @@ class TextFiles(TextDataModule):
 
     def _tokens(self) -> dict[str, Tokens]:
         """The tokens of train, val and test: read from the cache, or built (and cached)."""
-        paths: dict[str, Path | None] = dict.fromkeys(SPLITS)
         if self.cache is not None and self.root is not None and not self.synthetic:
             folder, key = Path(self.cache).expanduser(), self._key()
             folder.mkdir(parents=True, exist_ok=True)
-            stored: dict[str, Path | None] = {split: folder / f"{key}-{split}" for split in SPLITS}
-            if all(path.with_suffix(".npz").is_file() for path in stored.values() if path):
-                return {split: open_tokens(path) for split, path in stored.items() if path}
-            paths.update(stored)
+            stored = {split: folder / f"{key}-{split}" for split in SPLITS}
+            with alone_in(folder):
+                if all(path.with_suffix(".npz").is_file() for path in stored.values()):
+                    return {split: open_tokens(path) for split, path in stored.items()}
+                return self._tokenize_all(stored)
+        return self._tokenize_all(dict.fromkeys(SPLITS))
+
+    def _tokenize_all(self, paths: Mapping[Split, Path | None]) -> dict[str, Tokens]:
         return {split: self._tokenize(number, split, paths[split]) for number, split in enumerate(SPLITS)}
 
     def _tokenize(self, number: int, split: Split, path: Path | None) -> Tokens:
