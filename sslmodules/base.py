@@ -233,6 +233,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             return Gathered(z, 0)
         gathered = self.all_gather(z, sync_grads=True)
         assert isinstance(gathered, Tensor)
+        if gathered.requires_grad:  # gloo mixes up the values of a gradient with other strides
+            gathered.register_hook(lambda gradient: gradient.contiguous())
         return Gathered(gathered.flatten(0, 1), self.global_rank * len(z))
 
     def progress(self) -> float:
