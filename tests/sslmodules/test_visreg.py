@@ -168,5 +168,5 @@ def test_bad_knobs_are_refused() -> None:
     for knob in ("num_global", "slices", "projector_hidden", "projector_out", "projector_layers"):
         with pytest.raises(ValueError, match=f"{knob} must be at least 1, got 0"):
             small(**{knob: 0})
-    with pytest.raises(ValueError, match="num_global is 4, but data.views makes 3 views"):
+    with pytest.raises(ValueError, match=r"num_global is 4, but data\.views makes 3 views"):
         small(num_global=4).check_batch({"input": views()[0], "views": views()})  # type: ignore[arg-type]
