@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from datamodules.errors import ConfigError, DataFileError
 from runtime.peers import LostProcess
+from runtime.signals import REQUEUED
 
 if TYPE_CHECKING:  # help and simple errors come without torch
     from lightning import Trainer
@@ -88,7 +89,8 @@ def is_first_failure() -> bool:
 
 def forget_failures(folder: Path) -> None:
     """Called when a run starts: what an earlier start left behind does not count."""
-    (folder / ".failed").unlink(missing_ok=True)
+    for name in (".failed", REQUEUED):
+        (folder / name).unlink(missing_ok=True)
 
 
 def end_other_processes(trainer: Trainer | None, patience: float) -> None:

@@ -23,7 +23,7 @@ from runtime.initial_weights import Started, give_vocabulary, read_weights, star
 from runtime.lightning_internals import do_not_observe_processes
 from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
 from runtime.monitors import check_monitors
-from runtime.peers import Watch, explain_lost_connection
+from runtime.peers import Watch, explain_lost_connection, leave_together
 from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
 
@@ -93,6 +93,8 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         return 130
     cli.preemption.end_if_asked()
     if not trainer.is_global_zero:
+        receiver.raises = LISTENED
+        leave_together(trainer.world_size)
         return 0
     if cli.ending.stopped:
         say(f"stopped early in step {trainer.global_step} ({cli.ending.stopped})")
@@ -101,6 +103,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         failed = evaluate_run(cli)
     say(_where_things_are(folder.path))
+    leave_together(trainer.world_size)
     return 1 if failed else 0
 
 

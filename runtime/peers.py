@@ -70,7 +70,7 @@ class Exchange:
             LostProcess: one of this machine has died instead.
         """
         keys = [f"{self.heard}/{rank}" for rank in range(self.size)]
-        pause, looked = 0.0005, time.monotonic()
+        pause, looked = 0.0005, time.monotonic()  # seconds
         while not self.store.check(keys):
             time.sleep(pause)
             pause = min(2 * pause, PAUSE)
@@ -94,6 +94,18 @@ def meet() -> None:
     """Tell each other the process behind each rank; called by all of them."""
     lines = Exchange().ask(f"{_host()} {os.getpid()}")
     _ranks[:] = [(int(host), int(process)) for host, process in (line.split() for line in lines)]
+
+
+def leave_together(size: int) -> None:
+    """Called by all ranks at the end: those with nothing left to do wait, without work for the processor or
+    the GPU, until rank 0 has evaluated. Schedulers end a job some time after its first process has left, and
+    NCCL may wait in its own end for a process that is gone.
+
+    Args:
+        size: number of ranks.
+    """
+    if size > 1:
+        Exchange().ask("done")
 
 
 def lost(patience: float = PATIENCE) -> str | None:

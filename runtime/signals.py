@@ -14,13 +14,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 
 from datamodules.errors import ConfigError
 
+REQUEUED = ".requeued"  # in the run folder, from the moment at which rank 0 has asked until the next start
+PATIENCE = 60.0  # seconds: scontrol is given as many
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -107,16 +111,33 @@ def end(stop: Preempted) -> int:
         # started by another process of the run, whose status counts, and which would take another for a
         # failure
         return 0
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
-        return status
     folder = os.environ.get("SSL_RUN_DIR")
+    mark = None
+    if folder and stop.request == StopRequest.REQUEUE:
+        mark = Path(folder) / REQUEUED
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        if mark is not None:
+            wait_for_requeue(mark)
+        return status
     how = (
         f"the same command with --run_dir {shlex.quote(folder)} resumes it" if folder else "nothing was begun"
     )
     print(f"{'interrupted' if stop.request == StopRequest.INTERRUPT else 'asked to end'}; {how}", flush=True)
     if stop.request == StopRequest.REQUEUE:
         requeue()
+        if mark is not None:
+            with suppress(OSError):
+                mark.touch()
     return status
+
+
+def wait_for_requeue(mark: Path) -> None:
+    """In ranks other than 0: until rank 0 has asked SLURM, or ``PATIENCE`` seconds. ``srun
+    --kill-on-bad-exit`` would end rank 0 before that.
+    """
+    begin = time.monotonic()
+    while time.monotonic() - begin < PATIENCE and not mark.exists():
+        time.sleep(0.1)
 
 
 def slurm_job() -> str:

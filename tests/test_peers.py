@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -151,3 +153,30 @@ def test_who_does_not_answer_because_it_is_dead_is_told(
         assert str(caught.value) == line(two_ranks, "is gone")
     finally:
         distributed.destroy_process_group()
+
+
+def test_ranks_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with nothing left to do stays until the other has evaluated."""
+    store, order = distributed.HashStore(), []
+
+    class Of(peers.Exchange):
+        def __init__(self) -> None:
+            self.store, self.size, self.told, self.heard = store, 2, 0, 0
+            self.rank = int(threading.current_thread().name)
+
+    monkeypatch.setattr(peers, "Exchange", Of)
+
+    def leave() -> None:
+        peers.leave_together(2)
+        order.append("left")
+
+    other = threading.Thread(target=leave, name="1")
+    other.start()
+    time.sleep(0.1)
+    order.append("evaluated")
+    first = threading.Thread(target=leave, name="0")
+    first.start()
+    first.join(5)
+    other.join(5)
+    assert order == ["evaluated", "left", "left"]
+    peers.leave_together(1)  # alone: there is nobody to wait for

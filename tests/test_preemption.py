@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import distributed, multiprocessing
 
 import train
+from runtime import signals
 from runtime.checkpoints import read_checkpoint
+from runtime.failures import forget_failures
 from runtime.messages import ROOT
 from runtime.peers import Exchange
 from runtime.signals import Preempted, StopRequest, receiver
@@ -312,6 +315,31 @@ def test_the_greatest_wish_counts() -> None:
 def test_intervals_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"save_{name} must be positive, got {value}"):
         Preemption(Path("last.ckpt"), **{name: value})  # type: ignore[arg-type]
+
+
+def test_other_ranks_leave_after_rank_0_has_asked_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``srun --kill-on-bad-exit`` ends rank 0 when another one has left with 143."""
+    for name, value in (("SSL_RUN_DIR", str(tmp_path)), ("SLURM_JOB_ID", "12"), ("SLURM_PROCID", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(signals, "requeue", lambda: time.sleep(0.3))
+    statuses = []
+    stop = signals.Preempted(StopRequest.REQUEUE)
+    other = threading.Thread(target=lambda: statuses.append(signals.end(stop)))
+    other.start()
+    time.sleep(0.3)
+    assert not statuses
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert signals.end(stop) == 143
+    other.join(5)
+    assert statuses == [143]
+    forget_failures(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    assert signals.end(stop) == 143  # rank 0 was killed
 
 
 # ---- two processes -----------------------------------------------------------------------------------------
