@@ -14,13 +14,24 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import interleave, ratios, summary
 from datamodules.audio.mel import MelScale
+
+
+def clips_per_second(way: Callable[[], Any], clips: int) -> float:
+    """Of CPU time."""
+    start = time.process_time()
+    way()
+    return clips / (time.process_time() - start)
 
 
 def main() -> None:
@@ -39,20 +50,16 @@ def main() -> None:
         }
         for name in ("per clip", "one go"):
             torch.testing.assert_close(ways["batched"](), ways[name](), rtol=1e-4, atol=1e-4)
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(given.rounds):
-            for name, way in ways.items():
-                start = time.process_time()
-                way()
-                times[name].append(given.clips / (time.process_time() - start))
-        for name, rates in times.items():
-            low, high = min(rates), max(rates)
-            print(f"{rate} Hz  {name:8}  {statistics.median(rates):8.0f} clips/s  ({low:.0f} to {high:.0f})")
+        runs = {name: partial(clips_per_second, way, given.clips) for name, way in ways.items()}
+        rates = interleave(runs, given.rounds)
+        for name, values in rates.items():
+            low, high = min(values), max(values)
+            print(f"{rate} Hz  {name:8}  {statistics.median(values):8.0f} clips/s  ({low:.0f} to {high:.0f})")
         for name in ("per clip", "one go"):
-            ratios = [b / p for b, p in zip(times["batched"], times[name], strict=True)]
-            low, high = min(ratios), max(ratios)
+            spread = summary(ratios(rates["batched"], rates[name]))
             print(
-                f"{rate} Hz  batched / {name:8}  {statistics.median(ratios):.2f}  ({low:.2f} to {high:.2f})"
+                f"{rate} Hz  batched / {name:8}  {spread['median']:.2f}  "
+                f"({spread['min']:.2f} to {spread['max']:.2f})"
             )
 
 

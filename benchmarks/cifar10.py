@@ -38,7 +38,6 @@ import statistics
 import sys
 import tarfile
 import time
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.cifar10_table import table, write_between_marks
+from benchmarks.parts.rounds import device_name, synchronize
 from datamodules.base import SSLDataModule
 from datamodules.images.arrays import CIFAR10
 from evaluation.accuracy import top1
@@ -67,8 +66,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512
 UNFINISHED = 75
 VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs
-MARKS = ("<!-- cifar10: begin -->", "<!-- cifar10: end -->")
-METRICS = ("knn200", "knn20", "linear", "fewshot5")
 
 
 class Meter(Callback):
@@ -92,15 +89,14 @@ class Meter(Callback):
         self.mark = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_end(
-            trainer, pl_module
-        )  # validation of an epoch comes before its end: it is not training
+        # validation of an epoch comes before its end: it is not training
+        self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.mark == 0.0:
             return
+        synchronize(pl_module.device)
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
             self.memory = max(self.memory, torch.cuda.max_memory_allocated(pl_module.device))
         now = time.monotonic()
         self.seconds.append(now - self.mark)
@@ -153,22 +149,14 @@ def command_line(
     config = ROOT / "configs" / "cifar10" / f"{method}.yaml"
     options = ["--config", str(config), *data, "--run_dir", str(folder), "--seed_everything", str(seed)]
     options += ["--data.batch_size", str(args.batch), "--trainer.max_epochs", str(args.epochs)]
-    options += [
-        "--trainer.accelerator",
-        args.device,
-        "--trainer.devices",
-        "1",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
+    options += ["--trainer.accelerator", args.device, "--trainer.devices", "1"]
+    options += ["--trainer.enable_progress_bar", "false"]
     options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
     options += ["--trainer.benchmark", "true"]
     if args.batch != CONFIG_BATCH:
         lr = configured_lr(config) * args.batch / CONFIG_BATCH
         options += ["--model.optimizer.init_args.lr", repr(lr)]
-    os.environ.pop(
-        "SSL_RUN_DIR", None
-    )  # the command line keeps its folder there for the processes of its run
+    os.environ.pop("SSL_RUN_DIR", None)  # set by each run for its own processes
     return SSLCommandLine(options)
 
 
@@ -203,17 +191,7 @@ def run(
     if done < args.epochs:
         print(f"{method}: stopped after epoch {done} of {args.epochs}; the same command goes on", flush=True)
         return None
-    checkpoint = read_checkpoint(cli.run_folder.last)
-    meter.load_state_dict(next(v for k, v in checkpoint["callbacks"].items() if k.startswith("Meter")))
-    device = trainer.strategy.root_device
-    trained = load_module(cli.run_folder.last)
-    datamodule.trainer = None
-    report = evaluate(
-        trained, initial_module(checkpoint), datamodule, str(cli.run_folder.last), device=device, seed=seed
-    )
-    seconds = statistics.median(meter.seconds)
-    steps = len(datamodule.dataset("train")) // args.batch
-    return {
+    row = {
         "data": name,
         "method": method,
         "batch": args.batch,
@@ -221,23 +199,44 @@ def run(
         "seed": seed,
         "precision": str(cli.config.trainer.precision),
         "compile": args.compile,
-        **accuracies(report["results"]["pretrained"], knn200(trained, datamodule, device)),
-        "baselines": {k: accuracies(report["results"][k]) for k in report["results"] if k != "pretrained"},
+    }
+    return {**row, **measured(cli, meter, args.batch, seed), **origin("cifar10.py")}
+
+
+def measured(cli: SSLCommandLine, meter: Meter, batch: int, seed: int) -> dict[str, Any]:
+    """Accuracies, speed and memory of a finished run."""
+    datamodule, device = cli.datamodule, cli.trainer.strategy.root_device
+    checkpoint = read_checkpoint(cli.run_folder.last)
+    meter.load_state_dict(next(v for k, v in checkpoint["callbacks"].items() if k.startswith("Meter")))
+    trained = load_module(cli.run_folder.last)
+    datamodule.trainer = None
+    report = evaluate(
+        trained, initial_module(checkpoint), datamodule, str(cli.run_folder.last), device=device, seed=seed
+    )
+    results = report["results"]
+    seconds = statistics.median(meter.seconds)
+    steps = len(datamodule.dataset("train")) // batch
+    return {
+        **accuracies(results["pretrained"], knn200(trained, datamodule, device)),
+        "baselines": {k: accuracies(v) for k, v in results.items() if k != "pretrained"},
         "linear_l2": report["protocol"]["linear_l2"],
-        "images_per_s": round(steps * args.batch / seconds, 1),
+        "images_per_s": round(steps * batch / seconds, 1),
         "seconds_per_epoch": round(seconds, 3),
         "training_minutes": round(sum(meter.seconds) / 60, 2),
-        "views_share": round(seconds_of_views(datamodule, args.batch, device) * steps / seconds, 4),
-        "data_wait_share": logged_median(folder, "time/data_wait_share"),
+        "views_share": round(seconds_of_views(datamodule, batch, device) * steps / seconds, 4),
+        "data_wait_share": logged_median(cli.run_folder.path, "time/data_wait_share"),
         "peak_memory_gib": round(meter.memory / 2**30, 2) if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else describe_environment()["hardware"]["cpu"],
-        "versions": {
-            k: v for k, v in describe_environment()["versions"].items() if k in ("torch", "lightning")
-        },
-        "commit": describe_environment()["git_commit"],
-        "command": " ".join(["python benchmarks/cifar10.py", *sys.argv[1:]]),
+        "device": device_name(device, describe_environment()["hardware"]["cpu"]),
+    }
+
+
+def origin(script: str) -> dict[str, Any]:
+    """Versions, commit, command and time of a measurement."""
+    environment = describe_environment()
+    return {
+        "versions": {k: v for k, v in environment["versions"].items() if k in ("torch", "lightning")},
+        "commit": environment["git_commit"],
+        "command": " ".join([f"python benchmarks/{script}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -271,8 +270,7 @@ def seconds_of_views(data: SSLDataModule, batch: int, device: torch.device, repe
     for _ in range(repeats):
         start = time.perf_counter()
         data.transform(raw, generator)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[repeats // 4 :])
 
@@ -284,72 +282,6 @@ def logged_median(folder: Path, tag: str) -> float | None:
     if tag not in events.Tags()["scalars"]:
         return None
     return round(statistics.median(e.value for e in events.Scalars(tag)), 4)
-
-
-# ---- the table ---------------------------------------------------------------------------------------------
-
-
-def table(lines: Iterable[str]) -> str:
-    """Markdown from the lines of results: a row per data, method, batch, epochs, precision and device; the
-    newest line of each seed counts.
-    """
-    runs: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for line in lines:
-        row = json.loads(line)
-        key = tuple(row[k] for k in ("data", "method", "batch", "epochs", "precision", "compile", "device"))
-        runs.setdefault(key, {})[row["seed"]] = row
-    head = [
-        "data",
-        "method",
-        "batch",
-        "epochs",
-        "precision",
-        "device",
-        "seeds",
-        "kNN 200",
-        "kNN 20",
-        "linear",
-        "5-shot",
-    ]
-    head += ["images/s", "s/epoch", "minutes", "views", "wait", "GiB"]
-    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (data, method, batch, epochs, precision, compiled, device), by_seed in sorted(
-        runs.items(), key=lambda kv: str(kv[0])
-    ):
-        rows = list(by_seed.values())
-
-        def middle(name: str, rows: list[dict[str, Any]] = rows) -> float | None:
-            values = [r[name] for r in rows if r[name] is not None]
-            return statistics.median(values) if values else None
-
-        cells = [data, method, batch, epochs, f"{precision}{', compiled' if compiled else ''}", device]
-        cells.append(", ".join(map(str, sorted(by_seed))))
-        for metric in METRICS:
-            values = [100 * r[metric] for r in rows]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        for name, form in (
-            ("images_per_s", "{:.0f}"),
-            ("seconds_per_epoch", "{:.2f}"),
-            ("training_minutes", "{:.1f}"),
-        ):
-            cells.append(form.format(middle(name)))
-        for name in ("views_share", "data_wait_share"):
-            share = middle(name)
-            cells.append("" if share is None else f"{share:.1%}")
-        memory = middle("peak_memory_gib")
-        cells.append("" if memory is None else f"{memory:.1f}")
-        out.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(out)
-
-
-def write_between_marks(file: Path, text: str) -> None:
-    """Replace what stands between the two marks of the table."""
-    content = file.read_text(encoding="utf-8")
-    begin, end = (content.find(mark) for mark in MARKS)
-    if not 0 <= begin < end:
-        sys.exit(f"error: {file} has no lines {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
-    file.write_text(content[: begin + len(MARKS[0])] + f"\n{text}\n" + content[end:], encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:

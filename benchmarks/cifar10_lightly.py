@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,47 +35,46 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200
-from benchmarks.train import NOT_RUN, SIZE, PILImages
-from datamodules.base import SSLDataModule
+from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200, origin
+from benchmarks.parts.rounds import device_name, not_run
+from benchmarks.parts.simclr import SIZE, PILImages
+from datamodules.base import Batch, SSLDataModule
 from datamodules.images.arrays import CIFAR10
 from datamodules.transforms.base import apply_views
 from datamodules.transforms.recipes import SimCLRViews
 from evaluation.report import evaluate
 from runtime.environment import describe_environment
 from runtime.framework_messages import silence_framework
-from sslmodules.networks import ConvEncoder
+from sslmodules.base import SSLModule
+from sslmodules.networks import ConvEncoder, WrappedEncoder
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
-class Network(nn.Module):
-    """An encoder and lightly's projection head; ``embed`` as ``SSLModule`` has it."""
-
-    encoder: nn.Module
+class Network(SSLModule):
+    """An encoder and lightly's projection head; the loop below trains it."""
 
     def __init__(self, encoder: str) -> None:
-        super().__init__()
+        super().__init__(optimizer=torch.optim.SGD)
         from lightly.models import ResNetGenerator
         from lightly.models.modules import SimCLRProjectionHead
 
         if encoder == "resnet18":
             resnet, width = ResNetGenerator("resnet-18"), 512
-            self.encoder = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
+            backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.encoder = WrappedEncoder(backbone, width)
         else:
-            self.encoder = conv = ConvEncoder(3)
-            width = conv.num_features
+            self.encoder = ConvEncoder(3)
+            width = self.encoder.num_features
         self.head = SimCLRProjectionHead(width, width, 128)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.encoder(x).flatten(1)
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.embed(x))
+        return self.head(self.encoder(x))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
 
 
 def lightly_pairs(images: Tensor, args: argparse.Namespace, device: torch.device) -> Any:
@@ -175,14 +173,29 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def measured(
+    network: Network, untrained: Network, data: SSLDataModule, seconds: list[float], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Accuracies and speed, from the seconds of each epoch."""
+    device = next(network.parameters()).device
+    report = evaluate(network, untrained, data, "", device=device, seed=args.seed)
+    steps = len(data.dataset("train")) // args.batch
+    return {
+        **accuracies(report["results"]["pretrained"], knn200(network, data, device)),
+        "baselines": {k: accuracies(v) for k, v in report["results"].items() if k != "pretrained"},
+        "images_per_s": round(steps * args.batch / sorted(seconds)[len(seconds) // 2], 1),
+        "training_minutes": round(sum(seconds) / 60, 2),
+        "workers": args.workers if args.views == "lightly" else 0,
+        "device": device_name(device, describe_environment()["hardware"]["cpu"]),
+    }
+
+
 def main() -> int:
     args = parse_arguments()
     if importlib.util.find_spec("lightly") is None:
-        print("not run: lightly is not installed: pip install -e '.[bench]'", file=sys.stderr)
-        return NOT_RUN
+        return not_run("not run: lightly is not installed: pip install -e '.[bench]'")
     if args.device == "gpu" and not torch.cuda.is_available():
-        print("not run: no GPU (--device cpu tries the script out)", file=sys.stderr)
-        return NOT_RUN
+        return not_run("not run: no GPU (--device cpu tries the script out)")
     silence_framework()
     torch.backends.cudnn.benchmark = True
     args.runs.mkdir(parents=True, exist_ok=True)
@@ -191,26 +204,21 @@ def main() -> int:
     data = command_line(args, "simclr", args.seed, args.runs / "unused", options).datamodule
     data.prepare_data()
     data.setup("fit")
-    images = data.dataset("train").__getitems__(range(len(data.dataset("train"))))[
-        "input"
-    ]  # (N, 3, 32, 32) uint8
+    train_split = data.dataset("train")
+    images = train_split.__getitems__(range(len(train_split)))["input"]  # (N, 3, 32, 32) uint8
     device = torch.device("cuda" if args.device == "gpu" else "cpu")
     torch.manual_seed(args.seed)
     network = Network(args.encoder).to(device)
     untrained = copy.deepcopy(network)
-    epoch = (
-        lightly_pairs(images, args, device)
-        if args.views == "lightly"
-        else our_pairs(images, data, args, device)
-    )
+    if args.views == "lightly":
+        epoch = lightly_pairs(images, args, device)
+    else:
+        epoch = our_pairs(images, data, args, device)
     print(
         f"lightly's SimCLR, {name}, {len(images)} images, batch {args.batch}, {args.views} views, {device}",
         flush=True,
     )
     seconds = train(network.train(), epoch, args, device)
-    report = evaluate(network, untrained, data, "", device=device, seed=args.seed)
-    versions = describe_environment()["versions"]
-    middle = sorted(seconds)[len(seconds) // 2]
     row = {
         "data": name,
         "method": "simclr, lightly's code",
@@ -219,17 +227,8 @@ def main() -> int:
         "batch": args.batch,
         "epochs": args.epochs,
         "seed": args.seed,
-        **accuracies(report["results"]["pretrained"], knn200(network, data, device)),
-        "baselines": {k: accuracies(v) for k, v in report["results"].items() if k != "pretrained"},
-        "images_per_s": round(len(images) // args.batch * args.batch / middle, 1),
-        "training_minutes": round(sum(seconds) / 60, 2),
-        "workers": args.workers if args.views == "lightly" else 0,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else describe_environment()["hardware"]["cpu"],
-        "versions": {k: v for k, v in versions.items() if k in ("torch", "lightning")},
-        "command": " ".join(["python benchmarks/cifar10_lightly.py", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **measured(network, untrained, data, seconds, args),
+        **origin("cifar10_lightly.py"),
     }
     with args.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

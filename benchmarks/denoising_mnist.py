@@ -17,29 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
-
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
+
+from benchmarks.parts.mnist import add_arguments, over_runs, runs, trained_in
 from datamodules import MNIST, GaussianNoise, MaskingNoise, SaltAndPepper
 from datamodules.seeding import mix_seed
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr
-from runtime.checkpoints import load_module
 from sslmodules import Autoencoder
 
-ROOT = Path(__file__).resolve().parents[1]
 NOISE = {cls.__name__: cls for cls in (GaussianNoise, SaltAndPepper, MaskingNoise)}
 
 
@@ -62,77 +54,33 @@ def measure(module: Autoencoder, data: MNIST) -> dict[str, float]:
     }
 
 
-def train(root: str, seed: int, noise: str, folder: Path) -> float:
-    """Train one run and return the seconds of the whole command."""
-    config = ROOT / "configs/mnist/autoencoder.yaml"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--config",
-        str(config),
-        "--data.root",
-        root,
-        "--data.views",
-        noise,
-    ]
-    command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--evaluate", "false"]
-    command += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start
-
-
-def checkpoint(run: str) -> Path:
-    return Path(run) / "checkpoints" / "last.ckpt" if Path(run).is_dir() else Path(run)
-
-
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="folder that holds MNIST/raw")
-    parser.add_argument("--run", nargs="+", default=[], help="measure these runs instead of training")
+    add_arguments(parser)
     parser.add_argument(
         "--noise", choices=sorted(NOISE), default="GaussianNoise", help="with its default strength"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
-    arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    torch.set_num_threads(arguments.threads)
-    data = MNIST(root=arguments.root, views=NOISE[arguments.noise]())
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    data = MNIST(root=args.root, views=NOISE[args.noise]())
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.run or [f"seed {seed}" for seed in arguments.seeds]:
-            if arguments.run:
-                seconds, path = None, checkpoint(name)
-            else:
-                folder = Path(temporary) / name.replace(" ", "")
-                seconds = train(arguments.root, int(name.split()[1]), arguments.noise, folder)
-                path = folder / "checkpoints" / "last.ckpt"
-            module = load_module(path)
-            if not isinstance(module, Autoencoder):
-                raise SystemExit(f"error: {name} is a {type(module).__name__}, not an Autoencoder")
-            values = measure(module, data)
-            results[name] = {**values, "train_seconds": seconds}
-            took = "" if seconds is None else f"; trained in {seconds:.0f} s"
-            print(
-                f"{name}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()) + f" dB{took}", flush=True
-            )
+    for name, module, seconds in runs(args, "configs/mnist/autoencoder.yaml", "--data.views", args.noise):
+        if not isinstance(module, Autoencoder):
+            raise SystemExit(f"error: {name} is a {type(module).__name__}, not an Autoencoder")
+        values = measure(module, data)
+        results[name] = {**values, "train_seconds": seconds}
+        text = ", ".join(f"{k} {v:.2f}" for k, v in values.items())
+        print(f"{name}: {text} dB{trained_in(seconds)}", flush=True)
     if len(results) > 1:
-        outputs = [r["output"] for r in results.values()]
-        print(
-            f"output: {statistics.mean(outputs):.2f} +- {statistics.stdev(outputs):.2f} dB over "
-            f"{len(outputs)} runs"
-        )
-    print(
-        f"{arguments.noise}, {platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}"
-    )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"output: {over_runs([r['output'] for r in results.values()], ' dB')}")
+    print(f"{args.noise}, {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

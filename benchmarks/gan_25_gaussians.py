@@ -29,9 +29,7 @@ from lightning import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
 from datamodules.base import SSLDataModule
 from datamodules.splits import Split

@@ -28,12 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
+
 from datamodules.errors import DataFileError
-
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
-
 from datamodules.images.arrays import MNIST
 from evaluation.accuracy import top1
 from evaluation.measures.frechet import frechet_distance
@@ -134,6 +131,53 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def ready_classifier(file: Path | None, data: MNIST, epochs: int, device: torch.device) -> Classifier:
+    """The classifier in the file, or a new one, saved there if a file is given."""
+    if file and file.is_file():
+        classifier = Classifier().to(device)
+        classifier.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+    else:
+        classifier = train_classifier(data, epochs, device)
+        if file:
+            torch.save(classifier.state_dict(), file)
+    return classifier.eval()
+
+
+def accuracy_on_test(classifier: Classifier, data: MNIST, device: torch.device) -> float:
+    everything = torch.arange(len(data.dataset("test")))  # type: ignore[arg-type]
+    labels = torch.cat([label.cpu() for _, label in batches(data, "test", everything, AT_ONCE, device)])
+    images = (x for x, _ in batches(data, "test", everything, AT_ONCE, device))
+    return top1(look(classifier, images)[1].argmax(1), labels)
+
+
+def real(data: MNIST, split: Any, n: int, device: torch.device) -> Iterator[Tensor]:
+    """``n`` images of a split, always the same ones."""
+    order = torch.randperm(len(data.dataset(split)), generator=torch.Generator().manual_seed(0))[:n]  # type: ignore[arg-type]
+    return (x for x, _ in batches(data, split, order, AT_ONCE, device))
+
+
+def compare(sets: dict[str, tuple[Tensor, Tensor]], reference: Tensor, n: int) -> dict[str, dict[str, Any]]:
+    """Print the row of each set, and return its numbers.
+
+    Args:
+        sets: features and probabilities by name.
+        reference: (n, D) features that distances are measured to.
+        n: size of each set.
+    """
+    report: dict[str, dict[str, Any]] = {}
+    print(f"{'':12}{'distance':>10}{'sure':>8}   share of each digit")
+    for name, (features, probabilities) in sets.items():
+        shares = torch.bincount(probabilities.argmax(1), minlength=CLASSES) / n
+        report[name] = row = {
+            "frechet_distance": frechet_distance(features, reference),
+            "confidence": probabilities.max(1).values.mean().item(),
+            "shares": shares.tolist(),
+        }
+        text = " ".join(f"{100 * share:5.1f}" for share in row["shares"])
+        print(f"{name:12}{row['frechet_distance']:10.3f}{row['confidence']:8.3f}   {text}")
+    return report
+
+
 def main() -> int:
     args = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,48 +192,21 @@ def main() -> int:
     if not isinstance(trained, GAN) or not isinstance(untrained, GAN):
         print(f"error: {checkpoint} holds {type(trained).__name__}, expected GAN", file=sys.stderr)
         return 2
-    if args.classifier and args.classifier.is_file():
-        classifier = Classifier().to(device)
-        classifier.load_state_dict(torch.load(args.classifier, map_location=device, weights_only=True))
-    else:
-        classifier = train_classifier(data, args.epochs, device)
-        if args.classifier:
-            torch.save(classifier.state_dict(), args.classifier)
-    classifier.eval()
-
-    def real(split: Any) -> Iterator[Tensor]:
-        order = torch.randperm(len(data.dataset(split)), generator=torch.Generator().manual_seed(0))[:n]  # type: ignore[arg-type]
-        return (x for x, _ in batches(data, split, order, AT_ONCE, device))
-
-    everything = torch.arange(len(data.dataset("test")))  # type: ignore[arg-type]
-    labels = torch.cat([label.cpu() for _, label in batches(data, "test", everything, AT_ONCE, device)])
-    whole = (x for x, _ in batches(data, "test", everything, AT_ONCE, device))
-    accuracy = top1(look(classifier, whole)[1].argmax(1), labels)
+    classifier = ready_classifier(args.classifier, data, args.epochs, device)
+    accuracy = accuracy_on_test(classifier, data, device)
     sets = {
-        "train": look(classifier, real("train")),
+        "train": look(classifier, real(data, "train", n, device)),
         "generated": look(classifier, generate(trained.to(device), n, args.seed)),
         "untrained": look(classifier, generate(untrained.to(device), n, args.seed)),
     }
-    reference = look(classifier, real("test"))
-    report: dict[str, Any] = {}
+    reference, _ = look(classifier, real(data, "test", n, device))
     print(f"classifier: {accuracy:.4f} of the test split; {n} samples each; distances to the test split\n")
-    print(f"{'':12}{'distance':>10}{'sure':>8}   share of each digit")
-    for name, (features, probabilities) in sets.items():
-        shares = torch.bincount(probabilities.argmax(1), minlength=CLASSES) / n
-        report[name] = {
-            "frechet_distance": frechet_distance(features, reference[0]),
-            "confidence": probabilities.max(1).values.mean().item(),
-            "shares": shares.tolist(),
-        }
-        text = " ".join(f"{100 * share:5.1f}" for share in shares.tolist())
-        print(f"{name:12}{report[name]['frechet_distance']:10.3f}{report[name]['confidence']:8.3f}   {text}")
-    shares = report["generated"]["shares"]
-    met = all(LOW <= share <= HIGH for share in shares)
+    report = compare(sets, reference, n)
+    met = all(LOW <= share <= HIGH for share in report["generated"]["shares"])
     print(f"\neach digit between {LOW:.0%} and {HIGH:.0%} of the generated: {'met' if met else 'MISSED'}")
     if args.grid:
-        save_image(
-            data.unstandardize(trained.sample(64)).cpu(), str(args.grid), nrow=8, padding=2, pad_value=0.5
-        )
+        samples = data.unstandardize(trained.sample(64)).cpu()
+        save_image(samples, str(args.grid), nrow=8, padding=2, pad_value=0.5)
     if args.json:
         head = {"run": str(args.run), "samples": n, "classifier_test_top1": accuracy, "target_met": met}
         args.json.write_text(

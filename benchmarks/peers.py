@@ -26,12 +26,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import logging
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +37,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.train import (
-    NOT_RUN,
+from benchmarks.parts.rounds import (
+    device_name,
+    interleave,
+    not_run,
+    ratios,
+    summary,
+    wall_seconds,
+    write_json,
+)
+from benchmarks.parts.simclr import (
     SIZE,
     ArrayImages,
     PremadeViews,
@@ -54,14 +57,11 @@ from benchmarks.train import (
     in_trainer,
     lightly,
     make_views,
-    measure,
-    summary,
-    synchronize,
 )
+from benchmarks.parts.training import silence
 from datamodules.base import SSLDataModule
 from datamodules.transforms.recipes import SimCLRViews
 from runtime.environment import describe_environment
-from runtime.framework_messages import silence_framework
 
 
 def matrix_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
@@ -69,13 +69,7 @@ def matrix_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
     faster.
     """
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 3):
-        synchronize(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    seconds = [wall_seconds(lambda: torch.mm(a, b), device) for _ in range(repeats + 3)]
     return 2 * size**3 / statistics.median(seconds[3:])
 
 
@@ -119,7 +113,7 @@ def compare(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         pairs.append(("compiled / not compiled", "ours", "ours, compiled", None))
     rows = []
     for name, slower, faster, target in pairs:
-        values = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
+        values = ratios(seconds[slower], seconds[faster])
         rows.append({"name": f"images/s, {name}", "values": values, "at_least": target, **summary(values)})
     return rows
 
@@ -147,81 +141,82 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    args = parse_arguments()
-    args.encoder, args.precision = "resnet18", "bf16-mixed"
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "not run: no GPU (--device cpu tries the script out, its numbers mean nothing)", file=sys.stderr
-        )
-        return NOT_RUN
-    environment = describe_environment()
-    try:
-        environment["versions"]["lightly"] = importlib.metadata.version("lightly")
-    except importlib.metadata.PackageNotFoundError:
-        print("not run: lightly is not installed: pip install -e '.[bench]'", file=sys.stderr)
-        return NOT_RUN
-    silence_framework()
-    logging.getLogger("lightning.pytorch").setLevel(
-        logging.WARNING
-    )  # two lines about devices from every Trainer
-    torch.backends.cudnn.benchmark = True  # for every variant: the shapes never change
-    torch.manual_seed(0)
-    device = torch.device(args.device)
-    name = (
-        torch.cuda.get_device_name(device)
-        if args.device == "cuda"
-        else "CPU: a trial of the script, no measurement"
-    )
+def describe(args: argparse.Namespace, name: str, versions: dict[str, str]) -> None:
+    """Print what is compared, and on what."""
     print(
         f"{name}; {os.cpu_count()} cores; ResNet-18 (CIFAR), bf16-mixed, batch {args.batch} x 2 views, "
         f"{args.rounds} rounds"
     )
-    print(
-        ", ".join(
-            f"{k} {v}" for k, v in environment["versions"].items() if k in ("torch", "lightning", "lightly")
-        )
-    )
+    print(", ".join(f"{k} {versions[k]}" for k in versions if k in ("torch", "lightning", "lightly")))
 
-    operations, ceiling = operations_per_image(args, device), matrix_ceiling(device, args.matrix)
-    images = np.random.default_rng(0).integers(0, 256, (args.images, SIZE, SIZE, 3), dtype=np.uint8)
-    seconds = measure(variants(images, args, device), args.rounds)
 
-    steps = args.images // args.batch
+def print_rates(
+    seconds: dict[str, list[float]], args: argparse.Namespace, flop: float, ceiling: float
+) -> None:
+    """Images per second, and the share of the matrix ceiling.
+
+    Args:
+        seconds: of an epoch, by variant and round.
+        flop: floating-point operations of an image.
+        ceiling: floating-point operations per second.
+    """
     print(
-        f"\nmatrix ceiling {ceiling / 1e12:.0f} TFLOP/s; {operations / 1e9:.2f} GFLOP an image (two views, "
+        f"\nmatrix ceiling {ceiling / 1e12:.0f} TFLOP/s; {flop / 1e9:.2f} GFLOP an image (two views, "
         "both passes)"
     )
     print(f"\n{'':24}{'images/s':>10}{'min':>9}{'max':>9}{'ms/step':>9}{'share of the matrix ceiling':>29}")
+    images = args.images // args.batch * args.batch
     for variant, values in seconds.items():
-        rates = sorted(steps * args.batch / s for s in values)
+        rates = sorted(images / s for s in values)
         rate = statistics.median(rates)
-        share = f"{rate * operations / ceiling:.1%}"
+        share = f"{rate * flop / ceiling:.1%}"
         print(
             f"{variant:24}{rate:10.0f}{rates[0]:9.0f}{rates[-1]:9.0f}"
             f"{1000 * args.batch / rate:9.2f}{share:>29}"
         )
+
+
+def print_ratios(rows: list[dict[str, Any]]) -> None:
     print()
-    rows = compare(seconds)
     for row in rows:
-        target = (
-            ""
-            if row["at_least"] is None
-            else f"   {'PASS' if row['median'] >= row['at_least'] else 'MISS'} (target {row['at_least']:g})"
-        )
+        target = ""
+        if row["at_least"] is not None:
+            verdict = "PASS" if row["median"] >= row["at_least"] else "MISS"
+            target = f"   {verdict} (target {row['at_least']:g})"
         print(f"{row['name']:44}{row['median']:8.2f}   {row['min']:.2f} .. {row['max']:.2f}{target}")
-    if args.json:
-        settings = {k: v for k, v in vars(args).items() if k != "json"}
-        report = {
-            "settings": settings,
-            "device": name,
-            "environment": environment,
-            "matrix_ceiling_flops": ceiling,
-            "flop_per_image": operations,
-            "seconds": seconds,
-            "ratios": rows,
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def main() -> int:
+    args = parse_arguments()
+    args.encoder, args.precision = "resnet18", "bf16-mixed"
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return not_run("not run: no GPU (--device cpu tries the script out, its numbers mean nothing)")
+    environment = describe_environment()
+    try:
+        environment["versions"]["lightly"] = importlib.metadata.version("lightly")
+    except importlib.metadata.PackageNotFoundError:
+        return not_run("not run: lightly is not installed: pip install -e '.[bench]'")
+    silence()
+    torch.backends.cudnn.benchmark = True  # for every variant: the shapes never change
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    name = device_name(device, "CPU: a trial of the script, no measurement")
+    describe(args, name, environment["versions"])
+    flop, ceiling = operations_per_image(args, device), matrix_ceiling(device, args.matrix)
+    images = np.random.default_rng(0).integers(0, 256, (args.images, SIZE, SIZE, 3), dtype=np.uint8)
+    seconds = interleave(variants(images, args, device), args.rounds, progress=True)
+    print_rates(seconds, args, flop, ceiling)
+    rows = compare(seconds)
+    print_ratios(rows)
+    report = {
+        "device": name,
+        "environment": environment,
+        "matrix_ceiling_flops": ceiling,
+        "flop_per_image": flop,
+        "seconds": seconds,
+        "ratios": rows,
+    }
+    write_json(args, report)
     return 0
 
 

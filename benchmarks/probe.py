@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import sklearn
@@ -36,10 +37,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import interleave, synchronize
 from evaluation.accuracy import top1
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe
@@ -62,8 +62,8 @@ def gaussian_classes(n: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
     return means[labels] + torch.randn(n, dim, generator=generator), labels
 
 
-def interleave(
-    contestants: dict[str, Callable[[], float]], rounds: int, synchronize: Callable[[], None]
+def compare(
+    contestants: dict[str, Callable[[], float]], rounds: int, device: torch.device
 ) -> dict[str, dict]:
     """Run every contestant once per round after one untimed round. Each returns its accuracy.
 
@@ -71,20 +71,25 @@ def interleave(
         Per name: ``seconds`` and ``cpu_seconds`` (one per round), their ``median`` and ``cpu_median``, and
         the ``accuracy`` of the last round.
     """
-    results: dict[str, dict] = {name: {"seconds": [], "cpu_seconds": []} for name in contestants}
-    for timed in [False] + [True] * rounds:
-        for name, contestant in contestants.items():
-            synchronize()
-            start, cpu_start = time.perf_counter(), time.process_time()
-            accuracy = contestant()
-            synchronize()
-            if timed:
-                results[name]["seconds"].append(time.perf_counter() - start)
-                results[name]["cpu_seconds"].append(time.process_time() - cpu_start)
-                results[name]["accuracy"] = accuracy
-    for result in results.values():
-        result["median"] = statistics.median(result["seconds"])
-        result["cpu_median"] = statistics.median(result["cpu_seconds"])
+
+    def timed(contestant: Callable[[], float]) -> tuple[float, float, float]:
+        synchronize(device)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        accuracy = contestant()
+        synchronize(device)
+        return time.perf_counter() - start, time.process_time() - cpu_start, accuracy
+
+    runs = {name: partial(timed, contestant) for name, contestant in contestants.items()}
+    results = {}
+    for name, measured in interleave(runs, rounds, warm_up=1).items():
+        seconds, cpu_seconds, accuracies = (list(values) for values in zip(*measured, strict=True))
+        results[name] = {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "accuracy": accuracies[-1],
+            "median": statistics.median(seconds),
+            "cpu_median": statistics.median(cpu_seconds),
+        }
     return results
 
 
@@ -199,12 +204,12 @@ def main() -> None:
 
     train, test = on_device(arguments.n, 1), on_device(10_000, 2)
     query = (test[0][:QUERIES], test[1][:QUERIES])
-    synchronize = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
-    linear = interleave(linear_contestants(train, test), arguments.rounds, synchronize)
+    device = torch.device(arguments.device)
+    linear = compare(linear_contestants(train, test), arguments.rounds, device)
     report(f"Linear probe, l2 {L2:g}, standardized, scored on {len(test[1])}", linear)
     knn = {}
     for k in KS:
-        knn[k] = interleave(knn_contestants(train, query, k), arguments.rounds, synchronize)
+        knn[k] = compare(knn_contestants(train, query, k), arguments.rounds, device)
         report(f"kNN, k {k}, T {TEMPERATURE}, {QUERIES} queries, {CHUNK} at once", knn[k])
     load_after = os.getloadavg()
     print(f"\ntime ratio > 1: this project is faster. Load average after {load_after[0]:.2f}")

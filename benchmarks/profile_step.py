@@ -23,11 +23,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,16 +33,14 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.train import NOT_RUN, SIZE, ArrayImages
-from runtime.command_line import SSLCommandLine
+from benchmarks.parts.rounds import device_name, not_run, write_json
+from benchmarks.parts.simclr import SIZE, ArrayImages
+from benchmarks.parts.training import fit
 from runtime.environment import describe_environment
 from runtime.framework_messages import silence_framework
 
@@ -150,36 +145,23 @@ class Profiled(Callback):
             self.profiler.stop()
 
 
-def run(args: argparse.Namespace, callback: Callback) -> tuple[Any, int]:
-    """One short run with the callback; the Trainer and its logging interval."""
+def run(args: argparse.Namespace, callback: Callback) -> int:
+    """One short run with the callback; the steps between two logs."""
     steps = WARM_UP + args.steps + 2
     images = np.random.default_rng(0).integers(0, 256, (args.batch * steps, SIZE, SIZE, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.pop("SSL_RUN_DIR", None)
-        options = [
-            "--config",
-            str(ROOT / "configs" / "cifar10" / f"{args.method}.yaml"),
-            "--run_dir",
-            str(Path(folder) / "run"),
-        ]
-        options += ["--data.synthetic", "true", "--data.batch_size", str(args.batch)]
-        options += [
-            "--trainer.accelerator",
-            args.device,
-            "--trainer.devices",
-            "1",
-            "--trainer.max_epochs",
-            "1",
-        ]
-        options += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
-        options += ["--trainer.benchmark", "true"]
-        if args.device == "cpu":  # where bf16 is emulated
-            options += ["--trainer.precision", "32-true"]
-        cli = SSLCommandLine(options)
-        trainer = cli.trainer
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [callback]
-        trainer.fit(cli.model, ArrayImages(images, views=cli.datamodule.views, batch_size=args.batch))
-    return trainer, int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+    options = ["--config", str(ROOT / "configs" / "cifar10" / f"{args.method}.yaml")]
+    options += ["--data.synthetic", "true", "--data.batch_size", str(args.batch)]
+    options += ["--trainer.accelerator", args.device, "--trainer.devices", "1", "--trainer.max_epochs", "1"]
+    options += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
+    options += ["--trainer.benchmark", "true"]
+    if args.device == "cpu":  # where bf16 is emulated
+        options += ["--trainer.precision", "32-true"]
+    trainer = fit(
+        options,
+        callback,
+        lambda cli: ArrayImages(images, views=cli.datamodule.views, batch_size=args.batch),
+    )
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
 def waits(profiler: profile) -> dict[str, dict[str, float]]:
@@ -239,59 +221,65 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def print_parts(times: dict[str, float], batch: int) -> None:
+    """Milliseconds of the parts of a step, and images per second."""
+    print(f"\n{'part of a step':30}{'ms':>9}{'share':>8}")
+    for name, ms in times.items():
+        print(f"{name:30}{ms:9.3f}{ms / times['whole step']:8.1%}")
+    print(f"{'images/s':30}{1000 * batch / times['whole step']:9.0f}")
+
+
+def print_kernels(busy: float, rows: list[tuple[str, float, float]], step: float) -> None:
+    """How long the device works in a step of ``step`` milliseconds, and on what."""
+    print(f"\nthe device works {busy:.3f} ms of a step: {min(1.0, busy / step):.1%}")
+    print(f"\n{'kernel':80}{'ms/step':>9}{'share':>8}{'calls':>8}")
+    for name, ms, calls in rows:
+        print(f"{name[:78]:80}{ms:9.3f}{ms / busy:8.1%}{calls:8.1f}")
+
+
+def print_waits(waiting: dict[str, dict[str, float]], interval: int) -> bool:
+    """The calls that wait, per step; whether a step that does not log makes one."""
+    print(f"\ncalls that make the host wait, per step (a log every {interval} steps)")
+    for kind, calls in waiting.items():
+        print(f"{kind}: " + (", ".join(f"{call} {n:.2f}" for call, n in sorted(calls.items())) or "none"))
+    waited = any(call in WAITS for call in waiting.get("step without log", {}))
+    print(f"{'a' if waited else 'no'} step without a log waits for the device")
+    return waited
+
+
 def main() -> int:
     args = parse_arguments()
     cuda = args.device == "gpu"
     if cuda and not torch.cuda.is_available():
-        print(
-            "not run: no GPU (--device cpu tries the script out, its numbers mean nothing)", file=sys.stderr
-        )
-        return NOT_RUN
+        return not_run("not run: no GPU (--device cpu tries the script out, its numbers mean nothing)")
     silence_framework()
-    device = torch.cuda.get_device_name() if cuda else "CPU: a trial of the script, no measurement"
-    versions = describe_environment()["versions"]
+    device = device_name(
+        torch.device("cuda" if cuda else "cpu"), "CPU: a trial of the script, no measurement"
+    )
+    environment = describe_environment()
     print(
         f"{args.method}, configs/cifar10/{args.method}.yaml, batch {args.batch}; {device}; torch "
-        f"{versions['torch']}"
+        f"{environment['versions']['torch']}"
     )
-
-    parts = Parts(cuda)
+    parts, profiled = Parts(cuda), Profiled(args.steps, cuda)
     run(args, parts)
     times = parts.table()
-    profiled = Profiled(args.steps, cuda)
-    _, interval = run(args, profiled)
+    interval = run(args, profiled)
     waiting = waits(profiled.profiler)
     busy, rows = kernels(profiled.profiler, args.steps)
-
-    print(f"\n{'part of a step':30}{'ms':>9}{'share':>8}")
-    for name, ms in times.items():
-        print(f"{name:30}{ms:9.3f}{ms / times['whole step']:8.1%}")
-    print(f"{'images/s':30}{1000 * args.batch / times['whole step']:9.0f}")
+    print_parts(times, args.batch)
     if cuda:
-        print(f"\nthe device works {busy:.3f} ms of a step: {min(1.0, busy / times['whole step']):.1%}")
-        print(f"\n{'kernel':80}{'ms/step':>9}{'share':>8}{'calls':>8}")
-        for name, ms, calls in rows:
-            print(f"{name[:78]:80}{ms:9.3f}{ms / busy:8.1%}{calls:8.1f}")
-    print(f"\ncalls that make the host wait, per step (a log every {interval} steps)")
-    for kind, calls in waiting.items():
-        print(f"{kind}: " + (", ".join(f"{call} {n:.2f}" for call, n in sorted(calls.items())) or "none"))
-    if args.json:
-        report = {
-            "settings": {k: v for k, v in vars(args).items() if k != "json"},
-            "device": device,
-            "environment": describe_environment(),
-            "ms": times,
-            "device_busy_ms": busy,
-            "kernels": rows,
-            "waits_per_step": waiting,
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    waited = any(call in WAITS for call in waiting.get("step without log", {}))
-    print(
-        "a step without a log waits for the device"
-        if waited
-        else "no step without a log waits for the device"
-    )
+        print_kernels(busy, rows, times["whole step"])
+    waited = print_waits(waiting, interval)
+    report = {
+        "device": device,
+        "environment": environment,
+        "ms": times,
+        "device_busy_ms": busy,
+        "kernels": rows,
+        "waits_per_step": waiting,
+    }
+    write_json(args, report)
     return int(waited and cuda)
 
 

@@ -41,12 +41,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.errors import DataFileError
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
 import torch
 from lightning import Trainer
@@ -54,6 +50,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from datamodules.errors import DataFileError
 from runtime.callbacks import Throughput
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT

@@ -15,16 +15,16 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import interleave, median_and_range
 from runtime.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 
@@ -39,8 +39,13 @@ def checkpoint_of(model: str) -> dict[str, Any]:
     return {"state_dict": weights, "optimizer_states": [{"state": moments}]}
 
 
-def median(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def save_and_read(content: dict[str, Any], path: Path) -> tuple[float, float]:
+    """Seconds of writing a checkpoint, and of reading it back."""
+    start = time.perf_counter()
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    written = time.perf_counter()
+    read_checkpoint(path)
+    return written - start, time.perf_counter() - written
 
 
 def main() -> None:
@@ -55,26 +60,21 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    writer = AtomicCheckpointIO()
     contents = {model: checkpoint_of(model) for model in args.models}
-    seconds: dict[str, tuple[list[float], list[float]]] = {model: ([], []) for model in args.models}
-    sizes = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for _ in range(args.rounds):
-            for model, content in contents.items():
-                path = Path(folder) / f"{model}.ckpt"
-                start = time.perf_counter()
-                writer.save_checkpoint(content, path)
-                written = time.perf_counter()
-                read_checkpoint(path)
-                seconds[model][0].append(written - start)
-                seconds[model][1].append(time.perf_counter() - written)
-                sizes[model] = path.stat().st_size / 1e6
+        paths = {model: Path(folder) / f"{model}.ckpt" for model in contents}
+        runs = {model: partial(save_and_read, contents[model], path) for model, path in paths.items()}
+        seconds = interleave(runs, args.rounds)
+        megabytes = {model: path.stat().st_size / 1e6 for model, path in paths.items()}
     print("| model | MB | save, seconds | read and check, seconds | MB/s written |")
     print("|---|---|---|---|---|")
-    for model, (saving, reading) in seconds.items():
-        speed = sizes[model] / statistics.median(saving)
-        print(f"| {model} | {sizes[model]:.0f} | {median(saving)} | {median(reading)} | {speed:.0f} |")
+    for model, times in seconds.items():
+        saving, reading = zip(*times, strict=True)
+        speed = megabytes[model] / statistics.median(saving)
+        print(
+            f"| {model} | {megabytes[model]:.0f} | {median_and_range(saving, 2)} | "
+            f"{median_and_range(reading, 2)} | {speed:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,9 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import interleave, median_and_range, ratios
 from datamodules.base import keep_batch
 from datamodules.images.decode import read_image
 from datamodules.images.folder import ImageFolder
@@ -108,6 +108,11 @@ def streamed(shards: list[str]) -> Callable[[int], tuple[int, float]]:
     return epoch
 
 
+def images_per_second(epoch: Callable[[int], tuple[int, float]], workers: int) -> float:
+    images, duration = epoch(workers)
+    return images / duration
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,15 +149,11 @@ def main() -> None:
         print("| | workers | images/s, median (range) | of ImageFolder's, median of the rounds |")
         print("|---|---|---|---|")
         for workers in args.workers:
-            speeds: dict[str, list[float]] = {name: [] for name in contestants}
-            for _ in range(args.rounds):
-                for name, epoch in contestants.items():
-                    images, duration = epoch(workers)
-                    speeds[name].append(images / duration)
+            runs = {name: partial(images_per_second, epoch, workers) for name, epoch in contestants.items()}
+            speeds = interleave(runs, args.rounds)
             for name, values in speeds.items():
-                ratio = statistics.median(a / b for a, b in zip(values, speeds["ImageFolder"], strict=True))
-                spread = f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
-                print(f"| {name} | {workers} | {spread} | {ratio:.2f} |")
+                ratio = statistics.median(ratios(values, speeds["ImageFolder"]))
+                print(f"| {name} | {workers} | {median_and_range(values)} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -30,33 +30,28 @@ is missing).
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import interleave, not_run, ratios
+from benchmarks.parts.training import fit, silence
 from datamodules import TextFiles
 from datamodules.text.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from datamodules.transforms.tokens import MaskedTokens
-from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
-from runtime.framework_messages import silence_framework
 from sslmodules import GPT
 from sslmodules.gpt import next_token_nll
 from sslmodules.networks import GPTEncoder
@@ -67,7 +62,6 @@ BLOCK, BATCH = 64, 12
 TURN = 10  # steps that one side makes before the other: the logging happens once in each
 DRAWN = 240  # windows of nanoGPT's estimate of a loss: 20 batches
 TARGET = 5.0  # percent of a step
-NOT_RUN = 3
 
 
 def now(device: torch.device) -> float:
@@ -108,30 +102,11 @@ def take_turns(tokens: Tensor, args: argparse.Namespace) -> Turns:
     """A training as train.py runs it, with the loop's steps between its own."""
     steps = TURN * (args.turns + 1)
     turns = Turns(loop(network(128, torch.device(args.device)), tokens, steps))
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.pop(
-            "SSL_RUN_DIR", None
-        )  # the command line keeps its folder there for the processes of its run
-        command = ["--config", str(CONFIG), "--model.encoder.vocab_size", "128", "--run_dir", f"{folder}/run"]
-        command += [
-            "--trainer.max_steps",
-            str(steps),
-            "--trainer.max_epochs",
-            "-1",
-            "--trainer.limit_val_batches",
-            "0",
-        ]
-        command += [
-            "--trainer.enable_progress_bar",
-            "false",
-            "--trainer.accelerator",
-            args.device,
-            "--trainer.devices",
-            "1",
-        ]
-        cli = SSLCommandLine(command)
-        cli.trainer.callbacks = [c for c in cli.trainer.callbacks if not isinstance(c, Checkpoint)] + [turns]
-        cli.trainer.fit(cli.model, cli.datamodule)
+    options = ["--config", str(CONFIG), "--model.encoder.vocab_size", "128"]
+    options += ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1"]
+    options += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    options += ["--trainer.accelerator", args.device, "--trainer.devices", "1"]
+    fit(options, turns)
     return turns
 
 
@@ -242,19 +217,19 @@ def measure_masks(args: argparse.Namespace) -> None:
         "collator": lambda: theirs(samples)["input_ids"].to(device),
         "collator's core": lambda: theirs.torch_mask_tokens(there.clone(), special_there),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(args.rounds + 1):
-        for name, way in ways.items():
-            start = now(device)
-            for _ in range(args.repeats):
-                way()
-            if number:  # the first one warms up
-                rates[name].append(args.repeats * tokens.numel() / (now(device) - start))
+
+    def tokens_per_second(way: Callable[[], Any]) -> float:
+        start = now(device)
+        for _ in range(args.repeats):
+            way()
+        return args.repeats * tokens.numel() / (now(device) - start)
+
+    runs = {name: partial(tokens_per_second, way) for name, way in ways.items()}
+    rates = interleave(runs, args.rounds, warm_up=1)
     for name, values in rates.items():
         print(told(f"masks, {name}", values, "tokens/s"))
     for name in ("collator", "collator's core"):
-        ratios = [a / b for a, b in zip(rates["MaskedTokens"], rates[name], strict=True)]
-        print(told(f"MaskedTokens / {name}", ratios, "x", 2))
+        print(told(f"MaskedTokens / {name}", ratios(rates["MaskedTokens"], rates[name]), "x", 2))
 
 
 @torch.no_grad()
@@ -308,15 +283,11 @@ def main() -> int:
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("not run: no GPU", file=sys.stderr)
-        return NOT_RUN
+        return not_run("not run: no GPU")
     environment = describe_environment()
     print(", ".join(f"{name} {v}" for name, v in environment["versions"].items() if v != "not installed"))
     print(", ".join(f"{name} {v}" for name, v in environment["hardware"].items()))
-    silence_framework()
-    logging.getLogger("lightning.pytorch").setLevel(
-        logging.WARNING
-    )  # two lines about devices from every Trainer
+    silence()
     torch.set_num_threads(1)
     if args.reference:
         reference(args)
@@ -324,8 +295,7 @@ def main() -> int:
     try:
         import transformers  # noqa: F401
     except ImportError:
-        print("transformers is not installed: pip install -e '.[text]'", file=sys.stderr)
-        return NOT_RUN
+        return not_run("transformers is not installed: pip install -e '.[text]'")
     measure_steps(args)
     measure_masks(args)
     return 0

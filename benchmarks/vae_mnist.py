@@ -18,28 +18,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
-
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
+
+from benchmarks.parts.mnist import add_arguments, over_runs, runs, trained_in
 from datamodules import MNIST
-from runtime.checkpoints import load_module
 from sslmodules import VAE
 from sslmodules.vae import ACTIVE, importance_weighted_bound, kl_per_dimension
 
-ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 20  # latents per image at once
 
 
@@ -69,81 +61,41 @@ def measure(module: VAE, data: MNIST, samples: int) -> dict[str, Any]:
     return result
 
 
-def train(root: str, seed: int, folder: Path) -> float:
-    """Train one run and return the seconds of the whole command."""
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--config",
-        str(ROOT / "configs/mnist/vae.yaml"),
-        "--data.root",
-        root,
-    ]
-    command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--evaluate", "false"]
-    command += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start
-
-
-def checkpoint(run: str) -> Path:
-    return Path(run) / "checkpoints" / "last.ckpt" if Path(run).is_dir() else Path(run)
-
-
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="folder that holds MNIST/raw")
-    parser.add_argument("--run", nargs="+", default=[], help="measure these runs instead of training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_arguments(parser)
     parser.add_argument(
         "--samples", type=int, default=100, help="latents per image of the importance-weighted bound"
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
-    arguments = parser.parse_args()
-    if arguments.samples < 1:
-        parser.error(f"--samples must be at least 1, got {arguments.samples}")
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    torch.set_num_threads(arguments.threads)
+    args = parser.parse_args()
+    if args.samples < 1:
+        parser.error(f"--samples must be at least 1, got {args.samples}")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.run or [f"seed {seed}" for seed in arguments.seeds]:
-            seconds, path = None, Path()
-            if arguments.run:
-                path = checkpoint(name)
-            else:
-                folder = Path(temporary) / name.replace(" ", "")
-                seconds, path = (
-                    train(arguments.root, int(name.split()[1]), folder),
-                    folder / "checkpoints" / "last.ckpt",
-                )
-            module = load_module(path)
-            if not isinstance(module, VAE):
-                raise SystemExit(f"error: {name} is a {type(module).__name__}, not a VAE")
-            data = MNIST(root=arguments.root, mean=(0.0,), std=(1.0,), batch_size=128)
-            results[name] = r = {**measure(module, data, arguments.samples), "train_seconds": seconds}
-            took = "" if seconds is None else f"; trained in {seconds:.0f} s"
-            print(
-                f"{name}: -ELBO {r['negative_elbo']:.2f} = reconstruction {r['reconstruction']:.2f} + KL "
-                f"{r['kl']:.2f} nats; "
-                f"bound with {arguments.samples} latents {r['iw_bound']:.2f}; {r['active']} of "
-                f"{module.latent_dim} active{took}"
-            )
-            print("  KL per latent: " + " ".join(f"{v:.2f}" for v in r["kl_per_dimension"]), flush=True)
+    for name, module, seconds in runs(args, "configs/mnist/vae.yaml"):
+        if not isinstance(module, VAE):
+            raise SystemExit(f"error: {name} is a {type(module).__name__}, not a VAE")
+        data = MNIST(root=args.root, mean=(0.0,), std=(1.0,), batch_size=128)
+        results[name] = r = {**measure(module, data, args.samples), "train_seconds": seconds}
+        print(
+            f"{name}: -ELBO {r['negative_elbo']:.2f} = reconstruction {r['reconstruction']:.2f} + KL "
+            f"{r['kl']:.2f} nats; "
+            f"bound with {args.samples} latents {r['iw_bound']:.2f}; {r['active']} of "
+            f"{module.latent_dim} active{trained_in(seconds)}"
+        )
+        print("  KL per latent: " + " ".join(f"{v:.2f}" for v in r["kl_per_dimension"]), flush=True)
     if len(results) > 1:
         for key in ("negative_elbo", "reconstruction", "kl", "iw_bound"):
-            values = [r[key] for r in results.values()]
-            print(
-                f"{key}: {statistics.mean(values):.2f} +- {statistics.stdev(values):.2f} over "
-                f"{len(values)} runs"
-            )
-    print(f"{platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            print(f"{key}: {over_runs([r[key] for r in results.values()])}")
+    print(f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -21,18 +21,19 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.rounds import device_name, interleave, summary, wall_seconds
 from datamodules.images.folder import ImageFolder
 from datamodules.transforms.views import TwoViews, View
 
@@ -49,7 +50,7 @@ def blur_kernel(size: int) -> int:
 
 
 def make_images(size: int) -> Tensor:
-    """Smooth colored pictures with some texture, uint8 (B, 3, size, size)."""
+    """Smooth colored images with some texture, uint8 (B, 3, size, size)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(NUM_IMAGES[size], 3, 6, 6, generator=generator)
     smooth = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
@@ -73,8 +74,8 @@ def lightly(images: Tensor, size: int, device: torch.device) -> Callable[[], lis
     from torchvision.transforms.functional import to_pil_image
 
     transform = SimCLRTransform(input_size=size, cj_strength=0.5, sigmas=(0.1, 2.0))
-    pictures = [to_pil_image(image) for image in images]
-    return lambda: [torch.stack(views) for views in zip(*map(transform, pictures), strict=True)]
+    originals = [to_pil_image(image) for image in images]
+    return lambda: [torch.stack(views) for views in zip(*map(transform, originals), strict=True)]
 
 
 def torchvision(images: Tensor, size: int, device: torch.device) -> Callable[[], list[Tensor]]:
@@ -94,8 +95,8 @@ def torchvision(images: Tensor, size: int, device: torch.device) -> Callable[[],
             v2.Normalize(MEAN, STD),
         ]
     )
-    pictures = [to_pil_image(image) for image in images]
-    return lambda: [torch.stack([transform(picture) for picture in pictures]) for _ in range(2)]
+    originals = [to_pil_image(image) for image in images]
+    return lambda: [torch.stack([transform(original) for original in originals]) for _ in range(2)]
 
 
 def kornia(images: Tensor, size: int, device: torch.device) -> Callable[[], list[Tensor]]:
@@ -118,17 +119,13 @@ def kornia(images: Tensor, size: int, device: torch.device) -> Callable[[], list
 VARIANTS = {"ours": ours, "lightly": lightly, "torchvision": torchvision, "kornia": kornia}
 
 
-def measure(run: Callable[[], list[Tensor]], device: torch.device) -> float:
+def seconds_of(run: Callable[[], list[Tensor]], device: torch.device) -> float:
     """Seconds of one call: CPU time on CPU, wall time with synchronization on CUDA."""
-    if device.type == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    if device.type == "cuda":
+        return wall_seconds(run, device)
+    start = time.process_time()
     run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def benchmark(size: int, rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
@@ -140,18 +137,25 @@ def benchmark(size: int, rounds: int, device: torch.device) -> dict[str, dict[st
         shapes = [tuple(view.shape) for view in views]
         if shapes != [tuple(images.shape)] * 2 or any(view.dtype != torch.float32 for view in views):
             raise RuntimeError(f"{name} returned {shapes} of {views[0].dtype}")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(measure(run, device))
-    speed = {name: [len(images) / value for value in values] for name, values in seconds.items()}
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in speed.items()
-    }
+    seconds = interleave({name: partial(seconds_of, run, device) for name, run in runs.items()}, rounds)
+    return {name: summary([len(images) / value for value in values]) for name, values in seconds.items()}
 
 
-def main() -> int:
+def print_size(
+    size: int, speed: dict[str, dict[str, float]], ratios: dict[str, float], targets: bool
+) -> None:
+    """The table of one image size."""
+    print(f"\n{size} px, images/s (two views each)   median      min      max   ours is")
+    for name, value in speed.items():
+        ratio = f"{ratios[name]:.2f}x" if name in ratios else ""
+        print(f"  {name:32s} {value['median']:8.0f} {value['min']:8.0f} {value['max']:8.0f}   {ratio}")
+    if targets:
+        for name, target in TARGETS[size].items():
+            verdict = "PASS" if ratios[name] >= target else "MISS"
+            print(f"  {verdict}: {ratios[name]:.2f}x {name}, target {target}x")
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,6 +168,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {args.rounds}")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("not run: no GPU")
         return 0
@@ -177,11 +186,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     device = torch.device(args.device)
-    hardware = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{platform.machine()}, {os.cpu_count()} cores"
-    )
+    hardware = device_name(device, f"{platform.machine()}, {os.cpu_count()} cores")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"{hardware}; one thread; {args.rounds} rounds; load average before {os.getloadavg()[0]:.2f}")
     report: dict = {"versions": versions, "hardware": hardware, "rounds": args.rounds, "sizes": {}}
@@ -190,16 +195,7 @@ def main() -> int:
         ratios = {
             name: speed["ours"]["median"] / value["median"] for name, value in speed.items() if name != "ours"
         }
-        print(f"\n{size} px, images/s (two views each)   median      min      max   ours is")
-        for name, value in speed.items():
-            ratio = f"{ratios[name]:.2f}x" if name in ratios else ""
-            print(f"  {name:32s} {value['median']:8.0f} {value['min']:8.0f} {value['max']:8.0f}   {ratio}")
-        if device.type == "cpu":  # the targets are for one CPU thread
-            for name, target in TARGETS[size].items():
-                print(
-                    f"  {'PASS' if ratios[name] >= target else 'MISS'}: {ratios[name]:.2f}x {name}, target "
-                    f"{target}x"
-                )
+        print_size(size, speed, ratios, targets=device.type == "cpu")  # which are for one CPU thread
         report["sizes"][size] = {"images_per_second": speed, "ratios": ratios}
     report["load_average"] = os.getloadavg()[0]
     print(f"\nload average after {report['load_average']:.2f}")
