@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from datamodules.transforms.base import apply_views
-from datamodules.transforms.masks import MAEViews, RandomPatches
+from datamodules.transforms.masks import RandomPatches
 from evaluation.measures.reconstruction import reconstruction_psnr
 from evaluation.samples import ImageGrid
 from sslmodules.mae import (
@@ -282,44 +282,6 @@ def test_surroundings_are_a_weighted_mean_of_visible_patches() -> None:
 def test_statistics_are_those_of_each_patch() -> None:
     mean, variance = patch_statistics(torch.tensor([[[1.0, 3.0], [2.0, 2.0]]]))
     assert mean.flatten().tolist() == [2, 2] and variance.flatten().tolist() == [2, 0]
-
-
-# -------------------- views
-
-
-def test_views_and_mask_fit_together() -> None:
-    images = torch.rand(40, 3, 20, 24)
-    added = apply_views(MAEViews(16, patch_size=4), images, torch.Generator().manual_seed(0))
-    [view] = added["views"]
-    assert view.shape == (40, 3, 16, 16) and added["mask"].shape == (40, 1, 16, 16)
-    hidden = hidden_patches(added["mask"], 4)
-    assert (hidden.sum(1) == 12).all() and len(hidden.unique(dim=0)) == 40
-
-
-def test_views_are_the_same_in_chunks_and_as_a_whole() -> None:
-    transform, images = MAEViews(16, patch_size=4), torch.rand(150, 1, 16, 16)
-    params = transform.draw(images, torch.Generator().manual_seed(3))
-    whole = transform(images, params)
-    chunks = apply_views(transform, images, torch.Generator().manual_seed(3))
-    assert torch.equal(whole["mask"], chunks["mask"]) and torch.equal(whole["views"][0], chunks["views"][0])
-    on_meta = torch.empty(2, 3, 16, 16, device="meta")
-    assert transform(on_meta, transform.draw(on_meta, None))["mask"].shape == (2, 1, 16, 16)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"patch_size": 5}, "patch_size=5 does not divide an image of 16x16"),
-        ({"ratio": 0.0}, r"ratio must be in \(0, 1\), got 0.0"),
-        ({"ratio": 1.0}, r"ratio must be in \(0, 1\), got 1.0"),
-        ({"ratio": 0.01, "patch_size": 8}, "ratio=0.01 hides 0 of the 4 patches"),
-        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
-        ({"flip_p": 2.0}, "flip_p"),
-    ],
-)
-def test_bad_views_are_refused_at_construction(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MAEViews(16, **options)
 
 
 # -------------------- refusals
