@@ -20,7 +20,6 @@ from sslmodules.gan import GAN, discriminator_loss, generator_loss, gradient_pen
 from tests.conftest import trainer_for
 from tests.sslmodules.gans import LOSSES, adam, gan, images, randn, sgd, state
 
-
 # ---- who gets which gradient -------------------------------------------------------------------------------
 
 
