@@ -13,7 +13,7 @@ import train
 from runtime import trust
 from runtime.checkpoints import load_module
 from runtime.messages import ROOT
-from tests.test_documentation import shown_files
+from tests.documents import shown_files
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
 QUICK = [

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from sslmodules.networks.decoder import Decoder
-from sslmodules.vae import (
-    VAE,
-    importance_weighted_bound,
-)
+from sslmodules.vae import VAE, importance_weighted_bound
 
 
 class Scale(Decoder):
