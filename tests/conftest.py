@@ -143,6 +143,15 @@ COSTLY = [
 ]
 
 
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs in this process must not inherit from each other, and write nothing outside the test's folder."""
+    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
+    monkeypatch.delenv("SSL_TRACEBACK", raising=False)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(params=COSTLY)
 def config(request: pytest.FixtureRequest) -> str:
     return request.param
