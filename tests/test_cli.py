@@ -1,6 +1,4 @@
-"""The command line as a user meets it: a run from end to end, and one clear line for everything that cannot
-work.
-"""
+"""One run from end to end: what it leaves, how it is resumed and evaluated, and what its folder refuses."""
 
 from __future__ import annotations
 
@@ -13,35 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import eval as evaluation_script
 import train
 from runtime.checkpoints import read_checkpoint
-from runtime.command_line import SSLCommandLine
 from runtime.messages import ROOT
 from sslmodules import SSLModule
+from tests.command_lines import DIGITS, QUICK, one_line_of
 
-DIGITS = ["--config", str(ROOT / "configs" / "digits" / "simclr.yaml")]
-QUICK = [
-    "--trainer.accelerator",
-    "cpu",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--trainer.log_every_n_steps",
-    "2",
-]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs in this process must not inherit from each other, and write nothing outside the test's folder."""
-    monkeypatch.delenv("SSL_RUN_DIR", raising=False)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 @pytest.fixture(scope="module")
@@ -187,154 +167,11 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     assert len(json.loads((run / "environment.json").read_text())["restarts"]) == 1
 
 
-def test_a_run_without_a_folder_gets_one_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [
-        *DIGITS,
-        *QUICK,
-        "--trainer.max_steps",
-        "1",
-        "--trainer.limit_val_batches",
-        "0",
-        "--evaluate",
-        "false",
-    ]
-    assert train.main(command) == 0
-    folders = list((tmp_path / "runs" / "digits-simclr").iterdir())
-    assert len(folders) == 1 and re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folders[0].name)
-    assert [p.name for p in tmp_path.iterdir()] == ["runs"]  # nothing beside the run folder
-
-
 def test_the_saved_config_repeats_the_run_in_a_new_folder(trained: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert train.main(["--config", str(trained / "config.yaml"), "--run_dir", str(again)]) == 0
     first, second = (json.loads((r / "results.json").read_text())["results"] for r in (trained, again))
     assert first == second
-
-
-def test_a_short_run_is_short_on_the_terminal(tmp_path: Path) -> None:
-    """The README's command in a process of its own: under 40 lines, with the table and where things are."""
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *DIGITS,
-        "--trainer.max_epochs",
-        "3",
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    env = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "SSL_RUN_DIR")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=env)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout + done.stderr
-    assert len([line for line in text.splitlines() if line.strip()]) < 40, text
-    for expected in (
-        "pretrained",
-        "random_init",
-        "raw_input",
-        "run folder:",
-        "tensorboard --logdir",
-        "python eval.py",
-        "linear",
-        "5-shot",
-    ):
-        assert expected in done.stdout
-    assert "Warning" not in text and "Tip" not in text and "litlogger" not in text, text
-
-
-def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
-    """`--trainer.strategy ddp --trainer.devices 2`: one run folder, one table, and the child's exit does not
-    go unnoticed.
-    """
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *DIGITS,
-        *QUICK,
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-    ]
-    command += [
-        "--trainer.max_epochs",
-        "1",
-        "--data.batch_size",
-        "128",
-        "--trainer.check_val_every_n_epoch",
-        "1",
-    ]
-    env = {k: v for k, v in os.environ.items() if k not in ("PL_GLOBAL_SEED", "SSL_RUN_DIR")}
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        cwd=tmp_path,
-        env={**env, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    runs = list((tmp_path / "runs" / "digits-simclr").iterdir())
-    assert len(runs) == 1 and (runs[0] / "results.json").is_file() and done.stdout.count("run folder:") == 1
-
-
-def test_unlabeled_jpegs_train_without_probes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
-    command = [
-        *DIGITS,
-        *QUICK,
-        "--data",
-        "ImageFolder",
-        "--data.root",
-        str(folder),
-        "--data.image_size",
-        "16",
-    ]
-    command += [
-        "--model.encoder.in_channels",
-        "3",
-        "--data.batch_size",
-        "8",
-        "--trainer.max_epochs",
-        "1",
-        "--run_dir",
-        "run",
-    ]
-    assert train.main([*command, "--trainer.check_val_every_n_epoch", "1"]) == 0
-    out = capsys.readouterr()
-    assert "no labels" in out.out + out.err
-    report = json.loads(Path("run/results.json").read_text())
-    assert report["results"] == {}
-    assert Path("run/checkpoints/best.ckpt").is_file()  # chosen by the loss on held-out images
-
-
-def test_a_timm_name_is_an_encoder(tmp_path: Path) -> None:
-    command = [
-        *DIGITS,
-        *QUICK,
-        "--model.encoder",
-        "resnet10t",
-        "--trainer.max_steps",
-        "1",
-        "--evaluate",
-        "false",
-        "--run_dir",
-        "run",
-    ]
-    # three channels by default, digits have one
-    assert (
-        train.main(
-            [*command, "--model.encoder.init_args.in_channels", "1", "--trainer.limit_val_batches", "0"]
-        )
-        == 0
-    )
-    options = read_checkpoint("run/checkpoints/last.ckpt")["hyper_parameters"]["encoder"]
-    assert options["class_path"].endswith("TimmEncoder") and options["init_args"]["name"] == "resnet10t"
 
 
 def test_help_is_complete_and_needs_no_torch() -> None:
@@ -400,160 +237,7 @@ def test_eval_takes_other_data(trained: Path, tmp_path: Path) -> None:
     )  # synthetic classes can be told apart
 
 
-def test_random_baseline_is_the_network_before_training(tmp_path: Path) -> None:
-    from runtime.checkpoints import initial_module
-
-    cli = SSLCommandLine([*DIGITS, *QUICK, "--run_dir", "r", "--seed_everything", "3"])
-    rebuilt = initial_module({"hyper_parameters": dict(cli.model.hparams), "seed": 3})
-    for (name, a), (_, b) in zip(cli.model.named_parameters(), rebuilt.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
-
-
-# ---- what cannot work: one line that names the value, what was expected, and what to do --------------------
-
-
-def one_line_of(capsys: pytest.CaptureFixture[str]) -> str:
-    error = capsys.readouterr().err.strip()
-    lines = [line for line in error.splitlines() if not line.startswith("Seed set")]
-    assert len(lines) == 1 and lines[0].startswith("error: "), error
-    assert "Traceback" not in error and "Namespace(" not in error and len(error) < 700
-    return lines[0]
-
-
-BAD = [
-    (["--config", "nope.yaml"], "nope.yaml does not exist"),
-    (["--config", "configs/digits/simclr.yml"], "did you mean 'configs/digits/simclr.yaml'"),
-    (["--config", "{broken}"], r"line 2, column 5: broken YAML"),
-    (
-        ["--config", "{typo}"],
-        r"model.temprature: SimCLR has no option 'temprature' \(did you mean 'temperature'\?\)",
-    ),
-    (["--config", "{top}"], r"unknown key 'trainr' \(did you mean 'trainer'\?\)"),
-    (["--config", "{flat}"], "options of SimCLR go under init_args"),
-    (["--config", "{list}"], "holds a list: expected keys"),
-    (
-        [*DIGITS, "--model", "SimCRL"],
-        r"unknown method 'SimCRL' \(did you mean 'SimCLR'\?\); known: .*Inpainting, .*SimCLR",
-    ),
-    ([*DIGITS, "--data", "Digit"], r"unknown data set 'Digit' \(did you mean 'Digits'\?\); known: "),
-    ([*DIGITS, "--model.temprature", "1"], r"no option 'temprature' \(did you mean 'temperature'\?\)"),
-    ([*DIGITS, "--trainer.max_epoch", "3"], r"no option 'max_epoch' \(did you mean 'max_epochs'\?\)"),
-    ([*DIGITS, "--data.batchsize", "3"], r"no option 'batchsize' \(did you mean 'batch_size'\?\)"),
-    (
-        [*DIGITS, "--model.encoder.in_chanels", "1"],
-        r"ConvEncoder has no option 'in_chanels' \(did you mean 'in_channels'\?\)",
-    ),
-    ([*DIGITS, "--model.optimizer.lrr", "1"], r"AdamW has no option 'lrr' \(did you mean 'lr'\?\)"),
-    ([*DIGITS, "--model.optimizer", "Adamw"], "unknown Optimizer class 'Adamw'"),
-    ([*DIGITS, "--model.encoder", "vit_tiny_patch16_22"], r"did you mean 'vit_tiny_patch16_224'"),
-    ([*DIGITS, "--trainer.callbacks+=FeatureProb"], r"did you mean 'FeatureProbe'"),
-    ([*DIGITS, "--confg", "x"], r"unknown option --confg \(did you mean '--config'\?\)"),
-    ([*DIGITS, "--run", "x"], r"unknown option --run \(did you mean '--run_dir'\?\)"),
-    ([*DIGITS, "stray"], "unexpected 'stray'"),
-    (["--model", "SimCLR"], "no data is chosen"),
-    ([*DIGITS, "--model.temperature", "abc"], "model.temperature: expected float, got abc"),
-    ([*DIGITS, "--data.batch_size", "1e3"], "data.batch_size: expected int, got 1000.0"),
-    ([*DIGITS, "--trainer.precision", "17"], "trainer.precision: expected .*bf16-mixed.*, got 17"),
-    ([*DIGITS, "--seed_everything", "x"], "seed_everything: expected bool, int, got x"),
-    ([*DIGITS, "--model.temperature", "0"], "temperature must be positive, got 0"),
-    ([*DIGITS, "--model.optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
-    ([*DIGITS, "--trainer.max_epochs=-5"], "max_epochs.*-5"),
-    ([*DIGITS, "--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
-    (
-        [*DIGITS, "--data.batch_size", "1"],
-        "SimCLR compares the samples of a batch, so batch_size must be at least 2, got 1",
-    ),
-    (
-        [*DIGITS, "--data.batch_size", "5000"],
-        "1077 training samples, fewer than one batch of 5000.*--data.batch_size 1077 or less",
-    ),
-    ([*DIGITS, "--data.views", "null"], "SimCLR needs 'views' in the batch"),
-    (
-        [*DIGITS, "--data", "CIFAR10", "--data.synthetic", "true"],
-        r"^error: ConvEncoder does not take samples of CIFAR10 of shape \(3, 32, 32\): its in_channels is 1; "
-        r"give --model.encoder.in_channels 3$",
-    ),
-    (
-        [*DIGITS, "--data", "MNIST", "--data.root", "nowhere"],
-        "MNIST: --data.root nowhere does not exist.*--data.download true.*configs/digits/",
-    ),
-    ([*DIGITS, "--data", "ImageFolder", "--data.root", "{empty}"], "no images in .*empty"),
-    ([*DIGITS, "--trainer.accelerator", "gpu"], "--trainer.accelerator gpu: there is no GPU here"),
-    (
-        [*DIGITS, "--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"],
-        "`fsdp` requires a GPU accelerator",
-    ),
-    ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
-    ([*DIGITS, "--run_dir", "{foreign}"], "holds other files and no config.yaml"),
-    ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be made"),
-    ([*DIGITS, "--model.optimizer", "os.system"], "'os.system' is outside"),
-]
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"), BAD, ids=[" ".join(a).replace(str(ROOT), "")[-60:] for a, _ in BAD]
-)
-def test_bad_input(
-    args: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if "gpu" in args and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    files = {
-        "broken": "model: {class_path: SimCLR\ndata: [\n",
-        "typo": "model: {class_path: SimCLR, init_args: {temprature: 0.1}}\n",
-        "top": "trainr: {max_epochs: 1}\n",
-        "flat": "model: {class_path: SimCLR, temperature: 0.1}\n",
-        "list": "- a\n- b\n",
-        "file": "x",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.tex").write_text("x")
-    before = sorted(tmp_path.rglob("*"))
-    filled = [re.sub(r"\{(\w+)\}", lambda m: str(tmp_path / m[1]), a) for a in args]
-    own = [] if "--run_dir" in args else ["--run_dir", str(tmp_path / "run")]
-    assert (
-        train.main([*filled, *own, "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]) == 2
-    )
-    assert re.search(expected, one_line_of(capsys))
-    assert sorted(tmp_path.rglob("*")) == before, "something was written for a run that cannot start"
-
-
-def test_a_truncated_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(24):
-        size = (16 + i % 2, 16)  # of different sizes: decoded as they are needed, not at the start
-        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.jpg")
-    data = (folder / "17.jpg").read_bytes()
-    (folder / "17.jpg").write_bytes(data[: len(data) // 2])
-    command = [
-        *DIGITS,
-        *QUICK,
-        "--data",
-        "ImageFolder",
-        "--data.root",
-        str(folder),
-        "--data.image_size",
-        "16",
-        "--data.num_workers",
-        "1",
-    ]
-    command += [
-        "--model.encoder.in_channels",
-        "3",
-        "--data.batch_size",
-        "4",
-        "--trainer.max_epochs",
-        "3",
-        "--run_dir",
-        "run",
-    ]
-    assert train.main([*command, "--trainer.num_sanity_val_steps", "0"]) == 2
-    assert "17.jpg" in one_line_of(capsys)
+# ---- what cannot work --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "pickle", "weights-only", "other-method"])
@@ -605,27 +289,3 @@ def test_bad_input_of_eval(
 ) -> None:
     assert evaluation_script.main([a.replace("{run}", str(trained)) for a in args]) == 2
     assert re.search(expected, one_line_of(capsys))
-
-
-def test_no_argument_is_linked_behind_the_users_back() -> None:
-    """A linked argument would replace what the user gave without a word. Giving every option of the model
-    keeps each value.
-    """
-    from tests.conftest import parse
-
-    given = {
-        "temperature": "0.31",
-        "projector_hidden": "17",
-        "projector_out": "9",
-        "projector_layers": "3",
-        "final_lr_factor": "0.5",
-    }
-    cli = parse("configs/digits/simclr.yaml", *(x for k, v in given.items() for x in (f"--model.{k}", v)))
-    assert {k: str(cli.config.model.init_args[k]) for k in given} == given
-
-
-def test_changing_the_method_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*DIGITS, "--model", "Inpainting", "--model.encoder.in_channels", "2", "--run_dir", "run"]
-    assert train.main(command) == 2  # the decoder is missing
-    out = capsys.readouterr()
-    assert "--model Inpainting replaces SimCLR" in out.out and "decoder" in out.err
