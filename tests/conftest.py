@@ -4,9 +4,11 @@ two CPU cores.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,25 @@ def trainer_for(folder: Path, **options: Any) -> Trainer:
         "num_sanity_val_steps": 0,
     }
     return Trainer(**{**defaults, **options})
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of pytest's processes makes and all of them read. Tests that change it copy it.
+
+    Args:
+        factory: pytest's ``tmp_path_factory``.
+        name: of the folder.
+        make: creates the folder at the given path.
+    """
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    shared = factory.getbasetemp().parent if parallel else factory.getbasetemp()
+    folder, made = shared / name, shared / f"{name}.made"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make(folder)
+            made.touch()
+    return folder
 
 
 #: Folders of configs whose data comes with the installation: there every method can be tried at once.

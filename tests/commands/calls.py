@@ -1,0 +1,35 @@
+"""Calls of eval.py in this process, and what they print and write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as script
+
+
+def evaluate(*arguments: object) -> int:
+    return script.main([*map(str, arguments), "--device", "cpu"])
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that is said when it cannot work."""
+    capsys.readouterr()
+    assert evaluate(*arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ") and len(error.strip().splitlines()) == 1 and len(error) < 500, error
+    return error
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def decibels(line: str) -> float:
+    return float(re.search(r"PSNR of the hidden region ([\d.]+) dB", line)[1])  # type: ignore[index]
