@@ -25,6 +25,7 @@ from runtime.messages import ROOT, config_files
 from sslmodules import methods
 from sslmodules.base import SSLModule
 
+pytest.register_assert_rewrite("tests.faults", "tests.commands.calls", "tests.command_lines")
 silence_framework()
 torch.set_num_threads(1)  # two workers on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
