@@ -43,6 +43,7 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.parts.rounds import not_run
 from datamodules.base import keep_batch
 from datamodules.images.decode import decode_image
 from datamodules.images.folder import FolderDataset, ImageFolder
@@ -372,7 +373,10 @@ def main() -> int:
         parser.error(f"expected at least {BATCH} .jpg files in DIR and one round, got {len(files)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    try:
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        return not_run(f"not run: {error.name} is not installed: pip install -e '.[bench]'")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"{platform.machine()}, {os.cpu_count()} cores; {len(files)} files; {args.rounds} rounds")
     report: dict[str, Any] = {"versions": versions, "augmentation": augmentation(files, args.draws)}

@@ -5,6 +5,7 @@ people.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ SMALL = {
     ),
     "denoising_mnist.py": ("--root DATA --run {}/run", " dB"),
     "digits.py": ("--methods vae --seeds 0 --json {}/r", "| vae |"),
+    "files.py": ("{}/images --images 50 --rounds 1 --workers 0 --draws 1", "load average after"),
     "gan_25_gaussians.py": ("--losses hinge --steps 20 --samples 500", "hinge"),
     "gan_mnist.py": ("{}/run --data_root DATA --samples 500 --epochs 1", "each digit between"),
     "peers.py": ("--device cpu --rounds 1 --images 64 --batch 32 --workers 0 --matrix 64", "ours / lightly"),
@@ -42,12 +44,21 @@ SMALL = {
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
     "text.py": ("--turns 2 --rounds 1 --batch 8 --length 16 --repeats 1", "MaskedTokens / collator"),
-    "train.py": ("--rounds 1 --images 64 --batch 32 --channels 8 8", "lightly"),
+    "train.py": ("--rounds 1 --images 64 --batch 32 --channels 8 8 --skip-peers", "data share of ours"),
     "vae_mnist.py": ("--root DATA --run {}/run --samples 2", "-ELBO"),
     "views.py": ("--sizes 32 --rounds 1", "kornia"),
 }
 #: What --run of a script needs: trained for a step on the real data.
 TRAINED = {"denoising_mnist.py": "autoencoder", "gan_mnist.py": "gan", "vae_mnist.py": "vae"}
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_finds_the_project_in_a_clone(script: str) -> None:
+    """The clone is put on the path before anything of the project is imported."""
+    text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
+    project = r"^(?:from|import) (?:benchmarks|datamodules|evaluation|runtime|sslmodules|train)\b"
+    first = re.search(project, text, flags=re.MULTILINE)
+    assert first is None or "sys.path.insert(0, " in text[: first.start()]
 
 
 def test_every_script_is_tried() -> None:
@@ -101,7 +112,7 @@ def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
             folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(each):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
     done = run(tmp_path, str(ROOT / "benchmarks" / script), *arguments.replace("{}", str(tmp_path)).split())
     if done.returncode == 3:
         pytest.skip(done.stderr.strip() or done.stdout.strip())

@@ -94,7 +94,10 @@ def sequences(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (text, r".*a\.txt is not UTF-8 \(byte 0xe9: .*\): convert it, such as with iconv -f latin1 -t utf-8"),
+        (
+            text,
+            r".*a\.txt is not UTF-8 \(byte 0xe9: .*\): convert it from the encoding that it has, such as with iconv -f latin1 -t utf-8",
+        ),
         (sequences, r".*a\.fa.* record two, has 'L' at position 4, which is no letter of DNA .*"),
     ],
     ids=["text", "sequence"],
