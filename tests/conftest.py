@@ -84,7 +84,7 @@ def shrunk(config: str) -> list[str]:
         options += ["--data.root", "unused"]
     if config == "configs/cifar10/moco.yaml":  # whose 8 groups need 16 samples on each of two processes
         options += ["--model.batch_norm_groups", "4"]
-    if config.startswith(("configs/imagenet", "configs/shards")):
+    if config.startswith(("configs/imagenet", "configs/folder", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
         text = (ROOT / config).read_text()
         if "ViTEncoder" in text:
