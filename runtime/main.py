@@ -69,9 +69,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     data.prepare_data()
     if alone:
         receiver.end_if_asked()
-    check_fit(module, data, trainer.world_size)
-    check_interval(trainer, data)
-    check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
+    _check(cli)
     # only now: what cannot run leaves no folder behind
     folder.create(cli.plain_config, resume is not None, started and started._asdict())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
@@ -105,6 +103,14 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     say(_where_things_are(folder.path))
     leave_together(trainer.world_size)
     return 1 if failed else 0
+
+
+def _check(cli: SSLCommandLine) -> None:
+    """ConfigError if data, validation interval or monitored metrics do not fit the method."""
+    trainer, module, data = cli.trainer, cli.model, cli.datamodule
+    check_fit(module, data, trainer.world_size)
+    check_interval(trainer, data)
+    check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
 
 
 def _fit(cli: SSLCommandLine, resume: Path | None, held: ExitStack) -> bool:
