@@ -5,7 +5,7 @@ images, in dB.
     python benchmarks/denoising_mnist.py --root DIR --run RUN_DIR_OR_CKPT
 
 Without ``--run`` it trains one run per seed with ``train.py`` (55,000 training images, no probes) in a
-temporary folder. Beside the network's output stand the noisy image itself and its median filter of 3x3 and
+temporary folder. The network's output is compared with the noisy image and its median filter of 3x3 and
 5x5 pixels, for the same draws of noise. All are in [0, 1]; the squared error is averaged over all pixels of
 the 10,000 images before the logarithm. ``--noise`` measures a trained network on other noise than it was
 trained with, or trains with it if there is no ``--run``.

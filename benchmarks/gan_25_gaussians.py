@@ -3,7 +3,7 @@
     python benchmarks/gan_25_gaussians.py --seeds 0 1 2 --json gaussians.json
 
 The centers form a 5 x 5 grid, scaled to unit variance; each Gaussian has a deviation of a fortieth of the
-distance to its neighbor. A generator that collapses leaves most of them out, and no loss curve tells. Method,
+distance to its neighbor. A generator that collapses leaves most of them out; no loss curve shows it. Method,
 losses, optimization loop and Trainer are those of ``train.py`` (``sslmodules.gan.GAN``); the networks are
 small multi-layer perceptrons without norms. A Gaussian counts as found if at least a tenth of its share of
 the samples lies within 4 deviations of its center. Beside that count stands the share of all samples that lie

@@ -8,7 +8,7 @@ First a classifier is trained on MNIST's training split with this project's data
 cross-entropy; ``--classifier FILE`` keeps it for the next call. Then, for as many generated samples as asked
 for: how many it takes for each digit (target: each between 5 and 20 percent), how sure it is, and the Fréchet
 distance of its features to those of the test images. That number compares only with others of this very
-classifier and sample size, so beside it stand the floor (as many real training images against the test
+classifier and sample size, so it is printed next to the floor (as many real training images against the test
 images) and the generator before training.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments.
@@ -120,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--classifier", type=Path, metavar="FILE", help="load it from there, or save it there once trained"
     )
-    parser.add_argument("--grid", type=Path, metavar="FILE", help="write a picture of 64 samples")
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="write an image of 64 samples")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
     args = parser.parse_args()

@@ -5,7 +5,7 @@
 Runs ``configs/cifar10/<method>.yaml`` on random images as ``python train.py`` would, callbacks and
 TensorBoard log included, twice.
 
-First without a profiler: events on the device's own clock (the host's on CPU) stand between the parts of a
+First without a profiler: events on the device's own clock (the host's on CPU) separate the parts of a
 step, medians over ``--steps`` steps: views; forward pass and loss; backward pass; the rest of the step
 (gradient norm, optimizer, schedule, teacher, callbacks); and between the steps (next batch fetched and
 copied).

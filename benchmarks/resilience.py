@@ -11,7 +11,7 @@ of its own:
 - SIGKILL goes to both processes at once, as when a node is lost: a random time after a random step, and in
   every third trial a random time after a temporary file of a checkpoint has appeared. Then every checkpoint
   is read, checksums included.
-- SIGTERM goes to one of the processes, drawn by lot: the other must hear of it.
+- SIGTERM goes to one of the processes, drawn at random: the other must learn of it.
 
 Then the same command resumes the run. At the end weights, optimizer, schedule and the logged losses of all
 steps must be those of the run that nobody disturbed, with all bits.

@@ -275,7 +275,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="batches of masks in each round")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="only train the loop on this text, and tell its loss"
+        "--reference", type=Path, metavar="FILE", help="only train the loop on this text, and print its loss"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --reference")
     args = parser.parse_args()

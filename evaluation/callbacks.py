@@ -61,7 +61,7 @@ class FeatureProbe(MetricsCallback):
 
     Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment,
     over all ranks, every sample once. Both are measured on validation data with fixed settings; the test
-    split is for ``eval.py``. On data without labels it says so once and does nothing.
+    split is for ``eval.py``. On data without labels it prints a note once and does nothing.
 
     Args:
         every_n_validations: run at each n-th validation.
@@ -225,7 +225,7 @@ class OnlineLinearProbe(MetricsCallback):
 
 
 class CollapseMetrics(MetricsCallback):
-    """Says whether the representation is alive: RankMe, feature std, alignment and uniformity of the
+    """Collapse diagnostics on validation features: RankMe, feature std, alignment and uniformity of the
     validation features.
 
     Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 when isotropic, 0 when collapsed),

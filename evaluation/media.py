@@ -4,7 +4,7 @@ Lightning gives all loggers the scalars; for the rest each has its own methods. 
 
 - images, if it has ``log_image(key, images, step)``, as ``WandbLogger`` does: a list of one PIL image;
 - texts, if it has ``log_text(key, columns, data, step)``: a table, one row per text;
-- sounds, if it has ``log_audio(key, audios, step, sample_rate)``: a list of one array (T,) in [-1, 1];
+- audio, if it has ``log_audio(key, audios, step, sample_rate)``: a list of one array (T,) in [-1, 1];
 
 or else if its ``experiment`` has ``add_image(tag, image, step)``, ``add_text(tag, markdown, step)`` and
 ``add_audio(tag, wave, step, sample_rate)``, as a ``SummaryWriter`` of TensorBoard does. Other loggers are
@@ -43,7 +43,7 @@ def log_texts(trainer: Trainer, tag: str, columns: list[str], texts: list[list[s
     Args:
         trainer: its loggers get the table.
         tag: under which they show it.
-        columns: what they stand for. TensorBoard shows no columns: there the parts of a row follow each
+        columns: their names. TensorBoard shows no columns: there the parts of a row follow each
             other, the first of several in bold.
         texts: rows of as many plain texts.
     """
@@ -55,7 +55,7 @@ def log_texts(trainer: Trainer, tag: str, columns: list[str], texts: list[list[s
 
 
 def log_sound(trainer: Trainer, tag: str, wave: Tensor, sample_rate: int) -> None:
-    """Log a sound: (T,) samples in [-1, 1], ``sample_rate`` of them per second."""
+    """Log an audio clip: (T,) samples in [-1, 1], ``sample_rate`` of them per second."""
     for is_tensorboard, log in _methods(trainer, "audio"):
         if is_tensorboard:
             log(tag, wave[None], last_step(trainer), sample_rate=sample_rate)

@@ -127,7 +127,7 @@ def obstacles(probes: Iterable[Probe], labels: dict[Split, Tensor], data: SSLDat
 
 
 def foreseen_obstacles(data: SSLDataModule) -> dict[str, str]:
-    """As ``obstacles`` of all probes, told before training: from the labels alone, no sample is read."""
+    """As ``obstacles`` of all probes, before training: from the labels alone, without reading a sample."""
     if data.num_classes is None:
         return {}
     labels = {split: known_labels(data, split) for split in SPLITS}

@@ -25,14 +25,14 @@ from sslmodules.networks import class_attention
 
 @contextmanager
 def fixed_noise(device: torch.device) -> Iterator[None]:
-    """Pictures draw the same noise every time, and leave the method's random state as it was."""
+    """Images draw the same noise every time, and leave the method's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_noise(device, 3)
         yield
 
 
 def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
-    """A picture with a row per sample and a column for each (n, C, H, W), standardized as the data's; small
+    """An image with a row per sample and a column for each (n, C, H, W), standardized as the data's; small
     ones enlarged.
     """
     side = max(column.shape[-1] for column in columns)
@@ -91,7 +91,7 @@ class FirstSamples(Callback, ABC):
 
 
 class ImageGrid(FirstSamples):
-    """Pictures at validation: the views, and what the method makes of an image, as far as batch and method
+    """Images at validation: the views, and what the method makes of an image, as far as batch and method
     have them.
 
     A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed
@@ -205,7 +205,7 @@ def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
 
 
 def spectrogram_image(columns: list[Tensor], height: int = 120) -> Tensor:
-    """Spectrograms as one picture with white lines between: a row per clip, high frequencies at the top.
+    """Spectrograms as one image with white lines between: a row per clip, high frequencies at the top.
 
     Args:
         columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
@@ -230,7 +230,7 @@ class Spectrograms(FirstSamples):
 
     - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches
       predicted.
-    - ``continuations`` (picture and sound), of ``continue_clip(x, steps)``: the clip, and its first half
+    - ``continuations`` (image and audio), of ``continue_clip(x, steps)``: the clip, and its first half
       continued. In the Audio tab ``clip`` is the first half and the rest as recorded, ``continued`` what the
       method makes of it; both go through the log-mel spectrogram, so that they can be compared.
 

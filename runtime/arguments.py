@@ -78,7 +78,7 @@ def read_arguments(args: list[str]) -> Given:
 
 
 def trusted_packages(args: list[str]) -> list[str]:
-    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is said on the command line,
+    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is given on the command line,
     never in a file.
     """
     rest, words = [], iter(args)

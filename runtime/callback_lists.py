@@ -77,7 +77,7 @@ def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_command_line(args: list[str]) -> tuple[list[Spec], list[str]]:
-    """The callbacks that a command line lists, and what else stands on it.
+    """The callbacks that a command line lists, and the rest of it.
 
     ``--trainer.callbacks NAME`` (also with ``+=``) adds one, ``--trainer.callbacks.OPTION VALUE`` sets an
     option of the one before. A list or mapping in YAML adds all of it; ``null`` adds none.

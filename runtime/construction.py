@@ -12,7 +12,7 @@ from typing import Any
 from runtime.discovery import public_name, with_public_names
 
 UNRECORDED = "unrecorded"
-"""Key of what stands in a record for an object whose construction is not known: its class."""
+"""Key of the entry in a record for an object whose construction is not known: its class."""
 
 
 class Recorded:

@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 def first_paragraph(docstring: str | None) -> str:
-    """What a docstring says first, on one line."""
+    """The first sentence of a docstring, on one line."""
     return " ".join((docstring or "").split("\n\n")[0].split())
 
 

@@ -42,7 +42,7 @@ def set_hyperparameters(module: HyperparametersMixin, values: dict[str, Any]) ->
 
 
 def synchronizes_batch_norm(trainer: Trainer) -> bool:
-    """Will batch norm be converted (``sync_batchnorm``, several processes)? Nothing public tells."""
+    """Will batch norm be converted (``sync_batchnorm``, several processes)? No public attribute tells."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 

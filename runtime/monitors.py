@@ -62,7 +62,7 @@ def _terms(module: SSLModule, data: SSLDataModule) -> list[str]:
 
 
 def _may_be_logged(monitor: str, callbacks: list[Callback], module: SSLModule) -> bool:
-    """Is there code that may log this metric without having said so?"""
+    """Is there code that may log this metric without declaring it?"""
     packages = {type(callback).__module__.partition(".")[0] for callback in callbacks}
     if packages - {*PACKAGES, "lightning"}:
         return True

@@ -104,7 +104,7 @@ receiver = SignalReceiver()
 
 
 def end(stop: Preempted) -> int:
-    """Say how the run goes on, ask SLURM for it, and return the exit status."""
+    """Print how the run goes on, ask SLURM for it, and return the exit status."""
     status = 130 if stop.request == StopRequest.INTERRUPT else 143
     local_rank = os.environ.get("LOCAL_RANK", "0")
     if "RANK" not in os.environ and local_rank != "0":

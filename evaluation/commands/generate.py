@@ -43,7 +43,7 @@ from evaluation.commands.outputs import (
 from sslmodules import SSLModule
 
 GRID_LIMIT = 256
-"""At most so many samples are drawn in the picture of ``generate``; the array file holds all."""
+"""The most samples drawn in the image of ``generate``; the array file holds all."""
 
 PROMPT_LIMIT = 2**20
 """Bytes of a prompt's file."""
@@ -87,7 +87,7 @@ class Target(NamedTuple):
 class Request(NamedTuple):
     """What was asked for."""
 
-    number: int  # of images, of tokens to add to a text, of frames to add to a sound; at least 1
+    number: int  # of images, of tokens to add to a text, of frames to add to a clip; at least 1
     target: Target
     prompt: str | None  # what to continue; None = nothing
     temperature: float | None  # None = 1
@@ -96,7 +96,7 @@ class Request(NamedTuple):
 
 @torch.no_grad()
 def generate(module: SSLModule, data: SSLDataModule, asked: Request, seed: int) -> Iterator[str]:
-    """Draw new data: images as a picture and arrays, or the continuation of a text or of a sound.
+    """Draw new data: images as a grid and arrays, or the continuation of a text or an audio clip.
 
     Args:
         module: in eval mode.
@@ -121,7 +121,7 @@ def generate(module: SSLModule, data: SSLDataModule, asked: Request, seed: int) 
 
 
 def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterator[str]:
-    """A picture of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H,
+    """An image of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H,
     W, C) uint8 and ``labels`` (N,) of -1.
     """
     if asked.prompt is None:
@@ -232,7 +232,7 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...")
 
 
-# ---- sound -------------------------------------------------------------------------------------------------
+# ---- audio -------------------------------------------------------------------------------------------------
 
 
 def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator[str]:

@@ -42,7 +42,7 @@ def check_target(path: Path, ending: str, overwrite: bool, option: str = "--outp
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:
-    """Whole or not at all. Returns what to tell."""
+    """Written completely or not at all. Returns the line to print."""
     told = f"{'replaced' if path.exists() else 'written'}: {path}"
     with whole_file(path) as file:
         write(file)
@@ -104,7 +104,7 @@ def pixels_of(images: Tensor) -> np.ndarray:
 
 
 def shown_images(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
-    """A network's output in standardized units as images in [0, 1]; never a picture of NaN."""
+    """A network's output in standardized units as images in [0, 1]; never an image of NaN."""
     if not x.isfinite().all():
         raise ConfigError(
             f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
