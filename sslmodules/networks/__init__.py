@@ -1,6 +1,7 @@
 """Encoders, decoders and heads. What an encoder is: encoder.py."""
 
 from sslmodules.networks.bert_encoder import BertEncoder
+from sslmodules.networks.conformer import ConformerFrames
 from sslmodules.networks.convnet import ConvDecoder, ConvEncoder
 from sslmodules.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from sslmodules.networks.encoder import (
@@ -8,6 +9,7 @@ from sslmodules.networks.encoder import (
     Encoder,
     FrameEncoder,
     MapEncoder,
+    MaskedFrameEncoder,
     PatchEncoder,
     SequenceEncoder,
     TokenEncoder,
@@ -26,6 +28,7 @@ from sslmodules.networks.vit import PatchDecoder, ViTEncoder, class_attention
 __all__ = [
     "BertEncoder",
     "CausalEncoder",
+    "ConformerFrames",
     "ConvDecoder",
     "ConvEncoder",
     "DCGANDiscriminator",
@@ -37,6 +40,7 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MapEncoder",
+    "MaskedFrameEncoder",
     "MomentumCopy",
     "PatchDecoder",
     "PatchEncoder",

@@ -201,6 +201,31 @@ class FrameEncoder(SequenceEncoder, ABC):
         return states, torch.arange(states.shape[1], device=x.device) < length[:, None]
 
 
+class MaskedFrameEncoder(Encoder, ABC):
+    """A network over frames of sound that sees both sides of a frame, and from which frames can be hidden.
+
+    Attributes:
+        in_features: values of a frame, the number of mel bands.
+    """
+
+    in_features: int
+
+    @abstractmethod
+    def forward_frames(self, frames: Tensor, valid: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Frames (B, T, M), which are no padding (B, T), which are hidden (B, T) -> (B, T, D)."""
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, M, T) log-mel, a batch's ``input``, -> (B, T, D); padding frames are 0 in every band."""
+        frames = x[:, 0].transpose(1, 2)
+        valid = torch.arange(frames.shape[1], device=x.device) < valid_frames(x)[:, None]  # (B, T)
+        return self.forward_frames(frames, valid), valid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, M, T) -> (B, D): the mean over the frames that are no padding."""
+        states, valid = self.tokens(x)
+        return (states * valid[:, :, None]).sum(1) / valid.sum(1).clamp(min=1)[:, None]
+
+
 class CausalEncoder(SequenceEncoder, ABC):
     """A causal network over tokens.
 
