@@ -280,8 +280,11 @@ class Worker:
             return 1
         best = self.study.best_trial
         run = self.run_of(best)
-        runs, _ = find_runs([str(self.folder)])
-        print_table(f"{len(runs)} runs", *table(runs, sort=self.args.metric))
+        if any(self.folder.glob("*/config.yaml")):
+            runs, _ = find_runs([str(self.folder)])
+            headings, _ = table(runs)
+            sort = self.args.metric if self.args.metric in headings else None
+            print_table(f"{len(runs)} runs", *table(runs, sort))
         print(f"best so far: {run}  {self.args.metric} {best.value:.4f}  {json.dumps(best.params)}")
         print(f"on the test split, once: python eval.py {run}")
         return 0

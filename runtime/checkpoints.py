@@ -214,10 +214,10 @@ def _unknown_optimizer(parameters: Any) -> Any:
     )
 
 
-def initial_module(checkpoint: dict[str, Any]) -> SSLModule:
+def initial_module(checkpoint: dict[str, Any], seed: int | None = None) -> SSLModule:
     """The method of a checkpoint as it was before training: initial weights drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checkpoint.get("seed", 0))
+        torch.manual_seed(checkpoint.get("seed", 0) if seed is None else seed)
         return build_module(checkpoint.get("hyper_parameters", {})).eval()
 
 

@@ -22,7 +22,8 @@ class TrainedRun:
     Attributes:
         module: with trained weights, in eval mode, on ``device``.
         data: the run's data set, or another one that the command line names.
-        random_init: builds the same method with random weights.
+        random_init: builds the same method with random weights, of the run's seed or of one that is given.
+        pretraining_data: builds the data set that the run was trained on.
         checkpoint: where the weights come from.
         folder: of the run, where results go unless another place is given.
         suffix: of the names of results: tells another checkpoint than ``last.ckpt`` and another data set.
@@ -33,7 +34,8 @@ class TrainedRun:
 
     module: SSLModule
     data: SSLDataModule
-    random_init: Callable[[], SSLModule]
+    random_init: Callable[..., SSLModule]
+    pretraining_data: Callable[[], SSLDataModule]
     checkpoint: Path
     folder: Path
     suffix: str

@@ -1,0 +1,184 @@
+"""Did pre-training help? Accuracies by number of labels, beside training from scratch."""
+
+from __future__ import annotations
+
+import json
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from datamodules.checks import check_at_least, check_positive
+from datamodules.errors import ConfigError
+from evaluation.accuracy import top1
+from evaluation.commands.base import Command, TrainedRun, add_overwrite, say
+from evaluation.commands.outputs import write_image
+from evaluation.curves import Lines, draw_lines
+from evaluation.duplicates import NEAR, count_duplicates
+from evaluation.features import embed_split
+from evaluation.label_budgets import (
+    BUDGETS,
+    PROTOCOL,
+    Budget,
+    draw,
+    linear_score,
+    train_classifier,
+    verdict,
+)
+from evaluation.tables import print_table
+from runtime.files import write_json
+
+ROWS = ("scratch", "frozen random", "raw input", "frozen pre-trained", "fine-tuned")
+
+
+class LabelsCommand(Command):
+    """labels RUN: did pre-training help? Accuracies by number of labels beside training from scratch."""
+
+    reads_data = True
+
+    def add_options(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--draws", type=int, default=3, help="of the labels, and seeds (default: 3)")
+        parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of training (default: 0.001)")
+        add_overwrite(parser)
+
+    def run(self, run: TrainedRun, given: Namespace) -> int:
+        """Results go to ``labels.json`` after each number: the same command goes on where it was ended."""
+        check_at_least(1, **{"--draws": given.draws})
+        check_positive(**{"--lr": given.lr})
+        name = type(run.data).__name__
+        run.data.setup("test")
+        if run.data.num_classes is None:
+            raise ConfigError(f"labels needs data with labels, and {name} has none: give --data NAME")
+        target = run.folder / f"labels{run.suffix}.json"
+        settings = {"checkpoint": str(run.checkpoint), "data": name, "draws": given.draws, "lr": given.lr}
+        report = _begin(target, settings, given.overwrite)
+        if "duplicates" not in report:
+            report["duplicates"] = _duplicates(run)
+        say(_about_duplicates(report["duplicates"]))
+        tasks = _Tasks(run, given.lr)
+        left = list(tasks.missing(report, given.draws))
+        for row, budget, number in track(left, "labels", disable=not left, transient=True):
+            start = time.perf_counter()
+            score = tasks.score(row, budget, number)
+            report["scores"].setdefault(row, {}).setdefault(budget.name, []).append(score)
+            seconds = report["seconds"].setdefault(row, {})
+            seconds[budget.name] = seconds.get(budget.name, 0.0) + time.perf_counter() - start
+            write_json(target, report)
+        report |= {"labels": tasks.counts, "verdict": verdict(report["scores"], tasks.counts)}
+        write_json(target, report)
+        show(report)
+        say(f"written: {target}")
+        say(write_image(target.with_suffix(".png"), _figure(report)))
+        return 0
+
+
+def _begin(target: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """What an earlier start with the same settings has found, or an empty report."""
+    if target.exists() and not overwrite:
+        try:
+            found = json.loads(target.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if not isinstance(found, dict) or found.get("settings") != settings:
+            raise ConfigError(
+                f"{target} holds results of other settings: give --overwrite to replace it, or repeat those"
+            )
+        return found
+    return {"settings": settings, "protocol": PROTOCOL, "scores": {}, "seconds": {}}
+
+
+def _duplicates(run: TrainedRun) -> dict[str, int]:
+    seen = run.pretraining_data()
+    seen.prepare_data()
+    seen.setup("test")
+    return count_duplicates(seen, run.data)
+
+
+def _about_duplicates(found: dict[str, int]) -> str:
+    told = f"of {found['test']} test samples {found['exact']} are among {found['train']} pre-training samples"
+    near = f"{found['near']} nearly (cosine of the raw input above {NEAR})"
+    warning = ": their labels are new, but not the samples" if found["near"] else ""
+    return f"{told}, {near}{warning}"
+
+
+class _Tasks:
+    """The numbers of the table, each computed on its own; features are extracted once."""
+
+    def __init__(self, run: TrainedRun, lr: float) -> None:
+        self.run, self.lr, self.classes = run, lr, run.data.num_classes or 0
+        self.random = run.random_init().to(run.device).eval()
+        encoders: dict[str, Callable[[Tensor], Tensor]] = {
+            "frozen random": self.random.embed,
+            "frozen pre-trained": run.module.embed,
+            "raw input": run.data.baselines()["raw_input"]
+            if "raw_input" in run.data.baselines()
+            else _tfidf(run),
+        }
+        self.features: dict[str, dict[str, Tensor]] = {}
+        self.labels: dict[str, Tensor] = {}
+        for split in ("bank", "val", "test"):
+            self.features[split], self.labels[split] = embed_split(encoders, run.data, split, run.device)
+        drawn = {budget: draw(self.labels["bank"].cpu(), budget, 0) for budget in BUDGETS}
+        self.budgets = [budget for budget, rows in drawn.items() if rows is not None]
+        for budget in drawn.keys() - set(self.budgets):
+            say(f"left out: {budget.name}: a class has fewer labeled training samples")
+        self.counts = {b.name: len(rows) for b, rows in drawn.items() if rows is not None}
+
+    def missing(self, report: dict[str, Any], draws: int) -> Iterator[tuple[str, Budget, int]]:
+        """(row, budget, number of the draw) of what is not in the report yet."""
+        for budget in self.budgets:
+            for row in ROWS:
+                done = len(report["scores"].get(row, {}).get(budget.name, []))
+                yield from ((row, budget, number) for number in range(done, draws))
+
+    def score(self, row: str, budget: Budget, number: int) -> float:
+        """Top-1 on test."""
+        run = self.run
+        rows = draw(self.labels["bank"].cpu(), budget, number)
+        assert rows is not None
+        if row in self.features["bank"]:
+            pairs = {s: (self.features[s][row], self.labels[s]) for s in ("val", "test")}
+            known = {s: (h[y >= 0], y[y >= 0]) for s, (h, y) in pairs.items()}
+            at = rows.to(run.device)
+            train = (self.features["bank"][row][at], self.labels["bank"][at])
+            return linear_score(train, known["val"], known["test"], self.classes)
+        start = run.module if row == "fine-tuned" else run.random_init(number)
+        labels = self.labels["bank"].cpu()[rows]
+        scores = train_classifier(start, run.data, rows, labels, self.classes, self.lr, number, run.device)
+        found, test = embed_split({"": scores}, run.data, "test", run.device)
+        return top1(found[""][test >= 0].argmax(1), test[test >= 0])
+
+
+def _tfidf(run: TrainedRun) -> Callable[[Tensor], Tensor]:
+    """What stands for the raw input of text: the last baseline of its data."""
+    return list(run.data.baselines().values())[-1]
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table, and the sentence below it."""
+    headings = ["", *(f"{name}\n{count} labels" for name, count in report["labels"].items()), "seconds"]
+    rows = []
+    for row in ROWS:
+        cells = [_cell(report["scores"][row][name]) for name in report["labels"]]
+        rows.append([row, *cells, f"{sum(report['seconds'][row].values()):.0f}"])
+    settings = report["settings"]
+    print_table(f"{settings['data']}: top-1 on the test split, {settings['draws']} draws", headings, rows)
+    say(report["verdict"])
+
+
+def _cell(values: list[float]) -> str:
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _figure(report: dict[str, Any]) -> Any:
+    lines: Lines = {}
+    for row in ROWS:
+        points = {report["labels"][name]: mean(values) for name, values in report["scores"][row].items()}
+        lines[row] = [(float(torch.tensor(n).log10()), score) for n, score in sorted(points.items())]
+    return draw_lines([("top-1 by the logarithm (base 10) of the number of labels", lines)])

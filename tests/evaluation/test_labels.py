@@ -1,0 +1,159 @@
+"""``eval.py labels``: the draws, the interpolation, the count of duplicates, and a table that goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import eval as script
+import train
+from datamodules import Digits
+from datamodules.images.module import ArrayDataset
+from evaluation import label_budgets
+from evaluation.commands import labels as command
+from evaluation.duplicates import count_duplicates
+from evaluation.label_budgets import BUDGETS, Budget, draw, equal_labels, verdict
+from runtime.messages import ROOT
+
+LABELS = torch.tensor([0] * 30 + [1] * 10 + [-1] * 5)
+
+
+def test_draws_are_stratified_and_the_same_for_every_row() -> None:
+    rows = draw(LABELS, Budget(per_class=5), seed=1)
+    assert rows is not None and torch.equal(rows, draw(LABELS, Budget(per_class=5), seed=1))  # type: ignore[arg-type]
+    assert LABELS[rows].bincount().tolist() == [5, 5] and rows.unique().equal(rows)
+    other = draw(LABELS, Budget(per_class=5), seed=2)
+    assert other is not None and not torch.equal(rows, other)
+    tenth = draw(LABELS, Budget(share=0.1), seed=0)
+    assert tenth is not None and LABELS[tenth].bincount().tolist() == [3, 1]
+    whole = draw(LABELS, Budget(share=1.0), seed=0)
+    assert whole is not None and whole.tolist() == list(range(40))
+    assert draw(LABELS, Budget(per_class=11), seed=0) is None
+
+
+def test_the_number_of_labels_is_interpolated_in_its_logarithm() -> None:
+    curve = {10: 0.5, 1000: 0.9}
+    assert equal_labels(curve, 0.7) == pytest.approx(100)
+    assert equal_labels(curve, 0.9) == pytest.approx(1000)
+    assert (
+        equal_labels(curve, 0.4) == 10 and equal_labels(curve, 0.95) is None and equal_labels({}, 0.5) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("tuned", "sentence"),
+    [
+        (
+            0.8,
+            "fine-tuning from this run with 10% of the labels (0.800) equals training from scratch with 32%",
+        ),
+        (
+            0.95,
+            "fine-tuning from this run with 10% of the labels (0.950) equals training from scratch with more "
+            "than 100 %",
+        ),
+        (
+            0.7,
+            "no gain seen: with 10% of the labels fine-tuning from this run has 0.700, training from scratch "
+            "0.700",
+        ),
+    ],
+)
+def test_the_verdict(tuned: float, sentence: str) -> None:
+    table = {"scratch": {"10%": [0.6, 0.8], "100%": [0.9]}, "fine-tuned": {"10%": [tuned], "100%": [0.9]}}
+    assert verdict(table, {"10%": 100, "100%": 1000}) == sentence
+
+
+def test_duplicates_are_counted() -> None:
+    """Of four test images one is equal to a training image, one is the same but for a pixel's last bit."""
+    data = Digits()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (20, 8, 8, 1), dtype=np.uint8)
+    test = rng.integers(0, 255, (4, 8, 8, 1), dtype=np.uint8)
+    test[0], test[1] = images[3], images[5]
+    test[1, 0, 0, 0] ^= 1
+    data._datasets = {"train": ArrayDataset(images, np.zeros(20)), "test": ArrayDataset(test, np.zeros(4))}
+    assert count_duplicates(data, data) == {"exact": 1, "near": 2, "train": 20, "test": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    given = ["--config", str(ROOT / "configs/digits/simclr.yaml"), f"--run_dir={folder}", "--evaluate=false"]
+    given += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_RUN_DIR", raising=False)
+        assert train.main(given) == 0
+    return folder
+
+
+def test_a_table_that_goes_on_where_it_ended(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = (Budget(per_class=20), Budget(per_class=500), Budget(share=0.1), Budget(share=1.0))
+    monkeypatch.setattr(command, "BUDGETS", few)
+    monkeypatch.setattr(label_budgets, "MOST", 3)
+    assert script.main(["labels", str(run), "--draws=2"]) == 0
+    told = capsys.readouterr().out
+    assert "left out: 500 per class: a class has fewer labeled training samples" in told
+    assert "of 360 test samples 0 are among 1077 pre-training samples, 0 nearly" in told
+    report = json.loads((run / "labels.json").read_text())
+    assert report["labels"] == {"20 per class": 200, "10%": 109, "100%": 1077}
+    assert list(report["scores"]) == list(command.ROWS)
+    assert all(len(values) == 2 for row in report["scores"].values() for values in row.values())
+    linear = report["scores"]["frozen pre-trained"]
+    assert linear["100%"][0] == linear["100%"][1] > linear["20 per class"][0] > 0.5
+    assert (run / "labels.png").is_file() and report["verdict"] in told
+
+    whole = copy.deepcopy(report["scores"])
+    report["scores"]["scratch"]["10%"].pop()  # as if it had been ended there
+    (run / "labels.json").write_text(json.dumps(report))
+    done: list[Any] = []
+    original = command._Tasks.score
+
+    def score(self: Any, *task: Any) -> float:
+        done.append(task)
+        return original(self, *task)
+
+    monkeypatch.setattr(command._Tasks, "score", score)
+    assert script.main(["labels", str(run), "--draws=2"]) == 0
+    assert done == [("scratch", Budget(share=0.1), 1)]
+    assert json.loads((run / "labels.json").read_text())["scores"] == whole
+    capsys.readouterr()
+    assert script.main(["labels", str(run), "--draws=3"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}/labels.json holds results of other settings: give --overwrite to replace it, or "
+        "repeat those\n"
+    )
+
+
+def test_the_trained_module_stays_as_it_is(run: Path) -> None:
+    """Every draw begins from the same weights."""
+    from runtime.checkpoints import load_module
+
+    module, data = load_module(run / "checkpoints/last.ckpt"), Digits()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    rows = draw(torch.as_tensor(data.dataset("bank").labels), BUDGETS[0], 0)  # type: ignore[attr-defined]
+    assert rows is not None
+    labels = torch.as_tensor(data.dataset("bank").labels)[rows]  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_budgets, "FEWEST", 60)
+        scores = label_budgets.train_classifier(module, data, rows, labels, 10, 1e-2, 0, torch.device("cpu"))
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    x = label_budgets.samples(data, "bank", rows.tolist(), torch.device("cpu"))
+    assert (scores(x).argmax(1) == labels).float().mean() > 0.8
+
+
+def test_data_without_labels_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--draws=0"], "error: --draws must be at least 1, got 0\n"),
+        (["--lr=0"], "error: --lr must be positive, got 0.0\n"),
+    ):
+        assert script.main(["labels", str(run), *options]) == 2
+        assert capsys.readouterr().err == message
