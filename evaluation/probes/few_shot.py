@@ -107,5 +107,5 @@ def fit_few_shot_probes(
         chosen = chosen.to(train_features.device)
         shots_features = (train_features[chosen].detach().float() - mean).div_(std)
         probe = fit_linear_probe(shots_features, train_labels[chosen], num_classes, l2=l2, standardize=False)
-        fitted.append(probe._replace(mean=mean, std=std))
+        fitted.append(probe._replace(mean=mean.to(probe.weight), std=std.to(probe.weight)))
     return fitted

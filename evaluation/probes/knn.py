@@ -10,6 +10,7 @@ Shapes: Q queries, N bank samples, D features, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,6 +42,39 @@ class KNNProbe(Probe):
         return Fitted([votes], {})
 
 
+BANK_ROWS = 2**17
+"""Bank samples that are compared with at once: similarities of more would be gigabytes."""
+
+
+class _Unit:
+    """A bank (N, D) as unit vectors, in blocks: made once of float32 features, else when they are needed."""
+
+    def __init__(self, bank: Tensor, device: torch.device) -> None:
+        self.done = bank.dtype in (torch.float32, torch.float64)
+        self.bank, self.device = F.normalize(bank.float(), dim=1) if self.done else bank, device
+
+    def blocks(self) -> Iterator[Tensor]:
+        for part in self.bank.split(BANK_ROWS):
+            yield part if self.done else F.normalize(part.to(self.device).float(), dim=1)
+
+
+def _nearest(query: Tensor, bank: _Unit, k: int) -> tuple[Tensor, Tensor]:
+    """Similarities and places (Q, k) of the nearest bank samples, the most similar first."""
+    best: tuple[Tensor, Tensor] | None = None
+    start = 0
+    for block in bank.blocks():
+        similarity, index = (query @ block.T).topk(min(k, len(block)), dim=1)
+        index += start
+        start += len(block)
+        if best is not None:
+            similarity, index = torch.cat([best[0], similarity], 1), torch.cat([best[1], index], 1)
+            similarity, order = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            index = index.gather(1, order)
+        best = similarity, index
+    assert best is not None  # the bank is not empty
+    return best
+
+
 def knn_predict(
     query: Tensor,
     bank: Tensor,
@@ -66,8 +100,9 @@ def knn_votes(
     """Votes of the k bank samples most similar to each query, with weight exp(s / T), s = cosine similarity.
 
     The query must not be in the bank: it would be its own nearest neighbor. Features are brought to unit
-    length, not centered. Works in float32 whatever the input's type and inside autocast. Uses memory for one
-    float32 copy of query and bank, and ``chunk_size * N`` similarities.
+    length, not centered. Works in float32 whatever the input's type and inside autocast. Of a float32 bank it
+    makes one copy; one in half precision is read in blocks. Holds ``chunk_size`` times at most ``BANK_ROWS``
+    similarities.
 
     Args:
         query: (Q, D) features to classify, any floating-point type, CPU or GPU.
@@ -96,10 +131,11 @@ def knn_votes(
 
     votes = []
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        bank_t = F.normalize(bank.float(), dim=1).T  # (D, N)
         labels = bank_labels.long()
-        for chunk in F.normalize(query.float(), dim=1).split(chunk_size):
-            similarity, index = (chunk @ bank_t).topk(k, dim=1)  # (chunk, k), most similar first
+        unit = _Unit(bank, labels.device)
+        for part in query.split(chunk_size):
+            chunk = F.normalize(part.to(labels.device).float(), dim=1)
+            similarity, index = _nearest(chunk, unit, k)  # (chunk, k), most similar first
             # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
             # small T.
             weights = ((similarity - similarity[:, :1]) / temperature).exp()

@@ -17,7 +17,7 @@ Shapes: N samples, D features, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +59,8 @@ class LinearClassifier(NamedTuple):
     def logits(self, features: Tensor) -> Tensor:
         """Class scores (N, K), float32, of raw (not yet standardized) features (N, D)."""
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            return torch.addmm(self.bias, (features.float() - self.mean) / self.std, self.weight.T)
+            x = features.to(self.weight.device).float()
+            return torch.addmm(self.bias, (x - self.mean) / self.std, self.weight.T)
 
     def predict(self, features: Tensor) -> Tensor:
         """Most likely class (N,), int64, of raw features (N, D)."""
@@ -102,9 +103,10 @@ def check_features(features: Tensor, name: str = "features") -> None:
         raise ValueError(f"{name}: expected floating-point values, got {features.dtype}")
     # NaN and infinity survive a sum: a cheap test. Only where it fails (also by overflow) are the elements
     # looked at.
-    if features.sum(dim=1).isfinite().all():
+    blocks = features.split(_block_size(features))
+    if all(bool(rows.sum(dim=1, dtype=torch.float32).isfinite().all()) for rows in blocks):
         return
-    bad = (~features.isfinite().all(dim=1)).sum().item()
+    bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in blocks)
     if bad:
         raise ConfigError(
             f"{name}: {bad} of {len(features)} rows hold NaN or infinity: the encoder has diverged"
@@ -121,7 +123,11 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a variance overflows float32 (values around 1e19 and above).
     """
-    mean = features.mean(dim=0, dtype=torch.float32)
+    if features.dtype == torch.float32:
+        mean = features.mean(dim=0)
+    else:  # block by block: torch would make a float32 copy of all rows
+        sums = [rows.sum(dim=0, dtype=torch.float64) for rows in features.split(_block_size(features))]
+        mean = (torch.stack(sums).sum(dim=0) / len(features)).float()
     variance = torch.zeros_like(mean)
     for rows in features.split(_block_size(features)):
         variance += (rows.float() - mean).square_().sum(dim=0)
@@ -146,12 +152,13 @@ def fit_linear_probe(
     """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights: deterministic, in
     float32.
 
-    Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Needs
-    memory for one more float32 copy of the features.
+    Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Of
+    float32 features it makes one copy; in half precision they are read in blocks.
 
     Args:
         features: (N, D) frozen features, any floating-point type, CPU or GPU.
-        labels: (N,) integers in [0, num_classes), on the features' device.
+        labels: (N,) integers in [0, num_classes), on the device that computes: the features' own, or a GPU
+            for half-precision features on the host.
         num_classes: K. A class without examples is allowed.
         l2: weight of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5.
         standardize: give each feature zero mean and unit variance over ``features`` first, default True. It
@@ -162,7 +169,7 @@ def fit_linear_probe(
             optimum's accuracy.)
 
     Returns:
-        The probe, on the features' device; it takes raw features.
+        The probe, on the labels' device; it takes raw features.
 
     Raises:
         ValueError: empty or non-finite features, a label outside [0, num_classes), negative l2,
@@ -172,13 +179,13 @@ def fit_linear_probe(
     _check_fit_options((l2,), max_iterations)
     mean, std = _statistics_or_identity(features, standardize)
     weight, bias = _minimize(
-        (features.detach().float() - mean).div_(std),
+        Standardized(features.detach(), mean, std),
         labels.long(),
         l2,
         max_iterations,
-        *_zero_init(features, num_classes),
+        *_zero_init(features, labels, num_classes),
     )
-    return LinearClassifier(weight, bias, mean, std)
+    return LinearClassifier(weight, bias, mean.to(weight), std.to(weight))
 
 
 def select_linear_probe(
@@ -221,13 +228,14 @@ def select_linear_probe(
         )
     _check_fit_options(l2_grid, max_iterations)
     mean, std = _statistics_or_identity(train_features, standardize)
-    inputs, targets = (train_features.detach().float() - mean).div_(std), train_labels.long()
+    inputs, targets = Standardized(train_features.detach(), mean, std), train_labels.long()
 
     best: tuple[LinearClassifier, float] | None = None
     best_accuracy = -1.0
     # Neighboring optima are close: on digits, starting at the last one takes a third less time than from
     # zero.
-    weight, bias = _zero_init(train_features, num_classes)
+    weight, bias = _zero_init(train_features, train_labels, num_classes)
+    mean, std = mean.to(weight), std.to(weight)
     for l2 in sorted(l2_grid, reverse=True):
         weight, bias = _minimize(inputs, targets, l2, max_iterations, weight, bias)
         probe = LinearClassifier(weight, bias, mean, std)
@@ -261,26 +269,47 @@ def _statistics_or_identity(features: Tensor, standardize: bool) -> tuple[Tensor
     return torch.zeros(width, device=device), torch.ones(width, device=device)
 
 
-def _zero_init(features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    width, device = features.shape[1], features.device
+class Standardized:
+    """Features (N, D) as zero mean and unit variance, block by block on the device that computes.
+
+    float32 features on that device are standardized once, which takes as much memory again. Others, in half
+    precision or on the host, are too many for a copy: each block is made when it is needed.
+    """
+
+    def __init__(self, features: Tensor, mean: Tensor, std: Tensor) -> None:
+        self.features, self.mean, self.std = features, mean, std
+        self.done = features.dtype in (torch.float32, torch.float64)
+        if self.done:
+            self.features = (features.float() - mean).div_(std)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def blocks(self, device: torch.device, rows: int) -> Iterator[Tensor]:
+        for part in self.features.split(rows):
+            x = part.to(device)
+            yield x if self.done else (x.float() - self.mean.to(device)).div_(self.std.to(device))
+
+
+def _zero_init(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    width, device = features.shape[1], labels.device
     return torch.zeros(num_classes, width, device=device), torch.zeros(num_classes, device=device)
 
 
 def _minimize(
-    inputs: Tensor, targets: Tensor, l2: float, max_iterations: int, weight: Tensor, bias: Tensor
+    inputs: Standardized, targets: Tensor, l2: float, max_iterations: int, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Minimize the objective from (``weight``, ``bias``), which stay as they are; returns the new pair.
 
     The gradient is written out rather than taken by autograd: autograd is unavailable in inference mode,
     where validation runs, and would keep all N rows of logits.
     """
-    rows = _block_size(inputs)
-    count = len(inputs)
+    device, rows, count = targets.device, _block_size(targets), len(inputs)
     # The line search compares losses that differ by less than float32 can tell, and would try many steps in
     # vain.
-    loss_dtype = torch.float32 if inputs.device.type == "mps" else torch.float64  # MPS has no float64
+    loss_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         weight, bias = weight.clone(), bias.clone()
         weight.grad = weight_grad = torch.zeros_like(weight)
         bias.grad = bias_grad = torch.zeros_like(bias)
@@ -288,8 +317,8 @@ def _minimize(
         def closure() -> Tensor:
             weight_grad.zero_()
             bias_grad.zero_()
-            total = torch.zeros((), dtype=loss_dtype, device=inputs.device)
-            for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
+            total = torch.zeros((), dtype=loss_dtype, device=device)
+            for x, y in zip(inputs.blocks(device, rows), targets.split(rows), strict=True):
                 # Classes first: with few classes, a softmax over the last dimension is several times slower
                 # on CPU.
                 log_p = torch.addmm(bias.unsqueeze(1), weight, x.T).log_softmax(dim=0)  # (K, rows)
