@@ -110,6 +110,39 @@ def test_who_starts_again() -> None:
     assert all(container(part["template"]["spec"])["name"] == "pytorch" for part in REPLICAS.values())
 
 
+DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
+SBATCH = (ROOT / "cluster" / "slurm.sbatch").read_text(encoding="utf-8")
+
+
+def test_the_image_holds_what_the_pods_start(pod: dict[str, Any]) -> None:
+    """The Dockerfile is parsed, not built."""
+    copied = {
+        name for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]
+    }
+    assert all((ROOT / name).exists() for name in copied)
+    needed = {
+        "train.py",
+        "eval.py",
+        "cluster",
+        "configs",
+        "sslmodules",
+        "datamodules",
+        "evaluation",
+        "runtime",
+    }
+    assert needed <= copied
+    assert f"WORKDIR {container(pod)['workingDir']}" in DOCKERFILE
+    assert f"-t {container(pod)['image']}" in DOCKERFILE
+    extras = set(re.search(r"\[(.*?)\]", DOCKERFILE)[1].split(","))  # type: ignore[index]
+    known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(f"\n{extra} = [" in known for extra in extras)
+
+
+def test_slurm_waits_for_the_process_that_evaluates() -> None:
+    [srun] = [line for line in SBATCH.splitlines() if line.startswith("exec srun")]
+    assert {"--kill-on-bad-exit=1", "--wait=0"} <= set(srun.split())
+
+
 def workers(config: Path) -> int:
     return yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"].get("num_workers", 0)
 
@@ -121,8 +154,7 @@ def test_there_is_a_cpu_for_each_worker(pod: dict[str, Any]) -> None:
 
 
 def test_a_slurm_task_has_a_cpu_for_each_worker_of_every_config() -> None:
-    script = (ROOT / "cluster" / "slurm.sbatch").read_text(encoding="utf-8")
-    cpus = int(re.findall(r"^#SBATCH --cpus-per-task=(\d+)$", script, re.MULTILINE)[0])
+    cpus = int(re.findall(r"^#SBATCH --cpus-per-task=(\d+)$", SBATCH, re.MULTILINE)[0])
     most = max(
         workers(config)
         for folder in ("imagenet", "shards")
