@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +35,7 @@ from datamodules.text.corpus import (
     text_files,
 )
 from datamodules.text.module import TextDataModule
+from datamodules.text.pieces import pieces
 from datamodules.text.store import (
     DocumentDataset,
     Tokens,
@@ -53,7 +54,20 @@ Layout = Literal["windows", "documents", "pairs"]
 MEMORY_LIMIT = 512 * 2**20
 """Bytes of text up to which a corpus and its tokens are kept in memory."""
 
+BLOCK = 2**20
+"""Characters that are encoded at once."""
+
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def _some(items: Iterator[tuple[int, Document, bool]]) -> Iterator[tuple[int, Document, bool]]:
+    """The next items, until they have ``BLOCK`` characters."""
+    size = 0
+    for item in items:
+        yield item
+        size += len(item[1].text)
+        if size >= BLOCK:
+            return
 
 
 class TextFiles(TextDataModule):
@@ -262,7 +276,7 @@ class TextFiles(TextDataModule):
 
     def _make_tokenizer(self) -> Tokenizer:
         joints = ["\n"] if np.bincount(self._assign() + 1).max() > 1 else []
-        texts = chain(self._texts(0), joints)
+        texts = chain((piece for text in self._texts(0) for piece, _ in pieces(text)), joints)
         return train_tokenizer(self.kind, texts, self.most_tokens, specials=self.layout != "windows")
 
     def _read_tokenizer(self, text: str) -> Tokenizer:
@@ -301,9 +315,9 @@ class TextFiles(TextDataModule):
 
     def _tokenize(self, number: int, split: Split, path: Path | None) -> Tokens:
         writer, unknown, without = TokenWriter(self.vocab_size, path), 0, 0
-        for document, label, segments in self._encoded(number):
+        for document, label, segments, ends in self._encoded(number):
             unknown += sum(count for _, count in segments)
-            made = self._samples([ids for ids, _ in segments])
+            made = self._samples([ids for ids, _ in segments], ends)
             without += not made
             for ids in made:
                 writer.add(ids, label, document)
@@ -321,34 +335,41 @@ class TextFiles(TextDataModule):
             )
         return tokens
 
-    def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]]]]:
-        """(document number, label, (ids, unknown tokens) of each segment)."""
-        assigned, names = self._assign(), self.class_names
+    def _items(self, split: int) -> Iterator[tuple[int, Document, bool]]:
+        """(number, document, True); of windows, which cross documents, (number, piece, is it the last)."""
+        assigned = self._assign()
         if (assigned < 0).any():
-            items: Iterable[tuple[int, Document]] = (
-                (i, Document((text,))) for i, text in enumerate(self._texts(split))
-            )
+            items = enumerate(Document((text,)) for text in self._texts(split))
         else:
-            items = ((i, d) for i, d in enumerate(self._documents()) if assigned[i] == split)
-        items = iter(items)
-        while block := list(islice(items, 1024)):  # many at once, to keep the library's threads busy
-            texts = [self._segments(document) for _, document in block]
+            items = ((i, d) for i, d in enumerate(self._documents()) if assigned[i] == split)  # type: ignore[assignment]
+        for number, document in items:
+            if self.layout != "windows":
+                yield number, document, True
+                continue
+            for piece, ends in pieces(document.text):
+                yield number, Document((piece,), document.label), ends
+
+    def _encoded(self, split: int) -> Iterator[tuple[int, int, list[tuple[np.ndarray, int]], bool]]:
+        """(document number, label, (ids, unknown tokens) of each segment, does the document end)."""
+        names, items = self.class_names, self._items(split)
+        while block := list(_some(items)):  # many at once, to keep the library's threads busy
+            texts = [self._segments(document) for _, document, _ in block]
             ids = iter(self.tokenizer.encode([text for one in texts for text in one]))
-            for (number, document), one in zip(block, texts, strict=True):
+            for (number, document, ends), one in zip(block, texts, strict=True):
                 label = -1 if document.label is None else names.index(document.label)
                 encoded = [next(ids) for _ in one]
                 counts = [self.tokenizer.count_unknown(text, x) for text, x in zip(one, encoded, strict=True)]
-                yield number, label, list(zip(encoded, counts, strict=True))
+                yield number, label, list(zip(encoded, counts, strict=True)), ends
 
     def _segments(self, document: Document) -> list[str]:
         if self.layout != "pairs":
             return [document.text]
         return list(document.parts) if len(document.parts) == 2 else sentences(document.text)
 
-    def _samples(self, segments: list[np.ndarray]) -> list[np.ndarray]:
+    def _samples(self, segments: list[np.ndarray], ends: bool) -> list[np.ndarray]:
         """The samples of a document: its tokens with the separator, one sample, or its pairs."""
         if self.layout == "windows":
-            return [np.concatenate([segments[0], self._separator()])]
+            return [np.concatenate([segments[0], self._separator()]) if ends else segments[0]]
         if self.layout == "documents":
             return [frame(segments[0][: self.length - 2])] if len(segments[0]) else []
         room = self.length - 3

@@ -205,6 +205,7 @@ def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> 
     a word gets its own code, pairs are learned as in BPE, and a piece that starts with such a code gets
     ``##``.
     """
+    words = _within_alphabet(words, options["vocab_size"] - len(SPECIALS))
     inner = sorted({letter for word in words for letter in word[1:]})
     code = {letter: chr(0xF0000 + i) for i, letter in enumerate(inner)}  # a private-use plane of Unicode
     letter_of = {c: letter for letter, c in code.items()}
@@ -219,6 +220,22 @@ def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> 
         plain = "".join(letter_of.get(c, c) for c in piece)
         pieces[plain if piece in SPECIALS or piece[0] not in letter_of else f"##{plain}"] = number
     return pieces
+
+
+def _within_alphabet(words: Counter[str], most: int) -> Counter[str]:
+    """The words that need at most ``most`` letters, those at the start of a word and inside of one counted
+    apart: all, except of scripts with thousands of letters, whose rarest are left to [UNK].
+    """
+    counts: Counter[tuple[bool, str]] = Counter()
+    for word, count in words.items():
+        for place, letter in enumerate(word):
+            counts[place > 0, letter] += count
+    if len(counts) <= most:
+        return words
+    kept = set(sorted(counts, key=lambda key: (-counts[key], key))[:most])
+    return Counter(
+        {w: n for w, n in words.items() if all((i > 0, letter) in kept for i, letter in enumerate(w))}
+    )
 
 
 def load_tokenizer(text: str) -> Tokenizer:

@@ -18,7 +18,7 @@ from datamodules.errors import ConfigError, DataFileError
 from datamodules.text.corpus import Corpus, class_list, embedded_documents, sentences
 from datamodules.text.files import TextFiles
 from datamodules.text.store import TokenWriter, WindowDataset, cut_pairs, cut_to, open_tokens
-from datamodules.text.tokenizer import CLS, PAD, SEP
+from datamodules.text.tokenizer import CLS, PAD, SEP, train_tokenizer
 
 
 def texts_of(data: TextFiles, split: Any) -> list[str]:
@@ -515,6 +515,48 @@ def test_copies_and_missing_classes_are_counted(tmp_path: Path) -> None:
         f"{where}: {copied[0]} of 4 documents of val and {copied[1]} of 4 documents of test are copies of "
         "documents of another split: numbers on them are too good"
     )
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bytes", "bpe", "wordpiece"])
+@pytest.mark.parametrize("documents", [1, 3])
+def test_long_texts_are_encoded_in_pieces(
+    tokenizer: Any, documents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens as of the whole text, whatever stands between the words; and never much at once."""
+    rng = np.random.default_rng(0)
+    gaps = [" ", " ", "  ", "\n", "\n\n", ", ", " \n ", "\t"]
+    words = ["the", "cat's", "naïve", "漢字", "x1", "..."]
+    for i, name in enumerate(("train", "valid", "test")[:documents]):
+        text = "".join(rng.choice(words) + rng.choice(gaps) for _ in range(600 + i))
+        (tmp_path / f"{name}.txt").write_text(text)
+    options: Any = {"root": str(tmp_path), "tokenizer": tokenizer, "vocab_size": 300, "length": 9}
+    whole = TextFiles(**options)
+    expected = {split: whole.dataset(split).flat for split in ("train", "val", "test")}  # type: ignore[attr-defined, arg-type]
+    monkeypatch.setattr("datamodules.text.pieces.PIECE", 50)
+    monkeypatch.setattr("datamodules.text.files.BLOCK", 200)
+    most = 0
+    cut = TextFiles(**options)
+    encode = cut.tokenizer.encode
+
+    def noted(texts: Any) -> Any:
+        nonlocal most
+        most = max(most, sum(map(len, texts)))
+        return encode(texts)
+
+    monkeypatch.setattr(cut.tokenizer, "encode", noted)
+    assert cut.tokenizer.to_json() == whole.tokenizer.to_json()
+    for split, tokens in expected.items():
+        assert np.array_equal(cut.dataset(split).flat, tokens)  # type: ignore[attr-defined, arg-type]
+    assert most < 700
+
+
+def test_wordpiece_keeps_its_size_on_any_script(tmp_path: Path) -> None:
+    """Thousands of different letters do not all get a token: the rarest are unknown."""
+    rng = np.random.default_rng(0)
+    letters = [chr(0x4E00 + i) for i in range(3000)]
+    text = " ".join("".join(rng.choice(letters[: 10 + i], 3)) for i in range(2990))
+    tokenizers = [train_tokenizer("wordpiece", [text], 500, specials=True) for _ in range(2)]
+    assert tokenizers[0].vocab_size <= 500 and tokenizers[0].to_json() == tokenizers[1].to_json()
 
 
 def test_token_files_of_another_split_are_made_again(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""Cuts long texts into pieces whose tokens are, together, those of the whole text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+PIECE = 2**16
+"""Characters of a piece, about: tokenizers take up to 200 bytes of memory per character."""
+
+SAFE = re.compile(r"(?<=\S) (?=\S)")
+"""A single space between two words: no tokenizer joins what is before it with what follows."""
+
+
+def pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """(piece, is it the last) of a text, cut before single spaces.
+
+    Where ``PIECE`` characters hold none, the piece goes on to the next one.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        found = SAFE.search(text, start + PIECE)
+        if found is None:
+            break
+        yield text[start : found.start()], False
+        start = found.start()
+    yield text[start:], True
