@@ -39,7 +39,9 @@ class Batch(TypedDict, total=False):
     input: Tensor  # CLEAN sample: (B, C, H, W) float standardized; (B, 1, F, T) log-mel; (B, T) int64 tokens
     label: Tensor  # (B,) int64, -1 = unknown; only probes use it
     views: list[Tensor]  # each (B, C, h, w), standardized; global views first
-    mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels or (B, N) patches
+    mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels, (B, 2, H, W) of two views, or (B, N) patches
+    context: Tensor  # (B, K) int64, patches to be seen, counted row by row
+    targets: Tensor  # (B, M, L) int64, patches of M blocks to be predicted
     corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardized; (B, T) int64 tokens with some replaced
     target: Tensor  # (B, T) int64, -100 where there is no loss
     segment: Tensor  # (B, T) int64, 0 or 1

@@ -11,7 +11,6 @@ evaluation does by default.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from datamodules.checks import check_at_least, check_positive, check_within
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, cosine_momentum
 from sslmodules.networks.encoder import Encoder
-from sslmodules.optim import clip_each
+from sslmodules.optim import clip_each, raise_weight_decay
 from sslmodules.swav import check_views, encode_views, entropy, swapped_cross_entropy
 
 
@@ -68,6 +67,20 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tens
         )
 
 
+def dino_mlp(in_features: int, hidden: int, out_features: int, layers: int) -> nn.Sequential:
+    """Linear layers with GELU in between and no batch norm: (..., in_features) -> (..., out_features)."""
+    widths = [in_features, *[hidden] * (layers - 1), out_features]
+    modules: list[nn.Module] = []
+    for i in range(layers):
+        modules += [nn.Linear(widths[i], widths[i + 1]), nn.GELU()]
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            # 0.02 at the official code's width of 2048; at other widths signals keep the same size
+            nn.init.trunc_normal_(module.weight, std=0.02 * (2048 / module.in_features) ** 0.5)
+            nn.init.zeros_(module.bias)
+    return nn.Sequential(*modules[:-1])
+
+
 class DINOHead(nn.Module):
     """Projector of student and teacher: MLP with GELU and no batch norm, unit vector, normalized linear
     layer.
@@ -91,16 +104,7 @@ class DINOHead(nn.Module):
         layers: int = 3,
     ):
         super().__init__()
-        widths = [in_features, *[hidden] * (layers - 1), bottleneck]
-        modules: list[nn.Module] = []
-        for i in range(layers):
-            modules += [nn.Linear(widths[i], widths[i + 1]), nn.GELU()]
-        self.mlp = nn.Sequential(*modules[:-1])
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                # 0.02 at the official code's width of 2048; at other widths signals keep the same size
-                nn.init.trunc_normal_(module.weight, std=0.02 * (2048 / module.in_features) ** 0.5)
-                nn.init.zeros_(module.bias)
+        self.mlp = dino_mlp(in_features, hidden, bottleneck, layers)
         self.last_layer = nn.Linear(bottleneck, out_features, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -269,9 +273,4 @@ class DINO(SSLModule):
             # no gradient at all: with a zero gradient, momentum and weight decay would still change it
             self.projector.last_layer.weight.grad = None
         if self.final_weight_decay is not None:
-            for group in optimizer.param_groups:
-                if group.get("weight_decay"):
-                    # stored in the group, and so in the checkpoint, as schedulers do with `initial_lr`
-                    start = group.setdefault("initial_weight_decay", group["weight_decay"])
-                    share = 0.5 * (1 - math.cos(math.pi * self.progress()))
-                    group["weight_decay"] = start + share * (self.final_weight_decay - start)
+            raise_weight_decay(optimizer, self.progress(), self.final_weight_decay)

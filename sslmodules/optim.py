@@ -54,6 +54,20 @@ def factor_of_group(group: dict[str, Any], factor: Callable[[int], float]) -> Ca
     return factor if scale == 1 else lambda step: scale * factor(step)
 
 
+def raise_weight_decay(optimizer: Optimizer, progress: float, final: float) -> None:
+    """Set the weight decay of each group by a half cosine from its own value to ``final``; 0 stays 0.
+
+    Args:
+        optimizer: its groups keep their first value under ``initial_weight_decay``, and so in the checkpoint.
+        progress: share of the run already done, in [0, 1].
+        final: value at the end.
+    """
+    for group in optimizer.param_groups:
+        if group.get("weight_decay"):
+            start = group.setdefault("initial_weight_decay", group["weight_decay"])
+            group["weight_decay"] = start + 0.5 * (1 - math.cos(math.pi * progress)) * (final - start)
+
+
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
     """Learning-rate factor at each optimizer step: linear from 1/warmup to 1, then a half cosine to
     ``final``.

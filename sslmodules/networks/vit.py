@@ -186,20 +186,30 @@ class ViTEncoder(PatchEncoder):
         Returns:
             (B, 1 + K, D), the class token first, then the patches in the order of ``visible``.
         """
-        grid = self._grid_of(x)
-        positions = self.positions
-        if grid != self.grid:
-            positions = sincos_positions(grid, self.num_features, self.grid, x.device).to(positions.dtype)
+        positions = self._positions_of(x)
         patches = patchify(x, self.patch_size)  # (B, N, p * p * C)
         if visible is not None:
             patches = patches.gather(
                 1, visible[:, :, None].expand(-1, -1, patches.shape[2])
             )  # (B, K, p * p * C)
             positions = positions[visible]  # (B, K, D): each patch keeps its position in the image
-        tokens = self.patch_embed(patches) + positions
-        class_token = self.class_token.expand(x.shape[0], -1, -1).to(
-            tokens.dtype
-        )  # its position is all zeros
+        return self._encode(self.patch_embed(patches) + positions)
+
+    def forward_masked(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D), with ``mask_token`` (1, 1, D) for the patches ``hidden`` (B, N)."""
+        patches = self.patch_embed(patchify(x, self.patch_size))  # (B, N, D)
+        patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
+        return self._encode(patches + self._positions_of(x))
+
+    def _positions_of(self, x: Tensor) -> Tensor:
+        grid = self._grid_of(x)
+        if grid == self.grid:
+            return self.positions
+        return sincos_positions(grid, self.num_features, self.grid, x.device).to(self.positions.dtype)
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """Patch tokens with their positions (B, K, D) -> (B, 1 + K, D)."""
+        class_token = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # at no position
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,6 +272,53 @@ class PatchDecoder(nn.Module):
         )  # each token goes to the position of its patch
         x = torch.cat([x[:, :1].to(self.positions.dtype), places + self.positions], dim=1)
         return self.predict(self.norm(self.blocks(x))[:, 1:])
+
+
+class PatchPredictor(nn.Module):
+    """Predicts the tokens of some patches of an image from those of others (I-JEPA).
+
+    Args:
+        grid: rows and columns of patches.
+        in_width: width of the tokens that are given and predicted.
+        width: width of this predictor's tokens; divisible by 4.
+        depth: number of blocks.
+        heads: number of attention heads; must divide ``width``.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    equal_buffers = ("positions",)
+    positions: Tensor
+
+    def __init__(self, grid: tuple[int, int], in_width: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        _check_blocks("predictor_", width, depth, heads)
+        self.embed = nn.Linear(in_width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.blocks = _blocks(width, depth, heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, in_width)
+        _initialize(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+        """Each block of targets by itself, from the whole context.
+
+        Args:
+            tokens: (B, K, in_width) of the patches ``context``.
+            context: (B, K) int64.
+            targets: (B, M, L) int64, patches of each of M blocks.
+
+        Returns:
+            (B, M, L, in_width).
+        """
+        m, k = targets.shape[1], context.shape[1]
+        seen = (self.embed(tokens) + self.positions[context]).repeat_interleave(m, 0)  # (B * M, K, width)
+        asked = self.mask_token + self.positions[targets.flatten(0, 1)]  # (B * M, L, width)
+        x = self.norm(self.blocks(torch.cat([seen, asked.to(seen.dtype)], dim=1)))
+        return self.predict(x[:, k:]).unflatten(0, (-1, m))
 
 
 @torch.no_grad()
