@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,8 @@ def _where_things_are(folder: Path) -> str:
     lines = [f"run folder:   {where}"]
     if any(folder.rglob("events.out.tfevents.*")):
         lines.append(f"TensorBoard:  tensorboard --logdir {where}")
-    return "\n".join([*lines, f"evaluate:     python eval.py {where}"])
+    command = "ssl-eval" if Path(sys.argv[0]).stem == "ssl-train" else "python eval.py"
+    return "\n".join([*lines, f"evaluate:     {command} {where}"])
 
 
 def evaluate_run(cli: SSLCommandLine) -> bool:

@@ -11,7 +11,8 @@
 
 # %% [bash]
 # ssl-train --config configs/text/gpt.yaml --trainer.max_epochs 1 \
-#     --trainer.limit_train_batches 60 --trainer.enable_progress_bar false --run_dir text
+#     --trainer.limit_train_batches 60 --trainer.limit_val_batches 30 \
+#     --trainer.enable_progress_bar false --run_dir text
 
 # %% [markdown]
 # The report gives the loss in nats per character beside two tables that need no network: how often each
@@ -66,7 +67,8 @@ Path("genome.gff").write_text("##gff-version 3\n" + "\n".join(genes) + "\n")
 
 # %% [markdown]
 # The probes tell coding from non-coding windows; `kmers`, counts of all words of four bases, is the
-# baseline to beat ([DNA](../data/sequences.md)).
+# baseline to beat. After so few steps expect the network to be no better than before training
+# (`random_init`) ([DNA](../data/sequences.md)).
 #
 # ## Features of any kind
 #
