@@ -1,4 +1,4 @@
-"""What is released: a wheel that trains from an empty folder in a new environment, and an sdist with every file."""
+"""Releases: the sdist has every file, and the wheel trains from an empty folder in a new environment."""
 
 from __future__ import annotations
 

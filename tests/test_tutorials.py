@@ -23,4 +23,4 @@ def test_a_tutorial_runs(script: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("SSL_RUN_DIR", raising=False)
     notebook = nbformat.reads(notebook_text(script), as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

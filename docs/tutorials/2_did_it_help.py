@@ -60,12 +60,14 @@ print(network(torch.zeros(4, 1, 8, 8)).shape)
 # `preprocess.json` says how images have to be standardized, and `README.md` is a model card with the
 # results.
 #
-# A timm network goes back to timm under its own names. Any timm model is an encoder by its name:
+# A timm network goes back to timm under its own names. Any timm model is an encoder by its name. Two
+# batches are enough to show it:
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml \
 #     --model.encoder resnet10t --model.encoder.init_args.in_channels 1 --trainer.max_epochs 1 \
-#     --trainer.check_val_every_n_epoch 1 --trainer.enable_progress_bar false --evaluate false --run_dir resnet
+#     --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.check_val_every_n_epoch 1 \
+#     --trainer.enable_progress_bar false --evaluate false --run_dir resnet
 # ssl-eval export resnet for_timm
 
 # %%
