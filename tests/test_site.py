@@ -43,6 +43,12 @@ def test_a_page_is_short(page: Path) -> None:
         assert len(page.read_text(encoding="utf-8").splitlines()) <= 200
 
 
+def test_the_picture_of_the_readme_is_small() -> None:
+    """Made by python docs/screenshots.py RUN."""
+    picture = ROOT / "docs" / "images" / "overview.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+
+
 def test_a_script_becomes_a_notebook_and_a_page(tmp_path: Path) -> None:
     script = tmp_path / "a.py"
     script.write_text(
