@@ -105,8 +105,9 @@ def log_results(
     for logger in given:
         with attempts.of(type(logger).__name__):
             if parameters and isinstance(logger, loggers.TensorBoardLogger):
-                logger.log_hyperparams(parameters, scores)
-            logger.log_metrics(scores, step=step)
+                logger.log_hyperparams(parameters, scores, step)  # logs the scores, too
+            else:
+                logger.log_metrics(scores, step=step)
             logger.save()
     return attempts.failed
 

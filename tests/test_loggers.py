@@ -15,7 +15,7 @@ from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from runtime.loggers import CSVLogger, hyper_parameters
+from runtime.loggers import CSVLogger, TensorBoardLogger, hyper_parameters, log_results
 from runtime.messages import ROOT
 from tests.loggers import WandbLike
 from tests.resume import Killed
@@ -278,3 +278,13 @@ def test_lightnings_csv_logger_deletes_no_earlier_metrics(
         "version, or use the project's CSVLogger, which goes on in its file"
     )
     assert file.read_text() == before
+
+
+def test_results_are_one_point_at_the_last_step(tmp_path: Path) -> None:
+    """Not a line from step 0, whose value nobody measured."""
+    logger = TensorBoardLogger(str(tmp_path))
+    report = {"results": {"pretrained": {"linear_top1": 0.5}}}
+    assert log_results([logger], {"model": "SimCLR"}, report, step=7) == {}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("test/linear_top1")] == [(7, 0.5)]
