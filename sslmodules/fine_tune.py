@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from datamodules.base import Batch, SSLDataModule
 from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
 from datamodules.errors import ConfigError
+from datamodules.samplers import labels_of
 from runtime.optional import offers
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, PixelTokens, SequenceEncoder
@@ -247,6 +248,12 @@ class FineTune(SSLModule):
             raise ConfigError(
                 f"{name} has {data.num_classes} classes, and num_classes is {self.num_classes}: give "
                 f"--model.num_classes {data.num_classes}"
+            )
+        labels = labels_of(data.dataset("train"))
+        if labels is not None and not (labels >= 0).any():
+            raise ConfigError(
+                f"FineTune learns from labels, and no training sample of {name} has one: give data whose "
+                "training split is labeled"
             )
 
     def check_batch(self, batch: Batch) -> None:

@@ -194,6 +194,17 @@ def test_what_cannot_be_trained() -> None:
             fine_tune(ConvEncoder(3), **options)
 
 
+def test_training_samples_without_labels_are_refused() -> None:
+    """Of data whose labels are in the bank alone, nothing would be learnt, in silence."""
+    module, data = build(CONFIG)
+    module.check_data(data)
+    data.dataset("train").labels[:] = -1  # type: ignore[attr-defined]
+    with pytest.raises(
+        ConfigError, match="and no training sample of Digits has one: give data whose training"
+    ):
+        module.check_data(data)
+
+
 def test_a_run_is_evaluated_at_its_best_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
