@@ -44,7 +44,7 @@ class KNNProbe(Probe):
 
 BANK_ROWS = 2**17
 """Bank samples that are compared with at once: similarities of more would be gigabytes. Of a bank in half
-precision an eighth, because each block is held in float32 as well.
+precision a part, because each block is held in float32 as well.
 """
 
 
@@ -56,7 +56,7 @@ class _Unit:
         self.bank, self.device = F.normalize(bank.float(), dim=1) if self.done else bank, device
 
     def blocks(self) -> Iterator[Tensor]:
-        for part in self.bank.split(BANK_ROWS if self.done else max(1, BANK_ROWS // 8)):
+        for part in self.bank.split(BANK_ROWS if self.done else max(1, BANK_ROWS // 32)):
             yield part if self.done else F.normalize(part.to(self.device).float(), dim=1)
 
 
