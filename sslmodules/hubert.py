@@ -189,7 +189,9 @@ class HuBERT(SSLModule):
         centers = KMeans(clusters, n_init=1, max_iter=50, random_state=0).fit(points).cluster_centers_
         self.centers[:, :n] = torch.from_numpy(centers).to(self.centers)
         self.shift[:n], self.scale[:n] = shift.to(self.shift), scale.to(self.scale)
-        nn.init.normal_(self.codes)
+        # a generator of its own: the random state of processes differs
+        codes = torch.randn(self.codes.shape, generator=torch.Generator().manual_seed(iteration))
+        self.codes.copy_(codes)
         rank_zero_info(f"{clusters} clusters of {found} frames (iteration {iteration})")
 
     def on_train_epoch_start(self) -> None:

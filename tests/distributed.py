@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from evaluation.callbacks import CollapseMetrics, FeatureProbe
+from sslmodules import HuBERT
 from tests.conftest import build, trainer_for
 
 STEPS, PER_RANK = 3, 8
@@ -92,6 +93,8 @@ def prepared(config: str) -> tuple[Any, Any]:
         "0",
     ]
     module, data = build(config, *sgd, "--data.batch_size", str(PER_RANK))
+    if isinstance(module, HuBERT):
+        module.find_clusters(data)  # now: where the batches are joined there is no data set
     for part in module.modules():  # two ranks cannot draw what one process draws
         if isinstance(part, nn.Dropout):
             part.p = 0.0
