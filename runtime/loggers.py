@@ -112,6 +112,10 @@ def log_results(
     return attempts.failed
 
 
+#: What people compare runs by comes first in the HParams tab.
+COMPARED = ("model", "model/optimizer/lr", "data/batch_size", "trainer/max_epochs", "seed_everything", "data")
+
+
 def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """Method, data and the limits of training as one flat mapping, such as ``{"model": "SimCLR",
     "model/temperature": 0.2}``.
@@ -133,4 +137,5 @@ def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
     walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
     limits = ("max_epochs", "max_steps", "precision")
-    return flat | {f"trainer/{k}": v for k, v in config["trainer"].items() if k in limits}
+    flat |= {f"trainer/{k}": v for k, v in config["trainer"].items() if k in limits}
+    return {**{name: flat[name] for name in COMPARED if name in flat}, **flat}

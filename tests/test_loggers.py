@@ -288,3 +288,21 @@ def test_results_are_one_point_at_the_last_step(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("test/linear_top1")] == [(7, 0.5)]
+
+
+def test_what_runs_are_compared_by_comes_first() -> None:
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "lr": 0.1}}
+    config = {
+        "model": {"class_path": "SimCLR", "init_args": {"temperature": 0.2, "optimizer": optimizer}},
+        "data": {"class_path": "Digits", "init_args": {"bank_size": 9, "batch_size": 64}},
+        "seed_everything": 3,
+        "trainer": {"max_epochs": 5, "precision": None},
+    }
+    assert list(hyper_parameters(config).items())[:6] == [
+        ("model", "SimCLR"),
+        ("model/optimizer/lr", 0.1),
+        ("data/batch_size", 64),
+        ("trainer/max_epochs", 5),
+        ("seed_everything", 3),
+        ("data", "Digits"),
+    ]
