@@ -331,6 +331,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--worker", default=worker_name(), help="who this is; its name takes up what it left behind"
     )
+    parser.add_argument("--report", action="store_true", help="show what the study has so far; start nothing")
     args, options = parser.parse_known_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -343,7 +344,8 @@ def main(argv: list[str]) -> int:
                 f"a worker is one task, and this SLURM job has {os.environ['SLURM_NTASKS']}: give "
                 "sbatch --array=0-7 --ntasks-per-node=1 --gpus-per-node=1 for eight workers"
             )
-        return Worker(args, options).work()
+        worker = Worker(args, options)
+        return worker.report() if args.report else worker.work()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

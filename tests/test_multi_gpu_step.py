@@ -31,8 +31,8 @@ from sslmodules.optim import LARS, clip_each
 from tests.conftest import CONFIGS, EMBEDDED, VARIANTS, batch_of, build, trainer_for
 
 #: Bytes of a step's broadcast that are neither statistics of batch norms nor worth a declaration, such as
-#: the token numbers of transformers' BertModel.
-SMALL_CHANGE = 4096
+#: the token numbers of transformers' BertModel and the frequencies of its Conformer.
+SMALL_CHANGE = 16384
 #: In the default suite each method once, and the queues.
 QUICK = [*(c for c in CONFIGS if c.split("/")[1] in EMBEDDED), "swav-queue", "moco-groups"]
 #: A step of each kind, where tracing all of them takes half a minute.

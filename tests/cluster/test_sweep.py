@@ -117,6 +117,16 @@ def test_a_grid_is_every_combination_once(tmp_path: Path, capsys: pytest.Capture
     assert "best so far" in capsys.readouterr().out
 
 
+def test_a_report_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path, {"model.temperature": [0.1, 0.2]}) == 0
+    started = len(Child.started)
+    capsys.readouterr()
+    assert call(tmp_path, {"model.temperature": [0.1, 0.2]}, "--report") == 0
+    assert len(Child.started) == started == 2 and "best so far: " in capsys.readouterr().out
+    (tmp_path / "new").mkdir()
+    assert call(tmp_path / "new", {"model.temperature": [0.1]}, "--report") == 1 and len(Child.started) == 2
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_samplers_stay_in_their_ranges_and_end_at_the_number(tmp_path: Path, sampler: str) -> None:
     assert call(tmp_path, RANGES, "--trials", "5", sampler=sampler) == 0
