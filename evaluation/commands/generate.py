@@ -57,7 +57,7 @@ class GenerateCommand(Command):
         parser.add_argument(
             "--prompt",
             metavar="TEXT_OR_FILE",
-            help="what is continued: a text or a file with it, a picture (its upper half is kept), a sound",
+            help="what is continued: a text or a file with it, an image (its upper half is kept), a clip",
         )
         parser.add_argument(
             "--temperature",
@@ -165,17 +165,17 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
 
 
 def _picture(prompt: str, data: ImageDataModule) -> Tensor:
-    """The largest center square of a picture file at the size of the data's images, (1, C, H, W)
+    """The largest center square of an image file at the size of the data's images, (1, C, H, W)
     standardized.
     """
     channels, height, width = data.image_shape
     if not Path(prompt).is_file():
         raise ConfigError(
-            f"--prompt {prompt} is no file: {type(data).__name__} needs a picture, whose upper half is kept"
+            f"--prompt {prompt} is no file: {type(data).__name__} needs an image, whose upper half is kept"
         )
     if height != width:
         raise ConfigError(
-            f"--prompt reads square pictures, and images of {type(data).__name__} are {height}x{width}"
+            f"--prompt reads square images, and images of {type(data).__name__} are {height}x{width}"
         )
     pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(
         0, 3, 1, 2

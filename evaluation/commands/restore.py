@@ -30,40 +30,40 @@ from evaluation.measures.reconstruction import psnr
 from sslmodules import SSLModule
 
 HIDDEN_FROM = 26
-"""A pixel of a mask picture hides from this value on (of 255), a tenth: where it is made smaller, no damage
+"""A pixel of a mask image hides from this value on (of 255), a tenth: where it is made smaller, no damage
 is left in.
 """
 
 
 class RestoreCommand(Command):
-    """restore RUN PICTURES: what is hidden or damaged in a picture, or in a folder of them, filled in."""
+    """restore RUN IMAGES: what is hidden or damaged in an image, or in a folder of them, filled in."""
 
     def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("pictures", metavar="PICTURES", type=Path, help="a picture or a folder of them")
+        parser.add_argument("images", metavar="IMAGES", type=Path, help="an image or a folder of them")
         parser.add_argument(
             "--mask",
-            metavar="PICTURE",
+            metavar="IMAGE",
             type=Path,
             help="white = hidden (default: what the run's own mask hides)",
         )
         parser.add_argument(
             "--truth",
-            metavar="PICTURES",
+            metavar="IMAGES",
             type=Path,
-            help="the undamaged pictures, same names, to measure PSNR",
+            help="the undamaged images, same names, to measure PSNR",
         )
         add_output(parser, "the folder restored/ in the run folder")
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         output = given.output or run.folder / f"restored{run.suffix}"
-        pictures = find_pictures(given.pictures, given.mask, given.truth)
-        check_folder(output, pictures, given.overwrite)
-        for line in restore(run.module, run.data, pictures, output, run.device, run.seed):
+        images = find_images(given.images, given.mask, given.truth)
+        check_folder(output, images, given.overwrite)
+        for line in restore(run.module, run.data, images, output, run.device, run.seed):
             say(line)
         return 0
 
 
-class Pictures(NamedTuple):
+class SourceImages(NamedTuple):
     """What to restore. Files go by their name without ending: it names the result and finds the truth."""
 
     files: dict[str, str]
@@ -71,18 +71,18 @@ class Pictures(NamedTuple):
     mask: Path | None
 
 
-def find_pictures(source: Path, mask: Path | None = None, truth: Path | None = None) -> Pictures:
-    """The pictures of ``source``, a file or a folder of which the files directly in it are taken.
+def find_images(source: Path, mask: Path | None = None, truth: Path | None = None) -> SourceImages:
+    """The images of ``source``, a file or a folder of which the files directly in it are taken.
 
     Args:
-        mask: a picture of the same shape as each of them.
-        truth: the undamaged picture, or a folder with pictures of the same names.
+        mask: an image of the same shape as each of them.
+        truth: the undamaged image, or a folder with images of the same names.
 
     Raises:
-        ConfigError: two pictures of the same name, one without truth, or of another shape than its mask or
+        ConfigError: two images of the same name, one without truth, or of another shape than its mask or
             truth.
     """
-    files, truths = _by_stem(source, "PICTURES"), {}
+    files, truths = _by_stem(source, "IMAGES"), {}
     if mask is not None:
         for file in files.values():
             _check_same_frame("--mask", str(mask), file)
@@ -92,23 +92,23 @@ def find_pictures(source: Path, mask: Path | None = None, truth: Path | None = N
             truths = dict(zip(files, truths.values(), strict=True))
         for stem, file in files.items():
             if stem not in truths:
-                raise ConfigError(f"--truth {truth} has no picture named {stem} for {file}")
+                raise ConfigError(f"--truth {truth} has no image named {stem} for {file}")
             _check_same_frame("--truth", truths[stem], file)
-    return Pictures(files, truths, mask)
+    return SourceImages(files, truths, mask)
 
 
-def check_folder(output: Path, pictures: Pictures, overwrite: bool) -> None:
-    """May the results be written to ``output``? A folder apart from the pictures; nothing in it is replaced
+def check_folder(output: Path, images: SourceImages, overwrite: bool) -> None:
+    """May the results be written to ``output``? A folder apart from the images; nothing in it is replaced
     unless that was asked for.
     """
     if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
         raise ConfigError(f"--output {output}: expected a folder, new or not, in a folder that exists")
-    if any(output.resolve() == Path(file).parent.resolve() for file in pictures.files.values()):
+    if any(output.resolve() == Path(file).parent.resolve() for file in images.files.values()):
         raise ConfigError(
-            f"--output {output} is the folder of the pictures: choose another, so that they stay apart"
+            f"--output {output} is the folder of the images: choose another, so that they stay apart"
         )
     if output.is_dir():
-        for stem in pictures.files:
+        for stem in images.files:
             check_target(_result(output, stem), ".png", overwrite)
 
 
@@ -116,22 +116,22 @@ def check_folder(output: Path, pictures: Pictures, overwrite: bool) -> None:
 def restore(
     module: SSLModule,
     data: SSLDataModule,
-    pictures: Pictures,
+    images: SourceImages,
     output: Path,
     device: torch.device,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Fill in what is hidden of pictures and save them as ``<name>-restored.png``, at the size of the run's
+    """Fill in what is hidden of images and save them as ``<name>-restored.png``, at the size of the run's
     images.
 
     What is hidden: the white part of the mask; else, for a method that learnt from masks, what the run's own
-    mask hides (the truth is then the picture itself); else the whole picture counts as damaged. The method
+    mask hides (the truth is then the image itself); else the whole image counts as damaged. The method
     sees hidden pixels as the data's mean color, and visible ones are kept as they are.
 
     Args:
         module: in eval mode, on ``device``, with ``reconstruct``.
         data: the run's image data set, for size, standardization and masks; its files are not read.
-        pictures: what to restore.
+        images: what to restore.
         output: the folder of the results; made if its parent exists.
         device: where to compute.
         seed: of the run's own masks.
@@ -141,25 +141,25 @@ def restore(
     """
     check_able(module, "reconstruct", "restore")
     if not isinstance(data, ImageDataModule):
-        raise ConfigError(f"restore writes pictures, and {type(data).__name__} holds none")
-    mask = None if pictures.mask is None else _read_mask(pictures.mask, data).to(device)
+        raise ConfigError(f"restore writes images, and {type(data).__name__} holds none")
+    mask = None if images.mask is None else _read_mask(images.mask, data).to(device)
     if mask is None and "mask" in module.batch_keys and data.views is None:
         raise ConfigError(
             f"restore: {type(module).__name__} needs to know what is hidden: give --mask IMAGE (white = "
             "hidden)"
         )
     torch.manual_seed(mix_seed(seed, 3))
-    total, values, stems = 0.0, 0, list(pictures.files)
+    total, values, stems = 0.0, 0, list(images.files)
     for index, start in enumerate(range(0, len(stems), BATCH)):
         chosen = stems[start : start + BATCH]
-        raw = _read([pictures.files[stem] for stem in chosen], data).to(device)
-        picture = data.decode(raw)
+        raw = _read([images.files[stem] for stem in chosen], data).to(device)
+        image = data.decode(raw)
         restored, hidden = _restored(module, data, raw, mask, mix_seed(seed, index))
-        known = picture if mask is None and "mask" in module.batch_keys else None
-        if pictures.truths:
-            known = data.decode(_read([pictures.truths[stem] for stem in chosen], data).to(device))
+        known = image if mask is None and "mask" in module.batch_keys else None
+        if images.truths:
+            known = data.decode(_read([images.truths[stem] for stem in chosen], data).to(device))
         output.mkdir(exist_ok=True)
-        region = hidden.expand_as(picture)
+        region = hidden.expand_as(image)
         counts = region.flatten(1).sum(1).tolist()
         if known is not None:
             errors = ((restored - known).square() * region).double().flatten(1).sum(1).tolist()
@@ -170,13 +170,13 @@ def restore(
                 total, values = total + errors[row], values + counts[row]
             yield told
     if values and len(stems) > 1:
-        yield f"{len(stems)} pictures, all hidden pixels together: {_decibel(total, values)}"
+        yield f"{len(stems)} images, all hidden pixels together: {_decibel(total, values)}"
 
 
 def _restored(
     module: SSLModule, data: ImageDataModule, raw: Tensor, mask: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The pictures (B, C, H, W) in [0, 1] with the hidden part predicted, and what that is, (B, 1, H, W)."""
+    """The images (B, C, H, W) in [0, 1] with the hidden part predicted, and what that is, (B, 1, H, W)."""
     own_mask = mask is None and "mask" in module.batch_keys
     generator = torch.Generator(raw.device).manual_seed(seed) if own_mask else None
     batch: Batch = data.transform({"input": raw}, generator)
@@ -221,7 +221,7 @@ def _read(files: list[str], data: ImageDataModule, channels: int | None = None) 
     depth, height, width = data.image_shape
     if height != width:
         raise ConfigError(
-            f"restore reads square pictures, and images of {type(data).__name__} are {height}x{width}"
+            f"restore reads square images, and images of {type(data).__name__} are {height}x{width}"
         )
     pixels = np.stack([read_image(file, height, channels or depth, height) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -238,7 +238,7 @@ def _read_mask(file: Path, data: ImageDataModule) -> Tensor:
 
 
 def _check_same_frame(option: str, other: str, file: str) -> None:
-    """Pictures of another shape are refused: the center squares would show different places."""
+    """Images of another shape are refused: the center squares would show different places."""
     (width, height), (w, h) = image_size(other), image_size(file)
     if width * h != w * height:
         raise ConfigError(

@@ -56,7 +56,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def photos(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
-    """A folder with five digits as pictures of the run's own size, one of them of another format."""
+    """A folder with five digits as images of the run's own size, one of them of another format."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, image in enumerate(digits[0][:5]):

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
         (["restore", "nowhere"], "nowhere does not exist: expected an image or a folder of images"),
         (["restore", "empty"], "no images in empty: expected files that Pillow opens"),
         (["restore", "text.png", "--output", "o"], "cannot read image text.png: it is not an image"),
-        (["restore", "photos", "--output", "photos"], "is the folder of the pictures: choose another"),
+        (["restore", "photos", "--output", "photos"], "is the folder of the images: choose another"),
         (["restore", "photos", "--output", "text.png"], "--output text.png: expected a folder"),
         (
             ["restore", "photos", "--output", "a/b"],
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
         ),
         (
             ["restore", "photos", "--output", "o", "--truth", "wide.png"],
-            "--truth wide.png has no picture named 0 for",
+            "--truth wide.png has no image named 0 for",
         ),
         (
             ["restore", "photos", "--output", "taken"],
@@ -79,7 +79,7 @@ def test_one_line_for_what_cannot_work(
 ) -> None:
     for folder in ("empty", "twins", "taken"):
         Path(folder).mkdir()
-    Path("text.png").write_text("not a picture")
+    Path("text.png").write_text("not an image")
     Image.new("L", (8, 8)).save("black.png")
     Image.new("L", (16, 8), 255).save("wide.png")
     for name in ("twins/a.png", "twins/a.bmp", "taken/3-restored.png"):
@@ -101,7 +101,7 @@ def test_generate_names_the_methods_that_can(
 OPTIONS = {
     "probe": ["--probes", "--output"],
     "generate": [" N ", "--prompt", "--temperature", "--output", "--overwrite"],
-    "restore": [" PICTURES ", "--mask", "--truth", "--output", "--overwrite"],
+    "restore": [" IMAGES ", "--mask", "--truth", "--output", "--overwrite"],
     "features": [" FILE.npz ", "--overwrite"],
     "export": [" DIR "],
 }
@@ -140,7 +140,7 @@ def test_an_option_of_earlier_versions_names_the_command(
 ) -> None:
     name = flag.removeprefix("--")
     words = f"{flag}{value[0]}".split()
-    more = {"generate": "N", "restore": "PICTURES", "features": "FILE.npz", "export": "DIR"}[name]
+    more = {"generate": "N", "restore": "IMAGES", "features": "FILE.npz", "export": "DIR"}[name]
     expected = f"error: {words[0]} is a command now: python eval.py {name} RUN {more}\n"
     assert error_of(capsys, run, *words) == expected
 

@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "using_what_was_trained.md"
 
 @pytest.mark.usefixtures("generator")
 def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commands run, on a run called RUN and a folder of pictures, and then its Python examples do.
+    """Its commands run, on a run called RUN and a folder of images, and then its Python examples do.
 
     Those for runs of other methods are tested in tests/evaluation; here they parse.
     """

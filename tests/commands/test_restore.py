@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.images.arrays import Digits
 from sslmodules import Inpainting
-from tests.commands.calls import decibels, evaluate, picture
+from tests.commands.calls import decibels, evaluate, image
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -26,8 +26,8 @@ def test_restore_hides_as_the_run_does_and_measures(
     total = 0.0
     hidden_pixels = 0
     for i, line in enumerate(lines[:5]):
-        original = picture(next(photos.glob(f"{i}.*"))).astype(float)
-        restored = picture(Path("out") / f"{i}-restored.png").astype(float)
+        original = image(next(photos.glob(f"{i}.*"))).astype(float)
+        restored = image(Path("out") / f"{i}-restored.png").astype(float)
         assert restored.shape == (8, 8) and line.startswith(f"written: out/{i}-restored.png")
         changed = original != restored
         assert (
@@ -39,7 +39,7 @@ def test_restore_hides_as_the_run_does_and_measures(
         count = round(error * 10 ** (decibels(line) / 10))
         assert 4 <= count <= 16
         total, hidden_pixels = total + error, hidden_pixels + count
-    assert lines[5].startswith("5 pictures, all hidden pixels together")
+    assert lines[5].startswith("5 images, all hidden pixels together")
     assert decibels(lines[5]) == pytest.approx(10 * np.log10(hidden_pixels / total), abs=0.2)
 
 
@@ -50,17 +50,17 @@ def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest
     hole = np.zeros((8, 8), np.uint8)
     hole[2:6, 3:6] = 255
     Image.fromarray(hole).save("mask.png")
-    damaged = picture(photos / "0.png").copy()
+    damaged = image(photos / "0.png").copy()
     damaged[hole > 0] = 255
     Image.fromarray(damaged).save("damaged.png")
     assert evaluate("restore", run, "damaged.png", "--mask", "mask.png", "--output", "a") == 0
     assert "PSNR" not in capsys.readouterr().out
     command = ["restore", run, photos / "0.png", "--mask", "mask.png", "--output", "b"]
     assert evaluate(*command, "--truth", photos / "0.png") == 0
-    from_damaged, from_whole = picture(Path("a/damaged-restored.png")), picture(Path("b/0-restored.png"))
+    from_damaged, from_whole = image(Path("a/damaged-restored.png")), image(Path("b/0-restored.png"))
     assert (from_damaged == from_whole).all()
     assert (from_whole[hole == 0] == damaged[hole == 0]).all() and (from_whole != damaged)[hole > 0].any()
-    truth = picture(photos / "0.png").astype(float)
+    truth = image(photos / "0.png").astype(float)
     expected = 10 * np.log10(255**2 / ((from_whole - truth) ** 2)[hole > 0].mean())
     assert decibels(capsys.readouterr().out) == pytest.approx(expected, abs=0.1)
     originals = Path(shutil.copytree(photos, "originals"))
@@ -80,17 +80,15 @@ def test_a_method_never_sees_what_is_under_the_mask(
     hole[2:6, 2:6] = 255
     Image.fromarray(hole).save("mask.png")
     assert evaluate("restore", run, photos / "0.png", "--mask", "mask.png", "--output", "out") == 0
-    restored = picture(Path("out/0-restored.png"))
+    restored = image(Path("out/0-restored.png"))
     assert set(restored[hole > 0]) == {round(Digits.mean[0] * 255)}
     assert evaluate("restore", run, photos / "0.png", "--output", "own") == 0
-    changed = picture(Path("own/0-restored.png"))[
-        picture(Path("own/0-restored.png")) != picture(photos / "0.png")
-    ]
+    changed = image(Path("own/0-restored.png"))[image(Path("own/0-restored.png")) != image(photos / "0.png")]
     assert set(changed) == {round(Digits.mean[0] * 255)}
 
 
 def test_restore_resizes_to_the_size_of_the_run(run: Path, photos: Path) -> None:
-    """A large picture of another shape, with a mask of the same shape: both lose the same sides."""
+    """A large image of another shape, with a mask of the same shape: both lose the same sides."""
     large = Image.open(photos / "0.png").resize((80, 80), Image.Resampling.NEAREST)
     wide = Image.new("RGB", (120, 80), "red")
     wide.paste(large, (20, 0))
@@ -99,8 +97,8 @@ def test_restore_resizes_to_the_size_of_the_run(run: Path, photos: Path) -> None
     mask.paste(255, (50, 40, 60, 50))  # in the square: columns 30 to 39, rows 40 to 49 of 80
     mask.save("mask.png")
     assert evaluate("restore", run, "wide.jpg", "--mask", "mask.png", "--output", "out") == 0
-    restored = picture(Path("out/wide-restored.png")).astype(int)
-    difference = abs(restored - picture(photos / "0.png"))
+    restored = image(Path("out/wide-restored.png")).astype(int)
+    difference = abs(restored - image(photos / "0.png"))
     hidden = np.zeros((8, 8), bool)
     hidden[4, 3] = True
     assert restored.shape == (8, 8)
@@ -113,7 +111,7 @@ def test_restore_resizes_to_the_size_of_the_run(run: Path, photos: Path) -> None
 def test_restore_of_a_method_without_masks_takes_the_whole_picture(
     run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a denoising autoencoder: the picture is what is damaged, whatever noise the run itself would add."""
+    """As a denoising autoencoder: the image is what is damaged, whatever noise the run itself would add."""
     seen: dict[str, Tensor] = {}
 
     def brighter(self: Inpainting, batch: dict[str, Tensor]) -> Tensor:
@@ -124,7 +122,7 @@ def test_restore_of_a_method_without_masks_takes_the_whole_picture(
     monkeypatch.setattr(Inpainting, "reconstruct", brighter)
     assert evaluate("restore", run, photos / "1.png", "--output", "out") == 0
     assert "PSNR" not in capsys.readouterr().out and "mask" not in seen
-    given, restored = (picture(p).astype(float) for p in (photos / "1.png", Path("out/1-restored.png")))
+    given, restored = (image(p).astype(float) for p in (photos / "1.png", Path("out/1-restored.png")))
     assert abs(restored - (given + 0.5 * Digits.std[0] * 255).clip(0, 255)).max() < 1
     again = ["--truth", photos / "1.png", "--output", "out", "--overwrite"]
     assert evaluate("restore", run, photos / "1.png", *again) == 0
@@ -144,9 +142,7 @@ def test_restore_writes_pictures_back_as_they_are_seen(
     Image.fromarray(np.ascontiguousarray(np.rot90(digits[0][0]))).save("stored/a.png", exif=exif)
     for name in ("seen", "stored"):
         assert evaluate("restore", run, name, "--output", f"{name}-out") == 0
-    assert np.array_equal(
-        picture(Path("seen-out/a-restored.png")), picture(Path("stored-out/a-restored.png"))
-    )
+    assert np.array_equal(image(Path("seen-out/a-restored.png")), image(Path("stored-out/a-restored.png")))
     Image.new("L", (8, 4), 255).save("mask.png")
     Image.new("L", (4, 8)).save("portrait.png", exif=exif)  # is seen as 8 x 4
     assert evaluate("restore", run, "portrait.png", "--mask", "mask.png", "--output", "masked") == 0

@@ -25,7 +25,7 @@ from tests.faults.bench import Bench, on_photos, row
 def _(bench: Bench) -> None:
     (bench.folder / "photos" / "train").mkdir(parents=True)
     (bench.folder / "photos" / "train" / "readme.txt").write_text("x")
-    bench.refused(*on_photos(bench.folder / "photos"), because="photos/train, which holds: readme.txt")
+    bench.refused(*on_photos(bench.folder / "photos"), because="photos, which holds: train. Expected files")
     bench.patch.setattr(
         Digits, "dataset", lambda self, split: ArrayDataset(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))
     )
