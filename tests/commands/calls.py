@@ -26,7 +26,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error
 
 
-def picture(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
 

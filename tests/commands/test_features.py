@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.images.arrays import Digits
 from runtime.checkpoints import load_module
-from tests.commands.calls import evaluate, picture
+from tests.commands.calls import evaluate, read_pixels
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -59,7 +59,7 @@ def test_features_of_a_folder_have_file_names(
         )
         with torch.no_grad():
             h = module.embed(
-                transform({"input": torch.from_numpy(picture(file).copy())[None, None]}, None)["input"]
+                transform({"input": torch.from_numpy(read_pixels(file).copy())[None, None]}, None)["input"]
             )[0]
         np.testing.assert_allclose(arrays["features"][row], h, rtol=1e-4, atol=1e-5)
 

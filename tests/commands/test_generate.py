@@ -15,7 +15,7 @@ from datamodules.seeding import mix_seed
 from evaluation.commands.generate import GRID_LIMIT
 from runtime.checkpoints import load_module
 from sslmodules import Inpainting
-from tests.commands.calls import error_of, evaluate, picture
+from tests.commands.calls import error_of, evaluate, read_pixels
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -31,8 +31,8 @@ def test_generate_writes_a_picture_and_arrays(run: Path, capsys: pytest.CaptureF
     assert images.dtype == np.uint8 and images.shape == (70, 8, 8, 1) and images.std() > 0
     assert len(np.unique(images.reshape(70, -1), axis=0)) == 70  # also beyond the first batch
     assert labels.tolist() == [-1] * 70
-    # the picture is a grid of the arrays: 9 columns of 64 pixels and 2 between
-    grid = picture(Path("samples.png"))
+    # the image is a grid of the arrays: 9 columns of 64 pixels and 2 between
+    grid = read_pixels(Path("samples.png"))
     assert grid.shape == (8 * 66 + 2, 9 * 66 + 2, 3)
     assert (grid[66 + 2 : 66 + 66 : 8, 2:66:8, 0] == images[9, :, :, 0]).all()
     # what the method gives in standardized units comes back as pixels
@@ -68,7 +68,7 @@ def test_nothing_is_overwritten_unless_asked(
     Path("out").mkdir()
     for command, name in (
         (["generate", run, 2, "--output", "mine.png"], "mine.png"),
-        (["generate", run, 2, "--output", "mine.png"], "mine.npz"),  # beside the picture
+        (["generate", run, 2, "--output", "mine.png"], "mine.npz"),  # beside the image
         (["features", run, "mine.npz"], "mine.npz"),
         (["restore", run, photos, "--output", "out"], "out/2-restored.png"),
         (["probe", run, "--probes", "knn", "--output", "mine.json"], "mine.json"),

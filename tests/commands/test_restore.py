@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.images.arrays import Digits
 from sslmodules import Inpainting
-from tests.commands.calls import decibels, evaluate, image
+from tests.commands.calls import decibels, evaluate, read_pixels
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -26,8 +26,8 @@ def test_restore_hides_as_the_run_does_and_measures(
     total = 0.0
     hidden_pixels = 0
     for i, line in enumerate(lines[:5]):
-        original = image(next(photos.glob(f"{i}.*"))).astype(float)
-        restored = image(Path("out") / f"{i}-restored.png").astype(float)
+        original = read_pixels(next(photos.glob(f"{i}.*"))).astype(float)
+        restored = read_pixels(Path("out") / f"{i}-restored.png").astype(float)
         assert restored.shape == (8, 8) and line.startswith(f"written: out/{i}-restored.png")
         changed = original != restored
         assert (
@@ -50,17 +50,20 @@ def test_restore_one_picture_with_a_mask(run: Path, photos: Path, capsys: pytest
     hole = np.zeros((8, 8), np.uint8)
     hole[2:6, 3:6] = 255
     Image.fromarray(hole).save("mask.png")
-    damaged = image(photos / "0.png").copy()
+    damaged = read_pixels(photos / "0.png").copy()
     damaged[hole > 0] = 255
     Image.fromarray(damaged).save("damaged.png")
     assert evaluate("restore", run, "damaged.png", "--mask", "mask.png", "--output", "a") == 0
     assert "PSNR" not in capsys.readouterr().out
     command = ["restore", run, photos / "0.png", "--mask", "mask.png", "--output", "b"]
     assert evaluate(*command, "--truth", photos / "0.png") == 0
-    from_damaged, from_whole = image(Path("a/damaged-restored.png")), image(Path("b/0-restored.png"))
+    from_damaged, from_whole = (
+        read_pixels(Path("a/damaged-restored.png")),
+        read_pixels(Path("b/0-restored.png")),
+    )
     assert (from_damaged == from_whole).all()
     assert (from_whole[hole == 0] == damaged[hole == 0]).all() and (from_whole != damaged)[hole > 0].any()
-    truth = image(photos / "0.png").astype(float)
+    truth = read_pixels(photos / "0.png").astype(float)
     expected = 10 * np.log10(255**2 / ((from_whole - truth) ** 2)[hole > 0].mean())
     assert decibels(capsys.readouterr().out) == pytest.approx(expected, abs=0.1)
     originals = Path(shutil.copytree(photos, "originals"))
@@ -80,10 +83,12 @@ def test_a_method_never_sees_what_is_under_the_mask(
     hole[2:6, 2:6] = 255
     Image.fromarray(hole).save("mask.png")
     assert evaluate("restore", run, photos / "0.png", "--mask", "mask.png", "--output", "out") == 0
-    restored = image(Path("out/0-restored.png"))
+    restored = read_pixels(Path("out/0-restored.png"))
     assert set(restored[hole > 0]) == {round(Digits.mean[0] * 255)}
     assert evaluate("restore", run, photos / "0.png", "--output", "own") == 0
-    changed = image(Path("own/0-restored.png"))[image(Path("own/0-restored.png")) != image(photos / "0.png")]
+    changed = read_pixels(Path("own/0-restored.png"))[
+        read_pixels(Path("own/0-restored.png")) != read_pixels(photos / "0.png")
+    ]
     assert set(changed) == {round(Digits.mean[0] * 255)}
 
 
@@ -97,8 +102,8 @@ def test_restore_resizes_to_the_size_of_the_run(run: Path, photos: Path) -> None
     mask.paste(255, (50, 40, 60, 50))  # in the square: columns 30 to 39, rows 40 to 49 of 80
     mask.save("mask.png")
     assert evaluate("restore", run, "wide.jpg", "--mask", "mask.png", "--output", "out") == 0
-    restored = image(Path("out/wide-restored.png")).astype(int)
-    difference = abs(restored - image(photos / "0.png"))
+    restored = read_pixels(Path("out/wide-restored.png")).astype(int)
+    difference = abs(restored - read_pixels(photos / "0.png"))
     hidden = np.zeros((8, 8), bool)
     hidden[4, 3] = True
     assert restored.shape == (8, 8)
@@ -122,7 +127,7 @@ def test_restore_of_a_method_without_masks_takes_the_whole_picture(
     monkeypatch.setattr(Inpainting, "reconstruct", brighter)
     assert evaluate("restore", run, photos / "1.png", "--output", "out") == 0
     assert "PSNR" not in capsys.readouterr().out and "mask" not in seen
-    given, restored = (image(p).astype(float) for p in (photos / "1.png", Path("out/1-restored.png")))
+    given, restored = (read_pixels(p).astype(float) for p in (photos / "1.png", Path("out/1-restored.png")))
     assert abs(restored - (given + 0.5 * Digits.std[0] * 255).clip(0, 255)).max() < 1
     again = ["--truth", photos / "1.png", "--output", "out", "--overwrite"]
     assert evaluate("restore", run, photos / "1.png", *again) == 0
@@ -142,7 +147,9 @@ def test_restore_writes_pictures_back_as_they_are_seen(
     Image.fromarray(np.ascontiguousarray(np.rot90(digits[0][0]))).save("stored/a.png", exif=exif)
     for name in ("seen", "stored"):
         assert evaluate("restore", run, name, "--output", f"{name}-out") == 0
-    assert np.array_equal(image(Path("seen-out/a-restored.png")), image(Path("stored-out/a-restored.png")))
+    assert np.array_equal(
+        read_pixels(Path("seen-out/a-restored.png")), read_pixels(Path("stored-out/a-restored.png"))
+    )
     Image.new("L", (8, 4), 255).save("mask.png")
     Image.new("L", (4, 8)).save("portrait.png", exif=exif)  # is seen as 8 x 4
     assert evaluate("restore", run, "portrait.png", "--mask", "mask.png", "--output", "masked") == 0
