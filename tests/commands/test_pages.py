@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPat
     assert len(commands) >= 5
     for command in commands:
         arguments = shlex.split(command, comments=True)
-        if "DIR" in arguments or "RUN" not in arguments:
+        missing = "onnx" in arguments and not find_spec("onnxruntime")  # the export extra
+        if "DIR" in arguments or "RUN" not in arguments or missing:
             Path(arguments[1]).touch()
             parse(*choose(arguments))
         else:
