@@ -448,7 +448,7 @@ def test_gzipped_text_and_tables(tmp_path: Path) -> None:
         (b"PAR1\x15", "is a Parquet file, expected text in UTF-8: convert it, such as with pandas"),
         (b"PK\x03\x04", "is a zip archive, expected text in UTF-8: unpack it"),
         (b"\x00\x05\x16\x07\0\2", "is a file of macOS's attributes and no text, expected text in UTF-8"),
-        (gzip.compress(b"PAR1"), "is a Parquet file, expected text in UTF-8"),
+        (gzip.compress(b"PAR1", mtime=0), "is a Parquet file, expected text in UTF-8"),
     ],
 )
 def test_what_is_no_text_is_named(content: bytes, message: str, tmp_path: Path) -> None:
