@@ -323,9 +323,7 @@ def test_a_range_that_is_none(tmp_path: Path, values: str, said: str) -> None:
         sweep.read_space(tmp_path / "space.yaml", "tpe")
 
 
-def test_what_train_would_refuse_is_refused_before_there_is_a_study(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_train_refuses_begins_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path, {"model.temprature": [0.1]}) == 2
     assert "did you mean 'temperature'?" in capsys.readouterr().err
     assert call(tmp_path, GRID, "--trainer.max_epoch", "3") == 2
