@@ -8,7 +8,7 @@ import fcntl
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,16 @@ LONG = "configs/mnist/gpt.yaml"
 COSTLY = [
     c if c.split("/")[1] in SMALL and c != LONG else pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_a_launcher_stays() -> Iterator[None]:
+    """Lightning's launcher leaves variables behind. A later run would take itself for one of several
+    processes that somebody else has started, and wait for the others.
+    """
+    yield
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
