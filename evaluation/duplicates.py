@@ -28,15 +28,16 @@ def count_duplicates(
         seen: holds the split ``train``.
         data: holds the split ``test``.
     """
-    known, first = _read(seen, train, MOST_TRAIN)
+    keys, first = _read(seen, train, MOST_TRAIN)
     mine, second = _read(data, test, MOST_TEST)
-    exact = [key in set(known) for key in mine]
+    known = set(keys)
+    exact = [key in known for key in mine]
     near = torch.tensor(exact)
     if first is not None and second is not None and first.shape[1] == second.shape[1]:
         for start in range(0, len(second), 256):
             rows = slice(start, start + 256)
             near[rows] |= (second[rows] @ first.T).amax(1) > NEAR
-    return {"exact": sum(exact), "near": int(near.sum()), "train": len(known), "test": len(mine)}
+    return {"exact": sum(exact), "near": int(near.sum()), "train": len(keys), "test": len(mine)}
 
 
 def _read(data: SSLDataModule, split: Split, most: int) -> tuple[list[bytes], Tensor | None]:

@@ -1,10 +1,9 @@
 """FastSiam (Pototzky et al. 2022, https://doi.org/10.1007/978-3-031-16788-1_4).
 
-SimSiam with four views of each image: every view predicts the mean projection of the OTHER views, a steadier
-target than one view's. It reaches SimSiam's accuracy in fewer epochs and with smaller batches.
+SimSiam with four views of each image: every view predicts the mean projection of the other views, a steadier
+target than one view's. The paper reaches SimSiam's accuracy in fewer epochs and with smaller batches.
 
-Differs from the paper: features and everything else are SimSiam's of this project, with which two views are
-the same method.
+Everything else is as in ``SimSiam``; with two views both are the same method.
 """
 
 from __future__ import annotations

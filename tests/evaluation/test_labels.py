@@ -150,6 +150,26 @@ def test_the_trained_module_stays_as_it_is(run: Path) -> None:
     assert (scores(x).argmax(1) == labels).float().mean() > 0.8
 
 
+def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two draws from scratch begin from different weights, as two seeds do."""
+    from runtime.checkpoints import load_module
+
+    starts: list[torch.Tensor] = []
+
+    def note(module: Any, *rest: Any) -> Any:
+        starts.append(next(module.feature_encoder.parameters()).detach().clone())
+        return lambda x: torch.zeros(len(x), 10)
+
+    monkeypatch.setattr(command, "BUDGETS", (Budget(share=0.1), Budget(share=1.0)))
+    monkeypatch.setattr(command, "train_classifier", note)
+    assert script.main(["labels", str(run), "--draws=2", "--overwrite"]) == 0
+    trained = next(load_module(run / "checkpoints/last.ckpt").feature_encoder.parameters())
+    assert [torch.equal(start, trained) for start in starts] == 2 * [False, False, True, True]
+    assert not torch.equal(starts[0], starts[1])
+
+
 def test_data_without_labels_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in (
         (["--draws=0"], "error: --draws must be at least 1, got 0\n"),
