@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_stat_scores
 
+ACCURACIES = {"top1": "top-1", "macro": "macro", "top5": "top-5"}
+"""What ``accuracies`` gives, and how tables call it."""
+
 TOP5_ABOVE = 20
 """Top-5 accuracy is reported for more classes than these: with few classes it is near 1 for any features."""
 

@@ -25,8 +25,9 @@ from datamodules.splits import Split
 from evaluation.attempts import Attempts
 from evaluation.features import extract_features, known_labels, names_of_classes
 from evaluation.measures import measures
+from evaluation.measures.base import Measure
 from evaluation.probes import probes as known_probes
-from evaluation.probes.base import Labeled, Probe
+from evaluation.probes.base import FeatureScore, Labeled
 from runtime.discovery import first_paragraph
 from sslmodules.base import SSLModule
 
@@ -49,6 +50,7 @@ def evaluate(
     probes: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    also: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The whole report of a trained method on a data set.
 
@@ -57,18 +59,19 @@ def evaluate(
         random_init: the same method with random weights.
         data: ``prepare_data`` and ``setup`` are called here.
         checkpoint: where the weights come from, for the report.
-        probes: names of probes; None = all. Data without labels has none.
+        probes: names of probes; None = all that need not be named. Data without labels has none.
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
+        also: names of measures that are made only where they are named.
 
     Returns:
         What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, a section for
         each measure that applies, and by name what was ``left_out`` and what ``failed``, with the reason.
 
     Raises:
-        ConfigError: an unknown probe.
+        ConfigError: an unknown probe or measure.
     """
-    chosen = named_probes(probes)
+    chosen, chosen_measures = named_probes(probes), named_measures(also)
     device = torch.device(device)
     data.prepare_data()
     data.setup("test")
@@ -95,7 +98,7 @@ def evaluate(
         with attempts.of("probes"):
             encoders: dict[str, Encode] = {"pretrained": trained.embed, "random_init": untrained.embed}
             _probe(report, chosen, encoders, data, device, attempts)
-    for name, measure in measures().items():
+    for name, measure in chosen_measures.items():
         with attempts.of(name):
             if measure.applies(trained, data):
                 report[name] = measure.measure(trained, data, device)
@@ -103,20 +106,35 @@ def evaluate(
     return report
 
 
-def named_probes(names: Iterable[str] | None) -> list[Probe]:
-    """The probes called so, in the order of the table; None = all.
+def named_probes(names: Iterable[str] | None) -> list[FeatureScore]:
+    """The probes called so, in the order of the table; None = all that need not be named.
 
     Raises:
         ConfigError: there is no such probe.
     """
     known = known_probes()
-    names = list(known) if names is None else list(names)
+    names = [n for n, probe in known.items() if not probe.by_name] if names is None else list(names)
     for name in names:
         check_one_of(tuple(known), probes=name)
     return [probe for name, probe in known.items() if name in names]
 
 
-def obstacles(probes: Iterable[Probe], labels: dict[Split, Tensor], data: SSLDataModule) -> dict[str, str]:
+def named_measures(names: Iterable[str]) -> dict[str, Measure]:
+    """By name those that are always made, and those of the others that are called so.
+
+    Raises:
+        ConfigError: there is no such measure.
+    """
+    names = list(names)
+    known = measures()
+    for name in names:
+        check_one_of(tuple(n for n, measure in known.items() if measure.by_name), measures=name)
+    return {name: m for name, m in known.items() if not m.by_name or name in names}
+
+
+def obstacles(
+    probes: Iterable[FeatureScore], labels: dict[Split, Tensor], data: SSLDataModule
+) -> dict[str, str]:
     """By the probe's name, why it cannot run on samples with these labels (N,) of each split."""
     empty = [split for split, values in labels.items() if len(values) == 0]
     if empty:
@@ -132,7 +150,7 @@ def foreseen_obstacles(data: SSLDataModule) -> dict[str, str]:
         return {}
     labels = {split: known_labels(data, split) for split in SPLITS}
     listed = {split: values for split, values in labels.items() if values is not None}
-    return obstacles(known_probes().values(), listed, data) if "bank" in listed else {}
+    return obstacles(named_probes(None), listed, data) if "bank" in listed else {}
 
 
 def is_complete(results: Path) -> bool:
@@ -145,7 +163,7 @@ def is_complete(results: Path) -> bool:
 
 def _probe(
     report: dict[str, Any],
-    probes: list[Probe],
+    probes: list[FeatureScore],
     encoders: dict[str, Encode],
     data: SSLDataModule,
     device: torch.device,

@@ -10,9 +10,6 @@ from rich.table import Table
 from evaluation.measures import measures
 from evaluation.probes import probes
 
-METRICS = {"top1": "top-1", "macro": "macro", "top5": "top-5"}
-
-
 FILE_WIDTH = 160
 """Columns where the output is no terminal: tables in a log are not squeezed into 80."""
 
@@ -42,7 +39,7 @@ def _accuracies(report: dict[str, Any]) -> Table:
     columns = {
         f"{probe.name}_{metric}": f"{probe.heading}\n{text}"
         for probe in probes().values()
-        for metric, text in METRICS.items()
+        for metric, text in probe.metrics.items()
     }
     shown = [key for key in columns if any(key in row for row in rows.values())]
     title = f"{report['method']} on {report['data']}: accuracy on the test split"

@@ -9,7 +9,9 @@ from pathlib import Path
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_place
-from evaluation.report import evaluate, named_probes
+from evaluation.measures import measures
+from evaluation.probes import probes
+from evaluation.report import evaluate, named_measures, named_probes
 from evaluation.tables import print_report
 from runtime.files import write_json
 
@@ -20,8 +22,13 @@ class ProbeCommand(Command):
     reads_data = True
 
     def add_options(self, parser: ArgumentParser) -> None:
-        known = ", ".join(probe.name for probe in named_probes(None))
-        parser.add_argument("--probes", metavar="NAMES", help=f"comma-separated, of {known} (default: all)")
+        default = ", ".join(probe.name for probe in named_probes(None))
+        others = ", ".join(name for name, probe in probes().items() if probe.by_name)
+        more = ", ".join(name for name, measure in measures().items() if measure.by_name)
+        parser.add_argument(
+            "--probes", metavar="NAMES", help=f"comma-separated (default: {default}); also {others}"
+        )
+        parser.add_argument("--measures", metavar="NAMES", help=f"measured besides, of {more}")
         parser.add_argument(
             "--output",
             metavar="FILE",
@@ -30,22 +37,26 @@ class ProbeCommand(Command):
         )
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
-        names = None
-        if given.probes is not None:
-            names = [name.strip() for name in given.probes.split(",")]
+        names, also = _names(given.probes), _names(given.measures) or []
         named_probes(names)
+        named_measures(also)
         target = given.output or run.folder / f"results{run.suffix}.json"
         check_place(target, ".json")
         if target.exists() and not is_results(target):
             raise ConfigError(f"--output {target} exists and is not a results.json: choose another name")
         where = str(run.checkpoint)
-        report = evaluate(run.module, run.random_init(), run.data, where, names, run.device, run.seed)
+        report = evaluate(run.module, run.random_init(), run.data, where, names, run.device, run.seed, also)
         report |= run.origin
         print_report(report)
         told = "replaced" if target.exists() else "written"
         write_json(target, report)
         say(f"{told}: {target}")
         return 1 if report["failed"] else 0
+
+
+def _names(given: str | None) -> list[str] | None:
+    """The names in a comma-separated list; None where the option is not given."""
+    return None if given is None else [name.strip() for name in given.split(",")]
 
 
 def is_results(path: Path) -> bool:

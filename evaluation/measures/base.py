@@ -16,9 +16,11 @@ class Measure(ABC):
 
     Attributes:
         name: its section in ``results.json``.
+        by_name: it is measured only where ``--measures`` names it.
     """
 
     name: ClassVar[str]
+    by_name: ClassVar[bool] = False
 
     def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
         """Is there something to measure of this method on this data?"""

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 
 from datamodules.base import SSLDataModule
-from evaluation.accuracy import accuracies
+from evaluation.accuracy import ACCURACIES, accuracies
 from evaluation.features import extract_features
 from evaluation.measures.base import Measure
 from runtime.optional import offers
 from sslmodules.base import SSLModule
-
-METRICS = {"top1": "top-1", "macro": "macro", "top5": "top-5"}
 
 
 class ClassifierAccuracy(Measure):
@@ -29,8 +27,8 @@ class ClassifierAccuracy(Measure):
         return {**accuracies(scores, labels), "samples": len(labels)}
 
     def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
-        cells = {METRICS[key]: f"{value:.3f}" for key, value in values.items() if key in METRICS}
+        cells = {ACCURACIES[key]: f"{value:.3f}" for key, value in values.items() if key in ACCURACIES}
         return "the method's classifier: accuracy on the test split", cells
 
     def scalars(self, values: dict[str, Any]) -> dict[str, float]:
-        return {f"classifier_{key}": value for key, value in values.items() if key in METRICS}
+        return {f"classifier_{key}": value for key, value in values.items() if key in ACCURACIES}

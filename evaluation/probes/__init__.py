@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from runtime.discovery import implementations
 
 if TYPE_CHECKING:
-    from evaluation.probes.base import Probe
+    from evaluation.probes.base import FeatureScore
 
 
-def probes() -> dict[str, Probe]:
+def probes() -> dict[str, FeatureScore]:
     """Every probe of the project by its name, in the order of the table."""
-    found: list[Probe] = [cls() for cls in implementations("Probe")]
+    found: list[FeatureScore] = [cls() for cls in implementations("FeatureScore")]
     return {probe.name: probe for probe in sorted(found, key=lambda probe: (probe.order, probe.name))}

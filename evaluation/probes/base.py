@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from evaluation.accuracy import accuracies
+from evaluation.accuracy import ACCURACIES, accuracies
 
 Labeled = tuple[Tensor, Tensor]
 """Features (N, D) float32 and labels (N,) int64 in [0, K)."""
@@ -28,18 +28,23 @@ class Fitted(NamedTuple):
     chosen: dict[str, float]
 
 
-class Probe(ABC):
-    """A file in ``evaluation/probes`` with a subclass is all that a new probe needs.
+class FeatureScore(ABC):
+    """Numbers of frozen features with labels. A file in ``evaluation/probes`` with a subclass is all that a
+    new one needs; one that has accuracies is a ``Probe``.
 
     Attributes:
         name: as in ``--probes`` and in the keys of ``results.json``.
         heading: of its columns in the table on the terminal.
+        metrics: what it gives: the end of each key in ``results.json``, and how the table calls it.
         order: of its columns in that table, the smallest first.
+        by_name: it runs only where ``--probes`` names it.
     """
 
     name: ClassVar[str]
     heading: ClassVar[str]
+    metrics: ClassVar[dict[str, str]]
     order: ClassVar[int] = 100
+    by_name: ClassVar[bool] = False
 
     def protocol(self, num_train: int) -> dict[str, Any]:
         """The fixed settings for ``num_train`` labeled training samples, by their key in ``results.json``."""
@@ -48,6 +53,18 @@ class Probe(ABC):
     def obstacle(self, train_labels: Tensor, class_names: Sequence[str]) -> str | None:
         """Why the probe cannot be fitted to these training samples (N,) of these K classes, or None."""
         return None
+
+    @abstractmethod
+    def score(
+        self, train: Labeled, val: Labeled, test: Labeled, num_classes: int, seed: int = 0
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Numbers of ``test`` by their key in ``results.json``, and what was chosen on ``val``."""
+
+
+class Probe(FeatureScore, ABC):
+    """A classifier fitted to frozen features, and its accuracies."""
+
+    metrics = ACCURACIES
 
     @abstractmethod
     def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:

@@ -20,8 +20,7 @@ from datamodules.base import raw_input
 from evaluation.accuracy import top1
 from evaluation.features import extract_features
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr, reconstruction_psnr
-from evaluation.probes import probes
-from evaluation.report import evaluate, foreseen_obstacles, is_complete
+from evaluation.report import evaluate, foreseen_obstacles, is_complete, named_probes
 from evaluation.tables import print_report
 from runtime import discovery
 from tests.conftest import build
@@ -49,7 +48,7 @@ def test_the_test_split_chooses_nothing() -> None:
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
     train, val, test = ((x[i : i + 100], y[i : i + 100]) for i in (0, 100, 200))
     other = (test[0].flip(1), test[1])
-    for probe in probes().values():
+    for probe in named_probes(None):
         first, chosen = probe.score(train, val, test, 4)
         second, chosen_again = probe.score(train, val, other, 4)
         key = f"{probe.name}_top1"
@@ -61,7 +60,10 @@ def test_only_the_asked_probes_run() -> None:
     report = evaluate(module, module, data, "x.ckpt", probes=("knn",))
     assert set(report["results"]["pretrained"]) == {"knn_top1", "knn_macro"}
     assert report["results"]["pretrained"] == report["results"]["random_init"]
-    with pytest.raises(ValueError, match="probes must be one of linear, knn, fewshot, got 'knnn'"):
+    with pytest.raises(
+        ValueError,
+        match="probes must be one of linear, knn, fewshot, clustering, retrieval, calibration, got 'knnn'",
+    ):
         evaluate(module, module, data, "x.ckpt", probes=("knnn",))
 
 
@@ -213,7 +215,7 @@ def test_a_new_probe_and_a_new_measure_are_one_file_each() -> None:
     assert report["parameters"] == {"encoder": size} and report["failed"] == {}
     text = shown(report)
     assert "nearest mean" in text and "size" in text and str(size) in text
-    assert list(probes()) == ["linear", "knn", "fewshot", "mean"]
+    assert [probe.name for probe in named_probes(None)] == ["linear", "knn", "fewshot", "mean"]
 
 
 def broken(*args: Any, **kwargs: Any) -> Any:
