@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 from datamodules.audio.mel import valid_frames
 from datamodules.audio.module import AudioDataModule
 from datamodules.base import SSLDataModule, data_of
 from datamodules.checks import check_at_least
+from evaluation.features import names_of_classes
 from evaluation.media import log_image, log_sound, log_texts
+from evaluation.pictures import rows_of_images
 from runtime.optional import offers
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
@@ -31,18 +32,26 @@ def fixed_noise(device: torch.device) -> Iterator[None]:
         yield
 
 
-def log_columns(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
-    """An image with a row per sample and a column for each (n, C, H, W), standardized as the data's; small
-    ones enlarged.
+def log_columns(
+    trainer: Trainer,
+    tag: str,
+    columns: list[Tensor],
+    titles: Sequence[str] = (),
+    labels: Tensor | None = None,
+) -> None:
+    """An image with a row per sample.
+
+    Args:
+        columns: each (n, C, H, W), standardized as the data's; small ones are enlarged.
+        titles: of the columns.
+        labels: (n,) of the samples, whose classes are named left of the rows.
     """
-    side = max(column.shape[-1] for column in columns)
-    size = side * max(1, 64 // side)  # a whole multiple keeps pixels square
-    shown = [
-        F.interpolate(trainer.datamodule.unstandardize(c).float(), size=(size, size), mode="nearest")  # type: ignore[attr-defined]
-        for c in columns
-    ]
-    rows = torch.stack(shown, dim=1).flatten(0, 1)  # (n * columns, C, S, S)
-    log_image(trainer, tag, make_grid(rows.cpu(), nrow=len(columns), padding=2, pad_value=0.5))
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    names: list[str] = []
+    if labels is not None and data.num_classes is not None:
+        classes = names_of_classes(data)
+        names = [classes[i] if i >= 0 else "" for i in labels.tolist()]
+    log_image(trainer, tag, rows_of_images([data.unstandardize(c) for c in columns], titles, names))
 
 
 class FirstSamples(Callback, ABC):
@@ -116,15 +125,17 @@ class ImageGrid(FirstSamples):
         super().__init__(num_samples, every_n_epochs)
 
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
-        x, n = batch["input"], self.num_samples
+        x, n, labels = batch["input"], self.num_samples, batch.get("label")
         if x.ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
             return
         if views:
-            log_columns(trainer, "views", [x, *views])
+            titles = ["input", *(f"view {i + 1}" for i in range(len(views)))]
+            log_columns(trainer, "views", [x, *views], titles, labels)
         if offers(module, "reconstruct"):
             prediction = module.reconstruct(batch).to(x.dtype)
             gray = trainer.datamodule.standardize(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
-            log_columns(trainer, "reconstruction", self._columns(x, batch, prediction, gray))
+            shown = self._columns(x, batch, prediction, gray)
+            log_columns(trainer, "reconstruction", list(shown.values()), list(shown), labels)
         if offers(module, "sample"):
             samples = module.sample(n * n).to(x.dtype)
             log_columns(trainer, "samples", list(samples.unflatten(0, (n, n)).unbind(1)))
@@ -136,14 +147,19 @@ class ImageGrid(FirstSamples):
                 attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest"
             )
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
-            log_columns(trainer, "attention", [x, *map(trainer.datamodule.standardize, maps)])  # type: ignore[attr-defined]
+            columns = [x, *map(trainer.datamodule.standardize, maps)]  # type: ignore[attr-defined]
+            titles = ["input", *(f"head {i + 1}" for i in range(len(maps)))]
+            log_columns(trainer, "attention", columns, titles, labels)
 
     @staticmethod
-    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> list[Tensor]:
+    def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> dict[str, Tensor]:
+        """By title."""
         if "mask" in batch:
-            mask = batch["mask"]
-            return [x, torch.where(mask, gray, x), prediction, torch.where(mask, prediction, x)]
-        return [batch["corrupted"], prediction, x] if "corrupted" in batch else [x, prediction]
+            hidden, filled = (torch.where(batch["mask"], under, x) for under in (gray, prediction))
+            return {"input": x, "hidden": hidden, "prediction": prediction, "filled": filled}
+        if "corrupted" in batch:
+            return {"damaged": batch["corrupted"], "prediction": prediction, "input": x}
+        return {"input": x, "prediction": prediction}
 
 
 class Continuations(FirstSamples):
@@ -187,7 +203,7 @@ class Continuations(FirstSamples):
         upper = x.clone()
         upper[:, :, x.shape[2] // 2 :] = 0.5
         drawn = [module.complete(x, 0.5, **self.options).to(x.dtype) for _ in range(3)]
-        log_columns(trainer, "completions", [x, upper, *drawn])
+        log_columns(trainer, "completions", [x, upper, *drawn], ["input", "given", *["drawn"] * 3])
 
     def _texts(self, trainer: Trainer, module: Any, data: SSLDataModule, x: Tensor) -> None:
         kept = max(1, x.shape[1] // 2)

@@ -53,7 +53,7 @@ class ProgressBar(EpochsFromOne):
 
 class Throughput(Callback):
     """Logs ``time/samples_per_s`` (all ranks) and ``time/data_wait_share`` (0 to 1) over the steps since the
-    last log.
+    last log, and on a GPU ``time/gpu_memory_gib``, the most that tensors of rank 0 have needed so far.
 
     The data wait is the time between the end of a training step and the start of the next: fetching, moving,
     and launching the views. The clock is the host's, so nothing waits for the device; validation is left out.
@@ -91,6 +91,8 @@ class Throughput(Callback):
                 "time/data_wait_share": self.waited / total,
                 "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             }
+            if pl_module.device.type == "cuda":
+                rates["time/gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
             if (data := data_of(trainer)) is not None and data.max_unreadable:
                 rates["train/unreadable_files"] = len(data.unreadable_files())
             for logger in trainer.loggers:
@@ -129,7 +131,7 @@ class FiniteLoss(Callback):
 
     Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has
     to skip ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was
-    skipped, in the logs.
+    skipped, in the logs. ``train/grad_norm`` is the norm of all gradients of a step, before clipping.
 
     Args:
         checkpoint: the run's last checkpoint, for the message; None: the one in the run folder.
@@ -209,6 +211,9 @@ class FiniteLoss(Callback):
         scaled = scaler_of(trainer) is not None
         if math.isfinite(loss) and math.isfinite(norm):
             self.norm_before, self.skipped_in_a_row = norm, 0
+            if reading.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                for logger in trainer.loggers:
+                    logger.log_metrics({"train/grad_norm": norm}, step=reading.step - 1)
             return
         if math.isfinite(loss) and scaled:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1

@@ -101,15 +101,38 @@ def log_results(
     for name, measure in measures().items():
         if name in report:
             scores |= {f"test/{k}": v for k, v in measure.scalars(report[name]).items()}
+    lines = baseline_lines(report["results"])
     attempts = Attempts()
     for logger in given:
         with attempts.of(type(logger).__name__):
+            if isinstance(logger, loggers.TensorBoardLogger) and lines:
+                logger.log_metrics(lines, step=0)  # a line from there to the end
+                logger.experiment.add_custom_scalars(CHARTS)
+            logger.log_metrics(lines, step=step)
             if parameters and isinstance(logger, loggers.TensorBoardLogger):
                 logger.log_hyperparams(parameters, scores, step)  # logs the scores, too
             else:
                 logger.log_metrics(scores, step=step)
             logger.save()
     return attempts.failed
+
+
+#: Probes whose curve on val TensorBoard shows in one chart with the lines of the baselines.
+CHARTED = ("linear_top1", "knn_top1")
+CHARTS = {
+    "probes and baselines": {name: ["Multiline", [f"val/{name}", f"baselines/{name}/.*"]] for name in CHARTED}
+}
+
+
+def baseline_lines(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Test accuracies of the baselines in a report, as ``baselines/linear_top1/random_init``."""
+    return {
+        f"baselines/{name}/{encoder}": row[name]
+        for encoder, row in results.items()
+        if encoder != "pretrained"
+        for name in CHARTED
+        if name in row
+    }
 
 
 #: What people compare runs by comes first in the HParams tab.

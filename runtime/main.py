@@ -12,6 +12,8 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.seeding import run_seed
+from evaluation.attempts import Attempts
+from evaluation.overview import log_overview
 from evaluation.report import evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
 from runtime.checkpoints import evaluated_checkpoint, initial_module, read_checkpoint
@@ -176,6 +178,10 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     where, device = str(file), trainer.strategy.root_device
     report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
     report |= starting_point(cli.run_folder.path)
+    attempts = Attempts()
+    with attempts.of("pictures of features"):
+        log_overview(trainer, module.eval(), cli.datamodule, device)
+    report["failed"] |= attempts.failed
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
     print_report(report)
     write_json(cli.run_folder.results, report)  # last: with it the run counts as finished

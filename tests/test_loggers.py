@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import csv
 import inspect
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning import Trainer
+from PIL import Image
+from pytest import approx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import train
+from datamodules import Digits
+from datamodules.samplers import interleaved
+from runtime.checkpoints import load_module
 from runtime.loggers import CSVLogger, TensorBoardLogger, hyper_parameters, log_results
 from runtime.messages import ROOT
 from tests.loggers import WandbLike
@@ -33,7 +41,7 @@ SEVERAL = [
 ]
 SCALARS = {
     *("train/loss", "train/lr", "time/samples_per_s", "val/loss", "val/linear_top1", "val/knn_top1"),
-    *("val/rankme", "test/linear_top1", "test/knn_top1", "test/fewshot_top1"),
+    *("val/rankme", "test/linear_top1", "test/knn_top1", "test/fewshot_top1", "train/grad_norm"),
 }
 
 
@@ -90,7 +98,7 @@ def test_every_logger_gets_all_scalars(undisturbed: tuple[Path, WandbLike]) -> N
     for tag in SCALARS - {"time/samples_per_s"}:
         curve = fake.scalars[tag]
         assert [(int(row["step"]), float(row[tag])) for row in table if tag in row] == curve
-        shown = events.Scalars(tag)[-len(curve) :]  # of results the HParams tab has one more, at step 0
+        shown = events.Scalars(tag)
         assert [event.step for event in shown] == [step for step, _ in curve]
         assert [event.value for event in shown] == pytest.approx([value for _, value in curve])
 
@@ -111,9 +119,55 @@ def test_pictures_reach_every_logger_that_takes_them(undisturbed: tuple[Path, Wa
     folder, fake = undisturbed
     events = EventAccumulator(str(folder))
     events.Reload()
-    shown = [(event.step, event.width, event.height) for event in events.Images("views")]
-    assert [(step, *image.size) for _, _, step, [image], _ in fake.media] == shown
-    assert [media[:3] for media in fake.media] == [("image", "views", step) for step in (1, 3, 5)]
+    tags = ["views", "features", "confusion", "neighbors"]
+    assert events.Tags()["images"] == tags
+    shown = [(t, event.step, event.width, event.height) for t in tags for event in events.Images(t)]
+    assert [(key, step, *image.size) for _, key, step, [image], _ in fake.media] == shown
+    at_the_end = [("image", tag, 5) for tag in tags[1:]]
+    assert [media[:3] for media in fake.media] == [("image", "views", s) for s in (1, 3, 5)] + at_the_end
+
+
+def test_baselines_are_lines_in_the_chart_of_the_probe(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, fake = undisturbed
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    rows = json.loads((folder / "results.json").read_text())["results"]
+    for encoder in ("random_init", "raw_input"):
+        for probe in ("linear_top1", "knn_top1"):
+            tag, value = f"baselines/{probe}/{encoder}", rows[encoder][probe]
+            assert [(e.step, e.value) for e in events.Scalars(tag)] == [
+                (0, approx(value)),
+                (6, approx(value)),
+            ]
+            assert fake.scalars[tag] == [(6, value)]
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(content)
+    charts = [(c.title, list(c.multiline.tag)) for category in layout.category for c in category.chart]
+    assert [category.title for category in layout.category] == ["probes and baselines"]
+    assert charts == [
+        ("linear_top1", ["val/linear_top1", "baselines/linear_top1/.*"]),
+        ("knn_top1", ["val/knn_top1", "baselines/knn_top1/.*"]),
+    ]
+
+
+def test_the_projector_has_val_with_classes_and_images(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, _ = undisturbed
+    told = (folder / "projector_config.pbtxt").read_text()
+    for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
+        assert f'"00005/val/{name}"' in told
+    points = (folder / "00005" / "val" / "tensors.tsv").read_text().splitlines()
+    classes = (folder / "00005" / "val" / "metadata.tsv").read_text().splitlines()
+    dataset: Any = Digits().dataset("val")
+    assert len(points) == len(classes) == 360
+    assert classes == [str(dataset.labels[i]) for i in interleaved(dataset)]
+    module = load_module(folder / "checkpoints" / "best.ckpt")
+    x = Digits().transform(dataset.__getitems__(interleaved(dataset)[:3].tolist()), None)["input"]
+    with torch.no_grad():
+        expected = module.embed(x)
+    shown = torch.tensor([[float(v) for v in row.split("\t")] for row in points[:3]])
+    torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-5)
+    with Image.open(folder / "00005" / "val" / "sprite.png") as sprite:
+        assert sprite.size == (19 * 8, 19 * 8)
 
 
 def test_loggers_go_on_where_a_killed_run_was(

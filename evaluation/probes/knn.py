@@ -77,6 +77,16 @@ def _nearest(query: Tensor, bank: _Unit, k: int) -> tuple[Tensor, Tensor]:
     return best
 
 
+@torch.no_grad()
+def nearest_samples(query: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Places (Q, k) in ``bank`` (N, D) of the samples most similar to each ``query`` (Q, D) by cosine, the
+    most similar first; k <= N.
+    """
+    check_features(query, "query features")
+    check_features(bank, "bank features")
+    return _nearest(F.normalize(query.float(), dim=1), _Unit(bank, query.device), k)[1]
+
+
 def knn_predict(
     query: Tensor,
     bank: Tensor,

@@ -117,6 +117,7 @@ def test_help_shows_the_commands_and_their_options(capsys: pytest.CaptureFixture
         "features",
         "generate",
         "labels",
+        "neighbors",
         "restore",
     ]
     assert script.main([]) == 2 and capsys.readouterr().out == text
@@ -150,5 +151,5 @@ def test_an_option_of_earlier_versions_names_the_command(
 def test_a_word_that_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "genrate", "RUN", 4) == (
         "error: genrate does not exist (did you mean 'generate'?): expected a run folder, a checkpoint, or "
-        "one of the commands probe, compare, export, features, generate, labels, restore\n"
+        "one of the commands probe, compare, export, features, generate, labels, neighbors, restore\n"
     )

@@ -217,7 +217,8 @@ def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
     ):
         shown = pictures(tmp_path / f"{tag}-{columns}", module, data)
         assert list(shown) == [tag]
-        assert shown[tag][0][:2] == (columns * 66 + 2, 5 * 66 + 2)  # 8 pixels enlarged to 64, 2 between
+        # 8 pixels enlarged to 64, 2 between; a line of titles, and the names of the classes
+        assert shown[tag][0][:2] == (columns * 66 + 2 + 13, 5 * 66 + 2 + 15)
 
 
 class Generator(SimCLR):

@@ -1,0 +1,133 @@
+"""Pictures made of pictures: rows of images with titles, a confusion matrix, points in colors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from evaluation.curves import COLORS
+
+SIDE = 64
+"""Images that are smaller are enlarged to about this many pixels."""
+
+FONT = ImageFont.load_default(12)
+LINE = 15
+
+
+def rows_of_images(
+    columns: Sequence[Tensor], titles: Sequence[str] = (), names: Sequence[str] = ()
+) -> Tensor:
+    """One image with a row for each sample.
+
+    Args:
+        columns: each (n, C, H, W) in [0, 1]; small ones are enlarged by a whole number.
+        titles: above each column, broken at spaces to its width; empty = none.
+        names: left of each row; empty = none.
+
+    Returns:
+        (3, H', W') in [0, 1].
+    """
+    side = max(column.shape[-1] for column in columns)
+    size = side * max(1, SIDE // side)
+    shown = [F.interpolate(c.float(), size=(size, size), mode="nearest") for c in columns]
+    grid = make_grid(
+        torch.stack(shown, dim=1).flatten(0, 1).cpu(), nrow=len(columns), padding=2, pad_value=0.5
+    )
+    if not titles and not names:
+        return grid
+    lines = [_lines(title, size) for title in titles]
+    top = LINE * max((len(each) for each in lines), default=0)
+    left = max((int(FONT.getlength(name)) + 6 for name in names), default=0)
+    image = Image.new("RGB", (grid.shape[2] + left, grid.shape[1] + top), "white")
+    image.paste(_as_image(grid), (left, top))
+    draw = ImageDraw.Draw(image)
+    for i, each in enumerate(lines):
+        middle = left + 2 + i * (size + 2) + size / 2
+        for j, text in enumerate(each):
+            draw.text((middle, top - LINE * (len(each) - j)), text, "black", FONT, anchor="ma")
+    for i, name in enumerate(names):
+        draw.text((left - 4, top + 2 + i * (size + 2) + size / 2), name, "black", FONT, anchor="rm")
+    return _as_tensor(image)
+
+
+def matrix_of_counts(counts: Tensor, names: Sequence[str]) -> Tensor:
+    """A confusion matrix (K, K) as an image (3, H, W) in [0, 1]: a row for each true class, a column for each
+    predicted one, darker for a larger share of its row; with the counts where there is room.
+    """
+    k = len(counts)
+    cell = max(4, min(34, 700 // k))
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    written = cell >= 24
+    left = (max(int(FONT.getlength(name)) for name in names) if written else 0) + 26
+    image = Image.new("RGB", (left + k * cell + 2, k * cell + 2 + 2 * LINE), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((left + k * cell / 2, 0), "predicted", "black", FONT, anchor="ma")
+    draw.text((2, LINE), "true", "black", FONT)
+    for i in range(k):
+        y = 2 * LINE + i * cell
+        if written:
+            draw.text((left - 4, y + cell / 2), names[i], "black", FONT, anchor="rm")
+            draw.text((left + i * cell + cell / 2, LINE), names[i][:4], "black", FONT, anchor="ma")
+        for j in range(k):
+            x = left + j * cell
+            gray = 255 - round(220 * float(share[i, j]))
+            draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=(gray, gray, 255))
+            if written and counts[i, j]:
+                ink = "white" if share[i, j] > 0.6 else "black"
+                draw.text((x + cell / 2, y + cell / 2), str(int(counts[i, j])), ink, FONT, anchor="mm")
+    return _as_tensor(image)
+
+
+def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 480) -> Tensor:
+    """Features (N, D) along their two directions of largest variance, a color for each label (N,), -1 gray.
+
+    Returns:
+        An image (3, H, W) in [0, 1], with the share of the variance that each axis has.
+    """
+    x = features.double() - features.double().mean(0)
+    left, values, _ = torch.linalg.svd(x, full_matrices=False)
+    places = left[:, :2] * values[:2]
+    shares = (values.square() / values.square().sum().clamp(min=1e-300))[:2].tolist()
+    low, high = places.amin(0), places.amax(0)
+    points = ((places - low) / (high - low).clamp(min=1e-300) * (side - 20) + 10).tolist()
+    shown = [(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)]
+    image = Image.new("RGB", (side + 110, side + LINE + 4), "white")
+    draw = ImageDraw.Draw(image)
+    for (across, up), label in zip(points, labels.tolist(), strict=True):
+        color = shown[label][1] if label >= 0 else "#bbbbbb"
+        place = (across, side - up)
+        # of more classes than colors every second round is drawn as rings
+        ring = label >= 0 and (label // len(COLORS)) % 2 == 1
+        box = (place[0] - 3, place[1] - 3, place[0] + 3, place[1] + 3)
+        draw.ellipse(box, fill=None if ring else color, outline=color)
+    for i, (name, color) in enumerate(shown[: side // LINE]):
+        draw.text((side + 8, LINE * i), name[:14], color, FONT)
+    told = " and ".join(f"{share:.0%}" for share in shares)
+    draw.text((4, side + 2), f"two principal components: {told} of the variance", "black", FONT)
+    return _as_tensor(image)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Broken at spaces into lines of ``width`` pixels, where words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and FONT.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return lines
+
+
+def _as_image(image: Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
