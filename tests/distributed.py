@@ -5,11 +5,12 @@ process.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule
+from lightning import Callback, LightningDataModule, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -82,17 +83,14 @@ def options(folder: Path, keep: Keep) -> dict[str, Any]:
     }
 
 
-def prepared(config: str) -> tuple[Any, Any]:
+def prepare(config: str, folder: Path) -> None:
+    """Build a method and its data, once for the two ranks and for the one process that repeats their steps:
+    their weights are equal by being the same file.
+    """
+    module, data = build(config)
     # plain SGD: an adaptive optimizer turns rounding noise of unused directions into full steps
-    sgd = [
-        "--model.optimizer",
-        "torch.optim.SGD",
-        "--model.optimizer.lr",
-        "0.05",
-        "--model.warmup_epochs",
-        "0",
-    ]
-    module, data = build(config, *sgd, "--data.batch_size", str(PER_RANK))
+    module.optimizer, module.warmup_epochs = partial(torch.optim.SGD, lr=0.05), 0
+    data.batch_size = PER_RANK
     if isinstance(module, HuBERT):
         module.find_clusters(data)  # now: where the batches are joined there is no data set
     for part in module.modules():  # two ranks cannot draw what one process draws
@@ -100,20 +98,32 @@ def prepared(config: str) -> tuple[Any, Any]:
             part.p = 0.0
         elif isinstance(getattr(part, "dropout", None), float):
             part.dropout = 0.0  # type: ignore[assignment]
-    return module, data
+    torch.save((module, data), folder / f"{file_name(config)}.prepared.pt")
+
+
+def prepared(config: str, folder: Path) -> tuple[Any, Any]:
+    """What ``prepare`` has built."""
+    seed_everything(0, verbose=False)
+    return torch.load(folder / f"{file_name(config)}.prepared.pt", weights_only=False)
+
+
+def file_name(config: str) -> str:
+    return config.replace("/", "_")
 
 
 def main(folder: Path, configs: list[str]) -> None:
     for config in configs:
-        module, data = prepared(config)
+        module, data = prepared(config, folder)
         if groups_of(module) == 1:
             gather_batch_norms(module)
         keep, draws = Keep(), Draws(module)
         trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
         trainer.fit(module, data)
         state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
-        result = {"batches": keep.batches, "gradients": keep.gradients, "state": state, "draws": draws.kept}
-        torch.save(result, folder / f"{config.replace('/', '_')}.{trainer.global_rank}.pt")
+        result = {"batches": keep.batches, "state": state, "draws": draws.kept}
+        if trainer.global_rank == 0:  # both have the same, and there are hundreds of megabytes of them
+            result["gradients"] = keep.gradients
+        torch.save(result, folder / f"{file_name(config)}.{trainer.global_rank}.pt")
     metrics = validation_metrics(folder, strategy="ddp", devices=2)
     torch.save(metrics, folder / f"validation.{torch.distributed.get_rank()}.pt")
 
@@ -175,8 +185,10 @@ class Joined(LightningDataModule):
 
 
 def replay(config: str, ranks: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """The same three steps in one process on the joined batches, from the same initial weights."""
-    module, _ = prepared(config)
+    """The same three steps in one process on the joined batches, from the weights that ``prepare`` has put
+    into ``folder``.
+    """
+    module, _ = prepared(config, folder)
     keep = Keep()
     draws = [rank["draws"] for rank in ranks]
     if groups_of(module) > 1:  # the groups of both ranks; each rank's draws order its own samples
