@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from datamodules.seeding import mix_seed
 from runtime.command_line import CheckedCommandLine
 from runtime.framework_messages import silence_framework
 from runtime.messages import ROOT, config_files
+from runtime.options import options_of
 from sslmodules import methods
 from sslmodules.base import SSLModule
 
@@ -98,11 +98,15 @@ def shrunk(config: str) -> list[str]:
             for knob, value in small.items()
             for word in (f"--model.encoder.init_args.{knob}", str(value))
         ]
-        method = methods()[yaml.safe_load(text)["model"]["class_path"]]
         for knob in ("projector_hidden", "projector_out", "num_prototypes"):  # up to 65,536 in the papers
-            if knob in inspect.signature(method).parameters:
+            if knob in options_of(method_of(config)):
                 options += [f"--model.{knob}", "64"]
     return options
+
+
+def method_of(config: str) -> type[SSLModule]:
+    """The class that a config trains."""
+    return methods()[yaml.safe_load((ROOT / config).read_text())["model"]["class_path"]]
 
 
 def build(config: str, *options: str, seed: int = 0) -> tuple[SSLModule, SSLDataModule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable
@@ -71,4 +72,10 @@ def check_command(command: str, known: Iterable[str] = ()) -> None:
     """
     arguments = shlex.split(command)
     if "--help" not in arguments and not any(is_placeholder(a) or a in known for a in arguments):
-        assert class_help(arguments) or CheckedCommandLine(arguments), command
+        assert parses(*arguments), command
+
+
+@functools.cache
+def parses(*arguments: str) -> bool:
+    """Is this a command line of train.py, in the project's folder? Many pages show the same ones."""
+    return bool(class_help([*arguments]) or CheckedCommandLine([*arguments]))

@@ -21,7 +21,7 @@ from evaluation.callbacks import FeatureProbe
 from runtime.discovery import with_current_paths
 from runtime.messages import ROOT, methods
 from sslmodules import methods as classes
-from tests.conftest import CONFIGS, EMBEDDED, batch_of, build, parse, trainer_for
+from tests.conftest import CONFIGS, EMBEDDED, batch_of, build, method_of, trainer_for
 from tests.contract import faults_of_learning, interaction, momentum_copies, resting, without_gradient
 from tests.distributed import file_name, prepare, replay, validation_metrics
 
@@ -52,12 +52,8 @@ def few(module: Any) -> int:
 def test_every_method_has_a_config_that_needs_no_download() -> None:
     """And the list made without importing torch is the list of the classes."""
     assert set(methods()) == set(classes())
-    used = {
-        parse(config).config.model.class_path.rsplit(".", 1)[-1]
-        for config in CONFIGS
-        if config.split("/")[1] in EMBEDDED
-    }
-    assert used == set(classes())
+    used = {method_of(config) for config in CONFIGS if config.split("/")[1] in EMBEDDED}
+    assert used == set(classes().values())
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -306,10 +302,9 @@ def test_a_method_without_a_paper_is_unpublished() -> None:
     assert not names_its_source("RotNet (Gidaris et al. 2018).")
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_documentation_of_the_class(config: str) -> None:
+@pytest.mark.parametrize("cls", classes().values(), ids=classes())
+def test_documentation_of_the_class(cls: type) -> None:
     """Where it comes from, a line for each option, and shapes in the file of the method."""
-    cls = find_class(parse(config).config.model.class_path)
     text = inspect.getdoc(inspect.getmodule(cls)) or ""
     assert names_its_source(text)
     doc = inspect.getdoc(cls) or ""

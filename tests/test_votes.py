@@ -41,7 +41,7 @@ def vote(rank: int, folder: Path) -> None:
 
 
 def test_ranks_vote_at_the_same_batches_and_not_after_every_short_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(vote, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
+    multiprocessing.start_processes(vote, (tmp_path,), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
     one, two = (ast.literal_eval((tmp_path / f"rank-{rank}").read_text()) for rank in range(2))
     assert one == two
     votes, seen = one
