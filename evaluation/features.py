@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +16,8 @@ from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError
 from datamodules.samplers import labels_of
 from datamodules.splits import Split
+from evaluation.team import Team
+from runtime.files import temporary_beside
 
 Features = dict[str, tuple[Tensor, Tensor]]
 
@@ -21,30 +27,70 @@ ResNet-50. More are kept on the host, in half precision.
 """
 
 
+IN_MEMORY_UP_TO = 2**34
+"""Bytes of the features of an encoder and split that are kept in memory; more are in a file."""
+
+
+class Means(NamedTuple):
+    """What an evaluation computes with.
+
+    Attributes:
+        team: the processes, each of which embeds its share.
+        precision: of the networks, as Lightning's Trainer takes it; only ``bf16-mixed`` and ``16-mixed``
+            change anything here, because the weights of the others are what they are.
+        folder: where features lie that are too many for memory, in a file that has no name and ends with the
+            process; None = in memory.
+    """
+
+    team: Team = Team()
+    precision: str = "32-true"
+    folder: Path | None = None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        bf16, fp16 = torch.bfloat16, torch.float16
+        mixed = {"bf16-mixed": bf16, "bf16": bf16, "16-mixed": fp16, "16": fp16}
+        if self.precision not in mixed:
+            return nullcontext()
+        return torch.autocast(device.type, mixed[self.precision])
+
+
 class Rows:
     """Rows that are filled in order, in one array that is made once: nothing is held twice.
 
     Args:
         count: N.
         first: the first batch (n, D), which is not added; its width is that of all.
+        folder: see ``Means``.
     """
 
-    def __init__(self, count: int, first: Tensor) -> None:
-        self.values = torch.empty(count, first.shape[1], device=first.device)
-        if count * first.shape[1] > FULL_PRECISION_UP_TO:
-            # a network's own half precision loses nothing; of float32 11 bits are kept
-            half = first.dtype if first.dtype == torch.bfloat16 else torch.float16
-            self.values = torch.empty(count, first.shape[1], dtype=half)
+    def __init__(self, count: int, first: Tensor, folder: Path | None = None) -> None:
+        shape = (count, first.shape[1])
         self.filled = 0
+        self.largest = 0.0  # of what does not fit
+        if math.prod(shape) <= FULL_PRECISION_UP_TO:
+            self.values = torch.empty(shape, device=first.device)
+            return
+        # a network's own half precision loses nothing; of float32 11 bits are kept
+        half = first.dtype if first.dtype == torch.bfloat16 else torch.float16
+        if folder is None or math.prod(shape) * half.itemsize <= IN_MEMORY_UP_TO:
+            self.values = torch.empty(shape, dtype=half)
+            return
+        file = temporary_beside(folder / "features")
+        self.values = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=half).view(shape)
+        file.unlink()  # the memory stays, and after a kill nothing is left
 
     def add(self, batch: Tensor) -> None:
-        """Raises ConfigError for values that half precision cannot hold."""
         part = self.values[self.filled : self.filled + len(batch)]
         part.copy_(batch)
         self.filled += len(batch)
         if part.dtype == torch.float16 and bool(part.isinf().any()) and bool(batch.isfinite().all()):
+            self.largest = max(self.largest, batch.abs().max().item())
+
+    def check(self) -> None:
+        """Raises ConfigError for values that half precision cannot hold."""
+        if self.largest:
             raise ConfigError(
-                f"features of up to {batch.abs().max().item():.1e} do not fit into float16, in which more "
+                f"features of up to {self.largest:.1e} do not fit into float16, in which more "
                 f"than {FULL_PRECISION_UP_TO} values of a split are kept"
             )
 
@@ -65,6 +111,7 @@ def embed_split(
     split: Split,
     device: torch.device,
     rows: Sequence[int] | None = None,
+    means: Means = Means(),  # noqa: B008  it holds nothing that changes
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Features of every encoder for the samples of a split, in order, and their labels.
 
@@ -74,20 +121,25 @@ def embed_split(
         split: "bank", "val" or "test".
         device: where ``encoders`` compute.
         rows: which samples; None = all.
+        means: with several processes all of them call this, and rank 0 gets the features.
 
     Returns:
         name -> (N, D) float32 on ``device`` (half precision on the host above ``FULL_PRECISION_UP_TO``), and
-        labels (N,) on ``device``, -1 = unknown.
+        labels (N,) on ``device``, -1 = unknown. Other ranks have neither: an empty dict, no labels.
     """
-    filled, labels = _filled_rows(encoders, data, split, device, rows)
+    filled, labels = _filled_rows(encoders, data, split, device, rows, means)
     return {name: rows.values for name, rows in filled.items()}, labels
 
 
 def extract_features(
-    encoders: dict[str, Callable[[Tensor], Tensor]], data: SSLDataModule, split: Split, device: torch.device
+    encoders: dict[str, Callable[[Tensor], Tensor]],
+    data: SSLDataModule,
+    split: Split,
+    device: torch.device,
+    means: Means = Means(),  # noqa: B008  it holds nothing that changes
 ) -> Features:
     """As ``embed_split``, of the samples that have a label: name -> (features (N, D), labels (N,))."""
-    filled, labels = _filled_rows(encoders, data, split, device)
+    filled, labels = _filled_rows(encoders, data, split, device, None, means)
     known = labels >= 0
     return {name: (rows.keep(known), labels[known]) for name, rows in filled.items()}
 
@@ -98,20 +150,63 @@ def _filled_rows(
     data: SSLDataModule,
     split: Split,
     device: torch.device,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | None,
+    means: Means,
 ) -> tuple[dict[str, Rows], Tensor]:
-    dataset = data.dataset(split) if rows is None else Subset(data.dataset(split), rows)
+    """Batches are dealt to the ranks in turn and are the same for any number of them."""
+    dataset: Any = data.dataset(split) if rows is None else Subset(data.dataset(split), rows)
+    team, count, size = means.team, len(dataset), data.batch_size
+    if team.size > 1:
+        mine = range(team.rank * size, count, team.size * size)
+        dataset = Subset(dataset, [i for begin in mine for i in range(begin, min(begin + size, count))])
+    loader = iter(data.eval_dataloader(dataset))
+    problem: Exception | None = None
+    shapes: dict[str, Tensor] = {}
     filled: dict[str, Rows] = {}
-    labels = []
-    for raw in data.eval_dataloader(dataset):
-        x = data.transform({"input": raw["input"].to(device)}, None)["input"]
-        for name, encode in encoders.items():
-            batch = encode(x).flatten(1)
-            if name not in filled:
-                filled[name] = Rows(len(dataset), batch)  # type: ignore[arg-type]
-            filled[name].add(batch)
-        labels.append(raw["label"].to(device))
+    labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    for begin in range(0, count, team.size * size):
+        found: dict[str, Tensor] = {}
+        known = labels[0]
+        try:
+            if problem is None and (raw := next(loader, None)) is not None:
+                x = data.transform({"input": raw["input"].to(device)}, None)["input"]
+                with means.autocast(device):
+                    found = {name: encode(x).flatten(1) for name, encode in encoders.items()}
+                known = raw["label"].to(device)
+        except Exception as error:  # raised when all ranks are here, not while they wait for rows
+            problem = error
+        if begin == 0:
+            shapes = _shapes(found, team, device)
+            filled = {
+                name: Rows(count, like, means.folder) for name, like in shapes.items() if team.rank == 0
+            }
+        for name, like in shapes.items():
+            rows_of_all = team.gather(_as_wide(found.get(name, like), like), size)
+            if rows_of_all is not None:
+                filled[name].add(rows_of_all[: count - begin])
+        labels_of_all = team.gather(known, size)
+        labels += [] if labels_of_all is None else [labels_of_all[: count - begin]]
+    team.raise_first(problem)
+    for each in filled.values():
+        each.check()
     return filled, torch.cat(labels)
+
+
+def _shapes(found: dict[str, Tensor], team: Team, device: torch.device) -> dict[str, Tensor]:
+    """For each encoder no rows (0, D) of its width and type, which a rank without a batch cannot know. The
+    widest counts: an encoder that fails on a rank has one column there.
+    """
+    told = {name: (rows.shape[1], str(rows.dtype).removeprefix("torch.")) for name, rows in found.items()}
+    shapes: dict[str, Tensor] = {}
+    for of_rank in team.ask(told):
+        for name, (width, kind) in of_rank.items():
+            if name not in shapes or width > shapes[name].shape[1]:
+                shapes[name] = torch.empty(0, width, dtype=getattr(torch, kind), device=device)
+    return shapes
+
+
+def _as_wide(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.to(like.dtype).expand(-1, like.shape[1])
 
 
 def known_labels(data: SSLDataModule, split: Split) -> Tensor | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from datamodules.base import SSLDataModule
 from datamodules.checks import check_one_of
 from datamodules.splits import Split
 from evaluation.attempts import Attempts
-from evaluation.features import extract_features, known_labels, names_of_classes
+from evaluation.extraction import SPLITS, Extraction
+from evaluation.features import Means, known_labels, names_of_classes
+from evaluation.kept import Kept, checksum
 from evaluation.measures import measures
 from evaluation.measures.base import Measure
 from evaluation.probes import probes as known_probes
@@ -36,11 +38,6 @@ SCHEMA = 2
 ``collapse``, no macro and top-5 accuracies, and in early runs ``standardise`` for ``standardize``.
 """
 
-Encode = Callable[[Tensor], Tensor]
-"""Standardized clean ``input`` (B, ...) to features (B, D)."""
-
-SPLITS: tuple[Split, ...] = ("bank", "val", "test")
-
 
 def evaluate(
     module: SSLModule,
@@ -51,6 +48,8 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
     also: Iterable[str] = (),
+    means: Means = Means(),  # noqa: B008  it holds nothing that changes
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """The whole report of a trained method on a data set.
 
@@ -63,6 +62,10 @@ def evaluate(
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
         also: names of measures that are made only where they are named.
+        means: the processes of the run, of which rank 0 calls this and the others ``assist``, precision of
+            the networks, and where features lie that are too many for memory.
+        kept: a file that keeps what is measured of each encoder, for an evaluation that begins again; the
+            caller removes it when the report is written. None = nothing is kept.
 
     Returns:
         What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, a section for
@@ -73,10 +76,7 @@ def evaluate(
     """
     chosen, chosen_measures = named_probes(probes), named_measures(also)
     device = torch.device(device)
-    data.prepare_data()
-    data.setup("test")
     was_training = module.training
-    trained, untrained = (m.to(device).eval() for m in (module, random_init))
     attempts = Attempts()
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -94,16 +94,51 @@ def evaluate(
         "left_out": {},
         "failed": attempts.failed,
     }
-    if data.num_classes is not None:
-        with attempts.of("probes"):
-            encoders: dict[str, Encode] = {"pretrained": trained.embed, "random_init": untrained.embed}
-            _probe(report, chosen, encoders, data, device, attempts)
+    with means.team.leading():
+        extraction = _extraction(module, random_init, data, device, means, attempts)
+        if data.num_classes is not None:
+            with attempts.of("probes"):
+                _probe(report, chosen, extraction, Kept(kept, _origin(module, data, chosen, seed, means)))
     for name, measure in chosen_measures.items():
         with attempts.of(name):
-            if measure.applies(trained, data):
-                report[name] = measure.measure(trained, data, device)
+            if measure.applies(module, data):
+                report[name] = measure.measure(module, data, device)
     module.train(was_training)
     return report
+
+
+def assist(
+    module: SSLModule, random_init: SSLModule, data: SSLDataModule, device: torch.device, means: Means
+) -> None:
+    """What the other ranks do while rank 0 is in ``evaluate``: their share of the features and neighbors."""
+    _extraction(module, random_init, data, device, means, Attempts()).follow()
+
+
+def _extraction(
+    module: SSLModule,
+    random_init: SSLModule,
+    data: SSLDataModule,
+    device: torch.device,
+    means: Means,
+    attempts: Attempts,
+) -> Extraction:
+    data.prepare_data()
+    data.setup("test")
+    return Extraction(module, random_init, data, device, means, attempts)
+
+
+def _origin(
+    module: SSLModule, data: SSLDataModule, probes: list[FeatureScore], seed: int, means: Means
+) -> dict[str, Any]:
+    """What a kept part of a report was made of."""
+    return {
+        "schema": SCHEMA,
+        "weights": checksum(module),
+        "data": [type(data).__name__, dict(data.hparams), data.fingerprint()],
+        "probes": [probe.name for probe in probes],
+        "seed": seed,
+        "precision": means.precision,
+    }
 
 
 def named_probes(names: Iterable[str] | None) -> list[FeatureScore]:
@@ -161,62 +196,59 @@ def is_complete(results: Path) -> bool:
         return False
 
 
-def _probe(
+def _probe(report: dict[str, Any], probes: list[FeatureScore], extraction: Extraction, kept: Kept) -> None:
+    """Add the accuracies of every encoder and baseline to the report, and the protocol that they need."""
+    baselines = {name: first_paragraph(inspect.getdoc(f)) for name, f in extraction.baselines.items()}
+    report["protocol"] |= baselines
+    if extraction.many:
+        report["protocol"]["precision"] = extraction.means.precision
+    report |= kept.take()
+    for group in extraction.groups:
+        todo = [name for name in group if name not in report["results"]]
+        splits = extraction.features(todo) if todo else {}
+        for encoder in list(splits.get("test", {})):
+            # taken out: the features of one encoder are gone before those of the next are made
+            _measure_encoder(report, probes, extraction, encoder, {s: splits[s].pop(encoder) for s in SPLITS})
+            kept.put(_complete(report))
+
+
+def _measure_encoder(
     report: dict[str, Any],
     probes: list[FeatureScore],
-    encoders: dict[str, Encode],
-    data: SSLDataModule,
-    device: torch.device,
-    attempts: Attempts,
+    extraction: Extraction,
+    encoder: str,
+    splits: dict[Split, Labeled],
 ) -> None:
-    """Add the accuracies of every encoder and baseline to the report, and the protocol that they need."""
-    protocol, seed = report["protocol"], report["protocol"]["seed"]
-    with attempts.of("baselines"):
-        baselines = data.baselines()
-        encoders = {**encoders, **baselines}
-        protocol |= {name: first_paragraph(inspect.getdoc(f)) for name, f in baselines.items()}
-    splits = _features(encoders, data, device, attempts)
-    if not splits["test"]:
-        return
-    labels: dict[Split, Tensor] = {split: next(iter(found.values()))[1] for split, found in splits.items()}
-    protocol["samples"] = {split: len(values) for split, values in labels.items()}
-    report["left_out"] = obstacles(probes, labels, data)
-    if len(labels["test"]):
-        report["majority_share"] = int(labels["test"].bincount().max()) / len(labels["test"])
-    runnable = [probe for probe in probes if probe.name not in report["left_out"]]
-    for probe in runnable:
-        protocol |= probe.protocol(len(labels["bank"]))
-    for encoder in splits["test"]:
-        train, val, test = (splits[split][encoder] for split in SPLITS)
-        row = report["results"].setdefault(encoder, {})
-        for probe in runnable:
-            with attempts.of(f"{probe.name} of {encoder}"):
-                scores, settings = probe.score(train, val, test, data.num_classes or 0, seed)
-                row |= scores
-                for key, value in settings.items():
-                    protocol.setdefault(f"{key}_by_encoder", {})[encoder] = value
-                    if encoder == "pretrained":
-                        protocol[key] = value
+    """Add a row of accuracies, and before the first one what is the same for all."""
+    protocol, data = report["protocol"], extraction.data
+    if "samples" not in protocol:
+        labels = {split: of_split for split, (_, of_split) in splits.items()}
+        protocol["samples"] = {split: len(values) for split, values in labels.items()}
+        report["left_out"] = obstacles(probes, labels, data)
+        if len(labels["test"]):
+            report["majority_share"] = int(labels["test"].bincount().max()) / len(labels["test"])
+        for probe in probes:
+            if probe.name not in report["left_out"]:
+                protocol |= probe.protocol(len(labels["bank"]))
+    row = report["results"].setdefault(encoder, {})
+    for probe in probes:
+        if probe.name in report["left_out"]:
+            continue
+        probe.team = extraction.means.team
+        with extraction.attempts.of(f"{probe.name} of {encoder}"):
+            scores, settings = probe.score(
+                splits["bank"], splits["val"], splits["test"], data.num_classes or 0, protocol["seed"]
+            )
+            row |= scores
+            for key, value in settings.items():
+                protocol.setdefault(f"{key}_by_encoder", {})[encoder] = value
+                if encoder == "pretrained":
+                    protocol[key] = value
 
 
-def _features(
-    encoders: dict[str, Encode],
-    data: SSLDataModule,
-    device: torch.device,
-    attempts: Attempts,
-) -> dict[Split, dict[str, Labeled]]:
-    """Features of every split and encoder, without the encoders that failed on the way."""
-    broken: set[str] = set()
-
-    def guarded(name: str) -> Encode:
-        def encode(x: Tensor) -> Tensor:
-            with attempts.of(f"features of {name}"):
-                if name not in broken:
-                    return encoders[name](x)
-            broken.add(name)
-            return torch.zeros(len(x), 1, device=device)
-
-        return encode
-
-    found = {s: extract_features({n: guarded(n) for n in encoders}, data, s, device) for s in SPLITS}
-    return {s: {n: pair for n, pair in rows.items() if n not in broken} for s, rows in found.items()}
+def _complete(report: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a report that need not be measured again: an encoder of which a probe failed is."""
+    failed = {part.rpartition(" of ")[2] for part in report["failed"]}
+    results = {encoder: row for encoder, row in report["results"].items() if encoder not in failed}
+    same = ("protocol", "left_out", "majority_share")
+    return {"results": results} | {key: report[key] for key in same if key in report}

@@ -109,6 +109,7 @@ def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, 
         suffix=suffix,
         seed=content.get("seed", 0),
         device=device,
+        precision=str(content.get("config", {}).get("trainer", {}).get("precision")),
         origin=starting_point(folder),
     )
     return opened, content

@@ -13,9 +13,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.seeding import run_seed
 from evaluation.attempts import Attempts
+from evaluation.features import Means
+from evaluation.kept import NAME as KEPT
 from evaluation.overview import log_overview
-from evaluation.report import evaluate, foreseen_obstacles, is_complete
+from evaluation.report import assist, evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
+from evaluation.team import Team
 from runtime.checkpoints import evaluated_checkpoint, initial_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.failures import end_other_processes, is_first_failure
@@ -93,10 +96,6 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130
     cli.preemption.end_if_asked()
-    if not trainer.is_global_zero:
-        receiver.raises = LISTENED
-        leave_together(trainer.world_size)
-        return 0
     if cli.ending.stopped:
         say(f"stopped early in step {trainer.global_step} ({cli.ending.stopped})")
     receiver.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
@@ -165,7 +164,8 @@ def _where_things_are(folder: Path) -> str:
 
 
 def evaluate_run(cli: SSLCommandLine) -> bool:
-    """Measure what was trained: tables on the terminal, scalars in the loggers, ``results.json``.
+    """Measure what was trained: tables on the terminal, scalars in the loggers, ``results.json``. All ranks
+    call it; rank 0 does what cannot be shared.
 
     Returns:
         Whether a part failed. The report names it, and the other parts are there.
@@ -175,9 +175,16 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     file = evaluated_checkpoint(module, cli.run_folder.last)
     if file != cli.run_folder.last:
         module.load_state_dict(read_checkpoint(file)["state_dict"])
-    where, device = str(file), trainer.strategy.root_device
-    report = evaluate(module, untrained, cli.datamodule, where, device=device, seed=seed)
-    report |= starting_point(cli.run_folder.path)
+    where, device, folder = str(file), trainer.strategy.root_device, cli.run_folder.path
+    means = Means(Team(trainer.world_size > 1), str(trainer.precision), folder)
+    if not trainer.is_global_zero:
+        assist(module, untrained, cli.datamodule, device, means)
+        return False
+    kept = folder / f"{KEPT}.json"
+    report = evaluate(
+        module, untrained, cli.datamodule, where, device=device, seed=seed, means=means, kept=kept
+    )
+    report |= starting_point(folder)
     attempts = Attempts()
     with attempts.of("pictures of features"):
         log_overview(trainer, module.eval(), cli.datamodule, device)
@@ -185,4 +192,5 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
     print_report(report)
     write_json(cli.run_folder.results, report)  # last: with it the run counts as finished
+    kept.unlink(missing_ok=True)
     return bool(report["failed"])

@@ -105,7 +105,11 @@ def leave_together(size: int) -> None:
         size: number of ranks.
     """
     if size > 1:
-        Exchange().ask("done")
+        exchange = Exchange()
+        exchange.ask("done")
+        exchange.tell("left")
+        if exchange.rank == 0:  # it keeps the store, in which the others look until they have heard
+            exchange.hear()
 
 
 def lost(patience: float = PATIENCE) -> str | None:

@@ -156,19 +156,27 @@ def test_who_does_not_answer_because_it_is_dead_is_told(
 
 
 def test_ranks_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one with nothing left to do stays until the other has evaluated."""
-    store, order = distributed.HashStore(), []
+    """The one with nothing left to do stays until the other has evaluated, and rank 0, which keeps the
+    store, until nobody looks in it.
+    """
+    store = distributed.HashStore()
+    order: list[str] = []
 
     class Of(peers.Exchange):
         def __init__(self) -> None:
             self.store, self.size, self.told, self.heard = store, 2, 0, 0
             self.rank = int(threading.current_thread().name)
 
+        def hear(self) -> list[str]:
+            lines = super().hear()
+            order.append(f"{self.rank} has heard {lines[0]}")
+            return lines
+
     monkeypatch.setattr(peers, "Exchange", Of)
 
     def leave() -> None:
         peers.leave_together(2)
-        order.append("left")
+        order.append(f"{threading.current_thread().name} left")
 
     other = threading.Thread(target=leave, name="1")
     other.start()
@@ -178,5 +186,6 @@ def test_ranks_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
     first.start()
     first.join(5)
     other.join(5)
-    assert order == ["evaluated", "left", "left"]
+    assert order[0] == "evaluated" and {"0 left", "1 left"} < set(order)
+    assert order.index("1 has heard done") < order.index("0 left")
     peers.leave_together(1)  # alone: there is nobody to wait for

@@ -29,6 +29,7 @@ class TrainedRun:
         suffix: of the names of results: tells another checkpoint than ``last.ckpt`` and another data set.
         seed: the run's.
         device: where to compute.
+        precision: in which the run was trained, as the Trainer takes it.
         origin: what the run's environment.json tells of the weights that it began from, if it did.
     """
 
@@ -41,6 +42,7 @@ class TrainedRun:
     suffix: str
     seed: int
     device: torch.device
+    precision: str
     origin: dict[str, Any]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_place
+from evaluation.features import Means
+from evaluation.kept import NAME as KEPT
 from evaluation.measures import measures
 from evaluation.probes import probes
 from evaluation.report import evaluate, named_measures, named_probes
@@ -44,12 +46,15 @@ class ProbeCommand(Command):
         check_place(target, ".json")
         if target.exists() and not is_results(target):
             raise ConfigError(f"--output {target} exists and is not a results.json: choose another name")
-        where = str(run.checkpoint)
-        report = evaluate(run.module, run.random_init(), run.data, where, names, run.device, run.seed, also)
+        where, kept = str(run.checkpoint), run.folder / f"{KEPT}{run.suffix}.json"
+        means = Means(precision=run.precision, folder=run.folder)
+        networks = (run.module, run.random_init())
+        report = evaluate(*networks, run.data, where, names, run.device, run.seed, also, means, kept)
         report |= run.origin
         print_report(report)
         told = "replaced" if target.exists() else "written"
         write_json(target, report)
+        kept.unlink(missing_ok=True)
         say(f"{told}: {target}")
         return 1 if report["failed"] else 0
 

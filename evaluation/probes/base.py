@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from evaluation.accuracy import ACCURACIES, accuracies
+from evaluation.team import Team
 
 Labeled = tuple[Tensor, Tensor]
-"""Features (N, D) float32 and labels (N,) int64 in [0, K)."""
+"""Features (N, D) float32, or in half precision on the host, and labels (N,) int64 in [0, K)."""
 
 
 class Fitted(NamedTuple):
@@ -38,6 +39,7 @@ class FeatureScore(ABC):
         metrics: what it gives: the end of each key in ``results.json``, and how the table calls it.
         order: of its columns in that table, the smallest first.
         by_name: it runs only where ``--probes`` names it.
+        team: the processes of the run; the others ``follow`` this one and can be asked to help.
     """
 
     name: ClassVar[str]
@@ -45,6 +47,7 @@ class FeatureScore(ABC):
     metrics: ClassVar[dict[str, str]]
     order: ClassVar[int] = 100
     by_name: ClassVar[bool] = False
+    team: Team = Team()
 
     def protocol(self, num_train: int) -> dict[str, Any]:
         """The fixed settings for ``num_train`` labeled training samples, by their key in ``results.json``."""

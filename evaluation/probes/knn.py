@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from datamodules.checks import check, check_at_least, check_within
 from evaluation.probes.base import Fitted, Labeled, Probe
 from evaluation.probes.linear import check_features, check_labeled_features
+from evaluation.team import Team
 
 K, TEMPERATURE = 20, 0.07
 
@@ -37,44 +38,127 @@ class KNNProbe(Probe):
     def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
         def votes(features: Tensor) -> Tensor:
             k = min(K, len(train[0]))
-            return knn_votes(features, *train, num_classes, k=k, temperature=TEMPERATURE)
+            return knn_votes(features, *train, num_classes, k=k, temperature=TEMPERATURE, team=self.team)
 
         return Fitted([votes], {})
 
 
+HALF = (torch.float16, torch.bfloat16)
+
 BANK_ROWS = 2**17
-"""Bank samples that are compared with at once: similarities of more would be gigabytes. Of a bank in half
-precision a part, because each block is held in float32 as well.
-"""
+"""Bank samples that are compared with at once: similarities of more would be gigabytes."""
+
+HALF_ROWS = BANK_ROWS // 32
+"""The same of a bank in half precision, of which each block is held in float32 as well."""
 
 
-class _Unit:
+def _unit_blocks(bank: Tensor, device: torch.device) -> Iterator[Tensor]:
     """A bank (N, D) as unit vectors, in blocks: made once of float32 features, else when they are needed."""
-
-    def __init__(self, bank: Tensor, device: torch.device) -> None:
-        self.done = bank.dtype in (torch.float32, torch.float64)
-        self.bank, self.device = F.normalize(bank.float(), dim=1) if self.done else bank, device
-
-    def blocks(self) -> Iterator[Tensor]:
-        for part in self.bank.split(BANK_ROWS if self.done else max(1, BANK_ROWS // 32)):
-            yield part if self.done else F.normalize(part.to(self.device).float(), dim=1)
+    if bank.dtype in HALF:
+        for part in bank.split(HALF_ROWS):
+            yield F.normalize(part.to(device).float(), dim=1)
+    else:
+        yield from F.normalize(bank.float(), dim=1).split(BANK_ROWS)
 
 
-def _nearest(query: Tensor, bank: _Unit, k: int) -> tuple[Tensor, Tensor]:
+class _Neighbors:
+    """Similarities and places (Q, k) of the nearest bank samples so far, the most similar first.
+
+    Args:
+        query: (Q, D), of any length.
+        k: at most the bank's size.
+        chunk_size: queries compared at once.
+        device: where they are compared.
+    """
+
+    def __init__(self, query: Tensor, k: int, chunk_size: int, device: torch.device) -> None:
+        self.chunks, self.k, self.device = query.split(chunk_size), k, device
+        self.best: list[tuple[Tensor, Tensor]] = []
+        self.seen = 0  # bank samples
+
+    def add(self, block: Tensor) -> None:
+        """Compare with the next samples of the bank, unit vectors (n, D)."""
+        found = [self._nearest(chunk, block) for chunk in self.chunks]
+        self.best = found if not self.seen else list(map(self._better, self.best, found))
+        self.seen += len(block)
+
+    def _nearest(self, chunk: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        query = F.normalize(chunk.to(self.device).float(), dim=1)
+        similarity, index = (query @ block.T).topk(min(self.k, len(block)), dim=1)
+        return similarity, index + self.seen
+
+    def _better(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        similarity, index = (torch.cat(parts, 1) for parts in zip(a, b, strict=True))
+        similarity, order = similarity.topk(min(self.k, similarity.shape[1]), dim=1)
+        return similarity, index.gather(1, order)
+
+    def of_all(self) -> tuple[Tensor, Tensor]:
+        similarity, index = (torch.cat(parts) for parts in zip(*self.best, strict=True))
+        return similarity, index
+
+
+def neighbors_of_share(
+    team: Team,
+    device: torch.device,
+    rows: int,
+    width: int,
+    bank_size: int,
+    k: int,
+    chunk_size: int,
+    query: Tensor | None = None,
+    bank: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Every rank finds the neighbors of its share of the queries, while rank 0 sends it the bank in blocks.
+
+    Args:
+        team: whose processes all call this.
+        device: where they compute.
+        rows: queries of each rank.
+        width: D.
+        bank_size: N.
+        k: neighbors.
+        chunk_size: queries compared at once.
+        query: on rank 0 (Q, D), Q <= size * rows.
+        bank: on rank 0 (N, D).
+
+    Returns:
+        On rank 0 similarities and places (size * rows, k), of which the first Q are those of the queries.
+    """
+    padded: Tensor | None = None
+    if query is not None:
+        padded = torch.zeros(team.size * rows, width, device=device)
+        padded[: len(query)] = query
+    mine = team.share(padded, torch.empty(rows, width, device=device))
+    neighbors = _Neighbors(mine, k, chunk_size, device)
+    for begin in range(0, bank_size, HALF_ROWS):
+        block = torch.empty(min(HALF_ROWS, bank_size - begin), width, device=device)
+        if bank is not None:
+            block.copy_(bank[begin : begin + len(block)])
+        neighbors.add(F.normalize(team.spread(block), dim=1))
+    similarity, index = (team.gather(part, rows) for part in neighbors.of_all())
+    return None if similarity is None or index is None else (similarity, index)
+
+
+def _neighbors(
+    query: Tensor, bank: Tensor, k: int, chunk_size: int, device: torch.device, team: Team
+) -> tuple[Tensor, Tensor]:
     """Similarities and places (Q, k) of the nearest bank samples, the most similar first."""
-    best: tuple[Tensor, Tensor] | None = None
-    start = 0
-    for block in bank.blocks():
-        similarity, index = (query @ block.T).topk(min(k, len(block)), dim=1)
-        index += start
-        start += len(block)
-        if best is not None:
-            similarity, index = torch.cat([best[0], similarity], 1), torch.cat([best[1], index], 1)
-            similarity, order = similarity.topk(min(k, similarity.shape[1]), dim=1)
-            index = index.gather(1, order)
-        best = similarity, index
-    assert best is not None  # the bank is not empty
-    return best
+    if team.size > 1 and bank.dtype in HALF:
+        options = {
+            "rows": -(-len(query) // team.size),
+            "width": query.shape[1],
+            "bank_size": len(bank),
+            "k": k,
+            "chunk_size": chunk_size,
+        }
+        team.begin("nearest", **options)
+        found = neighbors_of_share(team, device, **options, query=query, bank=bank)
+        assert found is not None  # this is rank 0
+        return found[0][: len(query)], found[1][: len(query)]
+    neighbors = _Neighbors(query, k, chunk_size, device)
+    for block in _unit_blocks(bank, device):
+        neighbors.add(block)
+    return neighbors.of_all()
 
 
 @torch.no_grad()
@@ -108,6 +192,7 @@ def knn_votes(
     k: int = K,
     temperature: float = TEMPERATURE,
     chunk_size: int = 1024,
+    team: Team = Team(),  # noqa: B008  alone: it holds nothing that changes
 ) -> Tensor:
     """Votes of the k bank samples most similar to each query, with weight exp(s / T), s = cosine similarity.
 
@@ -125,6 +210,7 @@ def knn_votes(
         temperature: T > 0, default 0.07; small values let the nearest neighbor decide, large ones count
             heads.
         chunk_size: queries compared at once, default 1024; changes memory, not the result.
+        team: processes that share the queries of a bank in half precision; this one is rank 0.
 
     Returns:
         (Q, num_classes) float32 votes, relative to the weight of the most similar sample.
@@ -141,16 +227,11 @@ def knn_votes(
     check_within(0, math.inf, "()", temperature=temperature)
     check_at_least(1, chunk_size=chunk_size)
 
-    votes = []
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         labels = bank_labels.long()
-        unit = _Unit(bank, labels.device)
-        for part in query.split(chunk_size):
-            chunk = F.normalize(part.to(labels.device).float(), dim=1)
-            similarity, index = _nearest(chunk, unit, k)  # (chunk, k), most similar first
-            # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
-            # small T.
-            weights = ((similarity - similarity[:, :1]) / temperature).exp()
-            empty = weights.new_zeros(len(chunk), num_classes)
-            votes.append(empty.scatter_add_(1, labels[index], weights))
-    return torch.cat(votes)
+        similarity, index = _neighbors(query, bank, k, chunk_size, labels.device, team)  # (Q, k)
+        # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
+        # small T.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        empty = weights.new_zeros(len(query), num_classes)
+        return empty.scatter_add_(1, labels[index], weights)
