@@ -1,4 +1,4 @@
-"""Peak memory of an evaluation of ImageNet's kind: extraction, linear probe and kNN, beside the features kept.
+"""Peak memory of an evaluation of ImageNet's size: extraction, linear probe and kNN.
 
     python benchmarks/large_evaluation.py
     python benchmarks/large_evaluation.py --samples 1281167 --width 2048

@@ -163,10 +163,10 @@ def _filled_rows(
     problem: Exception | None = None
     shapes: dict[str, Tensor] = {}
     filled: dict[str, Rows] = {}
-    labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    labels = torch.empty(count if team.rank == 0 else 0, dtype=torch.int64, device=device)
     for begin in range(0, count, team.size * size):
         found: dict[str, Tensor] = {}
-        known = labels[0]
+        known = labels[:0]
         try:
             if problem is None and (raw := next(loader, None)) is not None:
                 x = data.transform({"input": raw["input"].to(device)}, None)["input"]
@@ -185,11 +185,12 @@ def _filled_rows(
             if rows_of_all is not None:
                 filled[name].add(rows_of_all[: count - begin])
         labels_of_all = team.gather(known, size)
-        labels += [] if labels_of_all is None else [labels_of_all[: count - begin]]
+        if labels_of_all is not None:
+            labels[begin : begin + len(labels_of_all)] = labels_of_all[: count - begin]
     team.raise_first(problem)
     for each in filled.values():
         each.check()
-    return filled, torch.cat(labels)
+    return filled, labels
 
 
 def _shapes(found: dict[str, Tensor], team: Team, device: torch.device) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ SMALL = {
     "emp_ssl_bag.py": ("--seeds 0 --epochs 1 --patches 2", "bag of 2 patches"),
     "gan_25_gaussians.py": ("--losses hinge --steps 20 --samples 500", "hinge"),
     "gan_mnist.py": ("{}/run --data_root DATA --samples 500 --epochs 1", "each digit between"),
+    "large_evaluation.py": ("--samples 2000 --width 16 --classes 10", "linear probe and kNN"),
     "peers.py": ("--device cpu --rounds 1 --images 64 --batch 32 --workers 0 --matrix 64", "ours / lightly"),
     "probe.py": ("--rounds 1 --n 500 --dim 16", "kNN"),
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
