@@ -139,8 +139,13 @@ def neighbors_of_share(
     return None if similarity is None or index is None else (similarity, index)
 
 
-def _neighbors(
-    query: Tensor, bank: Tensor, k: int, chunk_size: int, device: torch.device, team: Team
+def nearest(
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    device: torch.device,
+    chunk_size: int = 1024,
+    team: Team = Team(),  # noqa: B008  alone: it holds nothing that changes
 ) -> tuple[Tensor, Tensor]:
     """Similarities and places (Q, k) of the nearest bank samples, the most similar first."""
     if team.size > 1 and bank.dtype in HALF:
@@ -229,7 +234,7 @@ def knn_votes(
 
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         labels = bank_labels.long()
-        similarity, index = _neighbors(query, bank, k, chunk_size, labels.device, team)  # (Q, k)
+        similarity, index = nearest(query, bank, k, labels.device, chunk_size, team)  # (Q, k)
         # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
         # small T.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
