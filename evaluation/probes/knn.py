@@ -173,7 +173,7 @@ def nearest_samples(query: Tensor, bank: Tensor, k: int) -> Tensor:
     """
     check_features(query, "query features")
     check_features(bank, "bank features")
-    return _nearest(F.normalize(query.float(), dim=1), _Unit(bank, query.device), k)[1]
+    return nearest(query, bank, k, query.device)[1]
 
 
 def knn_predict(
