@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from runtime.eval_help import HELP, choose, help_text
+from runtime.eval_help import HELP, choose, help_text, parse
 from runtime.failures import finish
 from runtime.messages import flush
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status. Help is dealt with before torch is imported."""
+    """Returns the exit status. Help and wrong arguments are dealt with before torch is imported."""
     try:
         if not argv or argv[0] in HELP:
             print(help_text())
             return 0 if argv else 2
         command, rest = choose(argv)
+        given, overrides = parse(command, rest)
         from runtime.eval_main import run
 
-        return run(command, rest)
+        return run(command, given, overrides)
     except Exception as error:
         return finish(error)
 

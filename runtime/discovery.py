@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,32 @@ def below(roots: Iterable[str]) -> list[str]:
         for name, cls in classes().items()
         if name in known - set(roots) and not name.startswith("_") and not cls.is_abstract
     ]
+
+
+def literals(name: str) -> dict[str, Any]:
+    """The attributes of a class of the project that are written as plain values, with those of its bases."""
+    found: dict[str, Any] = {}
+    if name not in classes():
+        return found
+    for base in reversed(classes()[name].bases):
+        found |= literals(base)
+    path = ROOT / f"{classes()[name].module.replace('.', '/')}.py"
+    [node] = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    for line in node.body:
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None:
+            continue
+        target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+        with suppress(ValueError):  # not a plain value
+            value = ast.literal_eval(line.value)
+            if isinstance(target, ast.Tuple):
+                found |= zip(map(ast.unparse, target.elts), value, strict=True)
+            else:
+                found[ast.unparse(target)] = value
+    return found
 
 
 def current_path(name: str) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any, NoReturn
 
 from datamodules.errors import ConfigError
-from runtime.discovery import below, classes
+from runtime.discovery import below, classes, literals
 from runtime.messages import data_sets, did_you_mean
 
 DEFAULT = "probe"
 HELP = ("--help", "-h")
+TYPES = {"int": int, "float": float, "path": Path}
 
 
 def commands() -> dict[str, str]:
@@ -50,9 +53,9 @@ def usages() -> dict[str, str]:
 
 def help_text() -> str:
     """What ``python eval.py --help`` prints."""
-    told = [classes()[cls].summary.partition(": ") for cls in commands().values()]
-    width = max(len(call) for call, _, _ in told)
-    rows = "\n".join(f"  {call:<{width}}  {text.rstrip('.')}" for call, _, text in told)
+    summaries = [classes()[cls].summary.partition(": ") for cls in commands().values()]
+    width = max(len(call) for call, _, _ in summaries)
+    rows = "\n".join(f"  {call:<{width}}  {text.rstrip('.')}" for call, _, text in summaries)
     return f"""usage: python eval.py COMMAND RUN [options]
        python eval.py RUN [options]             the same as: probe RUN
 
@@ -73,3 +76,73 @@ data sets: {", ".join(data_sets())}
 Results go to the run folder unless another place is given. Files that exist are replaced only with
 --overwrite, an earlier results.json always. Examples: docs/using_what_was_trained.md
 """
+
+
+def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of the command called ``name``, and the options of the data as they were written.
+
+    Raises:
+        ConfigError: wrong arguments.
+        SystemExit: help was asked for, and is printed.
+    """
+    own, overrides = _split(argv)
+    return _parser(name).parse_args(own), overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong option is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"python eval.py {name}",
+        usage=f"{usages()[name]} [options]",
+        epilog="also any option of the data: see python eval.py --help",
+        allow_abbrev=False,
+    )
+    if commands()[name] not in below(["FolderCommand"]):
+        parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
+    command = literals(commands()[name])
+    names = _names()
+    for option, words in command["options"].items():
+        kind = {"type": TYPES[words["type"]]} if "type" in words else {}
+        parser.add_argument(option, **{**words, **kind, "help": words["help"].format(**names)})
+    if command["output"] is not None:
+        text = f"where to write (default: {command['output']})"
+        parser.add_argument("--output", metavar="PATH", type=Path, help=text)
+    if command["overwrite"]:
+        parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--trust_config_classes",
+        metavar="PACKAGE",
+        default="",
+        help="also build classes of this package that a checkpoint names",
+    )
+    return parser
+
+
+def _names() -> dict[str, str]:
+    """What stands for ``{probes}``, ``{more_probes}`` and ``{measures}`` in the help of an option."""
+    probes = sorted(map(literals, below(["FeatureScore"])), key=lambda probe: probe["order"])
+    named = [measure for measure in map(literals, below(["Measure"])) if measure["by_name"]]
+    lists: dict[str, list[dict[str, Any]]] = {
+        "probes": [probe for probe in probes if not probe["by_name"]],
+        "more_probes": [probe for probe in probes if probe["by_name"]],
+        "measures": named,
+    }
+    return {key: ", ".join(found["name"] for found in values) for key, values in lists.items()}
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Own arguments, and those that begin with ``--data``."""
+    own, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--data" or word.startswith(("--data.", "--data=")):
+            rest += [word] if "=" in word else [word, next(words, "")]
+        else:
+            own.append(word)
+    return own, rest

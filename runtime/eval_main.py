@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -14,16 +14,22 @@ from evaluation.commands.base import Command, FolderCommand, TrainedRun, say
 from runtime.arguments import trusted_packages
 from runtime.checkpoints import evaluated_checkpoint, initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
-from runtime.eval_help import commands, usages
+from runtime.eval_help import commands
 from runtime.fit import check_samples
 from runtime.framework_messages import silence_framework
 from runtime.initial_weights import starting_point
 from runtime.saved_run import build_data, checkpoint_of, notes
 
 
-def run(name: str, argv: list[str]) -> int:
-    """Do what the command called ``name`` does with these arguments; returns the exit status."""
-    command, given, overrides = parse(name, argv)
+def run(name: str, given: Namespace, overrides: list[str]) -> int:
+    """Do what the command called ``name`` does; returns the exit status.
+
+    Args:
+        given: its arguments.
+        overrides: options of the data, as words of the command line.
+    """
+    cls: Any = find_class(commands()[name])
+    command: Command = cls()
     silence_framework()
     if given.trust_config_classes:
         trusted_packages(["--trust_config_classes", given.trust_config_classes])
@@ -40,53 +46,7 @@ def run(name: str, argv: list[str]) -> int:
     return command.run(opened, given)
 
 
-def parse(name: str, argv: list[str]) -> tuple[Command, argparse.Namespace, list[str]]:
-    """The command called ``name``, its arguments, and the options of the data."""
-    cls: Any = find_class(commands()[name])
-    command: Command = cls()
-    own, overrides = _split(argv)
-    return command, _parser(name, command).parse_args(own), overrides
-
-
-class _Parser(argparse.ArgumentParser):
-    """A wrong option is one line, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _parser(name: str, command: Command) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"python eval.py {name}",
-        usage=f"{usages()[name]} [options]",
-        epilog="also any option of the data: see python eval.py --help",
-        allow_abbrev=False,
-    )
-    if not isinstance(command, FolderCommand):
-        parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
-    command.add_options(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument(
-        "--trust_config_classes",
-        metavar="PACKAGE",
-        default="",
-        help="also build classes of this package that a checkpoint names",
-    )
-    return parser
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Own arguments, and those that begin with ``--data``."""
-    own, rest, words = [], [], iter(argv)
-    for word in words:
-        if word == "--data" or word.startswith(("--data.", "--data=")):
-            rest += [word] if "=" in word else [word, next(words, "")]
-        else:
-            own.append(word)
-    return own, rest
-
-
-def _open(given: argparse.Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str, Any]]:
+def _open(given: Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str, Any]]:
     """The run, and the content of its checkpoint."""
     checkpoint, folder = checkpoint_of(given.run)
     device = _device(given.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +52,21 @@ class Command(ABC):
     Its docstring begins with how it is called, ``command RUN MORE: what it does.``: ``eval.py --help`` shows
     that line.
 
+    The attributes are read from the file, without importing it: they must be plain values.
+
     Attributes:
         reads_data: the samples of the data set go through the encoder, so that it has to take them.
+        options: arguments and options after ``RUN``, by name, each with what ``argparse``'s ``add_argument``
+            takes; ``type`` is "int", "float" or "path". In ``help``, ``{probes}``, ``{more_probes}`` and
+            ``{measures}`` are lists of their names.
+        output: where results go without ``--output``. None: there is no such option.
+        overwrite: is there an option ``--overwrite``?
     """
 
     reads_data: ClassVar[bool] = False
-
-    @abstractmethod
-    def add_options(self, parser: ArgumentParser) -> None:
-        """Add the command's arguments and options behind ``RUN``."""
+    options: ClassVar[dict[str, dict[str, Any]]] = {}
+    output: ClassVar[str | None] = None
+    overwrite: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, run: TrainedRun, given: Namespace) -> int:
@@ -78,16 +84,6 @@ class FolderCommand(Command, ABC):
     @abstractmethod
     def run_on(self, given: Namespace) -> int:
         """Do it, with lines on the terminal; returns the exit status."""
-
-
-def add_output(parser: ArgumentParser, default: str) -> None:
-    """The options of commands whose results have a place in the run folder."""
-    parser.add_argument("--output", metavar="PATH", type=Path, help=f"where to write (default: {default})")
-    add_overwrite(parser)
-
-
-def add_overwrite(parser: ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def say(line: str) -> None:

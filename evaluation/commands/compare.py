@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
+from typing import ClassVar
 
 from datamodules.errors import ConfigError
-from evaluation.commands.base import FolderCommand, add_output, say
+from evaluation.commands.base import FolderCommand, say
 from evaluation.commands.outputs import check_target, write_image, write_text
 from evaluation.comparison import Run, as_markdown, find_runs, protocols, table
 from evaluation.curves import Lines, draw_lines
@@ -20,17 +20,15 @@ ENDINGS = (".md", ".csv")
 class CompareCommand(FolderCommand):
     """compare RUNS: a table over runs, with the options in which they differ, scores, time and hardware."""
 
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "runs", metavar="RUN", nargs="+", help="run folders, or patterns such as 'runs/*'"
-        )
-        parser.add_argument("--sort", metavar="COLUMN", help="the largest first")
-        parser.add_argument("--columns", metavar="A,B", help="only these (default: all)")
-        parser.add_argument("--plot", metavar="FILE.png", type=Path, help="curves over steps and over time")
-        parser.add_argument(
-            "--metric", default="val/linear_top1", help="what is plotted (default: val/linear_top1)"
-        )
-        add_output(parser, "the terminal; a .md or .csv file")
+    options: ClassVar = {
+        "runs": {"metavar": "RUN", "nargs": "+", "help": "run folders, or patterns such as 'runs/*'"},
+        "--sort": {"metavar": "COLUMN", "help": "the largest first"},
+        "--columns": {"metavar": "A,B", "help": "only these (default: all)"},
+        "--plot": {"metavar": "FILE.png", "type": "path", "help": "curves over steps and over time"},
+        "--metric": {"default": "val/linear_top1", "help": "what is plotted (default: val/linear_top1)"},
+    }
+    output = "the terminal; a .md or .csv file"
+    overwrite = True
 
     def run_on(self, given: Namespace) -> int:
         if given.output is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
+from typing import ClassVar
 
 from datamodules.checks import check_one_of
 from datamodules.errors import ConfigError
@@ -17,11 +17,10 @@ from runtime.optional import offers
 class ExportCommand(Command):
     """export RUN DIR: the network for torchvision, timm, transformers, ONNX or torch.export."""
 
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
-        parser.add_argument(
-            "--format", help=f"{', '.join(FORMATS)} (default: hf for text networks, else safetensors)"
-        )
+    options: ClassVar = {
+        "folder": {"metavar": "DIR", "type": "path", "help": "a new or empty folder"},
+        "--format": {"help": "safetensors, onnx, pt2, hf (default: hf for text networks, else safetensors)"},
+    }
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         folder = given.folder

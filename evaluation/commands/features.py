@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from pathlib import Path
-from typing import Any
+from argparse import Namespace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from datamodules.splits import Split
-from evaluation.commands.base import Command, TrainedRun, add_overwrite, say
+from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_target, write_arrays
 from evaluation.features import embed_split
 from runtime.optional import offers
@@ -21,10 +20,8 @@ class FeaturesCommand(Command):
     """features RUN FILE.npz: features, labels and file names of the train, val and test samples."""
 
     reads_data = True
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("file", metavar="FILE.npz", type=Path, help="what to write")
-        add_overwrite(parser)
+    options: ClassVar = {"file": {"metavar": "FILE.npz", "type": "path", "help": "what to write"}}
+    overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         check_target(given.file, ".npz", given.overwrite, option="FILE.npz")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
 from datamodules.sequences.module import Fasta
 from datamodules.text.module import TextDataModule
-from evaluation.commands.base import Command, TrainedRun, add_output, say
+from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import (
     BATCH,
     check_able,
@@ -52,20 +52,20 @@ PROMPT_LIMIT = 2**20
 class GenerateCommand(Command):
     """generate RUN N: N new images, N more tokens of a text, or N more frames of a sound."""
 
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("number", metavar="N", type=int, help="of images, tokens or frames")
-        parser.add_argument(
-            "--prompt",
-            metavar="TEXT_OR_FILE",
-            help="what is continued: a text or a file with it, an image (its upper half is kept), a clip",
-        )
-        parser.add_argument(
-            "--temperature",
-            metavar="T",
-            type=float,
-            help="below 1 likelier, above 1 more varied (default: 1)",
-        )
-        add_output(parser, "samples.png and .npz, .txt or .wav in the run folder")
+    options: ClassVar = {
+        "number": {"metavar": "N", "type": "int", "help": "of images, tokens or frames"},
+        "--prompt": {
+            "metavar": "TEXT_OR_FILE",
+            "help": "what is continued: a text or a file with it, an image (its upper half is kept), a clip",
+        },
+        "--temperature": {
+            "metavar": "T",
+            "type": "float",
+            "help": "below 1 likelier, above 1 more varied (default: 1)",
+        },
+    }
+    output = "samples.png and .npz, .txt or .wav in the run folder"
+    overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         output = given.output or run.folder / f"samples{run.suffix}{ending(run.data)}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.progress import track
@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.checks import check_at_least, check_positive
 from datamodules.errors import ConfigError
 from evaluation.accuracy import top1
-from evaluation.commands.base import Command, TrainedRun, add_overwrite, say
+from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import write_image
 from evaluation.curves import Lines, draw_lines
 from evaluation.duplicates import NEAR, count_duplicates
@@ -41,11 +41,11 @@ class LabelsCommand(Command):
     """labels RUN: did pre-training help? Accuracies by number of labels beside training from scratch."""
 
     reads_data = True
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--draws", type=int, default=3, help="of the labels, and seeds (default: 3)")
-        parser.add_argument("--lr", type=float, default=1e-3, help="peak rate of training (default: 0.001)")
-        add_overwrite(parser)
+    options: ClassVar = {
+        "--draws": {"type": "int", "default": 3, "help": "of the labels, and seeds (default: 3)"},
+        "--lr": {"type": "float", "default": 1e-3, "help": "peak rate of training (default: 0.001)"},
+    }
+    overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         """Results go to ``labels.json`` after each number: the same command goes on where it was ended."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
+from typing import ClassVar
 
 from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
 from datamodules.images.module import ImageDataModule
-from evaluation.commands.base import Command, TrainedRun, add_overwrite, say
+from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_target, pixels_of, write_picture
 from evaluation.features import embed_split
 from evaluation.overview import NEIGHBORS, first_rows, picture_of_neighbors, pixels
@@ -19,11 +19,11 @@ class NeighborsCommand(Command):
     """neighbors RUN FILE.png: test images beside the training images that are most similar to them."""
 
     reads_data = True
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("file", metavar="FILE.png", type=Path, help="what to write")
-        parser.add_argument("--count", type=int, default=10, help="of test images (default: 10)")
-        add_overwrite(parser)
+    options: ClassVar = {
+        "file": {"metavar": "FILE.png", "type": "path", "help": "what to write"},
+        "--count": {"type": "int", "default": 10, "help": "of test images (default: 10)"},
+    }
+    overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         check_target(given.file, ".png", given.overwrite, option="FILE.png")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
+from typing import ClassVar
 
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_place
 from evaluation.features import Means
 from evaluation.kept import NAME as KEPT
-from evaluation.measures import measures
-from evaluation.probes import probes
 from evaluation.report import evaluate, named_measures, named_probes
 from evaluation.tables import print_report
 from runtime.files import write_json
@@ -22,21 +21,15 @@ class ProbeCommand(Command):
     """probe RUN: accuracy on the test split beside a random encoder and the raw input; the default."""
 
     reads_data = True
-
-    def add_options(self, parser: ArgumentParser) -> None:
-        default = ", ".join(probe.name for probe in named_probes(None))
-        others = ", ".join(name for name, probe in probes().items() if probe.by_name)
-        more = ", ".join(name for name, measure in measures().items() if measure.by_name)
-        parser.add_argument(
-            "--probes", metavar="NAMES", help=f"comma-separated (default: {default}); also {others}"
-        )
-        parser.add_argument("--measures", metavar="NAMES", help=f"measured besides, of {more}")
-        parser.add_argument(
-            "--output",
-            metavar="FILE",
-            type=Path,
-            help="where to write (default: results.json in the run folder)",
-        )
+    options: ClassVar = {
+        "--probes": {"metavar": "NAMES", "help": "comma-separated (default: {probes}); also {more_probes}"},
+        "--measures": {"metavar": "NAMES", "help": "measured besides, of {measures}"},
+        "--output": {
+            "metavar": "FILE",
+            "type": "path",
+            "help": "where to write (default: results.json in the run folder)",
+        },
+    }
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         names, also = _names(given.probes), _names(given.measures) or []

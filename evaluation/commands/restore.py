@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from datamodules.errors import ConfigError
 from datamodules.images.decode import image_files, image_size, read_image
 from datamodules.images.module import ImageDataModule
 from datamodules.seeding import mix_seed
-from evaluation.commands.base import Command, TrainedRun, add_output, say
+from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import (
     BATCH,
     check_able,
@@ -38,21 +38,21 @@ is left in.
 class RestoreCommand(Command):
     """restore RUN IMAGES: what is hidden or damaged in an image, or in a folder of them, filled in."""
 
-    def add_options(self, parser: ArgumentParser) -> None:
-        parser.add_argument("images", metavar="IMAGES", type=Path, help="an image or a folder of them")
-        parser.add_argument(
-            "--mask",
-            metavar="IMAGE",
-            type=Path,
-            help="white = hidden (default: what the run's own mask hides)",
-        )
-        parser.add_argument(
-            "--truth",
-            metavar="IMAGES",
-            type=Path,
-            help="the undamaged images, same names, to measure PSNR",
-        )
-        add_output(parser, "the folder restored/ in the run folder")
+    options: ClassVar = {
+        "images": {"metavar": "IMAGES", "type": "path", "help": "an image or a folder of them"},
+        "--mask": {
+            "metavar": "IMAGE",
+            "type": "path",
+            "help": "white = hidden (default: what the run's own mask hides)",
+        },
+        "--truth": {
+            "metavar": "IMAGES",
+            "type": "path",
+            "help": "the undamaged images, same names, to measure PSNR",
+        },
+    }
+    output = "the folder restored/ in the run folder"
+    overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         output = given.output or run.folder / f"restored{run.suffix}"

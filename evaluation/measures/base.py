@@ -15,7 +15,7 @@ class Measure(ABC):
     """A file in ``evaluation/measures`` with a subclass is all that a new measure needs.
 
     Attributes:
-        name: its section in ``results.json``.
+        name: its section in ``results.json``; a plain value, as ``by_name`` is.
         by_name: it is measured only where ``--measures`` names it.
     """
 

@@ -34,7 +34,8 @@ class FeatureScore(ABC):
     new one needs; one that has accuracies is a ``Probe``.
 
     Attributes:
-        name: as in ``--probes`` and in the keys of ``results.json``.
+        name: as in ``--probes`` and in the keys of ``results.json``; a plain value, which help reads without
+            importing the file, as ``order`` and ``by_name`` are.
         heading: of its columns in the table on the terminal.
         metrics: what it gives: the end of each key in ``results.json``, and how the table calls it.
         order: of its columns in that table, the smallest first.

@@ -6,11 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import eval as script
+from evaluation.commands.formats import FORMATS
+from evaluation.measures import measures
+from evaluation.probes import probes
+from runtime.discovery import below, find_class, literals
+from runtime.eval_help import commands
 from runtime.messages import ROOT
 from tests.commands.calls import error_of
 
@@ -131,9 +137,41 @@ def test_help_shows_the_commands_and_their_options(capsys: pytest.CaptureFixture
         assert [o for o in others if o in shown] == []
 
 
-def test_help_comes_without_torch() -> None:
-    code = "import sys, eval; status = eval.main(['--help']); sys.exit(status or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+def test_help_and_wrong_arguments_need_no_torch() -> None:
+    code = """
+import contextlib, sys, eval
+from runtime.eval_help import commands
+assert eval.main(["--help"]) == 0
+for command in commands():
+    with contextlib.suppress(SystemExit):
+        eval.main([command, "--help"])
+    assert eval.main([command, "RUN", "--device"]) == 2
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: python eval.py") == 1 + len(commands())
+
+
+def test_help_lists_probes_measures_and_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    """Read from the files, they are those of the classes."""
+    texts = {}
+    for command in ("probe", "export"):
+        with pytest.raises(SystemExit):
+            script.main([command, "--help"])
+        texts[command] = " ".join(capsys.readouterr().out.split())
+    every_time, asked = ([n for n, probe in probes().items() if probe.by_name is b] for b in (False, True))
+    assert f"(default: {', '.join(every_time)}); also {', '.join(asked)} " in texts["probe"]
+    named = [name for name, measure in measures().items() if measure.by_name]
+    assert f"measured besides, of {', '.join(named)} " in texts["probe"]
+    assert f"{', '.join(FORMATS)} (default: " in texts["export"]
+
+
+def test_plain_values_of_a_class_are_read_without_importing_it() -> None:
+    for name in [*below(["Command"]), *below(["FeatureScore"]), *below(["Measure"])]:
+        cls: Any = find_class(name)
+        found = literals(name)
+        assert found and found == {key: getattr(cls, key) for key in found}
 
 
 @pytest.mark.parametrize("flag", ["--generate", "--restore", "--features", "--export"])

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.eval_help import choose
-from runtime.eval_main import parse
+from runtime.eval_help import choose, parse
 from runtime.messages import ROOT
 from tests.commands.calls import evaluate
 
