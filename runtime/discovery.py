@@ -112,11 +112,7 @@ def literals(name: str) -> dict[str, Any]:
             continue
         target = line.targets[0] if isinstance(line, ast.Assign) else line.target
         with suppress(ValueError):  # not a plain value
-            value = ast.literal_eval(line.value)
-            if isinstance(target, ast.Tuple):
-                found |= zip(map(ast.unparse, target.elts), value, strict=True)
-            else:
-                found[ast.unparse(target)] = value
+            found[ast.unparse(target)] = ast.literal_eval(line.value)
     return found
 
 
