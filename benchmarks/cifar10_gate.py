@@ -173,17 +173,18 @@ def setting(name: str, data: str, seed: int, args: argparse.Namespace, images: i
 def table(lines: list[str]) -> str:
     """Markdown: one row per variant and setting; mean and standard deviation over seeds."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    heads = ("variant", "data", "images", "encoder", "batch", "epochs", "device")
+    heads = ("variant", "data", "images", "encoder", "batch", "epochs")
     scores = ("knn10", "knn200", "linear", "supervised")
     for row in map(json.loads, lines):
         groups.setdefault(tuple(row[key] for key in heads), []).append(row)
-    columns = [*heads, "seeds", *scores, "minutes", "images/s"]
+    columns = [*heads, "seeds", *scores, "minutes", "images/s", "device"]
     out = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for key, rows in groups.items():
         cells = [*map(str, key), ", ".join(str(row["seed"]) for row in rows)]
         cells += [mean_and_deviation([row[score] for row in rows if score in row]) for score in scores]
         cells.append(f"{statistics.median(row['training_minutes'] for row in rows):.1f}")
         cells.append(f"{statistics.median(row['images_per_s'] for row in rows):,.0f}")
+        cells.append(", ".join(sorted({row["device"] for row in rows})))
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 

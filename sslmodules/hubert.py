@@ -140,14 +140,20 @@ class HuBERT(SSLModule):
         self.register_buffer("shift", torch.zeros(max(widths)))
         self.register_buffer("scale", torch.ones(max(widths)))
         self.register_buffer("iteration", torch.tensor(0))
+        self.clusters_states = False  # what ``iteration`` says, on the host, so that no step waits
+        self.register_load_state_dict_post_hook(HuBERT.note_iteration)
+
+    def note_iteration(self, incompatible_keys: object = None) -> None:
+        self.clusters_states = self.teacher is not None and int(self.iteration) > 1
 
     # ---- clusters ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def described(self, frames: Tensor, valid: Tensor) -> Tensor:
         """(B, T, F) what is clustered: MFCC, or in the second iteration the teacher's states."""
-        if self.iteration < 2 or self.teacher is None:
+        if not self.clusters_states:
             return mfcc(full_precision(frames))
+        assert self.teacher is not None
         return full_precision(self.teacher.eval().forward_frames(frames, valid))
 
     def cluster_of(self, frames: Tensor, valid: Tensor) -> Tensor:
@@ -168,6 +174,7 @@ class HuBERT(SSLModule):
         from sklearn.cluster import KMeans
 
         self.iteration.fill_(iteration)
+        self.note_iteration()
         if iteration == 2 and self.teacher is not None:
             self.teacher.load_state_dict(self.encoder.state_dict())
         dataset: Any = data.dataset("bank")
