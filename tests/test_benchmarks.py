@@ -24,6 +24,11 @@ SMALL = {
         "--data {}/images --methods simclr --batch 16 --epochs 1 --device cpu --runs {}/runs --results {}/r",
         '"knn200"',
     ),
+    "cifar10_gate.py": (
+        "--data {}/images --images 20 --encoder conv --batch 10 --epochs 1 --supervised_epochs 1 --workers 0 "
+        "--device cpu --runs {}/runs --results {}/r",
+        '"variant": "bare, torchvision"',
+    ),
     "cifar10_kmeans.py": (
         "--data {}/images --runs {}/runs --centroids 8 --patches 500 --images 50",
         "test accuracy",
@@ -39,6 +44,7 @@ SMALL = {
     "gan_25_gaussians.py": ("--losses hinge --steps 20 --samples 500", "hinge"),
     "gan_mnist.py": ("{}/run --data_root DATA --samples 500 --epochs 1", "each digit between"),
     "large_evaluation.py": ("--samples 2000 --width 16 --classes 10", "linear probe and kNN"),
+    "gpu.py": ("--data {}/images --items gate --minutes 1", "items are recorded"),
     "peers.py": ("--device cpu --rounds 1 --images 64 --batch 32 --workers 0 --matrix 64", "ours / lightly"),
     "probe.py": ("--rounds 1 --n 500 --dim 16", "kNN"),
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
