@@ -37,6 +37,7 @@ class Extraction:
         device: where networks compute.
         means: the processes, precision and place.
         attempts: notes the encoders that fail.
+        inside: more encoders, of one process: parts of ``module``.
 
     Attributes:
         encoders: by name, the baselines among them.
@@ -53,11 +54,13 @@ class Extraction:
         device: torch.device,
         means: Means,
         attempts: Attempts,
+        inside: dict[str, Encode] | None = None,
     ) -> None:
         self.data, self.device, self.attempts = data, device, attempts
         self.encoders: dict[str, Encode] = {
             "pretrained": module.to(device).eval().embed,
             "random_init": random_init.to(device).eval().embed,
+            **(inside or {}),
         }
         self.baselines: dict[str, Encode] = {}
         with attempts.of("baselines"):

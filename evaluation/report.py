@@ -23,9 +23,10 @@ from datamodules.base import SSLDataModule
 from datamodules.checks import check_one_of
 from datamodules.splits import Split
 from evaluation.attempts import Attempts
-from evaluation.extraction import SPLITS, Extraction
+from evaluation.extraction import SPLITS, Encode, Extraction
 from evaluation.features import Means, known_labels, names_of_classes
 from evaluation.kept import Kept, checksum
+from evaluation.layers import layer_encoders
 from evaluation.measures import measures
 from evaluation.measures.base import Measure
 from evaluation.probes import probes as known_probes
@@ -48,6 +49,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     seed: int = 0,
     also: Iterable[str] = (),
+    layers: str | None = None,
     means: Means = Means(),  # noqa: B008  it holds nothing that changes
     kept: Path | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def evaluate(
         device: where features are computed and probes fitted.
         seed: of the few-shot draws: the run's.
         also: names of measures that are made only where they are named.
+        layers: blocks of the trained encoder that are probed too, see ``layer_encoders``.
         means: the processes of the run, of which rank 0 calls this and the others ``assist``, precision of
             the networks, and where features lie that are too many for memory.
         kept: a file that keeps what is measured of each encoder, for an evaluation that begins again; the
@@ -77,6 +80,7 @@ def evaluate(
     chosen, chosen_measures = named_probes(probes), named_measures(also)
     device = torch.device(device)
     was_training = module.training
+    inside = {} if layers is None else layer_encoders(module, layers, data.pad_id)
     attempts = Attempts()
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -86,6 +90,7 @@ def evaluate(
         "protocol": {
             "features": f"{type(module).__name__}.embed of the clean input, eval mode, frozen",
             "random_init": "the same network with random weights",
+            **({"layers": "mean over positions or tokens of a block's output"} if inside else {}),
             "selection_split": "val",
             "reported_split": "test",
             "seed": seed,
@@ -94,11 +99,12 @@ def evaluate(
         "left_out": {},
         "failed": attempts.failed,
     }
+    origin = _origin(module, data, chosen, seed, means) | {"layers": layers}
     with means.team.leading():
-        extraction = _extraction(module, random_init, data, device, means, attempts)
+        extraction = _extraction(module, random_init, data, device, means, attempts, inside)
         if data.num_classes is not None:
             with attempts.of("probes"):
-                _probe(report, chosen, extraction, Kept(kept, _origin(module, data, chosen, seed, means)))
+                _probe(report, chosen, extraction, Kept(kept, origin))
     for name, measure in chosen_measures.items():
         with attempts.of(name):
             if measure.applies(module, data):
@@ -121,10 +127,11 @@ def _extraction(
     device: torch.device,
     means: Means,
     attempts: Attempts,
+    inside: dict[str, Encode] | None = None,
 ) -> Extraction:
     data.prepare_data()
     data.setup("test")
-    return Extraction(module, random_init, data, device, means, attempts)
+    return Extraction(module, random_init, data, device, means, attempts, inside)
 
 
 def _origin(

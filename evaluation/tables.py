@@ -20,7 +20,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         console = Console(soft_wrap=True)
         console.width = console.width if console.is_terminal else FILE_WIDTH
     if any(report["results"].values()):
-        console.print(_accuracies(report))
+        title = f"{report['method']} on {report['data']}: accuracy on the test split"
+        console.print(_table(title, *_accuracies(report["results"])))
         console.print(f"the most common class has {report['majority_share']:.1%} of the test split")
     elif not (report["left_out"] or report["failed"]):
         console.print(f"{report['data']} has no labels: no probes.")
@@ -33,21 +34,25 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
             console.print(f"{heading.replace('_', ' ')}: {name}: {reason}", markup=False, highlight=False)
 
 
-def _accuracies(report: dict[str, Any]) -> Table:
-    """A row for each encoder, a column for each accuracy of each probe."""
-    rows = report["results"]
+def print_accuracies(reports: dict[str, dict[str, Any]]) -> None:
+    """Several reports in one table on stdout: a row for each name and encoder."""
+    rows = {f"{name}: {encoder}": row for name, r in reports.items() for encoder, row in r["results"].items()}
+    print_table("accuracy on the test split", *_accuracies(rows))
+
+
+def _accuracies(rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: a row for each encoder, a column for each number of each probe."""
     columns = {
         f"{probe.name}_{metric}": f"{probe.heading}\n{text}"
         for probe in probes().values()
         for metric, text in probe.metrics.items()
     }
     shown = [key for key in columns if any(key in row for row in rows.values())]
-    title = f"{report['method']} on {report['data']}: accuracy on the test split"
     cells = [
         [encoder, *(f"{row[key]:.3f}" if key in row else "-" for key in shown)]
         for encoder, row in rows.items()
     ]
-    return _table(title, ["encoder", *(columns[key] for key in shown)], cells)
+    return ["encoder", *(columns[key] for key in shown)], cells
 
 
 def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:

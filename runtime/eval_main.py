@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,43 @@ def run(name: str, given: Namespace, overrides: list[str]) -> int:
         if overrides:
             raise ConfigError(f"{name} reads no data: {overrides[0].partition('=')[0]} is no option of it")
         return command.run_on(given)
+    groups = data_sets(overrides)
+    if len(groups) > 1 and not command.takes_several:
+        raise ConfigError(f"{name} reads one data set, and --data is given {len(groups)} times")
+    runs = [_prepared(command, given, group) for group in groups]
+    return command.run(runs[0], given) if len(runs) == 1 else command.run_several(_numbered(runs), given)
+
+
+def data_sets(overrides: list[str]) -> list[list[str]]:
+    """The options of each data set: those from ``--data NAME`` on, and those before the first one."""
+    common: list[str] = []
+    groups: list[list[str]] = []
+    for word in overrides:
+        if word == "--data" or word.startswith("--data="):
+            groups.append([*common])
+        (groups[-1] if groups else common).append(word)
+    return groups or [common]
+
+
+def _prepared(command: Command, given: Namespace, overrides: list[str]) -> TrainedRun:
+    """The run with a data set that its network takes."""
     opened, content = _open(given, overrides)
     if command.reads_data:
         opened.data.prepare_data()
         check_samples(opened.module, opened.data)
         for line in notes(content, opened.data):
             say(line)
-    return command.run(opened, given)
+    return opened
+
+
+def _numbered(runs: list[TrainedRun]) -> list[TrainedRun]:
+    """With different suffixes: of several data sets of one class the second ends in ``-2``."""
+    found: list[TrainedRun] = []
+    for opened in runs:
+        before = sum(other.suffix == opened.suffix for other in runs[: len(found)])
+        suffix = f"{opened.suffix}-{before + 1}" if before else opened.suffix
+        found.append(replace(opened, suffix=suffix))
+    return found
 
 
 def _open(given: Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str, Any]]:

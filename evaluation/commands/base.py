@@ -61,16 +61,22 @@ class Command(ABC):
             ``{measures}`` are lists of their names.
         output: where results go without ``--output``. None: there is no such option.
         overwrite: is there an option ``--overwrite``?
+        takes_several: ``--data`` may be given several times; there is a ``run_several``.
     """
 
     reads_data: ClassVar[bool] = False
     options: ClassVar[dict[str, dict[str, Any]]] = {}
     output: ClassVar[str | None] = None
     overwrite: ClassVar[bool] = False
+    takes_several: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, run: TrainedRun, given: Namespace) -> int:
         """Do it, with lines on the terminal; returns the exit status."""
+
+    def run_several(self, runs: list[TrainedRun], given: Namespace) -> int:
+        """As ``run``, of one method on several data sets, whose results have suffixes that differ."""
+        raise NotImplementedError
 
 
 class FolderCommand(Command, ABC):

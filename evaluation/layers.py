@@ -1,0 +1,95 @@
+"""Features of the blocks inside of an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import ConfigError
+from runtime.optional import offers
+from sslmodules.base import SSLModule
+
+LAST_FOUR = "last4"
+
+
+def layer_encoders(
+    module: SSLModule, asked: str, padding: int | None = None
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Functions of ``input`` that give features of blocks: the mean of a block's output over its positions or
+    tokens, those that are padding left out.
+
+    Args:
+        module: in eval mode.
+        asked: ``all``, or comma-separated numbers of blocks from 1 on, and ``last4`` for the last four side
+            by side.
+        padding: the token that fills up short samples.
+
+    Returns:
+        By name, ``block 1``, ``block 2``, ..., ``blocks 9-12``.
+
+    Raises:
+        ConfigError: there is no such block, or the encoder does not tell its blocks.
+    """
+    encoder = module.feature_encoder
+    if not offers(encoder, "block_list"):
+        raise ConfigError(f"--layers needs blocks, and {type(encoder).__name__} does not tell its blocks")
+    blocks = encoder.block_list()
+    n, known = len(blocks), [str(i + 1) for i in range(len(blocks))]
+    words = [*known, LAST_FOUR] if asked == "all" else [word.strip() for word in asked.split(",")]
+    for word in words:
+        if word not in (*known, LAST_FOUR):
+            raise ConfigError(f"--layers {word}: expected all, {LAST_FOUR}, or numbers from 1 to {n}")
+    outputs = _Outputs(module, blocks, padding)
+    first = max(0, n - 4)
+    return {
+        **{f"block {word}": outputs.of(int(word) - 1) for word in words if word != LAST_FOUR},
+        **({f"blocks {first + 1}-{n}": outputs.of(*range(first, n))} if LAST_FOUR in words else {}),
+    }
+
+
+class _Outputs:
+    """Outputs of all blocks for a batch: several functions of the same batch share one pass."""
+
+    def __init__(self, module: SSLModule, blocks: list[nn.Module], padding: int | None) -> None:
+        self.module, self.blocks, self.padding = module, blocks, padding
+        self.batch: Tensor | None = None
+        self.means: list[Tensor] = []
+
+    def of(self, *chosen: int) -> Callable[[Tensor], Tensor]:
+        """A function of ``input`` (B, ...) to these blocks' features side by side, (B, D)."""
+        return lambda x: torch.cat([self._all(x)[i] for i in chosen], dim=1)
+
+    def _all(self, x: Tensor) -> list[Tensor]:
+        if self.batch is x:
+            return self.means
+        found: dict[int, Tensor] = {}
+
+        def keep(place: int) -> Callable[..., None]:
+            def hook(block: nn.Module, inputs: Any, output: Any) -> None:
+                h = output[0] if isinstance(output, tuple) else output
+                found[place] = self._mean(h.detach().float(), x)
+
+            return hook
+
+        handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(self.blocks)]
+        try:
+            self.module.embed(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.batch, self.means = x, [found[i] for i in range(len(self.blocks))]
+        return self.means
+
+    def _mean(self, h: Tensor, x: Tensor) -> Tensor:
+        """(B, D), (B, N, D) or (B, D, H, W) -> (B, D)."""
+        if h.ndim == 4:
+            return h.mean((2, 3))
+        if h.ndim == 2:
+            return h
+        if self.padding is None or x.ndim != 2 or x.shape[1] != h.shape[1]:
+            return h.mean(1)
+        kept = (x != self.padding)[:, :, None]
+        return (h * kept).sum(1) / kept.sum(1).clamp(min=1)
