@@ -278,7 +278,10 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                     rank_zero_info(line)
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self.dataset("train")
+        return self.training_loader(self.dataset("train"))
+
+    def training_loader(self, dataset: Dataset) -> DataLoader:
+        """Full batches of this rank's samples of ``dataset``, in another order in every epoch."""
         sampler = EpochSampler(dataset, self.batch_size, run_seed(), *self._place(), self)
         return self._loader(dataset, sampler, training=True)
 
