@@ -11,7 +11,7 @@ LOCK = ".prepare.lock"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, quietly: bool = False) -> Iterator[None]:
     """One process at a time, of all nodes that see ``folder``: the first one prepares what is missing there
     (a download, an index, token files), and the others wait and find it.
 
@@ -19,6 +19,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Args:
         folder: one that exists.
+        quietly: no line tells that this process waits.
     """
     try:
         lock = (folder / LOCK).open("a")
@@ -29,7 +30,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting until another process has prepared {folder}", flush=True)
+            if not quietly:
+                print(f"waiting until another process has prepared {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # no locks on this file system
             pass

@@ -18,7 +18,8 @@ from datamodules.checks import check, check_one_of, check_within
 from datamodules.class_folders import labeled_parts
 from datamodules.errors import ConfigError, MissingDataError
 from datamodules.images.folder import MEMORY_LIMIT
-from datamodules.listing import Tree, fingerprint, left_out, list_tree, printable
+from datamodules.listing import Tree, fingerprint, left_out, printable
+from datamodules.listing_cache import listed
 from datamodules.remarks import split_remarks
 from datamodules.splits import Part, Samples, Split, complete_splits, given_splits
 
@@ -218,7 +219,7 @@ class WavFolder(AudioDataModule):
                 f"WavFolder: --data.root {self.root} is not a folder. Expected audio files below it. "
                 "The configs in configs/tones/ need no data"
             )
-        tree = list_tree(root, "audio files", lambda path: path.lower().endswith(SUFFIXES))
+        tree = listed(root, "audio files", lambda path: path.lower().endswith(SUFFIXES), SUFFIXES)
         if not tree.files:
             held = printable(sorted(os.listdir(root))) or "nothing"
             raise MissingDataError(

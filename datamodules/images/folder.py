@@ -17,9 +17,10 @@ from datamodules.checks import check, check_at_least, check_one_of, check_positi
 from datamodules.class_folders import labeled_parts
 from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.images.crops import ViewCrops
-from datamodules.images.decode import COMMON, decode_image, is_image, read_image
+from datamodules.images.decode import COMMON, decode_image, image_endings, is_image, read_image
 from datamodules.images.module import ArrayDataset, ImageDataModule
-from datamodules.listing import fingerprint, left_out, list_tree, printable
+from datamodules.listing import fingerprint, left_out, printable
+from datamodules.listing_cache import listed
 from datamodules.remarks import split_remarks
 from datamodules.samplers import SampleDataset
 from datamodules.seeding import mix_seed, run_seed
@@ -343,7 +344,7 @@ class ImageFolder(ImageDataModule):
                 "folder per class, or train/ and val/ with such folders, or unlabeled files. The configs in "
                 "configs/digits/ need no data."
             )
-        tree = list_tree(root, "images", is_image)
+        tree = listed(root, "images", is_image, image_endings())
         if not tree.files:
             held = printable(sorted(os.listdir(root))) or "nothing"
             raise MissingDataError(
