@@ -255,6 +255,10 @@ class RunFolder:
         """Why the checkpoint's run ended before its last epoch and step; None if it did not."""
         return self.content["callbacks"].get("Ending", {}).get("stopped")
 
+    def is_validated(self) -> bool:
+        """Was the checkpoint's last validation completed?"""
+        return not self.content["callbacks"].get("Ending", {}).get("validating", False)
+
     @rank_zero_only
     def _record(self, config: dict[str, Any], resumed: bool, init_from: dict[str, Any] | None) -> None:
         path = self.path

@@ -125,18 +125,18 @@ def repeat_validation_when_resumed(trainer: Trainer) -> None:
     progress.increment_started()
 
 
-def validate_after_epoch(trainer: Trainer) -> None:
-    """In ``on_train_epoch_end``: validate, and log it at the epoch's last step.
+def validate_now(trainer: Trainer) -> None:
+    """In ``on_train_epoch_end`` or ``on_train_start``: validate, and log it at the last step.
 
     Lightning validates after a batch, which is too early for a callback that stops the run at the end of the
-    epoch.
+    epoch, and never where a run is resumed that has no batch left.
     """
     loop = trainer.fit_loop.epoch_loop
-    loop._batches_that_stepped -= 1
+    loop._batches_that_stepped = trainer.global_step - 1
     trainer.validating = True
     loop.val_loop.run()
     trainer.training = True
-    loop._batches_that_stepped += 1
+    loop._batches_that_stepped = trainer.global_step
 
 
 class EpochsFromOne(RichProgressBar):

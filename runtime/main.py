@@ -148,7 +148,9 @@ def _finished(cli: SSLCommandLine, epochs: int, steps: int) -> str | None:
     trainer, folder = cli.trainer, cli.run_folder
     stopped = folder.stopped()
     complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
-    if not (complete or stopped) or (cli.config.evaluate and not is_complete(folder.results)):
+    if not (complete or stopped) or not folder.is_validated():
+        return None
+    if cli.config.evaluate and not is_complete(folder.results):
         return None
     why = f", stopped early ({stopped})" if stopped else ""
     return f"{folder.path} is finished: {epochs} epochs, {steps} steps{why}. Results: {folder.results}"

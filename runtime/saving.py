@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 
 from runtime.checkpoints import BEST, LAST
-from runtime.lightning_internals import log_at_global_step, validate_after_epoch
+from runtime.lightning_internals import log_at_global_step, validate_now
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -86,7 +86,8 @@ class KeepConfig(Callback):
 
 class Ending(Checkpoint):
     """Validates at the end of a run, whatever the interval of validations, and knows who ended it early. A
-    resumed run logs at the right step.
+    resumed run logs at the right step, and repeats a validation that was interrupted, also where it has no
+    step left to train.
 
     A ``Checkpoint`` because Lightning calls those after all others: ``Timer`` and ``EarlyStopping`` have
     decided by then.
@@ -94,25 +95,41 @@ class Ending(Checkpoint):
     Attributes:
         stopped: why the run ended before its last epoch and step; None if it did not. It is kept in
             ``last.ckpt``, so that the next start knows that the run is finished.
+        validating: is a validation under way? It is kept in ``last.ckpt`` too.
     """
 
     def __init__(self) -> None:
         self.stopped: str | None = None
+        self.validating = False
         self.resumed = False
         self.validated_at = -1  # step of the last complete validation
+        self.lifted: tuple[int, bool] | None = None  # limits of the run, while it begins in spite of them
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stopped": self.stopped}
+        return {"stopped": self.stopped, "validating": self.validating}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stopped = state_dict["stopped"]
+        self.validating = state_dict.get("validating", False)  # earlier versions have no such entry
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopped is not None:
             trainer.should_stop = True
+        if self.validating:  # Lightning begins nothing where no step is left
+            self.lifted = (trainer.max_steps, trainer.should_stop)
+            trainer.fit_loop.epoch_loop.max_steps, trainer.should_stop = -1, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validate_in_last_epoch(trainer)  # also where a run is resumed inside it
+        if self.lifted is None:
+            return
+        trainer.fit_loop.epoch_loop.max_steps, trainer.should_stop = self.lifted
+        self.lifted = None
+        if trainer.fit_loop.done:
+            validate_now(trainer)
+            if not 0 < trainer.max_steps <= trainer.global_step:
+                self.stopped = self.stopped or _reason(trainer)
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / LAST)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validate_in_last_epoch(trainer)
@@ -138,7 +155,11 @@ class Ending(Checkpoint):
         elif trainer.is_last_batch and trainer.check_val_every_n_epoch is None and _in_last_epoch(trainer):
             trainer.should_stop = True
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating = not trainer.sanity_checking
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating = False
         if not trainer.sanity_checking:
             self.validated_at = trainer.global_step
 
@@ -147,7 +168,7 @@ class Ending(Checkpoint):
         if not complete and _may_stop(trainer, trainer.current_epoch + 1):
             self.stopped = _reason(trainer)
             if self.validated_at < trainer.global_step:  # asked to stop at the end of the epoch only
-                validate_after_epoch(trainer)
+                validate_now(trainer)
 
     @staticmethod
     def _validate_in_last_epoch(trainer: Trainer) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,6 +18,7 @@ from evaluation.callbacks import FeatureProbe
 from runtime import main
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
+from sslmodules import SimCLR
 from tests.resume import Killed
 
 RUN = [
@@ -65,6 +69,66 @@ def test_a_run_is_validated_at_its_end(limits: list[str], step: int, slow: None)
     assert [event.step + 1 for event in events.Scalars("val/linear_top1")] == [step]
     assert "views" in events.Tags()["images"]
     assert read_checkpoint("run/checkpoints/best.ckpt")["global_step"] == step
+
+
+EARLY = [
+    *options(max_epochs=9, check_val_every_n_epoch=4, num_sanity_val_steps=0),
+    *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"),
+    *("--trainer.callbacks.mode=max", "--trainer.callbacks.patience=1"),
+    "--trainer.callbacks.check_on_train_epoch_end=true",
+]
+
+
+@pytest.mark.parametrize(
+    ("limits", "step"),
+    [
+        (options(max_steps=3, check_val_every_n_epoch=10), 3),
+        (options(max_time="00:00:30:00", check_val_every_n_epoch=10), 1),
+        pytest.param(options(max_steps=4, check_val_every_n_epoch=1), 4, marks=pytest.mark.slow),
+        pytest.param(EARLY, 4, marks=pytest.mark.slow),
+    ],
+    ids=["steps", "time", "steps of whole epochs", "early stopping"],
+)
+def test_an_interrupted_validation_at_the_end_is_repeated(
+    limits: list[str],
+    step: int,
+    slow: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where no step is left to train: by the next start, which ends as an undisturbed run does."""
+    command = [*RUN, *limits, "--evaluate", "false"]
+    original, told = SimCLR.validation_step, []
+
+    def validation_step(self: Any, *args: Any) -> Any:
+        if self.global_step == step and not told:
+            told.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "validation_step", validation_step)
+        assert train.main(command) == 143
+    last = Path("run/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["global_step"] == step
+    assert train.main(command) == 0
+    events = EventAccumulator("run")
+    events.Reload()
+    assert [event.step + 1 for event in events.Scalars("val/linear_top1")][-1] == step
+    content = read_checkpoint(last)
+    assert content["global_step"] == step
+    assert train.main([*command, "--run_dir", "undisturbed"]) == 0
+    other = read_checkpoint("undisturbed/checkpoints/last.ckpt")
+    assert content["callbacks"]["Ending"] == other["callbacks"]["Ending"]
+    for one, two in zip(content["state_dict"].values(), other["state_dict"].values(), strict=True):
+        assert torch.equal(one, two)
+    best = [
+        read_checkpoint(f"{name}/checkpoints/best.ckpt")["global_step"] for name in ("run", "undisturbed")
+    ]
+    assert best[0] == best[1]
+    capsys.readouterr()
+    assert train.main(command) == 0
+    assert capsys.readouterr().out.startswith("run is finished: ")
 
 
 def test_an_interval_beyond_the_epoch_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
