@@ -53,12 +53,13 @@ def curves(found: EventAccumulator, baselines: dict[str, float]) -> str:
         line = " ".join(point(e.step / last, 10 * (e.value - 0.9)) for e in found.Scalars(tag))
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2.5"/>')
         drawn.append(text(0.55, 0.3 - 0.09 * row, f"{name} on val", color))
-    for offset, (name, value) in zip((0.02, -0.06), baselines.items(), strict=True):
-        height = 10 * (value - 0.9)
+    heights = {name: 10 * (value - 0.9) for name, value in baselines.items()}
+    for height in heights.values():
         path = f"M{point(0, height)} L{point(1, height)}"
         drawn.append(f'<path d="{path}" stroke="#999" stroke-dasharray="5 4"/>')
-        drawn.append(text(0.02, height + offset, f"{name}: linear probe on test"))
-    drawn.append(text(0.5, -0.1, "step", anchor="middle"))
+    names = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    drawn.append(text(0.02, min(heights.values()) - 0.06, f"on test: {names}"))
+    drawn += [text(0, -0.1, "step 0"), text(1, -0.1, f"{last}", anchor="end")]
     return f'<svg width="{WIDTH}" height="{HEIGHT}">{"".join(drawn)}</svg>'
 
 

@@ -49,6 +49,23 @@ def test_readme_begins_with_the_two_commands(readme: Path) -> None:
     ]
 
 
+def test_readme_is_short(readme: Path) -> None:
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_badges_are_true(readme: Path) -> None:
+    badges = re.findall(r"!\[([^\]]+)\]\(https://([^)]+)\)", readme.read_text(encoding="utf-8"))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    oldest = re.findall(r'^requires-python = ">=(.+)"$', project, re.MULTILINE)[0]
+    repository = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["repository-code"]
+    assert badges == [
+        ("CI", f"{repository.removeprefix('https://')}/actions/workflows/ci.yml/badge.svg"),
+        (f"Python {oldest} and newer", f"img.shields.io/badge/python-{oldest}%2B-blue"),
+        ("License: Apache-2.0", "img.shields.io/badge/license-Apache--2.0-green"),
+    ]
+    assert (ROOT / ".github/workflows/ci.yml").is_file() and 'license = "Apache-2.0"' in project
+
+
 def test_readme_lists_methods_that_exist(readme: Path) -> None:
     """Below "## Methods" each name links to its page. A method of a user's own need not be there."""
     _, _, section = readme.read_text(encoding="utf-8").partition("\n## Methods")
