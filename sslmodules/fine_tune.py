@@ -145,6 +145,11 @@ class FineTune(SSLModule):
         """The running mean of the encoder, if there is one."""
         return self.encoder if self.average is None else self.average.net[0]  # type: ignore[index]
 
+    @property
+    def best_classifier(self) -> nn.Module:
+        """The running mean of the classifier, if there is one."""
+        return self.classifier if self.average is None else self.average.net[1]  # type: ignore[index]
+
     def _prepared(self, x: Tensor) -> Tensor:
         """``input`` as the encoder takes it."""
         if self.pixels is not None:
@@ -178,9 +183,7 @@ class FineTune(SSLModule):
         return self._features(self.feature_encoder, self._prepared(x))
 
     def classify(self, x: Tensor) -> Tensor:
-        if self.average is None:
-            return self._scores(self.encoder, self.classifier, x)
-        return self._scores(self.average.net[0], self.average.net[1], x)  # type: ignore[index]
+        return self._scores(self.feature_encoder, self.best_classifier, x)
 
     # ---- training ------------------------------------------------------------------------------------------
 

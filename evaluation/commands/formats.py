@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
 from evaluation.commands.base import TrainedRun
 from runtime.optional import offers
+from sslmodules import FineTune
 
 TOLERANCE = 1e-4
 """How far what is exported may be from the run's own features, absolutely and relatively."""
@@ -32,19 +34,43 @@ def write_safetensors(run: TrainedRun, folder: Path) -> str:
     save_file(state, folder / "model.safetensors")
     return (
         f"from safetensors.torch import load_file\n\n{encoder.library_code()}\n"
-        'model.load_state_dict(load_file("model.safetensors"))\nmodel.eval()'
+        'model.load_state_dict(load_file("model.safetensors"))\nmodel.eval()' + _classifier(run, folder)
     )
 
 
-class _Embedding(nn.Module):
-    """``embed`` as a network of its own, for tracing."""
+def _classifier(run: TrainedRun, folder: Path) -> str:
+    """Of a fine-tuned run its classifier, ``classifier.safetensors``, and the Python that loads it."""
+    from safetensors.torch import save_file
+
+    module = run.module
+    if not isinstance(module, FineTune):
+        return ""
+    state = {name: value.detach().cpu() for name, value in module.best_classifier.state_dict().items()}
+    save_file(state, folder / "classifier.safetensors")
+    head, width = module.hparams["head"], module.encoder.num_features
+    return (
+        "\n\nfrom safetensors.torch import load_file\n"
+        "from sslmodules.networks.classifier import make_head\n\n"
+        f"classifier = make_head({head!r}, {width}, {module.num_classes})\n"
+        'classifier.load_state_dict(load_file("classifier.safetensors"))\nclassifier.eval()'
+    )
+
+
+def output_names(run: TrainedRun) -> list[str]:
+    """What a traced network gives: features, and of a method with a classifier the scores of the classes."""
+    return ["features", "scores"] if offers(run.module, "classify") else ["features"]
+
+
+class _Outputs(nn.Module):
+    """``embed``, and ``classify`` if there is one, as a network of its own, for tracing."""
 
     def __init__(self, run: TrainedRun) -> None:
         super().__init__()
-        self.method = run.module
+        self.method, self.classifies = run.module, len(output_names(run)) == 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.method.embed(x)
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.method.embed(x)
+        return (features, self.method.classify(x)) if self.classifies else features
 
 
 def example_input(data: SSLDataModule, samples: int) -> Tensor:
@@ -67,7 +93,7 @@ def example_input(data: SSLDataModule, samples: int) -> Tensor:
 
 
 def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.ExportedProgram:
-    network = _Embedding(run).eval()
+    network = _Outputs(run).eval()
     try:
         return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # of many kinds, of a network that was not written to be traced
@@ -79,15 +105,18 @@ def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.Exporte
 
 
 def _check(run: TrainedRun, name: str, outputs: Callable[[Tensor], Any]) -> None:
-    """The features of another number of samples are the run's own."""
+    """Features and scores of another number of samples are the run's own."""
     x = example_input(run.data, 3)
     with torch.no_grad():
-        ours, theirs = run.module.embed(x), torch.as_tensor(outputs(x))
-    if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
-        raise ConfigError(
-            f"--format {name}: the exported network gives other features than the run's, by up to "
-            f"{(ours - theirs).abs().max().item():.2g}: nothing was written"
-        )
+        expected, found = _Outputs(run).eval()(x), outputs(x)
+    if len(output_names(run)) == 1:
+        expected, found = (expected,), (found,)
+    for what, ours, theirs in zip(output_names(run), expected, map(torch.as_tensor, found), strict=True):
+        if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+            raise ConfigError(
+                f"--format {name}: the exported network gives other {what} than the run's, by up to "
+                f"{(ours - theirs).abs().max().item():.2g}: nothing was written"
+            )
 
 
 def write_pt2(run: TrainedRun, folder: Path) -> str:
@@ -107,14 +136,21 @@ def write_onnx(run: TrainedRun, folder: Path) -> str:
 
     run.module.cpu()
     program = _traced(run, example_input(run.data, 2), "onnx")
-    names = {"input_names": ["input"], "output_names": ["features"], "verbose": False}
+    outputs = output_names(run)
+    names = {"input_names": ["input"], "output_names": outputs, "verbose": False}
     file = str(folder / "model.onnx")
     torch.onnx.export(program, (), file, dynamo=True, external_data=False, **names)  # type: ignore[arg-type]
     session = onnxruntime.InferenceSession(file)
-    _check(run, "onnx", lambda x: session.run(["features"], {"input": x.numpy()})[0])
+    only = "[0]" if len(outputs) == 1 else ""
+
+    def run_session(x: Tensor) -> Any:
+        found = session.run(outputs, {"input": x.numpy()})
+        return found[0] if only else found
+
+    _check(run, "onnx", run_session)
     return (
         'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\n\n\ndef model(x):\n'
-        '    return session.run(["features"], {"input": x.numpy()})[0]'
+        f'    return session.run({json.dumps(outputs)}, {{"input": x.numpy()}}){only}'
     )
 
 
@@ -133,7 +169,9 @@ def write_hf(run: TrainedRun, folder: Path) -> str:
     source.to_transformers().save_pretrained(folder)
     if isinstance(run.data, TextDataModule):
         _write_tokenizer(run.data, folder)
-    return 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(".")'
+    return 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(".")' + _classifier(
+        run, folder
+    )
 
 
 def _write_tokenizer(data: TextDataModule, folder: Path) -> None:

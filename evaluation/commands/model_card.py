@@ -11,14 +11,18 @@ from datamodules.audio.module import AudioDataModule
 from datamodules.base import SSLDataModule
 from datamodules.images.module import ImageDataModule
 from evaluation.commands.base import TrainedRun
+from evaluation.features import names_of_classes
 from runtime.discovery import first_paragraph
+from runtime.optional import offers
 from sslmodules.base import SSLModule
 
 
 def preprocessing(run: TrainedRun) -> dict[str, Any]:
     """What ``preprocess.json`` holds: how a sample becomes ``input``, and the width of the features."""
     data = run.data
-    return {"num_features": run.module.encoder.num_features, **_form(data), **data.input_format()}
+    classes = {"classes": list(names_of_classes(data))} if offers(run.module, "classify") else {}
+    width = run.module.encoder.num_features
+    return {"num_features": width, **classes, **_form(data), **data.input_format()}
 
 
 def _form(data: SSLDataModule) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def model_card(run: TrainedRun, name: str, code: str) -> str:
         f"## Load it ({name})",
         f"```python\n{code}\n```",
         "How a sample becomes `input`: `preprocess.json`. The features of the run, which the results below "
-        f"are of: {_features(run.module)}",
+        f"are of: {_features(run.module)}{_scores(run.module, name)}",
         "## Results",
         _results(results),
         "## Made with",
@@ -86,6 +90,20 @@ def _features(module: SSLModule) -> str:
     own = cls.embed is not SSLModule.embed
     told = first_paragraph(inspect.getdoc(cls.embed)) if own else ""
     return f"`{cls.__name__}.embed`{f', {told}' if told else ''}." if own else "the encoder's output."
+
+
+def _scores(module: SSLModule, name: str) -> str:
+    """What a fine-tuned method gives besides."""
+    if not offers(module, "classify"):
+        return ""
+    if name in ("onnx", "pt2"):
+        return " `model` gives them and the scores of the classes, whose names are in `preprocess.json`."
+    if module.hparams.get("head") == "attentive":
+        return (
+            " `classifier` makes the scores of the classes, whose names are in `preprocess.json`, of tokens "
+            "(B, N, D) and which of them are no padding (B, N): `Encoder.tokens` gives both."
+        )
+    return " `classifier` makes of them the scores of the classes, whose names are in `preprocess.json`."
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ RUNS = {
     "dino": ("digits/dino", []),
     "audio": ("tones/apc", []),
     "pixels": ("digits/gpt", []),
+    "tuned": ("digits/finetune", ["--model.head=mlp", "--model.ema=0.5"]),
 }
 
 
@@ -183,3 +184,31 @@ def test_another_network_than_the_runs_is_not_written(
     assert script.main(["export", str(runs("conv")), str(tmp_path / "out"), "--format=pt2"]) == 2
     assert "the exported network gives other features than the run's, by up to" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def scores_of(run: Path, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return load_module(run / "checkpoints" / "last.ckpt").classify(x)
+
+
+def test_the_classifier_of_a_fine_tuned_run_is_beside_its_encoder(runs: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    model, x, features = export(runs("tuned"), folder)
+    names: dict[str, Any] = {}
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.chdir(folder)
+        exec(code, names)
+        torch.testing.assert_close(names["classifier"](model(x)), scores_of(runs("tuned"), x))
+        torch.testing.assert_close(model(x), features)
+    assert json.loads((folder / "preprocess.json").read_text())["classes"] == list("0123456789")
+    assert "`classifier` makes of them the scores of the classes" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
+def test_a_traced_fine_tuned_run_gives_features_and_scores(runs: Any, tmp_path: Path, name: str) -> None:
+    model, x, expected = export(runs("tuned"), tmp_path / "out", "--format", name)
+    with torch.no_grad():
+        features, scores = map(torch.as_tensor, model(x))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores, scores_of(runs("tuned"), x), rtol=1e-4, atol=1e-4)
