@@ -31,11 +31,11 @@ def layer_encoders(
         By name, ``block 1``, ``block 2``, ..., ``blocks 9-12``.
 
     Raises:
-        ConfigError: there is no such block, or the encoder does not tell its blocks.
+        ConfigError: there is no such block, or the encoder does not list its blocks.
     """
     encoder = module.feature_encoder
     if not offers(encoder, "block_list"):
-        raise ConfigError(f"--layers needs blocks, and {type(encoder).__name__} does not tell its blocks")
+        raise ConfigError(f"--layers needs blocks, and {type(encoder).__name__} does not list its blocks")
     blocks = encoder.block_list()
     n, known = len(blocks), [str(i + 1) for i in range(len(blocks))]
     words = [*known, LAST_FOUR] if asked == "all" else [word.strip() for word in asked.split(",")]

@@ -35,7 +35,7 @@ class Team:
         """The plain values of all ranks, in their order; waits for all of them."""
         if self.exchange is None:
             return [word]
-        return [json.loads(line) for line in self.exchange.ask(json.dumps(word))]
+        return [json.loads(line) for line in self.exchange.share(json.dumps(word))]
 
     def begin(self, task: str, **options: Any) -> None:
         """Rank 0: the others do this task of ``follow`` too, with these plain values."""

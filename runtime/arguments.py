@@ -61,7 +61,7 @@ class Given(NamedTuple):
 
 
 def read_arguments(args: list[str]) -> Given:
-    """The command line with its files read and its trust obeyed.
+    """The command line with its files read and its trusted packages noted.
 
     Raises:
         ConfigError: a file is missing or broken, or a name is no package.
@@ -134,7 +134,7 @@ def words_with_full_names(words: list[str]) -> list[str]:
             encoder = timm_by_name(value)
             value = encoder if isinstance(encoder, str) else json.dumps(encoder)
         elif value.startswith(("{", "[")):
-            with suppress(yaml.YAMLError):  # the parser says what is wrong
+            with suppress(yaml.YAMLError):  # the parser reports what is wrong
                 given = read_yaml(value)
                 full = with_current_paths(given)
                 full = full_name(full) if option.startswith("--trainer.") else full

@@ -77,10 +77,10 @@ def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_command_line(args: list[str]) -> tuple[list[Spec], list[str]]:
-    """The callbacks that a command line lists, and the rest of it.
+    """The callbacks that a command line lists, and the rest of the command line.
 
     ``--trainer.callbacks NAME`` (also with ``+=``) adds one, ``--trainer.callbacks.OPTION VALUE`` sets an
-    option of the one before. A list or mapping in YAML adds all of it; ``null`` adds none.
+    option of the one before. A list or mapping in YAML adds all its entries; ``null`` adds none.
 
     Raises:
         ConfigError: an option before any callback, or a value that is not YAML.
@@ -124,7 +124,7 @@ def turned_off(given: str | list[str] | None) -> set[str]:
         given: a name, names with commas between, or a list.
 
     Raises:
-        ConfigError: one that is not the project's, with the nearest of them.
+        ConfigError: a callback that is not the project's; the message names the nearest.
     """
     known = [*(public_name(spec["class_path"]) for spec in _listed(read_config(str(DEFAULTS)))), *EVERY_RUN]
     names = given.split(",") if isinstance(given, str) else given or []
@@ -138,7 +138,7 @@ def turned_off(given: str | list[str] | None) -> set[str]:
 
 
 def check_state_keys(callbacks: list[Callback]) -> None:
-    """ConfigError for two callbacks whose states a checkpoint could not tell apart."""
+    """ConfigError for two callbacks whose states a checkpoint cannot distinguish."""
     seen: set[str] = set()
     for callback in callbacks:
         if type(callback).state_dict is Callback.state_dict:

@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Tensors and plain values only: reading runs no code from the file. On the CPU unless
-        ``map_location`` says where.
+        ``map_location`` is given.
         """
         return with_current_names(torch.load(path, map_location=map_location or "cpu", weights_only=True))
 
@@ -178,7 +178,7 @@ def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
     for place, kind in unknown.items():
         name = place.partition(".")[0]
         raise DataFileError(
-            f"the checkpoint does not tell how {place} was built ({kind}): give the object, "
+            f"the checkpoint does not record how {place} was built ({kind}): give the object, "
             f"load_module(PATH, {name}=...), or build {cls.__name__} and use load_state_dict"
         )
     parser = ArgumentParser(exit_on_error=False)
@@ -209,7 +209,7 @@ def _without_downloads(options: Any) -> Any:
 
 def _unknown_optimizer(parameters: Any) -> Any:
     raise ConfigError(
-        "the checkpoint does not tell which optimizer it was trained with: set module.optimizer before "
+        "the checkpoint does not record which optimizer it was trained with: set module.optimizer before "
         "training, such as functools.partial(torch.optim.AdamW, lr=1e-3)"
     )
 
@@ -239,7 +239,7 @@ def load_module(path: str | Path, **given: Any) -> SSLModule:
             ``encoder=MyNetwork()``. Their weights are replaced by the trained ones.
 
     Raises:
-        DataFileError: the file cannot be used; the message says why.
+        DataFileError: the file cannot be used; the message gives the reason.
 
     Example::
 

@@ -104,7 +104,7 @@ class SSLCommandLine(LightningCLI):
         try:
             admit(self.config)  # before anything is built
         except ConfigError:
-            look_for_mistakes(self.given.files, self.given.words)  # which tells the file
+            look_for_mistakes(self.given.files, self.given.words)  # names the file
             raise
         check_within(0, 2**32 - 1, seed_everything=self.config.seed_everything)
 
@@ -160,7 +160,7 @@ class SSLCommandLine(LightningCLI):
         """The listed callbacks and those of every run, unless they are turned off or listed themselves.
 
         Raises:
-            ConfigError: two that a checkpoint could not tell apart.
+            ConfigError: a checkpoint could not distinguish two of them.
         """
         self.ending = Ending()
         self.preemption = Preemption(
@@ -235,7 +235,7 @@ def explain(error: BaseException) -> str:
     """One line for an exception: the option, what was expected, and what came.
 
     The parser wraps the reason in a message per nesting level and union member; the reason itself is the
-    innermost cause. An error that is not the parser's says in its own words what to do.
+    innermost cause. An error that is not the parser's has its own advice.
     """
     root = error
     wrapped = isinstance(error, ArgumentError) or "Parser key" in str(error)

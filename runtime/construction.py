@@ -33,11 +33,11 @@ class Recorded:
 
 
 def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Arguments by name, defaults included, as plain values; None where they cannot be told."""
+    """Arguments by name, defaults included, as plain values; None where they cannot be found."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # the constructor will say what is wrong; a copy gets its state afterwards
+    except TypeError:  # the constructor will raise its own error; a copy gets its state afterwards
         return None
     bound.apply_defaults()
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
@@ -55,7 +55,7 @@ def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 def plain(value: Any) -> Any:
     """A value as a checkpoint can hold it.
 
-    Numbers, strings, None, and lists and dicts of them stay as they are; a tuple becomes a list, a path a
+    Numbers, strings, None, and lists and dicts of those are unchanged; a tuple becomes a list, a path a
     string. An object that knows how it was built (``Recorded``, or a ``functools.partial`` of a class)
     becomes ``{"class_path": ..., "init_args": ...}``.
 

@@ -117,7 +117,7 @@ def literals(name: str) -> dict[str, Any]:
 
 
 def current_path(name: str) -> str | None:
-    """Where the class of the project called ``name`` is defined, as a dotted path; None if there is none.
+    """Where the class of the project called ``name`` is defined, as a dotted path, or None.
 
     Args:
         name: a public name, or a dotted path of this or an earlier version of the project.
@@ -189,7 +189,7 @@ def _with_names(node: Any, rename: Callable[[str], str]) -> Any:
 
 
 def find_class(name: str) -> type | None:
-    """The project's class called ``name`` (see ``current_path``), imported; None if there is none."""
+    """The project's class called ``name`` (see ``current_path``), imported, or None."""
     path = current_path(name)
     if path is None:
         return None

@@ -66,7 +66,7 @@ commands (python eval.py COMMAND --help shows the options of one):
 
 options of every command:
   --device NAME             auto, cpu or cuda (default: auto)
-  --data NAME               another data set than the run's, and any option of it: --data.root DIR,
+  --data NAME               another data set than the run's, and any of its options: --data.root DIR,
                             --data.batch_size N. What is not given is as in the run. probe takes
                             several: --data A --data.root X --data B gives one table
   --trust_config_classes P  also build classes of your package P that a checkpoint names
@@ -127,7 +127,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _names() -> dict[str, str]:
-    """What stands for ``{probes}``, ``{more_probes}`` and ``{measures}`` in the help of an option."""
+    """What replaces ``{probes}``, ``{more_probes}`` and ``{measures}`` in the help of an option."""
     probes = sorted(map(literals, below(["FeatureScore"])), key=lambda probe: probe["order"])
     named = [measure for measure in map(literals, below(["Measure"])) if measure["by_name"]]
     lists: dict[str, list[dict[str, Any]]] = {

@@ -36,7 +36,7 @@ def run(name: str, given: Namespace, overrides: list[str]) -> int:
         trusted_packages(["--trust_config_classes", given.trust_config_classes])
     if isinstance(command, FolderCommand):
         if overrides:
-            raise ConfigError(f"{name} reads no data: {overrides[0].partition('=')[0]} is no option of it")
+            raise ConfigError(f"{name} reads no data and has no option {overrides[0].partition('=')[0]}")
         return command.run_on(given)
     groups = data_sets(overrides)
     if len(groups) > 1 and not command.takes_several:

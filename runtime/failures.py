@@ -46,7 +46,7 @@ def one_line(error: Exception) -> str | None:
 
 
 def hint(error: BaseException) -> str | None:
-    """One line for errors of the system whose own words do not say what to do, or None."""
+    """One line for errors of the system whose own text gives no advice, or None."""
     text = str(error)
     if re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text) or isinstance(
         error, ConnectionResetError
@@ -69,7 +69,7 @@ def hint(error: BaseException) -> str | None:
 
 def is_first_failure() -> bool:
     """Is this the first process of the run that fails? Those that only lost their peer fail after it, and
-    have nothing to say.
+    have nothing to report.
 
     The one that can create ``.failed`` in the run folder is the first. A run of one process always is.
     """

@@ -57,7 +57,7 @@ class RunFolder:
         self.path = path
         self.last = path / "checkpoints" / LAST
         self.resume: Path | None = None  # the checkpoint to go on from
-        self.content: dict[str, Any] = {}  # of it, until ``forget``
+        self.content: dict[str, Any] = {}  # of the checkpoint, until ``forget``
         self.results = path / "results.json"
         self.saved_config = path / "config.yaml"
         self.environment = path / "environment.json"
@@ -123,7 +123,7 @@ class RunFolder:
         return self.resume
 
     def _read_newest(self) -> None:
-        """``last.ckpt``, or the one before it if that is damaged, which is said in a line, or missing.
+        """``last.ckpt``, or the one before it if that is missing or damaged; a line reports the damage.
 
         Raises:
             DamagedCheckpoint: the only one there is cannot be read.

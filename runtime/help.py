@@ -58,7 +58,7 @@ def class_help(argv: list[str]) -> str | None:
 
 
 class Source(NamedTuple):
-    """A class as it is written, and the module of it."""
+    """A class as it is written, and its module."""
 
     node: ast.ClassDef
     module: str

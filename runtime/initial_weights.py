@@ -34,7 +34,8 @@ class Weights(NamedTuple):
     Attributes:
         path: the file that holds them.
         state: every tensor by its name.
-        encoder: the same of the network behind the features; None where only names tell which it is.
+        encoder: the weights of the network behind the features; None if only their names can tell which they
+            are.
         method: that made them; empty for a file of weights only.
         step: optimizer steps that they were trained for, if known.
         vocabulary: of the tokens that they know, if they were trained on text.

@@ -89,7 +89,7 @@ def _outside(key: str, value: Any, where: str, folder: Path) -> ConfigError:
 
 
 def check_checkpoints(callbacks: list[Callback], folder: Path) -> None:
-    """Checkpoints of a user's callbacks lie in the run folder, and are none of the run's own.
+    """Checkpoints of a user's callbacks are in the run folder, and are not the run's own.
 
     Raises:
         ConfigError: one would replace ``last.ckpt``, ``best.ckpt`` or another file of the run.

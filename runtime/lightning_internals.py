@@ -22,7 +22,7 @@ from runtime.construction import record
 
 
 def trainer_of(module: LightningModule | LightningDataModule) -> Trainer | None:
-    """The Trainer, or None. ``LightningModule.trainer`` raises an error where there is none."""
+    """The Trainer, or None. ``LightningModule.trainer`` raises an error without one."""
     return module.trainer if isinstance(module, LightningDataModule) else module._trainer
 
 
@@ -42,7 +42,7 @@ def set_hyperparameters(module: HyperparametersMixin, values: dict[str, Any]) ->
 
 
 def synchronizes_batch_norm(trainer: Trainer) -> bool:
-    """Will batch norm be converted (``sync_batchnorm``, several processes)? No public attribute tells."""
+    """Will batch norm be converted (``sync_batchnorm``, several processes)? No public attribute shows it."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
@@ -65,8 +65,8 @@ def keep_own_signal_handlers(trainer: Trainer) -> None:
 
 
 def do_not_observe_processes() -> None:
-    """Lightning does not start its thread that kills all processes of a run without a word when one of them
-    dies; ``peers.Watch`` tells which one. It has no switch.
+    """Lightning does not start its thread that silently kills all processes of a run when one of them dies;
+    ``peers.Watch`` reports which one died. Lightning has no option for it.
     """
     subprocess_script._launch_process_observer = lambda child_processes: None
 

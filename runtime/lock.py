@@ -82,7 +82,7 @@ def _acquire(folder: Path) -> TextIO | None:
 
 
 def _write(lock: TextIO, text: str) -> None:
-    with suppress(OSError):  # a full disk: nobody waits longer for it than PATIENCE
+    with suppress(OSError):  # a full disk: the others wait no longer than PATIENCE
         lock.truncate(0)
         lock.write(text)
         lock.flush()
@@ -95,7 +95,7 @@ def _launch() -> str:
 def wait_for_first_process(folder: Path) -> None:
     """In the other processes of a launch: until the first one has the lock, and sees what they will see.
 
-    Lightning starts them when that is done. Where nothing tells which launch a process is of, or the first
+    Lightning starts them when that is done. If nothing identifies the launch of a process, or the first
     one is late, they go on after ``PATIENCE`` seconds at most.
     """
     begin = time.monotonic()

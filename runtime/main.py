@@ -35,7 +35,7 @@ from runtime.signals import LISTENED, Preempted, receiver
 
 
 def run(argv: list[str]) -> int:
-    """Train and evaluate as the command line says; returns the exit status."""
+    """Train and evaluate as the command line asks; returns the exit status."""
     silence_framework()
     alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
     if alone:  # otherwise all processes have to leave together, when they have found each other

@@ -107,7 +107,7 @@ def resolve(name: str, bases: type | tuple[type, ...], where: str) -> type:
     """The class called ``name``, short or with its module, below one of ``bases``.
 
     Raises:
-        ConfigError: there is none; the message lists the known ones.
+        ConfigError: unknown; the message lists the known ones.
     """
     bases = bases if isinstance(bases, tuple) else (bases,)
     dotted = "." in name and all(part.isidentifier() for part in name.split("."))

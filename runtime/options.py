@@ -14,7 +14,7 @@ from torch import Tensor
 def options_of(cls: type) -> dict[str, inspect.Parameter]:
     """Every option of a class by name, those that ``**kwargs`` hands to its bases included.
 
-    The annotation is the type itself, or ``Any`` where there is none.
+    The annotation is the type itself, or ``Any`` without one.
     """
     options: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -52,7 +52,7 @@ def classes_in(hint: Any) -> tuple[type, ...]:
     if origin is type:  # a class itself, such as the block of a torchvision ResNet
         return ()
     if origin is not None and isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
-        returned = typing.get_args(hint)[-1:]  # a bare `Callable` says nothing
+        returned = typing.get_args(hint)[-1:]  # a bare `Callable` has no return type
         return classes_in(returned[0]) if returned else ()
     if (
         isinstance(hint, type)

@@ -1,4 +1,4 @@
-"""The processes of a run besides this one: which of them has died, and how the others end then."""
+"""The processes of a run besides this one: which one died, and how the others end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any
 PATIENCE = 3.0  # seconds in which this process may find out by itself that another one is gone
 PAUSE = 0.2  # seconds between two looks
 
-#: What gloo, NCCL and the store that processes meet in say of a process that does not answer any more.
+#: Messages of gloo, NCCL and the store when a process does not answer any more.
 CONNECTION = r"gloo|NCCL|TCPStore|DistStore|closed by peer|reset by peer|Broken pipe|failed to recv"
 
 #: (host, process) of every rank, once they have met.
 _ranks: list[tuple[int, int]] = []
 
-#: Numbers the exchanges of a process: what an earlier one has told stays in the store.
+#: Numbers the exchanges of a process, because the store keeps the lines of earlier ones.
 _exchanges = itertools.count()
 
 
@@ -42,11 +42,11 @@ def explain_lost_connection(error: Exception) -> None:
 
 
 class Exchange:
-    """Every rank tells all others a line, and hears theirs, as often as it likes.
+    """Each rank sends a line to all others and reads theirs, any number of times.
 
     Through the store in which the processes have met, so that it opens no connections of its own: gloo
-    listens on the address that the host's name has, which on Debian is 127.0.1.1, and nobody else can reach
-    it there. All ranks make it, and all exchanges of a process in the same order.
+    listens on the address of the host's name, which on Debian is 127.0.1.1, where no other machine can reach
+    it. All ranks make it, and all exchanges of a process in the same order.
     """
 
     def __init__(self) -> None:
@@ -55,21 +55,21 @@ class Exchange:
 
         self.store = distributed.PrefixStore(f"ssl-{next(_exchanges)}", distributed_c10d._get_default_store())
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        self.told, self.heard = 0, 0  # lines
+        self.sent, self.read = 0, 0  # lines
 
-    def tell(self, line: str) -> None:
-        """Waits for nobody."""
-        self.store.set(f"{self.told}/{self.rank}", line)
-        self.told += 1
+    def send(self, line: str) -> None:
+        """Send a line without waiting."""
+        self.store.set(f"{self.sent}/{self.rank}", line)
+        self.sent += 1
 
-    def hear(self) -> list[str]:
-        """What all ranks have told, in the order of ranks, with the call of ``tell`` that is the next to be
-        heard.
+    def receive(self) -> list[str]:
+        """What all ranks have sent, in the order of ranks, with the call of ``send`` that is the next to be
+        read.
 
         Raises:
             LostProcess: one of this machine has died instead.
         """
-        keys = [f"{self.heard}/{rank}" for rank in range(self.size)]
+        keys = [f"{self.read}/{rank}" for rank in range(self.size)]
         pause, looked = 0.0005, time.monotonic()  # seconds
         while not self.store.check(keys):
             time.sleep(pause)
@@ -79,20 +79,20 @@ class Exchange:
                 if (line := _gone()) is not None:
                     raise LostProcess(line)
         lines = [value.decode() for value in self.store.multi_get(keys)]
-        if self.heard > 0:  # whoever has told a line has heard those of before
-            self.store.delete_key(f"{self.heard - 1}/{self.rank}")
-        self.heard += 1
+        if self.read > 0:  # a rank that has sent a line has read the earlier ones
+            self.store.delete_key(f"{self.read - 1}/{self.rank}")
+        self.read += 1
         return lines
 
-    def ask(self, line: str) -> list[str]:
-        """Tell and hear; waits for all ranks."""
-        self.tell(line)
-        return self.hear()
+    def share(self, line: str) -> list[str]:
+        """Send a line and read those of all ranks; waits for them."""
+        self.send(line)
+        return self.receive()
 
 
 def meet() -> None:
-    """Tell each other the process behind each rank; called by all of them."""
-    lines = Exchange().ask(f"{_host()} {os.getpid()}")
+    """Exchange the process ids of all ranks; called by all of them."""
+    lines = Exchange().share(f"{_host()} {os.getpid()}")
     _ranks[:] = [(int(host), int(process)) for host, process in (line.split() for line in lines)]
 
 
@@ -106,14 +106,14 @@ def leave_together(size: int) -> None:
     """
     if size > 1:
         exchange = Exchange()
-        exchange.ask("done")
-        exchange.tell("left")
-        if exchange.rank == 0:  # it keeps the store, in which the others look until they have heard
-            exchange.hear()
+        exchange.share("done")
+        exchange.send("left")
+        if exchange.rank == 0:  # it keeps the store, in which the others look until they have read
+            exchange.receive()
 
 
 def lost(patience: float = PATIENCE) -> str | None:
-    """One line that tells which process of the run has died, or None if those of this machine are alive.
+    """One line that names the process that died, or None if those of this machine are alive.
 
     Args:
         patience: seconds; a connection may break before its process is gone.
@@ -123,7 +123,7 @@ def lost(patience: float = PATIENCE) -> str | None:
         if (line := _gone()) is not None:
             return line
         if len({host for host, _ in _ranks}) > 1 and time.monotonic() - begin > patience:
-            return "the connection to a process of the run on another machine is lost: its output tells why"
+            return "the connection to a process of the run on another machine is lost: see its output"
         if time.monotonic() - begin > patience:
             return None
         time.sleep(PAUSE)
@@ -164,7 +164,7 @@ def _is_alive(process: int) -> bool:
 class Watch(threading.Thread):
     """Ends a run whose processes were started by this one, when one of them dies and this one waits for it.
 
-    It takes the place of Lightning's observer, which kills all of them without a word.
+    It takes the place of Lightning's observer, which kills all of them silently.
 
     Args:
         launcher: Lightning's, with its ``procs``: rank 1 and those after it. One that starts no processes has
@@ -185,7 +185,7 @@ class Watch(threading.Thread):
     def _end(self, rank: int, dead: subprocess.Popen) -> None:
         if self.over.wait(PATIENCE):
             return
-        if dead.returncode < 0:  # any other has told why itself
+        if dead.returncode < 0:  # any other has printed the reason itself
             print(f"error: {_line(rank, dead.pid, -dead.returncode)}", file=sys.stderr, flush=True)
         for process in self.launcher.procs:
             process.kill()

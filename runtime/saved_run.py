@@ -43,7 +43,7 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     """The run's DataModule, or another one, from the checkpoint's options and the command line.
 
     Samples look to the network as in the run: another data set takes the options that both have, and the
-    run's ``input_format``, unless the command line says otherwise. ``synthetic`` is not taken over: it has to
+    run's ``input_format``, unless the command line overrides it. ``synthetic`` is not taken over: it has to
     be given again.
 
     Args:
@@ -103,7 +103,7 @@ def notes(content: dict[str, Any], data: SSLDataModule) -> list[str]:
 
 
 def _resized(data: ImageFolder) -> list[str]:
-    """A line if images are of another size than the network takes, told of the first one."""
+    """A line if images are of another size than the network takes; it names the first one."""
     if not data.samples_are_files:
         return []
     side, first = data.image_shape[2], data.files("test")[0]

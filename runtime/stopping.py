@@ -31,7 +31,7 @@ class Preemption(Checkpoint):
     A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch
     that all of them have, every rank gives the greatest request it has received and gets the greatest of all.
     The vote goes through the store in which the processes have met, is given at one vote and read at the
-    next: nobody waits for it, and the GPU does not hear of it. All ranks thus act at the same step, the
+    next: no rank waits for it, and it does not involve the GPU. All ranks thus act at the same step, the
     second vote after the signal at the latest. Where batches take less than ``PAUSE`` seconds, a vote follows
     after as many of them as fit into it, at most ``MOST``, because half a millisecond for each vote would be
     some percent of such a step; the vote itself settles the number, so that all ranks have the same.
@@ -98,13 +98,13 @@ class Preemption(Checkpoint):
             PAUSE * self.batches / max(now - self.voted_at, 1e-6)
         )  # none in a validation: the vote after it comes at once
         self.batches, self.voted_at = 0, now
-        self.ballots.tell(f"{int(mine)} {min(max(int(fit), 1), MOST)}")
+        self.ballots.send(f"{int(mine)} {min(max(int(fit), 1), MOST)}")
         self.under_way = True
 
     def _count(self) -> None:
         if self.ballots is not None and self.under_way:
             self.under_way = False
-            ballots = [tuple(map(int, line.split())) for line in self.ballots.hear()]
+            ballots = [tuple(map(int, line.split())) for line in self.ballots.receive()]
             request, self.pace = (max(column) for column in zip(*ballots, strict=True))
             self.request = max(self.request, StopRequest(request))
 
@@ -150,8 +150,8 @@ class Preemption(Checkpoint):
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.common_batches = [float(number) for number in batches]
         if self.ballots is not None:
-            self._count()  # ballots are heard in the order in which they were given
-            lines = self.ballots.ask(json.dumps(self.common_batches))
+            self._count()  # ballots are read in the order in which they were given
+            lines = self.ballots.share(json.dumps(self.common_batches))
             self.common_batches = [min(column) for column in zip(*map(json.loads, lines), strict=True)]
         self._leave_validation(trainer)
 

@@ -81,8 +81,8 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML or JSON text.
 
     Raises:
-        yaml.YAMLError: it is none, or holds more than plain values, equal keys, aliases within themselves, or
-            far more than a configuration.
+        yaml.YAMLError: not YAML, or more than plain values, equal keys, aliases within themselves, or far
+            more than a configuration.
     """
     loader = _Loader(text)
     try:

@@ -75,7 +75,7 @@ DENIED: dict[type, str] = {
 }
 #: Likewise for packages.
 DENIED_PACKAGES = {"timm.task": "loads the weights of its teacher from any file or address"}
-#: Values that are no objects: nothing of them is called.
+#: Plain values, of which nothing is called.
 PLAIN = (
     type(None),
     bool,
@@ -118,7 +118,7 @@ def is_trusted(name: str, among: Iterable[str] | None = None) -> bool:
 
 
 def enforce() -> None:
-    """Let the parser import what is trusted and nothing else, wherever in a value the name of a class stands,
+    """Let the parser import what is trusted and nothing else, wherever in a value the name of a class is,
     and read YAML as strictly as files.
 
     Called before every parse. The setting is jsonargparse's and holds for the whole process. It looks at
@@ -212,7 +212,7 @@ def find(name: str, where: str) -> Any:
     """The object with a public name of the project or a dotted name of a trusted package.
 
     Raises:
-        ConfigError: there is none. A name outside of the trusted packages is not looked up.
+        ConfigError: no such class. A name outside of the trusted packages is not looked up.
     """
     path = current_path(name) or name
     module, _, attribute = path.rpartition(".")
@@ -248,7 +248,7 @@ def _admit_function(value: Any, where: str) -> None:
 
 
 def _admit_object(value: Any, where: str) -> None:
-    """What a name stands for must be a class of the trusted kinds, whatever name it goes by."""
+    """What a name refers to must be a class of the trusted kinds, whatever name it goes by."""
     if _user_trusts(value):
         return
     path = _path_of(value) or f"an object of {type(value).__name__}"

@@ -68,7 +68,7 @@ def test_a_broken_connection_between_living_processes_is_not(
     assert peers.lost(patience=0.05) is None
     here, there = peers._ranks
     monkeypatch.setattr(peers, "_ranks", [here, (there[0] + 1, 1)])
-    told = "the connection to a process of the run on another machine is lost: its output tells why"
+    told = "the connection to a process of the run on another machine is lost: see its output"
     assert peers.lost(patience=0.05) == told
 
 
@@ -131,8 +131,8 @@ def test_what_a_rank_has_told_does_not_stay_in_the_store(monkeypatch: pytest.Mon
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         one, two = peers.Exchange(), peers.Exchange()
-        assert [one.ask(str(n)) for n in range(3)] == [["0"], ["1"], ["2"]]
-        assert two.ask("other") == ["other"]
+        assert [one.share(str(n)) for n in range(3)] == [["0"], ["1"], ["2"]]
+        assert two.share("other") == ["other"]
         assert [one.store.check([f"{n}/0"]) for n in range(3)] == [False, False, True]
     finally:
         distributed.destroy_process_group()
@@ -149,7 +149,7 @@ def test_who_does_not_answer_because_it_is_dead_is_told(
         exchange.size = 2
         two_ranks.kill()
         with pytest.raises(peers.LostProcess) as caught:
-            exchange.ask("anybody?")
+            exchange.share("anybody?")
         assert str(caught.value) == line(two_ranks, "is gone")
     finally:
         distributed.destroy_process_group()
@@ -164,12 +164,12 @@ def test_ranks_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Of(peers.Exchange):
         def __init__(self) -> None:
-            self.store, self.size, self.told, self.heard = store, 2, 0, 0
+            self.store, self.size, self.sent, self.read = store, 2, 0, 0
             self.rank = int(threading.current_thread().name)
 
-        def hear(self) -> list[str]:
-            lines = super().hear()
-            order.append(f"{self.rank} has heard {lines[0]}")
+        def receive(self) -> list[str]:
+            lines = super().receive()
+            order.append(f"{self.rank} has read {lines[0]}")
             return lines
 
     monkeypatch.setattr(peers, "Exchange", Of)
@@ -187,5 +187,5 @@ def test_ranks_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
     first.join(5)
     other.join(5)
     assert order[0] == "evaluated" and {"0 left", "1 left"} < set(order)
-    assert order.index("1 has heard done") < order.index("0 left")
+    assert order.index("1 has read done") < order.index("0 left")
     peers.leave_together(1)  # alone: there is nobody to wait for

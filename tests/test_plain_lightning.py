@@ -137,7 +137,7 @@ def test_an_optimizer_that_cannot_be_recorded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         loaded.configure_optimizers()
     assert str(error.value) == (
-        "the checkpoint does not tell which optimizer it was trained with: set module.optimizer before "
+        "the checkpoint does not record which optimizer it was trained with: set module.optimizer before "
         "training, such as functools.partial(torch.optim.AdamW, lr=1e-3)"
     )
 
@@ -160,7 +160,7 @@ def test_a_network_that_cannot_be_recorded(tmp_path: Path) -> None:
         with pytest.raises(DataFileError) as error:
             load_module(path)
         assert str(error.value) == (
-            f"the checkpoint does not tell how {place} was built ({kind}): give the object, "
+            f"the checkpoint does not record how {place} was built ({kind}): give the object, "
             "load_module(PATH, encoder=...), or build SimCLR and use load_state_dict"
         )
         fresh = WrappedEncoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)

@@ -31,9 +31,9 @@ def vote(rank: int, folder: Path) -> None:
         )  # one rank alone is quicker than the other
         if batch == 30 and rank == 1:
             receiver.request = StopRequest.END
-        before = preemption.ballots.told
+        before = preemption.ballots.sent
         preemption.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
-        votes += preemption.ballots.told - before
+        votes += preemption.ballots.sent - before
         seen.append((int(preemption.request), preemption.pace))
     preemption._count()
     (folder / f"rank-{rank}").write_text(repr((votes, seen)))

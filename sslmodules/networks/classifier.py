@@ -80,11 +80,11 @@ def depths(encoder: Encoder) -> tuple[dict[nn.Parameter, int], int]:
     BEiT's and MAE's code); and n + 1.
 
     Raises:
-        ConfigError: the encoder does not tell its blocks.
+        ConfigError: the encoder does not list its blocks.
     """
     if not offers(encoder, "block_list"):
         raise ConfigError(
-            f"layer_decay must be 1 for {type(encoder).__name__}, which does not tell its blocks"
+            f"layer_decay must be 1 for {type(encoder).__name__}, which does not list its blocks"
         )
     blocks = encoder.block_list()
     inside = {p: i + 1 for i, block in enumerate(blocks) for p in block.parameters()}

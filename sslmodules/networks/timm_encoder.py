@@ -144,7 +144,7 @@ class TimmEncoder(MapEncoder):
                 return list(found)
         if isinstance(getattr(self.net, "layer4", None), nn.Module):  # a ResNet
             return [getattr(self.net, f"layer{i}") for i in range(1, 5)]
-        raise ConfigError(f"{type(self.net).__name__} of timm does not tell its blocks: use another encoder")
+        raise ConfigError(f"{type(self.net).__name__} of timm does not list its blocks: use another encoder")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D', h, w): the last feature map, or the patch tokens of a ViT, for a decoder.

@@ -105,7 +105,7 @@ def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture
             ["runs/*", "--plot=p.png", "--metric=loss"],
             "--metric loss: no run has logged it; they have val/lin",
         ),
-        (["runs/*", "--data=Digits"], "compare reads no data: --data is no option of it"),
+        (["runs/*", "--data=Digits"], "compare reads no data and has no option --data"),
         (["broken"], "broken/config.yaml is not of a run that train.py made"),
     ],
 )
