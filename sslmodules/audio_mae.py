@@ -24,6 +24,7 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.mae import (
     EPSILON,
     hidden_patches,
+    known_visible,
     normalize_patches,
     patch_statistics,
     surroundings,
@@ -110,8 +111,10 @@ class AudioMAE(SSLModule):
             heads=decoder_heads,
         )
 
-    def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Predict every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden (B, N)."""
+    def predict(self, x: Tensor, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Predict every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden (B, N);
+        ``visible`` is their indices (B, K), if they are known.
+        """
         shape = (1, *(n * self.patch_size for n in self.grid))
         if x.shape[1:] != shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(
@@ -120,7 +123,7 @@ class AudioMAE(SSLModule):
                 f"mask of {hidden.shape[1]} patches: set its image_size to [num_mels, frames] and its "
                 "patch_size"
             )
-        visible = visible_patches(hidden)
+        visible = visible_patches(hidden) if visible is None else visible
         return self.decoder(self.encoder.forward_visible(x, visible), visible)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,7 +132,8 @@ class AudioMAE(SSLModule):
         if self.normalize_target:
             target = normalize_patches(target)
         counted = hidden & sounding_patches(x, self.patch_size, whole=True)
-        return {"loss": target_patch_mse(self.predict(x, hidden), target, counted)}
+        visible = known_visible(batch, hidden.shape[1])
+        return {"loss": target_patch_mse(self.predict(x, hidden, visible), target, counted)}
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, 1, M, T) -> (B, num_features)."""

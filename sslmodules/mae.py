@@ -66,7 +66,7 @@ def visible_patches(hidden: Tensor) -> Tensor:
     Raises:
         ValueError: the images have different numbers of visible patches, or none.
     """
-    # the only place where a step waits for the device: the number of tokens is a shape
+    # waits for the device: the number of tokens is a shape
     fewest, most = torch.stack(torch.aminmax((~hidden).sum(1))).tolist()
     if fewest != most or fewest == 0:
         raise ConfigError(
@@ -74,6 +74,16 @@ def visible_patches(hidden: Tensor) -> Tensor:
             f"{fewest} to {most}: use MAEViews or RandomPatches with the encoder's patch_size"
         )
     return hidden.int().argsort(dim=1, stable=True)[:, :fewest]
+
+
+def known_visible(batch: Batch, num_patches: int) -> Tensor | None:
+    """Indices (B, K) of the visible patches, if they come with the mask and count the same patches;
+    None = they have to be found in it.
+    """
+    context, targets = batch.get("context"), batch.get("targets")
+    if context is None or targets is None or context.shape[1] + targets[0].numel() != num_patches:
+        return None
+    return context
 
 
 def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -144,9 +154,9 @@ class MAE(SSLModule):
             heads=decoder_heads,
         )
 
-    def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def predict(self, x: Tensor, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
         """Predict every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not
-        hidden (B, N).
+        hidden (B, N); ``visible`` is their indices (B, K), if they are known.
         """
         if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(
@@ -154,16 +164,17 @@ class MAE(SSLModule):
                 f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size, "
                 "patch_size, in_channels"
             )
-        visible = visible_patches(hidden)
+        visible = visible_patches(hidden) if visible is None else visible
         return self.decoder(self.encoder.forward_visible(x, visible), visible)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = batch["views"][0] if "views" in batch else batch["input"]
         hidden = hidden_patches(batch["mask"], self.patch_size)
+        visible = known_visible(batch, hidden.shape[1])
         target = patchify(x, self.patch_size)
         if self.normalize_target:
             target = normalize_patches(target)
-        return {"loss": hidden_patch_mse(self.predict(x, hidden), target, hidden)}
+        return {"loss": hidden_patch_mse(self.predict(x, hidden, visible), target, hidden)}
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, C, H, W) standardized: ``input`` with its hidden patches predicted from the visible ones.

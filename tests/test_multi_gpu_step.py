@@ -162,9 +162,8 @@ def test_launches_do_not_grow_with_the_number_of_layers(step: Callable[[nn.Modul
 
 CUDA = torch.device("cuda", 0)
 
-#: Steps in which the host waits for the device once: the number of visible patches, or of masked words, is a
-#: shape.
-WAITS = {"MAE": 1, "AudioMAE": 1, "BERT": 1}
+#: Steps in which the host waits for the device once: the number of masked words is a shape.
+WAITS = {"BERT": 1}
 
 
 class Waits(TorchDispatchMode):
@@ -187,6 +186,8 @@ class Waits(TorchDispatchMode):
         if name == "_local_scalar_dense" and on_cuda:
             self.note()
             return {torch.bool: True, torch.float32: 1.0}.get(args[0].dtype, 1)
+        if name == "_local_scalar_dense":  # a number drawn on the CPU, such as mixup's
+            return 0.5
         if name == "nonzero" and on_cuda:
             self.note()
             return torch.empty(3, args[0].ndim, dtype=torch.long, device=args[0].device)
@@ -212,6 +213,8 @@ def test_no_host_wait_in_the_step(config: str, monkeypatch: pytest.MonkeyPatch) 
     module, data = build(config)
     if any(isinstance(part, nn.RNNBase) for part in module.modules()):
         pytest.skip("recurrent networks are cuDNN's, which looks for a device")
+    if getattr(module, "loss", None) == "wgan_gp":
+        pytest.skip("its penalty runs a backward pass, which looks for a device")
     module.train()
     module.losses(batch_of(data))  # what is computed once, such as statistics of sounds
     raw = data.dataset("train").__getitems__(list(range(16)))  # type: ignore[attr-defined]

@@ -111,13 +111,16 @@ class RandomPatches(BatchTransform):
         self.patch_size = patch_size
         self.ratio = ratio
 
+    def num_hidden(self, num_patches: int) -> int:
+        return round(self.ratio * num_patches)
+
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """{"hidden": (B, N) bool}, patches row by row."""
         batch, _, height, width = images.shape
         if height % self.patch_size or width % self.patch_size:
             raise ConfigError(f"patch_size={self.patch_size} does not divide an image of {height}x{width}")
         num_patches = (height // self.patch_size) * (width // self.patch_size)
-        num_hidden = round(self.ratio * num_patches)
+        num_hidden = self.num_hidden(num_patches)
         if not 0 < num_hidden < num_patches:
             raise ConfigError(
                 f"ratio={self.ratio} hides {num_hidden} of the {num_patches} patches of an image"
@@ -128,10 +131,18 @@ class RandomPatches(BatchTransform):
         }  # a random permutation has num_hidden places with a value below it
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Images (B, C, H, W) -> {"mask": (B, 1, H, W)}."""
+        """Images (B, C, H, W) -> {"mask": (B, 1, H, W), "context": (B, K), "targets": (B, 1, N - K)}.
+
+        The indices are those of the visible and of the hidden patches, in ascending order. Their shape tells
+        how many patches are visible; to learn that from the mask, a method would have to wait for the device.
+        """
         batch, _, height, width = images.shape
-        patches = params["hidden"].view(batch, 1, height // self.patch_size, width // self.patch_size)
-        return {"mask": patches.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)}
+        hidden = params["hidden"]
+        order = hidden.int().argsort(dim=1, stable=True)
+        context, targets = order.tensor_split([order.shape[1] - self.num_hidden(order.shape[1])], dim=1)
+        patches = hidden.view(batch, 1, height // self.patch_size, width // self.patch_size)
+        mask = patches.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+        return {"mask": mask, "context": context, "targets": targets[:, None]}
 
 
 class MAEViews(Views):
@@ -174,6 +185,6 @@ class MAEViews(Views):
         return {**super().draw(images, generator), **self.patches.draw(like, generator)}
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Images (B, C, H, W) -> {"views": [(B, C, size, size)] in [0, 1], "mask": (B, 1, size, size)}."""
+        """Images (B, C, H, W) -> {"views": [(B, C, size, size)]} in [0, 1], and ``RandomPatches``' keys."""
         views = super().forward(images, {name: value for name, value in params.items() if name != "hidden"})
         return {**views, **self.patches(images.new_empty(len(images), 1, self.size, self.size), params)}

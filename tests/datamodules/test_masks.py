@@ -11,6 +11,7 @@ from datamodules.transforms.base import BatchTransform, apply_views
 from datamodules.transforms.masks import CenterHole, MAEViews, RandomBlock, RandomPatches
 from sslmodules.mae import (
     hidden_patches,
+    visible_patches,
 )
 
 TRANSFORMS = [CenterHole(10, 20), RandomBlock(0.25, 0.5), RandomPatches(4, 0.75)]
@@ -18,7 +19,7 @@ TRANSFORMS = [CenterHole(10, 20), RandomBlock(0.25, 0.5), RandomPatches(4, 0.75)
 
 def make_mask(transform: BatchTransform, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     added = apply_views(transform, torch.zeros(shape), torch.Generator().manual_seed(seed))
-    assert set(added) == {"mask"}
+    assert set(added) - {"context", "targets"} == {"mask"}
     mask = added["mask"]
     assert mask.dtype == torch.bool and mask.shape == (shape[0], 1, *shape[2:])
     return mask
@@ -143,6 +144,17 @@ def test_views_and_mask_fit_together() -> None:
     assert view.shape == (40, 3, 16, 16) and added["mask"].shape == (40, 1, 16, 16)
     hidden = hidden_patches(added["mask"], 4)
     assert (hidden.sum(1) == 12).all() and len(hidden.unique(dim=0)) == 40
+
+
+@pytest.mark.parametrize("ratio", (0.5, 0.75))
+def test_indices_of_visible_and_hidden_patches_come_with_the_mask(ratio: float) -> None:
+    images = torch.rand(150, 1, 16, 24)
+    added = apply_views(RandomPatches(4, ratio), images, torch.Generator().manual_seed(0))
+    hidden = hidden_patches(added["mask"], 4)
+    count = round(ratio * 24)
+    assert added["context"].shape == (150, 24 - count) and added["targets"].shape == (150, 1, count)
+    assert torch.equal(added["context"], visible_patches(hidden))
+    assert torch.equal(added["targets"][:, 0], visible_patches(~hidden))
 
 
 def test_views_are_the_same_in_chunks_and_as_a_whole() -> None:

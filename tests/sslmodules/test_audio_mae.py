@@ -74,7 +74,7 @@ def test_padding_and_visible_patches_are_no_targets(
 ) -> None:
     module, batch = module_of(normalize_target), batch_of()
     prediction = torch.randn(4, 10, P * P, requires_grad=True)
-    monkeypatch.setattr(module, "predict", lambda x, hidden: prediction)
+    monkeypatch.setattr(module, "predict", lambda x, hidden, visible: prediction)
     module.losses(batch)["loss"].backward()
     assert prediction.grad is not None
     hidden = nn.functional.max_pool2d(batch["mask"].float(), P).flatten(1).bool()

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from datamodules.transforms.base import apply_views
 from datamodules.transforms.masks import RandomPatches
 from evaluation.measures.reconstruction import reconstruction_psnr
+from evaluation.pictures import FONT, LINE
 from evaluation.samples import ImageGrid
 from sslmodules.mae import (
     MAE,
     hidden_patch_mse,
     hidden_patches,
+    known_visible,
     normalize_patches,
     patch_statistics,
     surroundings,
@@ -231,6 +233,20 @@ def test_a_patch_with_any_hidden_pixel_is_hidden() -> None:
     assert hidden_patches(mask, PATCH).nonzero().tolist() == [[0, 1 * 4 + 2]]
 
 
+@pytest.mark.parametrize(("patch_size", "known"), ((2, True), (4, False)))
+def test_indices_that_come_with_the_mask_are_used_if_they_are_of_its_patches(
+    patch_size: int, known: bool
+) -> None:
+    """And the loss is the same without them."""
+    torch.manual_seed(0)
+    net = MAE(ViTEncoder(8, 2, 1, width=16, depth=1, heads=2), optimizer=torch.optim.SGD, decoder_heads=2)
+    images, generator = torch.rand(3, 1, 8, 8), torch.Generator().manual_seed(0)
+    example = {"input": images, **apply_views(RandomPatches(patch_size, 0.5), images, generator)}
+    assert (known_visible(example, 16) is not None) == known
+    without = {key: value for key, value in example.items() if key in ("input", "mask")}
+    assert torch.equal(net.losses(example)["loss"], net.losses(without)["loss"])
+
+
 def test_visible_patches_are_those_that_are_not_hidden() -> None:
     hidden = torch.tensor([[True, False, True, False], [False, False, True, True]])
     assert visible_patches(hidden).tolist() == [[1, 3], [0, 1]]
@@ -347,10 +363,9 @@ def test_pictures_of_a_run(tmp_path: Path) -> None:
     heads = trainer.lightning_module.encoder.blocks[-1].attn.num_heads
     for tag, columns in (("reconstruction", 4), ("attention", 1 + heads)):
         image = events.Images(tag)[0]
-        assert (image.width, image.height) == (
-            columns * 66 + 2,
-            5 * 66 + 2,
-        )  # 8 pixels enlarged to 64, 2 between
+        digit = int(FONT.getlength("0")) + 6  # beside a row; a line of titles above the columns
+        # 8 pixels enlarged to 64, 2 between
+        assert (image.width, image.height) == (digit + columns * 66 + 2, LINE + 5 * 66 + 2)
 
 
 def test_error_of_a_run_stands_beside_the_mean_patch() -> None:
