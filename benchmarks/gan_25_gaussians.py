@@ -6,7 +6,7 @@ The centers form a 5 x 5 grid, scaled to unit variance; each Gaussian has a devi
 distance to its neighbor. A generator that collapses leaves most of them out; no loss curve shows it. Method,
 losses, optimization loop and Trainer are those of ``train.py`` (``sslmodules.gan.GAN``); the networks are
 small multi-layer perceptrons without norms. A Gaussian counts as found if at least a tenth of its share of
-the samples lies within 4 deviations of its center. Beside that count stands the share of all samples that lie
+the samples lies within 4 deviations of its center. Next to that count is the share of all samples that lie
 so near to any center.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments.

@@ -76,17 +76,17 @@ def main() -> None:
     knn_votes(x[:QUERIES], x, y, 10)
     before = peak()
 
-    def tell(stage: str) -> None:
+    def report(stage: str) -> None:
         print(f"peak memory of {stage}: {(peak() - before) / x.nbytes:.2f} times the features", flush=True)
 
     data = Numbered(Numbers(given.samples, given.width, given.classes))
     x, y = extract_features({"": torch.nn.Identity()}, data, "bank", device)[""]
     print(f"{given.samples} x {given.width} features of {given.classes} classes: {x.nbytes / 1e6:.0f} MB")
-    tell("extraction")
+    report("extraction")
     fit_linear_probe(x, y, given.classes, max_iterations=2)
-    tell("extraction and linear probe")
+    report("extraction and linear probe")
     knn_votes(x[:QUERIES], x, y, given.classes)
-    tell("extraction, linear probe and kNN")
+    report("extraction, linear probe and kNN")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install -e '.[bench]'
     python benchmarks/peers.py --rounds 3 --json peers.json
 
-The variants are those of benchmarks/train.py (its text says what is made equal), here with ResNet-18, bf16
-and as many worker processes for lightly as the machine has cores:
+The variants are those of benchmarks/train.py (whose docstring lists what is made equal), here with ResNet-18,
+bf16 and as many worker processes for lightly as the machine has cores:
 
 - ours: what ``python train.py`` runs, callbacks and TensorBoard log included.
 - ceiling: the same with views that were made before and lie on the device: all that a data path can reach.

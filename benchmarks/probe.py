@@ -6,8 +6,8 @@ run.
 
 Features are synthetic Gaussian classes without a common offset: the accuracies compare solvers with each
 other and say nothing about self-supervised learning. Contestants take turns within each round, so that a busy
-machine slows them alike; medians and ranges over the rounds are printed. The CPU time of this process stands
-beside the wall time: on a busy machine with one thread it is the steadier of the two.
+machine slows them alike; medians and ranges over the rounds are printed. The CPU time of this process is
+printed beside the wall time: on a busy machine with one thread it is the steadier of the two.
 
 - Linear probe: ``fit_linear_probe`` beside ``LogisticRegression`` (CPU, L-BFGS) on the same float32 features,
   with the same standardization (timed in both) and l2 (C = 1 / (l2 N)), once with scikit-learn's default

@@ -11,10 +11,10 @@ of its own:
 - SIGKILL goes to both processes at once, as when a node is lost: a random time after a random step, and in
   every third trial a random time after a temporary file of a checkpoint has appeared. Then every checkpoint
   is read, checksums included.
-- SIGTERM goes to one of the processes, drawn at random: the other must learn of it.
+- SIGTERM goes to one of the processes, drawn at random: the other must notice.
 
 Then the same command resumes the run. At the end weights, optimizer, schedule and the logged losses of all
-steps must be those of the run that nobody disturbed, with all bits.
+steps must equal those of the undisturbed run bit for bit.
 
 The processes are forked from one that has imported torch, which saves their ten seconds of imports; what a
 signal does in those is tested in tests/test_preemption.py. ``--kills 0`` measures the cost instead: the time
@@ -342,9 +342,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("tensorboard").setLevel(
-        logging.ERROR
-    )  # it would say that there are several files of events
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would warn about several files of events
     lot, begin = random.Random(arguments.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -11,7 +11,7 @@ time is not counted. One line of JSON a run goes to FILE; runs that are there ar
 interrupted benchmark continues. The table at the end is made from all lines of FILE with the same settings.
 
 Seconds are wall time: compare methods within a table only, made on a machine without other work. ``load``
-says how busy it was.
+shows how busy it was.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ the CPU one thread computes, and the time is the CPU time of the whole process, 
 count into; on CUDA it is the clock's.
 
 ``--reference``: the loop for the configuration's 2,000 steps, and its loss on the whole validation split.
-nanoGPT prints a mean over 240 random windows; how far such a mean scatters stands beside it. Run beside
+nanoGPT prints a mean over 240 random windows; the scatter of such a mean is printed beside it. Run beside
 configs/shakespeare/gpt.yaml it shows whether the framework changes the result.
 
 Exit status: 0 measured, whether the target is met or not; 2 bad arguments; 3 not run (no GPU, or transformers
@@ -149,7 +149,7 @@ def loop(model: GPT, tokens: Tensor, steps: int, quiet: bool = True) -> Iterator
         yield step + 1
 
 
-def told(name: str, values: list[float], unit: str, digits: int = 0) -> str:
+def line(name: str, values: list[float], unit: str, digits: int = 0) -> str:
     low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
     return f"{name:42} {middle:>12} {unit}  ({low} to {high})"
 
@@ -168,12 +168,12 @@ def measure_steps(args: argparse.Namespace) -> None:
     tokens = torch.from_numpy(data.dataset("train").flat.astype("int64"))  # type: ignore[attr-defined]
     turns = take_turns(tokens, args)
     for name, seconds in (("ours", turns.ours), ("loop", turns.loop)):
-        print(told(f"GPT step, {name}", [TURN * BATCH * BLOCK / s for s in seconds], "tokens/s"))
+        print(line(f"GPT step, {name}", [TURN * BATCH * BLOCK / s for s in seconds], "tokens/s"))
     shares = [100 * (1 - bare / mine) for mine, bare in zip(turns.ours, turns.loop, strict=True)]
     low, high = sureness(shares)
     verdict = "PASS" if statistics.median(shares) <= TARGET else "MISS"
     print(
-        f"{told('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= "
+        f"{line('framework share of a step, 1 - ours/loop', shares, '%', 1)}  {verdict} (target <= "
         f"{TARGET:g} %)"
     )
     print(f"{'':42} its median, 95 %: {low:.1f} to {high:.1f} %, of {len(shares)} turns of {TURN} steps")
@@ -227,9 +227,9 @@ def measure_masks(args: argparse.Namespace) -> None:
     runs = {name: partial(tokens_per_second, way) for name, way in ways.items()}
     rates = interleave(runs, args.rounds, warm_up=1)
     for name, values in rates.items():
-        print(told(f"masks, {name}", values, "tokens/s"))
+        print(line(f"masks, {name}", values, "tokens/s"))
     for name in ("collator", "collator's core"):
-        print(told(f"MaskedTokens / {name}", ratios(rates["MaskedTokens"], rates[name]), "x", 2))
+        print(line(f"MaskedTokens / {name}", ratios(rates["MaskedTokens"], rates[name]), "x", 2))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ every time; its workers are kept from epoch to epoch, their start is not charged
 The variants take turns within a round. In each turn one epoch warms up and the next one counts, from the end
 of the one to the end of the other, so that whatever happens between epochs is in it. Ratios are taken within
 a round, then their median and range over the rounds. The targets are for the conv net on CPU; elsewhere the
-ratios stand without a verdict. How far ahead of lightly anybody can be depends on the network: a data path
+ratios are printed without a verdict. The possible lead over lightly depends on the network: a data path
 that cost nothing would be as fast as "bare", so lightly/bare is printed as the limit.
 
 Exit status: 0 measured, whether targets are met or not; 2 bad arguments; 3 not run (no GPU, or lightly is

@@ -46,7 +46,7 @@ from runtime.messages import ROOT
 from runtime.signals import requeue, slurm_job
 from runtime.strict_yaml import read_yaml
 
-#: Exit statuses of train.py when it was told to stop and has saved.
+#: Exit statuses of train.py when it was asked to stop and has saved.
 STOPPED = (130, 143)
 
 
@@ -227,7 +227,7 @@ class Worker:
             return trial
 
     def work(self) -> int:
-        """Trials until there are none left, or until told to stop; returns the exit status."""
+        """Runs trials until none is left or a signal asks to stop; returns the exit status."""
         while not self.told_to_stop and (trial := self.take()) is not None:
             status = self.train(trial)
             if status in STOPPED or (status and self.told_to_stop):
@@ -258,7 +258,7 @@ class Worker:
         return status if status >= 0 else 128 - status
 
     def tell(self, trial: Trial, status: int) -> None:
-        """Enter the trial's number into the study, or that there is none."""
+        """Enter the trial's score into the study, or that it has none."""
         run = self.run_of(trial)
         value = last_value(run, self.args.metric) if status == 0 else None
         settings = " ".join(f"{name}={value}" for name, value in trial.params.items())

@@ -15,7 +15,7 @@ import yaml
 from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
 
-#: Where a run computes and what it shows and saves: it does not tell runs apart.
+#: Where a run computes and what it shows and saves: it does not distinguish runs.
 PASSED_OVER = (
     *("trainer.callbacks", "trainer.logger", "trainer.accelerator", "trainer.enable_", "trainer.profiler"),
     *("data.root", "data.num_workers", "data.download", "data.vocabulary"),
@@ -31,7 +31,7 @@ class Run:
     Attributes:
         path: its folder.
         options: of its config.yaml, by short dotted names.
-        results: content of results.json; empty if there is none.
+        results: content of results.json; empty without one.
         curves: of its TensorBoard events.
         hardware: GPU, or CPU.
     """
@@ -168,7 +168,7 @@ def table(
 ) -> Table:
     """A row for each setting; runs that differ in the seed alone are one, with mean and standard deviation.
 
-    Test scores that were measured by different protocols stand in columns of their own.
+    Test scores that were measured by different protocols have columns of their own.
 
     Args:
         sort: a column, the largest first.

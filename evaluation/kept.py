@@ -23,7 +23,8 @@ class Kept:
 
     Args:
         file: None = nothing is kept.
-        origin: plain values that tell what the parts are of; those of anything else do not count.
+        origin: plain values that identify what the parts were measured on; parts of another origin are
+            not used.
     """
 
     def __init__(self, file: Path | None, origin: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Autoencoder(SSLModule):
         self.encoder, self.decoder = encoder, decoder
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) images before the damage, from ``corrupted`` or, if there is none, from ``input``."""
+        """(B, C, H, W) images before the damage, from ``corrupted``, or from ``input`` without one."""
         return self.decoder(self.encoder(batch.get("corrupted", batch["input"])))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

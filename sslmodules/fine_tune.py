@@ -7,7 +7,7 @@ the learning rate (Clark et al. 2020), stochastic depth, mixup (Zhang et al. 201
 and label smoothing.
 
 Differs from MAE's code: MixUp and CutMix are torchvision's, with one draw for a batch, and draw in every step
-one of the two where both are on. Samples without a label are trained on by nobody and counted by nobody.
+one of the two where both are on. Samples without a label are neither trained on nor counted.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, loss: Loss = "non_saturating"
 
     ::
 
-        non_saturating   mean -log sigmoid(real) + mean -log(1 - sigmoid(fake))   (ln 4 if it cannot tell)
+        non_saturating   mean -log sigmoid(real) + mean -log(1 - sigmoid(fake))   (ln 4 at chance)
         hinge            mean max(0, 1 - real) + mean max(0, 1 + fake)
         wgan_gp          mean fake - mean real   (plus ``gradient_penalty``)
 

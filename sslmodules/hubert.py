@@ -140,7 +140,7 @@ class HuBERT(SSLModule):
         self.register_buffer("shift", torch.zeros(max(widths)))
         self.register_buffer("scale", torch.ones(max(widths)))
         self.register_buffer("iteration", torch.tensor(0))
-        self.clusters_states = False  # what ``iteration`` says, on the host, so that no step waits
+        self.clusters_states = False  # the same as ``iteration``, on the host, so that no step waits
         self.register_load_state_dict_post_hook(HuBERT.note_iteration)
 
     def note_iteration(self, incompatible_keys: object = None) -> None:

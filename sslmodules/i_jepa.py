@@ -1,7 +1,7 @@
 """I-JEPA (Assran et al. 2023, https://arxiv.org/abs/2301.08243).
 
-From the patches of a context block, a predictor says what a slowly moving copy of the encoder makes of the
-patches of several target blocks. Nothing is reconstructed, and there are no augmentations beside a crop.
+From the patches of a context block, a predictor predicts what a slowly moving copy of the encoder makes of
+the patches of several target blocks. Nothing is reconstructed, and there are no augmentations beside a crop.
 
 Differs from the official code: the encoder has a class token, which the predictor does not see; every image
 has equally many context and target patches, drawn at random from its blocks (``IJEPAViews``). Features are

@@ -26,11 +26,11 @@ class TrainedRun:
         pretraining_data: builds the data set that the run was trained on.
         checkpoint: where the weights come from.
         folder: of the run, where results go unless another place is given.
-        suffix: of the names of results: tells another checkpoint than ``last.ckpt`` and another data set.
+        suffix: of the names of results: marks another checkpoint than ``last.ckpt`` and another data set.
         seed: the run's.
         device: where to compute.
         precision: in which the run was trained, as the Trainer takes it.
-        origin: what the run's environment.json tells of the weights that it began from, if it did.
+        origin: what the run's environment.json records about the weights it began from, if any.
     """
 
     module: SSLModule

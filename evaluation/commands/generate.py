@@ -79,7 +79,7 @@ class GenerateCommand(Command):
 class Target(NamedTuple):
     """Where results go."""
 
-    path: Path  # ends as ``ending(data)`` says
+    path: Path  # with the ending ``ending(data)``
     overwrite: bool
     checkpoint: str  # where the weights come from, noted in array files
 

@@ -156,7 +156,7 @@ class _Tasks:
 
 
 def _tfidf(run: TrainedRun) -> Callable[[Tensor], Tensor]:
-    """What stands for the raw input of text: the last baseline of its data."""
+    """Replaces the raw input for text: the last baseline of its data."""
     return list(run.data.baselines().values())[-1]
 
 

@@ -71,7 +71,7 @@ def alpha_req(features: Tensor) -> float:
 
 
 def lidar(features: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
-    """LiDAR: the effective rank of what tells samples apart, relative to what views change (Thilak et al.
+    """LiDAR: the effective rank of what distinguishes samples, relative to what views change (Thilak et al.
     2023). https://arxiv.org/abs/2312.04000
 
     exp(-sum_k p_k log p_k), p_k = lambda_k / sum + epsilon, with lambda the eigenvalues of

@@ -33,7 +33,7 @@ class Clustering(FeatureScore):
     ) -> tuple[dict[str, float], dict[str, float]]:
         found = clusters(train[0], test[0], num_classes, seed)
         labels = test[1].cpu()
-        with torch.sparse.check_sparse_tensor_invariants(False):  # torch warns unless it is told
+        with torch.sparse.check_sparse_tensor_invariants(False):  # torch warns without it
             nmi, ari = normalized_mutual_info_score(found, labels), adjusted_rand_score(found, labels)
         return {"clustering_nmi": float(nmi), "clustering_ari": float(ari)}, {}
 

@@ -305,7 +305,7 @@ def _minimize(
     where validation runs, and would keep all N rows of logits.
     """
     device, rows, count = targets.device, _block_size(targets), len(inputs)
-    # The line search compares losses that differ by less than float32 can tell, and would try many steps in
+    # The line search compares losses that differ by less than float32 resolves, and would try many steps in
     # vain.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 

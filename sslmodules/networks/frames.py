@@ -1,4 +1,4 @@
-"""Causal networks over frames (B, T, D): what they say about frame t depends on frames 0 to t only."""
+"""Causal networks over frames (B, T, D): their output at frame t depends on frames 0 to t only."""
 
 from __future__ import annotations
 
