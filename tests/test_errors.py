@@ -107,6 +107,18 @@ PLACES = [
 ]
 
 
+def pairs(one: Exception, other: Exception) -> list[Any]:
+    """Each place with each error. In the default suite one error per place, in turn: the class decides, and
+    the place must not.
+    """
+    found = []
+    for number, place in enumerate(PLACES):
+        for turn, error in enumerate((one, other)):
+            marks = [] if number % 2 == turn else [pytest.mark.slow]
+            found.append(pytest.param(place, error, id=f"{place.__name__}-{error!r}", marks=marks))
+    return found
+
+
 def raiser(error: Exception) -> Callable[[], NoReturn]:
     def happens() -> NoReturn:
         raise error
@@ -114,8 +126,7 @@ def raiser(error: Exception) -> Callable[[], NoReturn]:
     return happens
 
 
-@pytest.mark.parametrize("error", [ValueError("a slip"), OSError(2, "a slip")], ids=["ValueError", "OSError"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "error"), pairs(ValueError("a slip"), OSError(2, "a slip")))
 def test_an_error_in_the_code_keeps_its_traceback(
     place: Any, error: Exception, monkeypatch: Patch, capsys: Capture
 ) -> None:
@@ -132,9 +143,9 @@ def test_an_error_in_the_code_keeps_its_traceback(
 
 
 @pytest.mark.parametrize(
-    "error", [ConfigError("give it another way"), DataFileError("x.dat is damaged: fetch it again")], ids=repr
+    ("place", "error"),
+    pairs(ConfigError("give it another way"), DataFileError("x.dat is damaged: fetch it again")),
 )
-@pytest.mark.parametrize("place", PLACES)
 def test_what_was_given_and_files_end_in_one_line(
     place: Any, error: Exception, monkeypatch: Patch, capsys: Capture
 ) -> None:
