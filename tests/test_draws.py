@@ -85,7 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Draws:
     return drawn(CONFIGS[0], tmp_path_factory.mktemp("whole"), limit_val_batches=VAL)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
 @pytest.mark.parametrize("saved", SAVED)
 def test_a_resumed_run_sees_what_it_would_have_seen(
     saved: str, workers: str, whole: Draws, tmp_path: Path
