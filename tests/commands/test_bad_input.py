@@ -1,0 +1,54 @@
+"""What the commands after pre-training cannot work with: one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.commands.calls import error_of
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled", "false"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["probe", "RUN", "--layers", "9"], "--layers 9: expected all, last4, or numbers from 1 to 3"),
+        (
+            ["probe", "RUN", "--probes", "kmeans"],
+            "probes must be one of linear, knn, fewshot, clustering, retrieval, calibration, got 'kmeans'",
+        ),
+        (
+            ["probe", "RUN", "--measures", "collapse"],
+            "measures must be one of confusion, robustness, spectrum, got 'collapse'",
+        ),
+        (
+            ["labels", "RUN", *UNLABELED],
+            "labels needs data with labels, and ImageFolder has none: give --data NAME",
+        ),
+        (
+            ["export", "RUN", "out", "--format", "tar"],
+            "--format must be one of safetensors, onnx, pt2, hf, got 'tar'",
+        ),
+        (
+            ["compare", "images"],
+            "images: no run there (no folder with a config.yaml of train.py): expected run folders, or a "
+            "pattern such as 'runs/*'",
+        ),
+        (
+            ["probe", "images"],
+            "images holds no checkpoints/last.ckpt: expected the folder of a run that train.py made",
+        ),
+    ],
+)
+def test_one_line(words: list[str], line: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("images").mkdir()
+    for i in range(20):
+        Image.new("L", (8, 8), 10 * i).save(f"images/{i}.png")
+    given = [str(run) if word == "RUN" else word for word in words]
+    assert error_of(capsys, *given) == f"error: {line}\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["images"]
