@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,22 @@ MACHINE = (
     "save_every_minutes",
     "save_in_background",
 )
+
+
+def link_log(folder: Path) -> None:
+    """``slurm.log`` in the run folder: the job's log under a second name, which ``slurm.sbatch`` gives as
+    SSL_LOG, because the folder is not known when SLURM opens the log.
+    """
+    log = Path(os.environ.get("SSL_LOG", ""))
+    if not log.is_file():
+        return
+    name = folder / "slurm.log"
+    with suppress(OSError):
+        name.unlink(missing_ok=True)
+        try:
+            os.link(log, name)
+        except OSError:  # another file system
+            name.symlink_to(log.resolve())
 
 
 class RunFolder:
@@ -295,6 +311,7 @@ class RunFolder:
             text = f"# python train.py --config {self.saved_config}   repeats this run in a new folder\n"
             write_text(self.saved_config, text + yaml.safe_dump(self.rebuilt or config, sort_keys=False))
         write_json(self.environment, now)
+        link_log(path)
 
 
 def _local_path(run_dir: str) -> Path:

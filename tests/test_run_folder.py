@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.errors import ConfigError
-from runtime.folder import RunFolder
+from runtime.folder import RunFolder, link_log
 
 TASK = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "ssl", "SLURM_JOB_ID": "7"}
 
@@ -77,3 +77,28 @@ def test_a_process_that_is_early_does_not_make_the_folder(
     assert RunFolder(tmp_path / "run").inspect({}, "SimCLR") is None
     RunFolder(tmp_path / "run").create({}, resumed=False)
     assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_the_log_of_a_job_is_also_in_the_run_folder(
+    same_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "7.log"
+    folder.mkdir()
+    link_log(folder)
+    monkeypatch.setenv("SSL_LOG", "/dev/null")
+    link_log(folder)
+    assert list(folder.iterdir()) == []
+
+    def refuse(*names: object) -> None:
+        raise OSError("Invalid cross-device link")
+
+    if not same_disk:
+        monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setenv("SSL_LOG", str(log))
+    for line in ("one", "two"):  # a requeued job writes behind what is there
+        with log.open("a") as file:
+            file.write(f"{line}\n")
+        link_log(folder)
+    assert (folder / "slurm.log").read_text() == "one\ntwo\n"
+    assert (folder / "slurm.log").is_symlink() is not same_disk

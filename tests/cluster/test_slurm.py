@@ -136,6 +136,7 @@ def test_two_nodes_train_to_the_end(project: Project, undisturbed: str) -> None:
     checkpoint = last_checkpoint(project.run(undisturbed))
     assert checkpoint["global_step"] == STEPS
     assert checkpoint["Digits"]["world_size"] == 2
+    assert (project.run(undisturbed) / "slurm.log").read_text() == project.log(undisturbed)
 
 
 def test_a_preempted_job_goes_on_where_it_was(project: Project, preempted: str, undisturbed: str) -> None:
