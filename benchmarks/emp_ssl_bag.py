@@ -24,8 +24,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.features import extract_features
-from evaluation.probes import probes
 from evaluation.probes.base import Labeled
+from evaluation.report import named_probes
 from runtime.checkpoints import load_module, read_checkpoint
 from runtime.saved_run import build_data
 
@@ -74,7 +74,7 @@ def scores(checkpoint: Path, patches: int, seed: int) -> dict[str, list[float]]:
     return {
         name: [
             100 * probe.score(*splits, data.num_classes)[0][f"{probe.name}_top1"]
-            for probe in probes().values()
+            for probe in named_probes(None)
         ]
         for name, splits in features.items()
     }
@@ -92,8 +92,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = [(seed, train(args.config, seed, args.epochs, Path(folder))) for seed in args.seeds]
         runs = [scores(checkpoint, args.patches, seed) for seed, checkpoint in checkpoints]
-    print("| features | " + " | ".join(probe.heading for probe in probes().values()) + " |")
-    print("|---" * (len(probes()) + 1) + "|")
+    print("| features | " + " | ".join(probe.heading for probe in named_probes(None)) + " |")
+    print("|---" * (len(named_probes(None)) + 1) + "|")
     for name in runs[0]:
         columns = zip(*(run[name] for run in runs), strict=True)
         cells = [
