@@ -177,6 +177,7 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     file = evaluated_checkpoint(module, cli.run_folder.last)
     if file != cli.run_folder.last:
         module.load_state_dict(read_checkpoint(file)["state_dict"])
+    module.float()  # of `bf16-true` and `64-true`: the data's samples are float32, as are eval.py's weights
     where, device, folder = str(file), trainer.strategy.root_device, cli.run_folder.path
     means = Means(Team(trainer.world_size > 1), str(trainer.precision), folder)
     if not trainer.is_global_zero:

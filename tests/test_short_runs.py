@@ -173,3 +173,11 @@ def test_random_baseline_is_the_network_before_training(tmp_path: Path) -> None:
     rebuilt = initial_module({"hyper_parameters": dict(cli.model.hparams), "seed": 3})
     for (name, a), (_, b) in zip(cli.model.named_parameters(), rebuilt.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_run_whose_weights_are_not_float32_is_evaluated(precision: str) -> None:
+    command = ["--config", str(ROOT / "configs/digits/autoencoder.yaml"), "--trainer.accelerator", "cpu"]
+    quick = ["--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false", "--data.synthetic", "true"]
+    assert train.main([*command, *quick, "--trainer.precision", precision, "--run_dir", "run"]) == 0
+    assert json.loads(Path("run/results.json").read_text())["failed"] == {}
