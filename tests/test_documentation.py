@@ -146,6 +146,14 @@ def test_a_config_begins_with_its_command(config: Path, monkeypatch: pytest.Monk
     check_command(train_arguments(first))
 
 
+@pytest.mark.parametrize("config", config_files(), ids=name_of)
+def test_a_config_points_to_its_results(config: Path) -> None:
+    """``Measured: PAGE`` names a page that has this config, or in docs/results.md its method's row."""
+    for page in re.findall(r"Measured(?: results)?: (\S+\.md)", config.read_text(encoding="utf-8")):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert name_of(config) in text or (page == "docs/results.md" and f"| {config.stem} |" in text), page
+
+
 @pytest.mark.parametrize(
     "config", [p for p in config_files() if p.parent.name in ("cifar10", "imagenet")], ids=name_of
 )

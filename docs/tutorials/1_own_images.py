@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 1. Your own folder of images
 #
-# Pre-train on a folder of images, and measure whether it helped. Under two minutes on two CPU cores, no
-# download.
+# Pre-train on a folder of images, and measure whether it helped. This takes under two minutes on two CPU
+# cores, without a download.
 #
 # Install the project first: `pip install -e .` in the repository. Then work in any folder.
 #
 # ## The images
 #
-# This cell writes a folder of small images, so that the tutorial runs anywhere. Use your own folder
+# This cell writes a folder of small images, so that the tutorial runs anywhere. You can use your own folder
 # instead: any tree of JPEG or PNG files, with one folder per class if you have labels.
 
 # %%
@@ -24,16 +24,16 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
     Image.fromarray((pixels * 255 / 16).astype("uint8")).save(folder / f"{number:04}.png")
 
 # %% [markdown]
-# There is no `train`, `val` or `test` folder, so the run holds out a fifth of the images as test split and
-# a tenth of the rest for validation, the same share of each class. If your folder has splits, they are used
+# There is no `train`, `val` or `test` folder, so the run holds out a fifth of the images as the test split
+# and a tenth of the rest for validation, stratified by class. If your folder has splits, they are used
 # ([the rule](../data/splits.md)).
 #
 # ## Train
 #
 # Start from a configuration for images of about your size, and replace its data set. These images are gray
-# and 8 pixels wide. For color photographs leave out `channels`, `mean` and `std`, and begin with
-# `configs/imagenet/simclr.yaml`. In a terminal leave out `enable_progress_bar`: the progress bar is only in
-# the way in a notebook.
+# and 8 pixels wide. For color photographs and a GPU, use `--config configs/folder/simclr.yaml` and
+# `--data.root DIR` instead. In a terminal leave out `enable_progress_bar`: the progress bar is only in the
+# way in a notebook.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data ImageFolder --data.root photos \
@@ -43,8 +43,8 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
 # %% [markdown]
 # The table at the end compares the trained network (`pretrained`) with the same network before training
 # (`random_init`) and with plain pixels (`raw_input`), on images that were not used for training.
-# Pre-training has helped if the first row is clearly above the other two. The most telling column is often
-# `5-shot`: with few labels, good features matter most.
+# Pre-training has helped if the first row is clearly above the other two. Often `5-shot` shows it best: with
+# few labels, good features matter most.
 #
 # ## Look
 #
@@ -53,8 +53,8 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
 #
 # ## Without labels
 #
-# Ignore the folders, and the run has no accuracies; collapse metrics and the loss still tell whether it
-# learns.
+# If you ignore the class folders, the run has no accuracies, but the loss and the collapse metrics still show
+# whether it learns.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data ImageFolder --data.root photos --data.labeled false \

@@ -12,13 +12,13 @@
 #     --trainer.enable_progress_bar false --run_dir pretrained
 
 # %% [markdown]
-# The report of this run is a first answer: `pretrained` beside `random_init` and `raw_input`, with the
-# encoder frozen. The column `5-shot` says what the features are worth with five labels per class.
+# The report of this run is a first answer. It compares the frozen encoder (`pretrained`) with `random_init`
+# and `raw_input`. The column `5-shot` shows how good the features are with five labels per class.
 #
 # ## Fine-tune
 #
-# Fine-tuning trains encoder and classifier on labels. It is a method like any other. `--init_from` gives it
-# the weights of a run; without it, the same command trains from scratch, which is the baseline.
+# Fine-tuning trains an encoder and a classifier on labels. It is a method like any other. With `--init_from`
+# it starts from the weights of a run; without, it trains from scratch, which is the baseline.
 
 # %% [bash]
 # ssl-train --config configs/digits/finetune.yaml --trainer.max_epochs 6 \
@@ -34,9 +34,10 @@ for run in ("scratch", "tuned"):
     print(run, json.loads(Path(run, "results.json").read_text())["classifier"])
 
 # %% [markdown]
-# Digits are easy, and a thousand labels are many for them, so expect the two to be close. Pre-training pays
-# where labels are few and images without labels are many. Before you believe a difference, repeat both with
-# `--seed_everything 1` and `2`.
+# Digits are easy, and a thousand labels are plenty for them, so expect the two to be close. Pre-training pays
+# off when there are few labels and many images without labels. Before you believe a difference, repeat both
+# runs with `--seed_everything 1` and `2`. `ssl-eval labels pretrained` compares both for several numbers of
+# labels.
 #
 # The test split is read once, at the end; the best epoch is chosen on `val`. On your own data use the same
 # commands with `--data ImageFolder --data.root DIR`, as in [tutorial 1](1_own_images.ipynb), and
@@ -57,10 +58,9 @@ network = torch.export.load("exported/model.pt2").module()
 print(network(torch.zeros(4, 1, 8, 8)).shape)
 
 # %% [markdown]
-# `preprocess.json` says how images have to be standardized, and `README.md` is a model card with the
-# results.
+# `preprocess.json` tells how to standardize images, and `README.md` is a model card with the results.
 #
-# A timm network goes back to timm under its own names. Any timm model is an encoder by its name. Two
+# You can use any timm model as an encoder by its name, and its weights are exported under timm's names. Two
 # batches are enough to show it:
 
 # %% [bash]

@@ -2,12 +2,13 @@
 # # 3. Your own method
 #
 # A method is one class: its networks, and the loss of a batch. This one pulls two views of an image
-# together and spreads images over the sphere (Wang and Isola 2020). Under two minutes on two CPU cores.
+# together and spreads images over the sphere (Wang and Isola 2020). This takes under two minutes on two CPU
+# cores.
 #
 # ## The class
 #
-# Write it to a file in the current folder. It needs nothing else from you: the base class brings the
-# training loop, the learning-rate schedule, several GPUs, checkpoints, resuming, probes and logging.
+# Write it to a file in the current folder. That is all you have to write: the base class brings the training
+# loop, the learning-rate schedule, several GPUs, checkpoints, resuming, probes and logging.
 
 # %% [bash]
 # cat > mine.py <<'END'
@@ -37,8 +38,7 @@
 # END
 
 # %% [markdown]
-# `"loss"` is minimized; the other terms become curves. `losses` never sees labels: these are for the
-# probes.
+# `"loss"` is minimized; the other terms become curves. A method must not use labels: they are for the probes.
 #
 # Arguments of `__init__` become options. `--model.help` lists them:
 
@@ -49,7 +49,7 @@
 # ## Train it
 #
 # Everything but the method comes from SimCLR's configuration: data, views, encoder, optimizer.
-# `--trust_config_classes mine` says that code of your package may run.
+# `--trust_config_classes mine` allows the code of your package to run.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --model mine.AlignUniform --model.spread 0.5 \
@@ -58,7 +58,7 @@
 # %% [markdown]
 # ## Compare
 #
-# Train SimCLR the same way. Both runs saw the same images, and views drawn by the same rule.
+# Train SimCLR in the same way. Both runs see the same images, with views of the same kind.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 15 \
@@ -76,8 +76,8 @@ for run in ("own", "simclr"):
 # One seed proves little. Repeat with `--seed_everything 1` and `2` before you believe a difference, and
 # choose settings by `val/linear_top1`, never by the test split that this cell prints.
 #
-# ## If others should use it
+# ## Contribute it
 #
 # Move the class to a file in `sslmodules/` and add a YAML in `configs/`. The contract tests then check it
-# without a line from you: a gradient for every parameter, the same bits after resuming, the same gradients
-# on two processes. [Contributing](../../CONTRIBUTING.md) shows both files in full.
+# automatically: every parameter has a gradient, a resumed run has the same bits, and two processes have the
+# gradients of one. [Contributing](../../CONTRIBUTING.md) shows both files in full.

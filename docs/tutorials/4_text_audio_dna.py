@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. Text, audio and DNA
 #
-# The commands are those for images; the configuration says what the data is. Under two minutes on two CPU
-# cores, no download. The runs are kept short: they show the way, not the best result.
+# The commands are the same as for images; the configuration chooses the data. This takes under two minutes on
+# two CPU cores, without a download. The runs are short: they show how it works, not the best result.
 #
 # ## Text
 #
@@ -11,7 +11,7 @@
 
 # %% [bash]
 # ssl-train --config configs/text/gpt.yaml --trainer.max_epochs 1 \
-#     --trainer.limit_train_batches 60 --trainer.limit_val_batches 30 \
+#     --trainer.limit_train_batches 30 --trainer.limit_val_batches 10 \
 #     --trainer.enable_progress_bar false --run_dir text
 
 # %% [markdown]
@@ -30,20 +30,20 @@
 # `Tones` makes melodies by a formula. APC learns to predict the spectrogram a few frames ahead.
 
 # %% [bash]
-# ssl-train --config configs/tones/apc.yaml --trainer.max_epochs 2 \
+# ssl-train --config configs/tones/apc.yaml --trainer.max_epochs 1 \
 #     --trainer.enable_progress_bar false --run_dir audio
 
 # %% [markdown]
-# The classes are the contours of the melodies. After two epochs the trained network (`pretrained`) is ahead
-# of the untrained one in the linear probe, and behind the plain spectrogram (`raw_input`). Baselines of
-# this kind stand beside every result, so that you see such things.
+# The classes are the contours of the melodies. After one epoch the trained network (`pretrained`) is ahead of
+# the untrained one in the linear probe, but behind the plain spectrogram (`raw_input`). Every result comes
+# with such baselines, so you notice this.
 #
 # Your own sounds: `--data WavFolder --data.root DIR` ([audio](../data/audio.md)).
 #
 # ## DNA
 #
-# This cell writes a small made-up genome with genes: in them every third base is mostly G or C. Use a FASTA
-# and a GFF file of your own instead.
+# This cell writes a small artificial genome whose genes have mostly G or C as every third base. You would use
+# your own FASTA and GFF files instead.
 
 # %%
 import random
@@ -66,13 +66,13 @@ Path("genome.gff").write_text("##gff-version 3\n" + "\n".join(genes) + "\n")
 #     --trainer.enable_progress_bar false --run_dir dna
 
 # %% [markdown]
-# The probes tell coding from non-coding windows; `kmers`, counts of all words of four bases, is the
-# baseline to beat. After so few steps expect the network to be no better than before training
-# (`random_init`) ([DNA](../data/sequences.md)).
+# The probes distinguish coding from non-coding windows. The baseline to beat is `kmers`, the counts of all
+# words of four bases. After so few steps the network is hardly better than before training (`random_init`)
+# ([DNA](../data/sequences.md)).
 #
 # ## Features of any kind
 #
-# One command for all of them:
+# One command works for all of them:
 
 # %% [bash]
 # for run in text audio dna; do ssl-eval features $run $run.npz; done

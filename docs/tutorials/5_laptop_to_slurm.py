@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 5. From a laptop to SLURM
 #
-# The same command runs on a laptop, on several GPUs and in a batch job. Under two minutes on two CPU cores.
+# The same command runs on a laptop, on several GPUs and in a batch job. This takes under two minutes on two
+# CPU cores.
 #
-# ## Stop and go on
+# ## Stop and resume
 #
 # Start a run in the background, and end it as a scheduler would, with SIGTERM:
 
@@ -16,20 +17,20 @@
 # tail -n 1 log.txt
 
 # %% [markdown]
-# Exit status 143 means: told to end, and saved. Repeat the same command, and it goes on at the step where
-# it was:
+# Exit status 143 means that the run was told to end, and has saved. Repeat the same command, and it continues
+# at the step where it stopped:
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 20 --trainer.enable_progress_bar false \
 #     --run_dir run
 
 # %% [markdown]
-# On a CPU the result is, bit for bit, that of a run that was never stopped ([resuming](../resuming.md)).
+# On a CPU the result is the same, bit for bit, as that of a run without a stop ([resuming](../resuming.md)).
 #
 # ## Several processes
 #
-# Two processes on the CPU stand for two GPUs. `batch_size` is per process, so half of it keeps the batch of
-# a step, and the learning rate stays right.
+# Two processes on the CPU take the place of two GPUs. `batch_size` is per process, so half of it keeps the
+# batch of a step, and with it the right learning rate.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data.batch_size 128 \
@@ -49,19 +50,19 @@
 # sbatch --array=0-4 cluster/slurm.sbatch --config configs/imagenet/simclr.yaml --data.root DIR
 # ```
 #
-# One node with 8 GPUs; four nodes as one run; five runs with seeds 0 to 4. The top of
-# `cluster/slurm.sbatch` has the lines to adapt: time, GPUs, and how Python is found. Two minutes before the
-# time limit the run saves, and the job goes back to the queue by itself and resumes.
+# The first line uses one node with 8 GPUs, the second four nodes for one run, and the third starts five runs
+# with seeds 0 to 4. The top of `cluster/slurm.sbatch` has the lines to adapt: time, GPUs, and how to find
+# Python. Two minutes before the time limit the run saves; the job returns to the queue and resumes.
 #
-# Before you queue a long job, try it small, in the queue's own environment:
+# Before you queue a long job, try a short one in the same environment:
 #
 # ```
 # sbatch --time=00:20:00 cluster/slurm.sbatch --config configs/imagenet/simclr.yaml --data.root DIR \
 #     --trainer.max_epochs 1 --trainer.limit_train_batches 50
 # ```
 #
-# `time/samples_per_s` and `time/data_wait_share` in TensorBoard say how fast it is, and whether reading
-# keeps the GPUs waiting.
+# `time/samples_per_s` and `time/data_wait_share` in TensorBoard show how fast it is, and whether the GPUs
+# wait for data.
 #
 # ## TensorBoard from the cluster
 #
@@ -72,5 +73,5 @@
 # ssh -N -L 6006:localhost:6006 USER@LOGIN               # on your machine, then http://localhost:6006
 # ```
 #
-# Searches over settings, Kubernetes, precision and very large encoders:
-# [clusters](../../cluster/README.md).
+# For searches over settings, Kubernetes, precision and very large encoders see
+# [clusters](../clusters.md).
