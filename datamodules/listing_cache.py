@@ -26,15 +26,15 @@ the file system's clock would not be noticed.
 
 
 def listed(root: str, what: str, wanted: Callable[[str], bool], kinds: Iterable[str]) -> Tree:
-    """As ``list_tree``; of a folder with many files the listing that another process or run has made.
+    """Like ``list_tree``, but reuses the listing that another process or run has made of a large folder.
 
-    It lies in ``lightning-ssl/listings`` of the user's cache folder ($XDG_CACHE_HOME, or ~/.cache) and counts
-    as long as no folder below ``root`` has changed, which a look at each of them tells. Processes of a run
-    ask one after the other, so that the first one scans and the others find what it has listed.
+    Listings are in ``lightning-ssl/listings`` of the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). A
+    listing is valid as long as no folder below ``root`` has changed; each of them is checked. The processes
+    of a run take turns, so the first one scans and the others find its listing.
 
     Args:
         root, what, wanted: see ``list_tree``.
-        kinds: endings that ``wanted`` goes by; with others the listing is made anew.
+        kinds: endings that ``wanted`` depends on; if they change, a new listing is made.
     """
     key = json.dumps([os.path.realpath(root), root, what, sorted(kinds)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -57,7 +57,7 @@ def listed(root: str, what: str, wanted: Callable[[str], bool], kinds: Iterable[
 
 
 def _keep(file: Path, tree: Tree, begin: int) -> None:
-    """Where the cache cannot be written, nothing is kept."""
+    """Keep a listing, unless the cache cannot be written."""
     with suppress(OSError):
         changed = _changed(tree)
         if max(changed) > begin - SETTLED * 1e9:
@@ -68,7 +68,7 @@ def _keep(file: Path, tree: Tree, begin: int) -> None:
 
 
 def _kept(file: Path, root: str, what: str) -> Tree | None:
-    """The listing, unless there is none, it is damaged, or a folder has changed since."""
+    """The kept listing; None if it is missing or damaged, or a folder has changed since."""
     try:
         content = json.loads(gzip.decompress(file.read_bytes()))
         tree = Tree(root, what, content["files"], content["folders"], Counter(content["others"]))
@@ -78,5 +78,5 @@ def _kept(file: Path, root: str, what: str) -> Tree | None:
 
 
 def _changed(tree: Tree) -> list[int]:
-    """When ``root`` and each folder below it were changed: nanoseconds."""
+    """When ``root`` and each folder below it were last changed, in nanoseconds."""
     return [os.stat(tree.path(folder)).st_mtime_ns for folder in ("", *tree.folders)]

@@ -1,4 +1,4 @@
-"""Reads lines of text files, plain or gzipped, and recognizes files that hold no text."""
+"""Reads lines of text files, plain or gzipped, and recognizes files that are not text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_TEXT = (
 
 
 def check_text(path: Path, head: bytes) -> None:
-    """Raise DataFileError if the first bytes of a file, unpacked, are not those of a text in UTF-8."""
+    """Raise DataFileError if the first bytes of a file, unpacked, are not UTF-8 text."""
     for start, what, remedy in NO_TEXT:
         if head.startswith(start):
             raise DataFileError(f"{path} is {what}, expected text in UTF-8: {remedy}")
@@ -44,7 +44,7 @@ def text_lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file, with or without byte order mark, plain or gzipped; line ends are ``\\n``.
 
     Raises:
-        DataFileError: the file cannot be read, is damaged, or is no text in UTF-8.
+        DataFileError: the file cannot be read, is damaged, or is not UTF-8 text.
     """
     try:
         with readable(path):
@@ -68,7 +68,9 @@ def _refuse(path: Path, error: UnicodeDecodeError) -> NoReturn:
 
 
 def text_size(path: Path) -> int:
-    """Bytes of a text file; of a gzipped one as much as it holds (below 4 GiB, where gzip can tell)."""
+    """Bytes of a text file; for a gzipped one, of its content (if below 4 GiB, the most that gzip
+    records).
+    """
     size = path.stat().st_size
     with readable(path), path.open("rb") as file:
         if file.read(2) != GZIP or size < 18:

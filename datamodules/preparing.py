@@ -12,14 +12,14 @@ LOCK = ".prepare.lock"
 
 @contextmanager
 def alone_in(folder: Path, quietly: bool = False) -> Iterator[None]:
-    """One process at a time, of all nodes that see ``folder``: the first one prepares what is missing there
-    (a download, an index, token files), and the others wait and find it.
+    """Let one process at a time, of all nodes that see ``folder``, into the block.
 
-    Where no lock can be had, because the folder cannot be written or its file system has none, nobody waits.
+    The first one prepares what is missing (a download, an index, token files); the others wait and find it.
+    If no lock is available, because the folder is read-only or its file system has no locks, nobody waits.
 
     Args:
-        folder: one that exists.
-        quietly: no line tells that this process waits.
+        folder: an existing folder.
+        quietly: print no line when this process has to wait.
     """
     try:
         lock = (folder / LOCK).open("a")

@@ -1,8 +1,8 @@
 """One rule for splits of images, audio, text and FASTA (docs/data/splits.md).
 
-Splits are told by folders, by list files or by file names; what is not given is held out of the training
-samples. Hold-outs are drawn with a constant seed, never with the run's, so that numbers of different runs are
-measured on the same samples.
+Folders, list files or file names give the splits; a missing split is held out of the training samples.
+Hold-outs are drawn with a constant seed, never with the run's, so that different runs are measured on the
+same samples.
 """
 
 from __future__ import annotations

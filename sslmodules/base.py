@@ -127,14 +127,14 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return self.feature_encoder(x)
 
     def averaged_over(self, batch: Batch) -> dict[str, float]:
-        """How many things each term of ``losses(batch)`` is a mean over, by name; terms that are not named
-        are means over samples. The mean over a split is weighted by it, so that the batch size does not
+        """Number of values that each term of ``losses(batch)`` is a mean over, by name; terms that are not
+        named are means over samples. The mean over a split is weighted by it, so that the batch size does not
         matter.
         """
         return {}
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Terms that follow from other terms and are no mean of their own values, such as a perplexity.
+        """Terms that follow from other terms and are not averages of their own, such as a perplexity.
 
         Args:
             means: the terms of a batch, or their means over a split.

@@ -1,7 +1,8 @@
 """FastSiam (Pototzky et al. 2022, https://doi.org/10.1007/978-3-031-16788-1_4).
 
-SimSiam with four views of each image: every view predicts the mean projection of the other views, a steadier
-target than one view's. The paper reaches SimSiam's accuracy in fewer epochs and with smaller batches.
+SimSiam with four views of each image: every view predicts the mean projection of the other views, which is a
+steadier target than the projection of one view. The paper reaches SimSiam's accuracy in fewer epochs and
+with smaller batches.
 
 Everything else is as in ``SimSiam``; with two views both are the same method.
 """
@@ -25,7 +26,7 @@ from sslmodules.simsiam import negative_cosine, spread
 def mean_of_others(z: Tensor) -> Tensor:
     """For each view the mean of the other views' projections: (V, B, D) -> (V, B, D).
 
-    Projections enter as they are: the mean is not of unit vectors.
+    The mean is over the projections themselves, not over unit vectors.
     """
     return torch.stack([torch.cat([z[:v], z[v + 1 :]]).mean(0) for v in range(len(z))])
 

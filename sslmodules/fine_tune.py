@@ -1,13 +1,13 @@
 """Fine-tuning: an encoder and a classifier, trained on labels.
 
-The encoder begins from pre-trained weights (``--init_from``); without them this is training from scratch,
-the baseline. ``freeze`` keeps the encoder as it is: the classic linear probe by SGD. The settings are those
+The encoder starts from pre-trained weights (``--init_from``); without them it is trained from scratch, as a
+baseline. With ``freeze`` the encoder is not trained: the classic linear probe by SGD. The settings are those
 of the MAE paper's appendix (He et al. 2022, https://arxiv.org/abs/2111.06377): layer-wise decay of
 the learning rate (Clark et al. 2020), stochastic depth, mixup (Zhang et al. 2018), CutMix (Yun et al. 2019)
 and label smoothing.
 
-Differs from MAE's code: MixUp and CutMix are torchvision's, with one draw for a batch, and draw in every step
-one of the two where both are on. Samples without a label are neither trained on nor counted.
+Differs from MAE's code: MixUp and CutMix are torchvision's, with one draw per batch; if both are on, each
+step draws one of them. Samples without a label are ignored.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ def soft_cross_entropy(
 ) -> Tensor:
     """Cross entropy with soft targets and a weight for each class.
 
-    Of hard targets in one process it is ``F.cross_entropy(..., weight=weights, label_smoothing=smoothing)``.
+    With hard targets, in one process, it is ``F.cross_entropy(..., weight=weights,
+    label_smoothing=smoothing)``.
 
     Args:
         logits: (B, K).
         target: (B, K) share of each class; rows of zeros do not count.
         weights: (K,) of the classes.
         smoothing: share of the target that is spread over all classes.
-        total: sum of the weights of the samples to divide by; of all ranks' samples, divided by their number.
+        total: what to divide by: the sum of the samples' weights over all ranks, divided by the number of
+            ranks.
 
     Returns:
         Scalar; its mean over ranks is that of one process with the joined batch.
@@ -61,23 +63,23 @@ class FineTune(SSLModule):
         encoder: ``input`` -> (B, num_features).
         num_classes: K.
         head: ``linear`` or ``mlp`` on the features, or ``attentive``: one query over tokens or positions.
-        pooling: features are the ``encoder``'s own, or the ``mean`` of its tokens that are no padding.
-            Sequences and frames of sound always have the mean.
+        pooling: features are the ``encoder``'s own, or the ``mean`` of its tokens without padding.
+            For sequences and frames of sound it is always the mean.
         pixels: converts images to tokens, for an encoder of a GPT that was trained on pixels.
         padding: token that fills up short samples for an encoder of a GPT: the data's ``pad_id``.
         freeze: train the classifier only, on features in eval mode.
         layer_decay: factor of the learning rate from each block to the one before it; 1 = the same for all.
-        drop_path: of a ViT, share of samples that skip the last block, less in those before.
-        dropout: of the features, before the classifier.
+        drop_path: for a ViT, share of samples that skip the last block; lower for earlier blocks.
+        dropout: share of the features set to 0 before the classifier.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of the Beta distribution; 0 = off.
-        cutmix: likewise; where both are on, each step draws one of them.
+        cutmix: the same for CutMix; if both are on, each step draws one of them.
         class_weights: weight of each class in the loss; None = 1.
-        ema: decay of a running mean of all weights, which is what is evaluated; None = no mean.
+        ema: decay of a running mean of all weights, which is then evaluated; None = no mean.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ConfigError: an option is out of range, or the encoder has not what one needs.
+        ConfigError: an option is out of range, or needs something that the encoder lacks.
     """
 
     class_weights: Tensor
@@ -151,7 +153,7 @@ class FineTune(SSLModule):
         return self.classifier if self.average is None else self.average.net[1]  # type: ignore[index]
 
     def _prepared(self, x: Tensor) -> Tensor:
-        """``input`` as the encoder takes it."""
+        """``input`` in the form that the encoder takes."""
         if self.pixels is not None:
             return self.pixels(x)
         if x.ndim == 4 and self.encoder.in_channels == x.shape[1] + 1:  # that of an inpainting: no mask
@@ -188,8 +190,8 @@ class FineTune(SSLModule):
     # ---- training ------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy, of the first of ``views`` if there are any, and without mixing the share of correct
-        predictions; in eval mode of the clean ``input``.
+        """Cross entropy for the first view if there are views (in eval mode for the clean ``input``), and
+        without mixing the share of correct predictions.
         """
         label = batch["label"]
         known = label >= 0
@@ -224,7 +226,7 @@ class FineTune(SSLModule):
             mine.copy_(theirs)  # statistics of batch norm are means already
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Of each depth those that are decayed and those that are not, with its share of the rate."""
+        """Two groups for each depth, with and without weight decay, with their share of the rate."""
         groups = decay_groups(self)
         if self.layer_decay == 1:
             return groups

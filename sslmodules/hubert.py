@@ -4,8 +4,8 @@ Frames of sound are clustered, spans of frames are hidden, and a Transformer tha
 cluster of each hidden frame. Features are its states, averaged over a clip's frames.
 
 Differs from the paper: the network reads log-mel frames instead of the waveform; clusters are found on at
-most ``FRAMES`` frames when training begins; a second iteration continues with the network instead of starting
-anew; a clip's loss is averaged over its own hidden frames before the mean over clips.
+most ``FRAMES`` frames when training begins; a second iteration continues with the same network instead of a
+new one; a clip's loss is averaged over its own hidden frames before the mean over clips.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def span_mask(starts: Tensor, valid: Tensor, length: int) -> Tensor:
 
     Args:
         starts: (B, T) bool: where a span begins; spans may overlap.
-        valid: (B, T) bool: frames that are no padding, which is never hidden.
+        valid: (B, T) bool: frames without padding; padding is never hidden.
         length: frames of a span.
 
     Returns:
@@ -94,10 +94,10 @@ class HuBERT(SSLModule):
         clusters: K, number of clusters (paper: 100, then 500).
         mask_start: share of the frames at which a hidden span begins.
         mask_length: frames of a span.
-        projection: width in which states and clusters are compared.
-        temperature: of their cosine similarity.
-        second_iteration: epoch from which on clusters are those of the network's own states, as they were
-            when it began; None = clusters of MFCC throughout.
+        projection: width of the space in which states and clusters are compared.
+        temperature: divides their cosine similarity.
+        second_iteration: from this epoch on, clusters are those of the network's own states at the start of
+            that epoch; None = clusters of MFCC throughout.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -150,7 +150,7 @@ class HuBERT(SSLModule):
 
     @torch.no_grad()
     def described(self, frames: Tensor, valid: Tensor) -> Tensor:
-        """(B, T, F) what is clustered: MFCC, or in the second iteration the teacher's states."""
+        """The vectors to cluster, (B, T, F): MFCC, or in the second iteration the teacher's states."""
         if not self.clusters_states:
             return mfcc(full_precision(frames))
         assert self.teacher is not None
@@ -168,7 +168,7 @@ class HuBERT(SSLModule):
         """k-means on frames of the training split, the same on every process.
 
         Args:
-            data: whose ``input`` is log-mel.
+            data: a data set whose ``input`` is log-mel.
             iteration: 1 clusters MFCC, 2 the states of the network as it is now.
         """
         from sklearn.cluster import KMeans
@@ -202,7 +202,7 @@ class HuBERT(SSLModule):
         rank_zero_info(f"{clusters} clusters of {found} frames (iteration {iteration})")
 
     def on_train_epoch_start(self) -> None:
-        """Find clusters where an iteration begins; of a resumed run they are in the checkpoint."""
+        """Find clusters when an iteration begins; a resumed run has them in its checkpoint."""
         data, now = data_of(self.trainer), self.trainer.current_epoch
         wanted = 1 if self.second_iteration is None or now < self.second_iteration else 2
         if data is not None and int(self.iteration) < wanted:
@@ -211,7 +211,7 @@ class HuBERT(SSLModule):
     # ---- the model -----------------------------------------------------------------------------------------
 
     def frames_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, M, T) log-mel to frames (B, T, M), and which are no padding (B, T)."""
+        """(B, 1, M, T) log-mel to frames (B, T, M), and a mask of those without padding (B, T)."""
         if x.ndim != 4 or x.shape[1:3] != (1, self.encoder.in_features):
             raise ConfigError(
                 f"encoder takes log-mel (B, 1, {self.encoder.in_features}, T), got {tuple(x.shape)}: set its "

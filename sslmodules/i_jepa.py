@@ -1,11 +1,12 @@
 """I-JEPA (Assran et al. 2023, https://arxiv.org/abs/2301.08243).
 
-From the patches of a context block, a predictor predicts what a slowly moving copy of the encoder makes of
-the patches of several target blocks. Nothing is reconstructed, and there are no augmentations beside a crop.
+From the patches of a context block, a predictor predicts the features that a slowly moving copy of the
+encoder computes for the patches of several target blocks. The only augmentation is a crop; no pixels are
+reconstructed.
 
 Differs from the official code: the encoder has a class token, which the predictor does not see; every image
-has equally many context and target patches, drawn at random from its blocks (``IJEPAViews``). Features are
-the mean patch token of the target encoder.
+has the same number of context and target patches, drawn at random from its blocks (``IJEPAViews``). Features
+are the mean patch token of the target encoder.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def normalized_targets(tokens: Tensor, targets: Tensor) -> Tensor:
     shift.
 
     Args:
-        tokens: (B, N, D) of the FULL image.
+        tokens: (B, N, D), computed from the FULL image.
         targets: (B, M, L) int64, patches of each block.
 
     Returns:

@@ -1,9 +1,10 @@
 """NNCLR (Dwibedi et al. 2021, https://arxiv.org/abs/2104.14548).
 
-Contrastive learning in which a view's positive is not its other view but the nearest neighbor of it among the
-embeddings of earlier batches, kept in a queue (the support set): another image, most likely of the same kind.
+Contrastive learning in which the positive of a view is not the other view but that view's nearest neighbor
+among the embeddings of earlier batches, which are kept in a queue (the support set): another image, most
+likely of the same kind.
 
-Differs from the paper: any optimizer takes the place of LARS.
+Differs from the paper: any optimizer can be used instead of LARS.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def nearest_neighbors(z: Tensor, support: Tensor) -> Tensor:
         support: (Q, D) unit vectors.
 
     Returns:
-        (B, D) rows of ``support``, the one of the largest cosine similarity.
+        (B, D) rows of ``support`` with the largest cosine similarity.
     """
     with torch.autocast(z.device.type, enabled=False):
         return support[(full_precision(z) @ support.to(full_precision(z).dtype).T).argmax(1)]
@@ -48,7 +49,7 @@ def neighbor_loss(neighbors: Tensor, p: Tensor, temperature: float = 0.1, offset
         p: (N, D) predictions of all ranks, in rank order and with gradients; any scale, normalized here, in
             float32 or better.
         temperature: T > 0; the paper's 0.1.
-        offset: row of ``p`` at which those of the local neighbors begin.
+        offset: row of ``p`` where the predictions for the local neighbors begin.
 
     Returns:
         Scalar. Its mean over ranks is the loss of one process with the joined batch.

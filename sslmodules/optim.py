@@ -168,7 +168,7 @@ class LARS(Optimizer):
 @torch.no_grad()
 def clip_each(parameters: Iterable[Tensor], norm: float) -> None:
     """Scale the gradient of each parameter by itself to a length of at most ``norm``, as the official DINO
-    code does; ``clip_grad_norm_`` takes one length over all.
+    code does; ``clip_grad_norm_`` uses one length over all parameters.
     """
     if gradients := _gradients(parameters):
         lengths = torch.stack(torch._foreach_norm(gradients))

@@ -1,12 +1,12 @@
 """SimDINO (Wu et al. 2025, https://arxiv.org/abs/2502.10385).
 
-DINO without prototypes, centering and temperatures: the student's embedding of a view is pulled to the
+DINO without prototypes, centering or temperatures: the student's embedding of a view is pulled to the
 teacher's embedding of another view, and the coding rate of the global views' embeddings keeps them spread
 out.
 
 Differs from the official code: the embeddings of all processes are gathered before the coding rate, so that
-several processes have the loss of one; there the covariance is each process's own by default, which failed
-with 16 images a GPU. Probes see the teacher's encoder, as in DINO.
+several processes have the loss of one; there, by default, each process uses its own covariance, which failed
+with 16 images per GPU. Probes see the teacher's encoder, as in DINO.
 """
 
 from __future__ import annotations

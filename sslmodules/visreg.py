@@ -6,7 +6,7 @@ standardized embeddings, as the sliced Wasserstein distance to a normal distribu
 predictor, no schedule.
 
 Differs from the paper: the embeddings of all processes are gathered before they are sorted, so that several
-processes have the loss of one; in the paper each process sorts its own batch, which is another loss.
+processes have the loss of one; in the paper each process sorts its own batch, which gives a different loss.
 Directions come from the run's seed and the step, the same on every process.
 """
 
@@ -76,8 +76,8 @@ class VISReg(SSLModule):
             not LeJEPA's lambda, whose regularizer has another scale.
         num_global: number of global views, which come first.
         slices: number M of random directions, drawn anew at each step.
-        projector_hidden: width of the projector's hidden layers; this and the next two as the authors' for
-            small data.
+        projector_hidden: width of the projector's hidden layers; the defaults of this and the next two are
+            the authors' for small data.
         projector_out: width D of the embeddings z.
         projector_layers: linear layers of the projector, batch norm and ReLU between them.
         **kwargs: ``SSLModule``'s.

@@ -16,7 +16,7 @@ from datamodules.seeding import mix_seed, run_seed
 
 
 def nothing_in(samples: np.ndarray, hop: int) -> str:
-    """Why samples (S,) hold nothing to learn from, or "" if they do."""
+    """Why there is nothing to learn from samples (S,); "" if there is."""
     if len(samples) < hop:
         return "shorter than a frame"
     return "" if samples.any() else "silent"

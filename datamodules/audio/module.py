@@ -1,8 +1,8 @@
 """The base of audio data: fixed-length int16 clips, log-mel on the device.
 
-A sample travels as int16 (S,) with ``PADDING`` behind its end, so that ``decode`` knows what is sound. After
-standardization padding frames are exactly 0 in every band (``valid_frames`` finds them): neutral to a
-network, and never a target.
+A sample travels as int16 (S,) with ``PADDING`` after its end, so that ``decode`` knows where the sound ends.
+After standardization padding frames are exactly 0 in every band (``valid_frames`` counts the others):
+neutral to a network, and never a target.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ whole.
 
 
 class _PlainWave:
-    """16-bit PCM wav, read by the standard library, with what is used here of ``soundfile.SoundFile``."""
+    """16-bit PCM wav, read by the standard library, with the part of ``soundfile.SoundFile`` that is used
+    here.
+    """
 
     subtype = "PCM_16"
 
@@ -77,7 +79,7 @@ class _SoundFile:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    """The file, open; whatever the readers raise becomes one line that names it."""
+    """The open file; any error of the readers becomes one line that names it."""
     try:
         _check_header(path)
         file = _PlainWave(path) if soundfile is None else _SoundFile(path)
@@ -93,7 +95,9 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 def _check_header(path: str) -> None:
-    """DataFileError for a wav file that ends before its header says. Sizes of 0 or all ones are unknown."""
+    """DataFileError for a wav file that is shorter than its header claims. Sizes of 0 or all ones are
+    unknown.
+    """
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             return
@@ -113,7 +117,7 @@ def _check_header(path: str) -> None:
 
 @lru_cache(maxsize=2**16)
 def _gain(path: str) -> float:
-    """What to multiply the samples of a deep file by: 1 for most.
+    """The factor for the samples of a file of more than 16 bits; 1 for most.
 
     Raises:
         DataFileError: samples that are not finite.
@@ -130,7 +134,7 @@ def _gain(path: str) -> float:
 
 
 def mono(samples: np.ndarray) -> np.ndarray:
-    """(S, channels) -> (S,): their mean, or, where they cancel each other, the first."""
+    """(S, channels) -> (S,): the mean of the channels, or, if they cancel each other, the first."""
     mean = samples.mean(1)
     if samples.shape[1] > 1 and np.square(mean).sum() < CANCELED * np.square(samples).mean(1).sum():
         return samples[:, 0]

@@ -183,7 +183,7 @@ def _opened(
 
 
 def _is_plain_jpeg(content: bytes) -> bool:
-    """Whether it is a JPEG of 8 bits in gray or three colors, without EXIF or XMP, which may turn it."""
+    """Whether it is an 8-bit JPEG in gray or three colors, without EXIF or XMP, which may rotate it."""
     if content[:2] != b"\xff\xd8":
         return False
     place = 2

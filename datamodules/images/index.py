@@ -1,9 +1,9 @@
 """The index of a folder of tar shards.
 
-A tar file is a row of members, each a header of 512 bytes and its content. With a list of their places any
-sample is read by itself, so that shards can be shuffled, split and resumed exactly as a list of files. The
-list is two files beside the shards: ``shards.json`` (names, sizes, samples and classes, to be read by people)
-and ``shards.npy`` (one record a sample). Nothing is unpacked to disk and nothing is unpickled.
+A tar file is a sequence of members, each a header of 512 bytes and its content. With a list of their places
+any sample can be read by itself, so shards are shuffled, split and resumed exactly like a list of files. The
+list is two files next to the shards: ``shards.json`` (names, sizes, samples and classes, for people to read)
+and ``shards.npy`` (one record per sample). Nothing is unpacked to disk, and nothing is unpickled.
 """
 
 from __future__ import annotations

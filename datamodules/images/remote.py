@@ -1,7 +1,7 @@
 """Reads bytes of files by URL: HTTP, and ``s3://`` or ``gs://`` through fsspec.
 
-HTTP is not left to fsspec: where a server knows no ranges, that fetches the whole shard for every sample
-without a word, and it does not tell the file's size, by which a shard that has changed is noticed.
+HTTP does not go through fsspec: if a server does not support ranges, fsspec silently fetches the whole shard
+for every sample, and it does not report the file's size, which reveals a changed shard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WEB, CLOUD = ("http://", "https://"), ("s3://", "gs://")
 
 
 class _Passing(Exception):
-    """A request that failed and may succeed when it is repeated."""
+    """A request that failed, but may succeed if it is repeated."""
 
 
 def is_url(root: str) -> bool:
@@ -28,21 +28,21 @@ def is_url(root: str) -> bool:
 
 
 def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
-    """A file, or its bytes from ``span[0]`` up to but without ``span[1]``.
+    """A file, or its bytes from ``span[0]`` up to, not including, ``span[1]``.
 
-    Connection errors, timeouts, truncated answers, "too many requests" and errors of the server are tried
-    again.
+    The request is repeated after connection errors, timeouts, truncated answers, "too many requests" and
+    server errors.
 
     Args:
-        url: one for which ``is_url`` is true.
-        timeout: of an HTTP request, seconds; clouds have their own.
-        span: bytes that are wanted.
+        url: a URL for which ``is_url`` is true.
+        timeout: of an HTTP request, in seconds; s3:// and gs:// have their own.
+        span: the bytes to read; None = all.
         total: the file's size, if known.
 
     Raises:
         MissingDataError: there is no such file.
-        DataFileError: every attempt failed, the server knows no ranges, or the file whose bytes are wanted is
-            missing or has not ``total`` bytes.
+        DataFileError: every attempt failed, the server does not support ranges, or the file of a ``span`` is
+            missing or does not have ``total`` bytes.
         ConfigError: a package for this kind of URL is not installed.
     """
     for attempt in range(1, TRIES + 1):
@@ -111,7 +111,7 @@ def _from_cloud(url: str, span: tuple[int, int] | None) -> bytes:
 
 
 def changed(shard: str, size: int, now: int, folder: str) -> str:
-    """The line for a shard of ``now`` bytes that had ``size`` when it was indexed."""
+    """The error line for a shard that has ``now`` bytes and had ``size`` when it was indexed."""
     what = "is truncated" if now < size else "has changed"
     return (
         f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is "

@@ -121,26 +121,26 @@ class Shards(ImageFolder):
     """Images in tar shards, local or by URL: made by ``python -m datamodules.images.pack SRC DST``, or
     WebDataset's.
 
-    Every sample is read from its place in its shard, which an index tells. So order, splits over ranks and
-    workers, and resuming inside an epoch are those of a folder of files, exactly; there is no shuffle buffer.
-    docs/data/shards.md
+    An index gives the place of every sample in its shard, where it is read. So order, division among ranks
+    and workers, and resuming within an epoch are exactly those of a folder of files; there is no shuffle
+    buffer. docs/data/shards.md
 
-    Splits are told by the names of the shards: those with a usual name of ``val``, ``test`` or ``unlabeled``
-    as a word in their name (``val-000000.tar``) are these, all others are ``train``. What is not there is
-    held out of ``train`` by the rule for all data (docs/data/splits.md): the one given split is reported as
-    ``test``, and ``val`` is a fixed stratified hold-out.
+    The names of the shards give the splits: a shard with a usual word for ``val``, ``test`` or ``unlabeled``
+    in its name (``val-000000.tar``) belongs to that split, all others to ``train``. Missing splits are held
+    out of ``train`` by the rule for all data (docs/data/splits.md): if only one of val and test is given, it
+    is reported as ``test``, and ``val`` is a fixed stratified hold-out.
 
     Args:
-        root: folder of the shards or its URL (http, https, s3, gs), where ``shards.json`` and ``shards.npy``
-            must lie; a local folder without them is indexed at first use. A last part with ``{000..146}``,
-            ``*`` or ``.tar`` takes these shards only.
-        block: samples that are read at once and so stay together in a batch. 1 is an exact shuffle; more
-            makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
-        timeout: of an HTTP request, seconds; a failed request is tried four times.
+        root: folder of the shards or its URL (http, https, s3, gs), with ``shards.json`` and ``shards.npy``;
+            a local folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or
+            ``.tar`` selects shards.
+        block: number of adjacent samples that are read at once, and stay together in a batch. 1 is an exact
+            shuffle; more makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
+        timeout: of an HTTP request, in seconds; a failed request is tried four times.
         options: those of ``ImageFolder``.
 
     Raises:
-        MissingDataError: no shards, or one that the index names is missing.
+        MissingDataError: there are no shards, or one in the index is missing.
         DataFileError: a shard or the index is damaged, truncated or changed, or a server does not answer.
         ValueError: a bad argument.
     """

@@ -20,7 +20,7 @@ AlphabetName = Literal["dna", "protein"]
 
 
 class Alphabet(NamedTuple):
-    """Letters, their codes 0, 1, ... in this order, and the names of FASTA files that hold them."""
+    """Letters, whose codes are 0, 1, ... in this order, and the endings of FASTA files for them."""
 
     letters: str
     unknown: int  # code of the letter that may be any

@@ -16,7 +16,7 @@ Interval = tuple[int, int]
 
 
 class Coverage:
-    """Which places of a long array lie in intervals, in memory that depends on their number alone.
+    """Which places of a long array are in intervals, in memory that depends only on the number of intervals.
 
     Args:
         intervals: (n, 2) int64, [start, end) in any order; they may overlap.
@@ -32,7 +32,7 @@ class Coverage:
         self.total = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
 
     def before(self, places: np.ndarray) -> np.ndarray:
-        """How many places before each of ``places`` (...) are covered."""
+        """Number of covered places before each of ``places`` (...)."""
         if not len(self.starts):
             return np.zeros_like(places)
         i = np.searchsorted(self.starts, places)
@@ -40,7 +40,7 @@ class Coverage:
         return self.total[i] - beyond
 
     def within(self, starts: np.ndarray, span: int) -> np.ndarray:
-        """How many of the ``span`` places from each of ``starts`` (...) on are covered."""
+        """Number of covered places among the ``span`` places from each of ``starts`` (...) on."""
         return self.before(starts + span) - self.before(starts)
 
 
@@ -54,7 +54,7 @@ def runs_of(codes: np.ndarray, code: int) -> np.ndarray:
 
 
 class Features(NamedTuple):
-    """What a file says about places."""
+    """The features that a file gives, by place."""
 
     kind: str  # type of the features; "" for BED
     found: dict[str, list[Interval]]  # [start, end) from 0, by record
@@ -65,7 +65,7 @@ def read_features(path: Path, kind: str | None) -> Features:
     """Features of a GFF3, GTF or BED file on either strand.
 
     Args:
-        path: a name with .bed holds BED, of which every line counts.
+        path: a file with .bed in its name is BED; all its lines count.
         kind: type to take (third column of GFF), such as CDS, gene or exon; None = CDS, or the only type that
             the file has.
 
@@ -93,7 +93,7 @@ def read_features(path: Path, kind: str | None) -> Features:
 
 
 def _gff_lines(path: Path) -> Iterator[tuple[str, str, Interval]]:
-    """(record, type, [start, end)) of each line up to the sequence, if that follows."""
+    """(record, type, [start, end)) of each line, up to a sequence at the end of the file."""
     for number, line in enumerate(text_lines(path), start=1):
         line = line.rstrip("\r\n")
         if line.startswith((">", "##FASTA")):

@@ -21,7 +21,7 @@ class Records:
     """Sequences of some files, one after the other.
 
     Attributes:
-        names: of the records: the first word of each header.
+        names: the first word of each record's header.
         files: (R,) number of the file that each record comes from.
     """
 
@@ -69,7 +69,7 @@ class Records:
 
 
 def read_fasta(path: Path, alphabet: Alphabet, records: Records, number: int = 0) -> None:
-    """Add the records of a FASTA file to ``records``; ``number`` is that of the file.
+    """Add the records of a FASTA file to ``records``; ``number`` is the file's number.
 
     Raises:
         DataFileError: no file, an empty file, no record, a name twice, sequence before the first header, or
@@ -109,7 +109,7 @@ def sequence_files(root: Path, patterns: Sequence[str], endings: Sequence[str], 
         root: a file or a folder.
         patterns: glob patterns; if there are none, files of any folder with one of ``endings``.
         endings: of files to read, each also with ``.gz`` behind it.
-        option: that gives ``root``, for messages.
+        option: the option that gives ``root``, for messages.
 
     Raises:
         DataFileError: ``root`` does not exist, or nothing in it matches.

@@ -56,7 +56,7 @@ def _names(kind: str) -> tuple[str, str]:
 
 
 def _tell_absent(where: Path, records: list[str], known: set[str]) -> None:
-    """Tell how many records a file does not mention, and which others it does."""
+    """Print how many records a file does not mention, and which unknown ones it does."""
     if absent := [name for name in records if name not in known]:
         others = sorted(known - set(records))
         rank_zero_info(
@@ -66,7 +66,7 @@ def _tell_absent(where: Path, records: list[str], known: set[str]) -> None:
 
 
 def labels_of_table(records: Records, table: Path, columns: tuple[str, str]) -> Labels:
-    """The class of each record in a table, see ``read_labels``.
+    """The class of each record in a table; see ``read_labels``.
 
     Raises:
         DataFileError: a table that cannot be used, or of other records.
@@ -81,7 +81,8 @@ def labels_of_table(records: Records, table: Path, columns: tuple[str, str]) -> 
 
 
 def labels_of_places(records: Records, gff: Path, kind: str | None) -> Labels:
-    """Windows in features or outside, of the records that an annotation mentions; see ``read_features``.
+    """Labels of windows, inside or outside of features, in records that an annotation mentions; see
+    ``read_features``.
 
     Raises:
         DataFileError: files that cannot be used, or of other records.

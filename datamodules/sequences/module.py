@@ -1,9 +1,9 @@
 """DNA and protein from FASTA files, labeled by features, by file or by a table.
 
-Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are these. Otherwise splits
-never depend on the run's seed. Long records are split by place: each is cut into blocks, of every ten of
-which the ninth is val and the tenth test, and no window crosses the border of a block. Shorter ones, and
-whole records, are split by a hash of their name.
+Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are used as such. Otherwise
+splits follow a fixed rule, without the run's seed. Long records are split by place: each is cut into blocks;
+of every ten blocks the ninth is val and the tenth test, and no window crosses the border of a block. Shorter
+records, and whole ones, are split by a hash of their name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cuts long texts into pieces whose tokens are, together, those of the whole text."""
+"""Cuts long texts into pieces that together have the tokens of the whole text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAFE = re.compile(r"(?<=\S) (?=\S)")
 def pieces(text: str) -> Iterator[tuple[str, bool]]:
     """(piece, is it the last) of a text, cut before single spaces.
 
-    Where ``PIECE`` characters hold none, the piece goes on to the next one.
+    If ``PIECE`` characters contain none, the piece continues to the next one.
     """
     start = 0
     while len(text) - start > PIECE:

@@ -32,7 +32,7 @@ def table_rows(path: Path, wanted: Sequence[int | str]) -> Iterator[list[str]]:
 
     Raises:
         DataFileError: a row without one of the columns, with more fields than the header, with broken quotes,
-            or with a value that is no text; one line that names file and line.
+            or with a value that is not text; one line that names file and line.
     """
     rows = _json_rows(path) if table_kind(path) == ".jsonl" else _csv_rows(path, wanted)
     for place, row in rows:

@@ -223,8 +223,10 @@ def _word_pieces(library: Any, words: Counter[str], options: dict[str, Any]) -> 
 
 
 def _within_alphabet(words: Counter[str], most: int) -> Counter[str]:
-    """The words that need at most ``most`` letters, those at the start of a word and inside of one counted
-    apart: all, except of scripts with thousands of letters, whose rarest are left to [UNK].
+    """The words that can be written with the ``most`` commonest letters.
+
+    A letter at the start of a word and one inside count separately. These are all words, except in scripts
+    with thousands of letters, whose rarest letters become [UNK].
     """
     counts: Counter[tuple[bool, str]] = Counter()
     for word, count in words.items():

@@ -52,8 +52,8 @@ class MaskedMultiCrop(MultiCrop):
     """Multi-crop with blocks of patches hidden in the two global views (iBOT, Zhou et al. 2022,
     https://arxiv.org/abs/2111.07832).
 
-    A global view is masked with probability ``mask_p``; a share of its patches drawn from ``mask_ratio`` is
-    then the most that blocks may hide. Blocks are added while they fit.
+    A global view is masked with probability ``mask_p``. A share drawn from ``mask_ratio`` is then the
+    largest share of its patches that blocks may hide; blocks are added as long as they fit.
 
     Args:
         global_view1, global_view2: the large crops, first in the list, of one size.
@@ -118,13 +118,13 @@ class MaskedMultiCrop(MultiCrop):
 class IJEPAViews(Views):
     """I-JEPA (Assran et al. 2023, https://arxiv.org/abs/2301.08243): one view, target blocks and a context.
 
-    Crop (.3, 1) bicubic; no flip, no color. Each of the target blocks has a size and a place of its own; the
-    context is one large block without the patches of all targets.
+    Crop (.3, 1) bicubic; no flip, no color. Each target block has its own size and place; the context is one
+    large block without the patches of all targets.
 
-    So that a batch has one shape without waiting for the device, each target gives ``target_patches``, and
-    the context ``context_patches``, which follow from the options alone; they are drawn at random from the
-    block. (The official code cuts a batch to its smallest mask, from the first row on.) Where targets leave
-    the context block too few patches, others outside of every target fill it up.
+    The options alone determine ``target_patches``, the number of patches of a target, and
+    ``context_patches``, so a batch has one shape and nothing waits for the device. They are drawn at random
+    from the block. (The official code cuts all masks of a batch to the smallest one, from the first row on.)
+    If targets leave too few patches in the context block, others outside of every target are added.
 
     Args:
         size: side of the view, pixels.
@@ -132,7 +132,7 @@ class IJEPAViews(Views):
         num_targets: number of target blocks.
         target_scale: range of a target's share of the patches; its lower end sets ``target_patches``.
         target_aspect: range of a target's height / width, drawn log-uniformly.
-        context_scale: range of the context block's share, before targets are taken out; its shape is square.
+        context_scale: range of the square context block's share, before target patches are removed.
         context_keep: ``context_patches`` as a share of all patches.
         crop_scale: range of the crop's share of the image area; None = the whole image.
 

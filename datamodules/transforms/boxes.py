@@ -1,4 +1,4 @@
-"""Where a random crop lies: the law of torchvision's ``RandomResizedCrop``, for one image and for a batch.
+"""Draws random crops like torchvision's ``RandomResizedCrop``, for one image and for a batch.
 
 Both functions take uniform numbers and give the same boxes for the same numbers.
 """
@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 
 
 def central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
-    """The largest box in the center of an image whose width / height lies in ``ratio``."""
+    """The largest box in the center of an image with a width / height in ``ratio``."""
     rows, columns = height, width
     if width / height < ratio[0]:
         rows = round(width / ratio[0])
@@ -37,7 +37,7 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """The first of ten random boxes that fits into the image, else the largest central one.
+    """The first of ten random boxes that fits into the image; if none does, the largest central one.
 
     Args:
         numbers: 2 * ``TRIES`` + 2 uniform ones in [0, 1): areas, ratios, y, x.
