@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from evaluation.accuracy import accuracies
 from evaluation.features import Means, extract_features
 from evaluation.kept import checksum
 from evaluation.team import Team
-from runtime.files import temporary_beside
+from runtime.files import temporary_beside, whole_file
 from runtime.peers import leave_together
 from sslmodules.base import SSLModule
 
@@ -129,7 +130,9 @@ class SGDProbe(LightningModule):
         temporary = temporary_beside(self.file)
         self.trainer.save_checkpoint(temporary, weights_only=False)
         if self.trainer.is_global_zero:
-            os.replace(temporary, self.file)
+            with temporary.open("rb") as written, whole_file(self.file) as file:
+                shutil.copyfileobj(written, file)
+            temporary.unlink()
             print(f"SGD probe: epoch {self.current_epoch + 1} of {epochs}", flush=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -156,7 +159,7 @@ def train_and_count(
     seed_everything(seed, verbose=False)
     data.setup("test")
     probe = SGDProbe(module, data, means, file, seed)
-    trainer = _trainer(device)
+    trainer = _trainer_on(device)
     trainer.fit_loop.max_epochs = _epochs(data, trainer.world_size)
     trainer.fit(probe, ckpt_path=probe.begun())
     device = trainer.strategy.root_device
@@ -205,7 +208,7 @@ def _epochs(data: SSLDataModule, world_size: int) -> int:
     return max(EPOCHS, math.ceil(FEWEST_STEPS / (n // each)))
 
 
-def _trainer(device: torch.device) -> Trainer:
+def _trainer_on(device: torch.device) -> Trainer:
     """On all GPUs of this machine, or on those that torchrun or srun has started a process for."""
     devices = os.environ.get("LOCAL_WORLD_SIZE")
     nodes = os.environ.get("GROUP_WORLD_SIZE", "1")

@@ -104,7 +104,7 @@ def test_tensorboard_stays_on_localhost() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if "tensorboard" in line.lower():
                 assert not re.search(r"--host|0\.0\.0\.0", line), f"{path}: {line}"
-                assert "--bind_all" not in line or "leave `--bind_all` away" in line, f"{path}: {line}"
+                assert "--bind_all" not in line or "Do not use `--bind_all`" in line, f"{path}: {line}"
 
 
 # ---- files -------------------------------------------------------------------------------------------------
