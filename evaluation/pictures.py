@@ -39,20 +39,39 @@ def rows_of_images(
     grid = make_grid(
         torch.stack(shown, dim=1).flatten(0, 1).cpu(), nrow=len(columns), padding=2, pad_value=0.5
     )
+    return titled(grid, (size, size), 2, titles, names)
+
+
+def titled(
+    grid: Tensor, cell: tuple[int, int], gap: int, titles: Sequence[str], names: Sequence[str]
+) -> Tensor:
+    """A grid of pictures with titles above its columns and names left of its rows.
+
+    Args:
+        grid: (C, H, W) in [0, 1], with a gap before each row and column.
+        cell: height and width of a picture in pixels.
+        gap: pixels between two pictures.
+        titles: above each column, broken at spaces to its width; empty = none.
+        names: left of each row; empty = none.
+
+    Returns:
+        (3, H', W') in [0, 1]; ``grid`` itself without titles and names.
+    """
     if not titles and not names:
         return grid
-    lines = [_lines(title, size) for title in titles]
+    height, width = cell
+    lines = [_lines(title, width) for title in titles]
     top = LINE * max((len(each) for each in lines), default=0)
     left = max((int(FONT.getlength(name)) + 6 for name in names), default=0)
     image = Image.new("RGB", (grid.shape[2] + left, grid.shape[1] + top), "white")
-    image.paste(_as_image(grid), (left, top))
+    image.paste(_as_image(grid.expand(3, -1, -1)), (left, top))
     draw = ImageDraw.Draw(image)
     for i, each in enumerate(lines):
-        middle = left + 2 + i * (size + 2) + size / 2
+        middle = left + gap + i * (width + gap) + width / 2
         for j, text in enumerate(each):
             draw.text((middle, top - LINE * (len(each) - j)), text, "black", FONT, anchor="ma")
     for i, name in enumerate(names):
-        draw.text((left - 4, top + 2 + i * (size + 2) + size / 2), name, "black", FONT, anchor="rm")
+        draw.text((left - 4, top + gap + i * (height + gap) + height / 2), name, "black", FONT, anchor="rm")
     return _as_tensor(image)
 
 

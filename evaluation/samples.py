@@ -18,7 +18,7 @@ from datamodules.base import SSLDataModule, data_of
 from datamodules.checks import check_at_least
 from evaluation.features import names_of_classes
 from evaluation.media import log_image, log_sound, log_texts
-from evaluation.pictures import rows_of_images
+from evaluation.pictures import rows_of_images, titled
 from runtime.optional import offers
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
@@ -47,11 +47,16 @@ def log_columns(
         labels: (n,) of the samples, whose classes are named left of the rows.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    names: list[str] = []
-    if labels is not None and data.num_classes is not None:
-        classes = names_of_classes(data)
-        names = [classes[i] if i >= 0 else "" for i in labels.tolist()]
+    names = row_names(data, labels)
     log_image(trainer, tag, rows_of_images([data.unstandardize(c) for c in columns], titles, names))
+
+
+def row_names(data: Any, labels: Tensor | None) -> list[str]:
+    """The class of each sample, "" where it is unknown; no names for data without classes."""
+    if labels is None or data.num_classes is None:
+        return []
+    classes = names_of_classes(data)
+    return [classes[i] if i >= 0 else "" for i in labels.tolist()]
 
 
 class FirstSamples(Callback, ABC):
@@ -220,16 +225,20 @@ def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
     return [data.unstandardize(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
 
 
-def spectrogram_image(columns: list[Tensor], height: int = 120) -> Tensor:
+def spectrogram_image(
+    columns: list[Tensor], height: int = 120, titles: Sequence[str] = (), names: Sequence[str] = ()
+) -> Tensor:
     """Spectrograms as one image with white lines between: a row per clip, high frequencies at the top.
 
     Args:
         columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
             white is the range of the first column; -inf is black.
         height: of a spectrogram in pixels; a multiple of M as far as that goes.
+        titles: above each column; empty = none.
+        names: left of each row; empty = none.
 
     Returns:
-        (1, H, W) in [0, 1].
+        (1, H, W) in [0, 1], or (3, H', W') with titles or names.
     """
     sound = columns[0][columns[0].isfinite()]
     low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
@@ -238,7 +247,9 @@ def spectrogram_image(columns: list[Tensor], height: int = 120) -> Tensor:
         [F.pad(c.flip(2), (1, 1, 1, 1), value=high) for c in columns], 3
     )  # (n, 1, M + 2, sum of T)
     gray = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
-    return F.interpolate(gray, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
+    image = F.interpolate(gray, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
+    cell = (enlarge * columns[0].shape[2], enlarge * columns[0].shape[3])
+    return titled(image, cell, 2 * enlarge, titles, names)
 
 
 class Spectrograms(FirstSamples):
@@ -264,11 +275,13 @@ class Spectrograms(FirstSamples):
             return
         if offers(module, "fill"):
             masked = x.masked_fill(batch["mask"], float("-inf"))
-            self._draw(trainer, "spectrograms", [x, masked, module.fill(batch)])
+            columns = {"input": x, "masked": masked, "filled": module.fill(batch)}
+            self._draw(trainer, "spectrograms", columns, batch.get("label"))
         if offers(module, "continue_clip"):
-            self._continue(trainer, module, data, x)
+            columns = {"input": x, "first half continued": self._continued(trainer, module, data, x)}
+            self._draw(trainer, "continuations", columns, batch.get("label"))
 
-    def _continue(self, trainer: Trainer, module: Any, data: AudioDataModule, x: Tensor) -> None:
+    def _continued(self, trainer: Trainer, module: Any, data: AudioDataModule, x: Tensor) -> Tensor:
         continued = torch.zeros_like(x)
         for row, length in enumerate(valid_frames(x).tolist()):
             half = length // 2
@@ -280,12 +293,13 @@ class Spectrograms(FirstSamples):
             if row == 0:
                 self._play(trainer, "clip", data, x[:1, :, :, :length])
                 self._play(trainer, "continued", data, continued[:1, :, :, :length])
-        self._draw(trainer, "continuations", [x, continued])
+        return continued
 
     @staticmethod
-    def _draw(trainer: Trainer, tag: str, columns: list[Tensor]) -> None:
+    def _draw(trainer: Trainer, tag: str, columns: dict[str, Tensor], labels: Tensor | None) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        log_image(trainer, tag, spectrogram_image(as_shown(columns, data)).cpu())
+        shown = [c.cpu() for c in as_shown(list(columns.values()), data)]
+        log_image(trainer, tag, spectrogram_image(shown, titles=list(columns), names=row_names(data, labels)))
 
     @staticmethod
     def _play(trainer: Trainer, tag: str, data: AudioDataModule, x: Tensor) -> None:

@@ -27,6 +27,18 @@ def test_picture_has_high_frequencies_at_the_top() -> None:
     assert image[0, :2].eq(1).all() and image[0, :, :2].eq(1).all()  # lines between
 
 
+def test_titles_above_and_classes_left_of_the_picture() -> None:
+    x = torch.rand(2, 1, 30, 50)
+    plain, titles, names = spectrogram_image([x, x]), ["input", "filled"], ["rise", "fall"]
+    image = spectrogram_image([x, x], titles=titles, names=names)
+    top, left = image.shape[1] - plain.shape[1], image.shape[2] - plain.shape[2]
+    assert top == 15 and left > 20
+    torch.testing.assert_close(image[:, top:, left:], plain.expand(3, -1, -1), atol=1 / 255, rtol=0)
+    middle = left + plain.shape[2] // 2
+    for part in (image[:, :top, left:middle], image[:, :top, middle:], *image[:, top:, :left].chunk(2, 1)):
+        assert part.min() < 0.5 and part.mean() > 0.7  # dark letters on white
+
+
 def test_padding_and_hidden_patches_are_black_and_set_no_range() -> None:
     _, data = build("configs/tones/apc.yaml")
     x = torch.randn(2, 1, 40, 100)
