@@ -67,7 +67,7 @@ commands (python eval.py COMMAND --help shows the options of one):
 options of every command:
   --device NAME             auto, cpu or cuda (default: auto)
   --data NAME               another data set than the run's, and any of its options: --data.root DIR,
-                            --data.batch_size N. What is not given is as in the run. probe takes
+                            --data.batch_size N. All other options are the run's. probe takes
                             several: --data A --data.root X --data B gives one table
   --trust_config_classes P  also build classes of your package P that a checkpoint names
   --help                    this text

@@ -120,14 +120,16 @@ def log_results(
 #: Probes whose curve on val TensorBoard shows in one chart with the lines of the baselines.
 CHARTED = ("linear_top1", "knn_top1")
 CHARTS = {
-    "probes and baselines": {name: ["Multiline", [f"val/{name}", f"baselines/{name}/.*"]] for name in CHARTED}
+    "probes and baselines": {
+        name: ["Multiline", [f"val/{name}", f"test_baselines/{name}/.*"]] for name in CHARTED
+    }
 }
 
 
 def baseline_lines(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Test accuracies of the baselines in a report, as ``baselines/linear_top1/random_init``."""
+    """Test accuracies of the baselines in a report, as ``test_baselines/linear_top1/random_init``."""
     return {
-        f"baselines/{name}/{encoder}": row[name]
+        f"test_baselines/{name}/{encoder}": row[name]
         for encoder, row in results.items()
         if encoder != "pretrained"
         for name in CHARTED

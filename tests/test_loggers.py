@@ -134,7 +134,7 @@ def test_baselines_are_lines_in_the_chart_of_the_probe(undisturbed: tuple[Path, 
     rows = json.loads((folder / "results.json").read_text())["results"]
     for encoder in ("random_init", "raw_input"):
         for probe in ("linear_top1", "knn_top1"):
-            tag, value = f"baselines/{probe}/{encoder}", rows[encoder][probe]
+            tag, value = f"test_baselines/{probe}/{encoder}", rows[encoder][probe]
             assert [(e.step, e.value) for e in events.Scalars(tag)] == [
                 (0, approx(value)),
                 (6, approx(value)),
@@ -145,8 +145,8 @@ def test_baselines_are_lines_in_the_chart_of_the_probe(undisturbed: tuple[Path, 
     charts = [(c.title, list(c.multiline.tag)) for category in layout.category for c in category.chart]
     assert [category.title for category in layout.category] == ["probes and baselines"]
     assert charts == [
-        ("linear_top1", ["val/linear_top1", "baselines/linear_top1/.*"]),
-        ("knn_top1", ["val/knn_top1", "baselines/knn_top1/.*"]),
+        ("linear_top1", ["val/linear_top1", "test_baselines/linear_top1/.*"]),
+        ("knn_top1", ["val/knn_top1", "test_baselines/knn_top1/.*"]),
     ]
 
 

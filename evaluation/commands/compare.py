@@ -22,10 +22,10 @@ class CompareCommand(FolderCommand):
 
     options: ClassVar = {
         "runs": {"metavar": "RUN", "nargs": "+", "help": "run folders, or patterns such as 'runs/*'"},
-        "--sort": {"metavar": "COLUMN", "help": "the largest first"},
-        "--columns": {"metavar": "A,B", "help": "only these (default: all)"},
+        "--sort": {"metavar": "COLUMN", "help": "put the largest value of this column first"},
+        "--columns": {"metavar": "A,B", "help": "only these columns (default: all)"},
         "--plot": {"metavar": "FILE.png", "type": "path", "help": "curves over steps and over time"},
-        "--metric": {"default": "val/linear_top1", "help": "what is plotted (default: val/linear_top1)"},
+        "--metric": {"default": "val/linear_top1", "help": "the metric to plot (default: val/linear_top1)"},
     }
     output = "the terminal; a .md or .csv file"
     overwrite = True

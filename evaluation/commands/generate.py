@@ -53,10 +53,10 @@ class GenerateCommand(Command):
     """generate RUN N: N new images, N more tokens of a text, or N more frames of a sound."""
 
     options: ClassVar = {
-        "number": {"metavar": "N", "type": "int", "help": "of images, tokens or frames"},
+        "number": {"metavar": "N", "type": "int", "help": "number of images, tokens or frames"},
         "--prompt": {
             "metavar": "TEXT_OR_FILE",
-            "help": "what is continued: a text or a file with it, an image (its upper half is kept), a clip",
+            "help": "what to continue: a text or a file with it, an image (its upper half is kept), a clip",
         },
         "--temperature": {
             "metavar": "T",

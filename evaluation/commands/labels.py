@@ -42,7 +42,11 @@ class LabelsCommand(Command):
 
     reads_data = True
     options: ClassVar = {
-        "--draws": {"type": "int", "default": 3, "help": "of the labels, and seeds (default: 3)"},
+        "--draws": {
+            "type": "int",
+            "default": 3,
+            "help": "random choices of labels, each with its seed (default: 3)",
+        },
         "--lr": {"type": "float", "default": 1e-3, "help": "peak rate of training (default: 0.001)"},
     }
     overwrite = True

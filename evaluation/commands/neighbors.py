@@ -21,7 +21,7 @@ class NeighborsCommand(Command):
     reads_data = True
     options: ClassVar = {
         "file": {"metavar": "FILE.png", "type": "path", "help": "what to write"},
-        "--count": {"type": "int", "default": 10, "help": "of test images (default: 10)"},
+        "--count": {"type": "int", "default": 10, "help": "number of test images (default: 10)"},
     }
     overwrite = True
 

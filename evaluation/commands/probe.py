@@ -29,7 +29,7 @@ class ProbeCommand(Command):
         "--probes": {"metavar": "NAMES", "help": "comma-separated (default: {probes}); also {more_probes}"},
         "--layers": {
             "metavar": "NAMES",
-            "help": "blocks of the encoder that are probed too: all, or numbers from 1 on and last4, "
+            "help": "also probe blocks of the encoder: all, or numbers from 1 and last4, "
             "the last four side by side",
         },
         "--protocol": {
@@ -38,7 +38,7 @@ class ProbeCommand(Command):
             "help": "features: probes of frozen features (default); sgd: linear heads trained by SGD on "
             "random crops, added to existing results as sgd_probe",
         },
-        "--measures": {"metavar": "NAMES", "help": "measured besides, of {measures}"},
+        "--measures": {"metavar": "NAMES", "help": "also measure these; any of {measures}"},
         "--output": {
             "metavar": "FILE",
             "type": "path",

@@ -163,7 +163,7 @@ def test_help_lists_probes_measures_and_formats(capsys: pytest.CaptureFixture[st
     every_time, asked = ([n for n, probe in probes().items() if probe.by_name is b] for b in (False, True))
     assert f"(default: {', '.join(every_time)}); also {', '.join(asked)} " in texts["probe"]
     named = [name for name, measure in measures().items() if measure.by_name]
-    assert f"measured besides, of {', '.join(named)} " in texts["probe"]
+    assert f"also measure these; any of {', '.join(named)} " in texts["probe"]
     assert f"{', '.join(FORMATS)} (default: " in texts["export"]
 
 
