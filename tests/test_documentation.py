@@ -97,7 +97,14 @@ def test_mentioned_files_exist(document: Path) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page.parent.name == "methods" else page
+        for page in DOCUMENTS
+    ],
+    ids=name_of,
+)
 def test_train_commands_parse(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for command in commands(document):
@@ -109,6 +116,7 @@ PAGE = ROOT / "docs" / "loggers_and_callbacks.md"
 ABSENT = ("WandbLogger", "MLFlowLogger", "mine.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [c for c in commands(PAGE) if not any(name in c for name in ABSENT)] + ["the file"]
 )

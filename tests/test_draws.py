@@ -86,7 +86,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Draws:
 
 
 @pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
-@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "inside an epoch",
+        "at the end of an epoch",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("at the last batch of an epoch", "after a validation", "at an exception")
+        ),
+    ],
+)
 def test_a_resumed_run_sees_what_it_would_have_seen(
     saved: str, workers: str, whole: Draws, tmp_path: Path
 ) -> None:

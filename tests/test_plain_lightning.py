@@ -84,7 +84,11 @@ def comparable(recorded: Any) -> Any:
     return [comparable(item) for item in recorded] if isinstance(recorded, (list, tuple)) else recorded
 
 
-@pytest.mark.parametrize("config", AT_HAND)
+#: In the default suite every third config: what is recorded does not depend on the method.
+RECORDED = [c if i % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(AT_HAND)]
+
+
+@pytest.mark.parametrize("config", RECORDED)
 def test_a_script_records_what_a_configuration_records(config: str) -> None:
     """So that `load_module` reads both; every network and transform of the project tells how it was built."""
     for one in build(config):

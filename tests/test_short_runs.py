@@ -72,6 +72,7 @@ def test_a_short_run_is_short_on_the_terminal(tmp_path: Path) -> None:
     assert "Warning" not in text and "Tip" not in text and "litlogger" not in text, text
 
 
+@pytest.mark.slow
 def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
     """`--trainer.strategy ddp --trainer.devices 2`: one run folder, one table, and the child's exit does not
     go unnoticed.

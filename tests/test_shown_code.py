@@ -67,6 +67,7 @@ def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_shown_method_trains_and_is_evaluated(tmp_path: Path) -> None:
     """The files are added to a copy of the project, nothing else is edited, and the command that is shown is
     run.

@@ -75,9 +75,9 @@ def export(run: Path, folder: Path, *options: str) -> tuple[Any, torch.Tensor, t
     [
         ("conv", "sslmodules"),
         ("resnet", "torchvision"),
-        ("timm", "timm"),
+        pytest.param("timm", "timm", marks=pytest.mark.slow),
         ("vit", "timm"),
-        ("dino", "sslmodules"),
+        pytest.param("dino", "sslmodules", marks=pytest.mark.slow),
     ],
 )
 def test_safetensors_load_where_the_snippet_names(name: str, library: str, runs: Any, tmp_path: Path) -> None:
