@@ -87,7 +87,13 @@ def test_one_of_the_same_class_replaces() -> None:
     assert callbacks["BestCheckpoint"].monitor == "val/knn_top1"
 
 
-@pytest.mark.parametrize("name", [*PROJECT, *EVERY_RUN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] if i % 3 else [])
+        for i, c in enumerate([*PROJECT, *EVERY_RUN])
+    ],
+)
 def test_each_of_the_projects_can_be_turned_off(name: str) -> None:
     everything = [*PROJECT, "Throughput", "FiniteLoss", "ProgressBar", *LAST]
     assert names("--disable_callbacks", name) == [other for other in everything if other != name]

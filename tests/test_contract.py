@@ -21,7 +21,7 @@ from evaluation.callbacks import FeatureProbe
 from runtime.discovery import with_current_paths
 from runtime.messages import ROOT, methods
 from sslmodules import methods as classes
-from tests.conftest import CONFIGS, EMBEDDED, batch_of, build, method_of, trainer_for
+from tests.conftest import CONFIGS, COSTLY, EMBEDDED, VARIANTS, batch_of, build, method_of, trainer_for
 from tests.contract import faults_of_learning, interaction, momentum_copies, resting, without_gradient
 from tests.distributed import file_name, prepare, replay, validation_metrics
 
@@ -210,6 +210,15 @@ class Record(Callback):
             trainer.save_checkpoint(path)
 
 
+#: Variants whose state differs from that of their config; the others are resumed in the slow suite.
+OTHER_STATE = ("finetune-mean", "finetune-mixed", "gan-hinge-accumulate", "moco-groups", "swav-queue")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [*COSTLY, *(v if v in OTHER_STATE else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)],
+    indirect=True,
+)
 def test_resume_is_exact(setting: str, tmp_path: Path) -> None:
     """Rebuilt and resumed inside an epoch, or after its last batch, a run ends as the uninterrupted one:
     weights, optimizer, losses, samples, bit for bit. Nor does saving change it.

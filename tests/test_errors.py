@@ -200,8 +200,10 @@ class Failing(Dataset):
 @pytest.mark.parametrize("kind", [ConfigError, DataFileError, ImageFileError])
 def test_class_and_message_survive_a_worker(kind: type[Exception]) -> None:
     message = f"a.png: it is empty. {kind.__name__}: twice"
+    samples = iter(DataLoader(Failing(kind("a.png: it is empty")), num_workers=1))
     with pytest.raises(kind) as caught:
-        next(iter(DataLoader(Failing(kind("a.png: it is empty")), num_workers=1)))
+        next(samples)
+    samples._shutdown_workers()  # at once: later, the garbage collector would wait for them
     assert type(caught.value) is kind and str(caught.value) == "a.png: it is empty"
     assert "in __getitem__" in str(caught.value.__cause__)
     assert str(kind(message)) == message and str(pickle.loads(pickle.dumps(kind(message)))) == message

@@ -96,6 +96,7 @@ def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:
         torch.testing.assert_close(probe.heads[1].weight.detach(), weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_training_that_was_ended_goes_on_to_the_same_heads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
