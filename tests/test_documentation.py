@@ -100,7 +100,7 @@ def test_mentioned_files_exist(document: Path) -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(page, marks=pytest.mark.slow) if page.parent.name == "methods" else page
+        pytest.param(page, marks=pytest.mark.slow) if page.parent.name in ("methods", "data") else page
         for page in DOCUMENTS
     ],
     ids=name_of,

@@ -83,7 +83,7 @@ EARLY = [
     ("limits", "step"),
     [
         (options(max_steps=3, check_val_every_n_epoch=10), 3),
-        (options(max_time="00:00:30:00", check_val_every_n_epoch=10), 1),
+        pytest.param(options(max_time="00:00:30:00", check_val_every_n_epoch=10), 1, marks=pytest.mark.slow),
         pytest.param(options(max_steps=4, check_val_every_n_epoch=1), 4, marks=pytest.mark.slow),
         pytest.param(EARLY, 4, marks=pytest.mark.slow),
     ],
