@@ -30,30 +30,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.cifar10 import find_data
-from datamodules import CIFAR10, ImageFolder
+from benchmarks.parts.cifar10_images import Images, load
 
 SIZE, SIDE = 6, 32 - 6 + 1  # of a patch; patches in a row
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
-def load(data: Path, runs: Path) -> tuple[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Name of the data, and its images (N, 3, 32, 32) float in [0, 255] with labels, by "train" and
-    "test".
-    """
-    name, options = find_data(data, runs)
-    root = options[options.index("--data.root") + 1]
-    if name == "CIFAR-10":
-        module = CIFAR10(root=root, train_on_val=True)
-        splits = {"train": module.dataset("train"), "test": module.dataset("test")}
-        found = {k: (torch.from_numpy(d.images), torch.from_numpy(d.labels)) for k, d in splits.items()}
-    else:
-        module = ImageFolder(root=root, image_size=32, in_memory=True)
-        parts = {k: module.dataset(k) for k in ("bank", "val", "test")}
-        arrays = {k: (torch.from_numpy(d.images), torch.from_numpy(d.labels)) for k, d in parts.items()}
-        joined = tuple(torch.cat(pair) for pair in zip(arrays["bank"], arrays["val"], strict=True))
-        found = {"train": joined, "test": arrays["test"]}
-    return name, {k: (images.permute(0, 3, 1, 2).float(), labels) for k, (images, labels) in found.items()}
+def as_pixels(given: Images) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) float in [0, 255], and their labels (N,)."""
+    return torch.from_numpy(given.images).permute(0, 3, 1, 2).float(), torch.from_numpy(given.labels)
 
 
 def normalized(patches: Tensor) -> Tensor:
@@ -139,9 +124,9 @@ def main() -> int:
     args = parser.parse_args()
     started = time.perf_counter()
     args.runs.mkdir(parents=True, exist_ok=True)
-    name, data = load(args.data, args.runs)
+    name, train, test_images = load(args.data, args.runs)
     generator = torch.Generator().manual_seed(args.seed)
-    images, labels = data["train"]
+    images, labels = as_pixels(train)
     order = torch.randperm(len(images), generator=generator)[: args.images]
     images, labels = images[order], labels[order]
     which = torch.randint(len(images), (args.patches,), generator=generator)
@@ -159,8 +144,9 @@ def main() -> int:
     scores = {p: accuracy(fit_svm(x[:cut], y[:cut], p, 100), x[cut:], y[cut:]) for p in PENALTIES}
     best = max(scores, key=lambda p: scores[p])
     weight = fit_svm(x, y, best)
-    test = features(data["test"][0], mean, zca, centroids).sub_(shift).div_(scale)
-    result = accuracy(weight, test, data["test"][1])
+    queries, targets = as_pixels(test_images)
+    test = features(queries, mean, zca, centroids).sub_(shift).div_(scale)
+    result = accuracy(weight, test, targets)
     print(
         f"{name}, {len(x)} training images, {args.centroids} centroids, seed {args.seed}: test accuracy "
         f"{result:.1%} (penalty {best:g}, {scores[best]:.1%} on held-out training images; training images "

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -57,15 +59,15 @@ ITEMS = {
 }
 
 
-def words(command: str, data: Path, seconds: float) -> str:
-    """The command for a shell."""
-    script, _, options = command.partition(" ")
+def words(command: str, data: Path, seconds: float) -> list[str]:
+    """The command as a list of arguments."""
+    script, *options = shlex.split(command)
     if script == "pytest":
-        return f"{sys.executable} -m {command}"
-    options = options.replace("DATA", shlex.quote(str(data)))
+        return [sys.executable, "-m", script, *options]
+    options = [str(data) if option == "DATA" else option for option in options]
     if script.startswith("cifar10"):  # ends by itself, with its results
-        options += f" --minutes {max(0.1, (seconds - 20) / 60):.1f}"
-    return f"{sys.executable} {ROOT / 'benchmarks' / script} {options}"
+        options += ["--minutes", f"{max(0.1, (seconds - 20) / 60):.1f}"]
+    return [sys.executable, str(ROOT / "benchmarks" / script), *options]
 
 
 def run(name: str, data: Path, seconds: float) -> tuple[int, str]:
@@ -73,9 +75,14 @@ def run(name: str, data: Path, seconds: float) -> tuple[int, str]:
     command = words(ITEMS[name].command, data, seconds)
     print(f"\n==== {name}: {ITEMS[name].command}", flush=True)
     process = subprocess.Popen(
-        command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # its workers end with it: they hold the GPU and the pipe
     )
-    timer = threading.Timer(seconds, process.kill)
+    timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     lines = []
     assert process.stdout is not None

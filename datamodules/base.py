@@ -250,18 +250,21 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
 
     # ---- loaders -------------------------------------------------------------------------------------------
 
+    def check_whole_batch(self, count: int, world_size: int, what: str = "training samples") -> None:
+        """ConfigError if ``count`` samples, called ``what``, are less than a batch for each process."""
+        each = self.batch_size * world_size
+        if count < each:
+            raise ConfigError(
+                f"{type(self).__name__} has {count} {what}, fewer than one batch of {each} (batch_size "
+                f"{self.batch_size} x {world_size} processes): give --data.batch_size "
+                f"{max(1, count // world_size)} or less"
+            )
+
     def check_batch_size(self, world_size: int) -> None:
         """ConfigError if the training split has less than one batch for ``world_size`` processes,
         or if one of them would get no validation sample.
         """
-        n, each = len(self.dataset("train")), self.batch_size * world_size  # type: ignore[arg-type]
-        if n < each:
-            raise ConfigError(
-                f"{type(self).__name__} has {n} training samples, fewer than one batch of {each} "
-                f"(batch_size {self.batch_size} "
-                f"x {world_size} processes): give --data.batch_size {max(1, n // world_size)} or less"
-            )
-
+        self.check_whole_batch(len(self.dataset("train")), world_size)  # type: ignore[arg-type]
         for split in ("val", "bank") if world_size > 1 else ():
             if (n := len(self.dataset(split))) < world_size:  # type: ignore[arg-type]
                 raise ConfigError(

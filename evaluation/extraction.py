@@ -33,7 +33,7 @@ class Extraction:
     Args:
         module: with trained weights; goes to ``device``, in eval mode.
         random_init: the same method with random weights; likewise.
-        data: set up.
+        data: ``prepare_data`` and ``setup`` are called here.
         device: where networks compute.
         means: the processes, precision and place.
         attempts: notes the encoders that fail.
@@ -56,6 +56,8 @@ class Extraction:
         attempts: Attempts,
         inside: dict[str, Encode] | None = None,
     ) -> None:
+        data.prepare_data()
+        data.setup("test")
         self.data, self.device, self.attempts = data, device, attempts
         self.encoders: dict[str, Encode] = {
             "pretrained": module.to(device).eval().embed,

@@ -197,9 +197,9 @@ def _shapes(found: dict[str, Tensor], team: Team, device: torch.device) -> dict[
     """For each encoder no rows (0, D) of its width and type, which a rank without a batch cannot know. The
     widest counts: an encoder that fails on a rank has one column there.
     """
-    told = {name: (rows.shape[1], str(rows.dtype).removeprefix("torch.")) for name, rows in found.items()}
+    local = {name: (rows.shape[1], str(rows.dtype).removeprefix("torch.")) for name, rows in found.items()}
     shapes: dict[str, Tensor] = {}
-    for of_rank in team.ask(told):
+    for of_rank in team.ask(local):
         for name, (width, kind) in of_rank.items():
             if name not in shapes or width > shapes[name].shape[1]:
                 shapes[name] = torch.empty(0, width, dtype=getattr(torch, kind), device=device)

@@ -23,7 +23,7 @@ from datamodules.base import SSLDataModule
 from datamodules.checks import check_one_of
 from datamodules.splits import Split
 from evaluation.attempts import Attempts
-from evaluation.extraction import SPLITS, Encode, Extraction
+from evaluation.extraction import SPLITS, Extraction
 from evaluation.features import Means, known_labels, names_of_classes
 from evaluation.kept import Kept, checksum
 from evaluation.layers import layer_encoders
@@ -99,9 +99,9 @@ def evaluate(
         "left_out": {},
         "failed": attempts.failed,
     }
-    origin = _origin(module, data, chosen, seed, means) | {"layers": layers}
+    origin = {} if kept is None else _origin(module, data, chosen, seed, means, layers)
     with means.team.leading():
-        extraction = _extraction(module, random_init, data, device, means, attempts, inside)
+        extraction = Extraction(module, random_init, data, device, means, attempts, inside)
         if data.num_classes is not None:
             with attempts.of("probes"):
                 _probe(report, chosen, extraction, Kept(kept, origin))
@@ -117,25 +117,16 @@ def assist(
     module: SSLModule, random_init: SSLModule, data: SSLDataModule, device: torch.device, means: Means
 ) -> None:
     """What the other ranks do while rank 0 is in ``evaluate``: their share of the features and neighbors."""
-    _extraction(module, random_init, data, device, means, Attempts()).follow()
-
-
-def _extraction(
-    module: SSLModule,
-    random_init: SSLModule,
-    data: SSLDataModule,
-    device: torch.device,
-    means: Means,
-    attempts: Attempts,
-    inside: dict[str, Encode] | None = None,
-) -> Extraction:
-    data.prepare_data()
-    data.setup("test")
-    return Extraction(module, random_init, data, device, means, attempts, inside)
+    Extraction(module, random_init, data, device, means, Attempts()).follow()
 
 
 def _origin(
-    module: SSLModule, data: SSLDataModule, probes: list[FeatureScore], seed: int, means: Means
+    module: SSLModule,
+    data: SSLDataModule,
+    probes: list[FeatureScore],
+    seed: int,
+    means: Means,
+    layers: str | None,
 ) -> dict[str, Any]:
     """What a kept part of a report was made of."""
     return {
@@ -145,6 +136,7 @@ def _origin(
         "probes": [probe.name for probe in probes],
         "seed": seed,
         "precision": means.precision,
+        "layers": layers,
     }
 
 

@@ -191,21 +191,16 @@ def check_data(data: SSLDataModule) -> ImageDataModule:
     """ConfigError unless these are images with labels."""
     if not isinstance(data, ImageDataModule) or data.num_classes is None:
         raise ConfigError(
-            f"--protocol sgd trains on random crops of labeled images, which {type(data).__name__} has not: "
-            "leave it out"
+            f"--protocol sgd trains on random crops of labeled images, which {type(data).__name__} does "
+            "not have: leave it out"
         )
     return data
 
 
 def _epochs(data: SSLDataModule, world_size: int) -> int:
-    n, each = len(data.dataset("bank")), data.batch_size * world_size  # type: ignore[arg-type]
-    if n < each:
-        raise ConfigError(
-            f"{type(data).__name__} has {n} labeled training samples, fewer than one batch of {each} "
-            f"(batch_size {data.batch_size} x {world_size} processes): give --data.batch_size "
-            f"{max(1, n // world_size)} or less"
-        )
-    return max(EPOCHS, math.ceil(FEWEST_STEPS / (n // each)))
+    count = len(data.dataset("bank"))  # type: ignore[arg-type]
+    data.check_whole_batch(count, world_size, "labeled training samples")
+    return max(EPOCHS, math.ceil(FEWEST_STEPS / (count // (data.batch_size * world_size))))
 
 
 def _trainer_on(device: torch.device) -> Trainer:

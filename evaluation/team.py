@@ -82,14 +82,14 @@ class Team:
         return values
 
     def raise_first(self, problem: Exception | None) -> None:
-        """All ranks: raise one's own error, or that of the first rank that has one, in its words."""
-        told = None
+        """All ranks: raise the own error, or else that of the first rank that has one, with its message."""
+        own = None
         if problem is not None:
             given = isinstance(problem, (ConfigError, DataFileError))
-            told = [given, str(problem) if given else f"{type(problem).__name__}: {problem}"]
-        told_by_all = self.ask(told)
+            own = [given, str(problem) if given else f"{type(problem).__name__}: {problem}"]
+        all_ranks = self.ask(own)
         if problem is not None:
             raise problem
-        for rank, of_rank in enumerate(told_by_all):
+        for rank, of_rank in enumerate(all_ranks):
             if of_rank is not None:
                 raise DataFileError(of_rank[1]) if of_rank[0] else RuntimeError(f"rank {rank}: {of_rank[1]}")

@@ -152,7 +152,9 @@ def test_the_command_adds_to_the_results_and_they_are_kept(
 
 def test_it_needs_labeled_images_and_a_whole_batch(tmp_path: Path) -> None:
     _, text = build("configs/text/bert.yaml")
-    with pytest.raises(ConfigError, match="crops of labeled images, which TextFiles has not"):
+    with pytest.raises(
+        ConfigError, match="crops of labeled images, which TextFiles does not have: leave it out"
+    ):
         check_data(text)
     module, _ = build("configs/digits/simclr.yaml")
     data = Digits(batch_size=600, synthetic=True)
