@@ -41,6 +41,15 @@ def as_pixels(given: Images) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(given.images).permute(0, 3, 1, 2).float(), torch.from_numpy(given.labels)
 
 
+def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count, 108): patches at random places of random images (N, 3, 32, 32)."""
+    which = torch.randint(len(images), (count,), generator=generator)
+    top, left = (torch.randint(SIDE, (count,), generator=generator) for _ in range(2))
+    window = torch.arange(SIZE)
+    rows, columns = (top[:, None] + window)[:, :, None], (left[:, None] + window)[:, None]
+    return images[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2).flatten(1)
+
+
 def normalized(patches: Tensor) -> Tensor:
     """(N, 108) patches of [0, 255], each to zero mean and unit variance."""
     centered = patches - patches.mean(1, keepdim=True)
@@ -123,26 +132,29 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.perf_counter()
+
+    def say(stage: str) -> None:
+        print(f"{time.perf_counter() - started:6.0f} s  {stage}", file=sys.stderr, flush=True)
+
     args.runs.mkdir(parents=True, exist_ok=True)
     name, train, test_images = load(args.data, args.runs)
     generator = torch.Generator().manual_seed(args.seed)
     images, labels = as_pixels(train)
     order = torch.randperm(len(images), generator=generator)[: args.images]
     images, labels = images[order], labels[order]
-    which = torch.randint(len(images), (args.patches,), generator=generator)
-    top, left = (torch.randint(SIDE, (args.patches,), generator=generator) for _ in range(2))
-    window = torch.arange(SIZE)
-    rows, columns = (top[:, None] + window)[:, :, None], (left[:, None] + window)[:, None]
-    patches = images[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2).flatten(1)  # (P, 108)
-    patches = normalized(patches)
+    patches = normalized(random_patches(images, args.patches, generator))
     mean, zca = whitening(patches)
+    say(f"k-means of {args.patches} patches")
     centroids = kmeans((patches - mean) @ zca, args.centroids, 50, generator)
+    say(f"features of {len(images)} images")
     x, y = features(images, mean, zca, centroids), labels
     shift, scale = x.mean(0), (x.var(0) + 0.01).sqrt()
     x.sub_(shift).div_(scale)
     cut = len(x) * 4 // 5
+    say(f"classifiers with {len(PENALTIES)} penalties on {cut} images")
     scores = {p: accuracy(fit_svm(x[:cut], y[:cut], p, 100), x[cut:], y[cut:]) for p in PENALTIES}
     best = max(scores, key=lambda p: scores[p])
+    say(f"the classifier on all {len(x)} images")
     weight = fit_svm(x, y, best)
     queries, targets = as_pixels(test_images)
     test = features(queries, mean, zca, centroids).sub_(shift).div_(scale)
