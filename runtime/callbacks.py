@@ -105,6 +105,7 @@ class _Reading(NamedTuple):
 
     step: int
     epoch: int
+    optimizer: int  # its place among the trainer's
     lr: float
     values: Tensor  # (2,) float32 on the host; valid once `arrived`
     arrived: torch.cuda.Event | None
@@ -131,7 +132,8 @@ class FiniteLoss(Callback):
 
     Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has
     to skip ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was
-    skipped, in the logs. ``train/grad_norm`` is the norm of all gradients of a step, before clipping.
+    skipped, in the logs. ``train/grad_norm`` is the norm of all gradients of a step, before clipping; where a
+    step has several optimizers, ``train/grad_norm/0`` is that of the first, and so on.
 
     Args:
         checkpoint: the run's last checkpoint, for the message; None: the one in the run folder.
@@ -144,6 +146,7 @@ class FiniteLoss(Callback):
         self.loss: Tensor | None = (
             None  # of the batches since the last optimizer step; one that is not finite stays so
         )
+        self.step = 0  # of the batch; a second optimizer finds Lightning's counter one further
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
         self.as_built: set[str] = set()  # never finite, such as a mask of -inf
@@ -151,6 +154,11 @@ class FiniteLoss(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.as_built = set(_not_finite(pl_module))
         self.checkpoint = self.checkpoint or Path(trainer.default_root_dir) / "checkpoints" / LAST
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.step = trainer.global_step + 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         loss = loss.detach()
@@ -172,10 +180,14 @@ class FiniteLoss(Callback):
         values = torch.stack([self.loss.float(), norm.to(self.loss.device, torch.float32)])
         self.loss = None
         values, arrived = _to_host(values)
-        lr = float(optimizer.param_groups[0]["lr"])
-        before, self.pending = (
-            self.pending,
-            _Reading(trainer.global_step + 1, trainer.current_epoch + 1, lr, values, arrived),
+        before = self.pending
+        self.pending = _Reading(
+            step=self.step,
+            epoch=trainer.current_epoch + 1,
+            optimizer=trainer.optimizers.index(optimizer),
+            lr=float(optimizer.param_groups[0]["lr"]),
+            values=values,
+            arrived=arrived,
         )
         if before is not None:
             self._look(before, trainer)
@@ -212,8 +224,9 @@ class FiniteLoss(Callback):
         if math.isfinite(loss) and math.isfinite(norm):
             self.norm_before, self.skipped_in_a_row = norm, 0
             if reading.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                tag = "train/grad_norm" + (f"/{reading.optimizer}" if len(trainer.optimizers) > 1 else "")
                 for logger in trainer.loggers:
-                    logger.log_metrics({"train/grad_norm": norm}, step=reading.step - 1)
+                    logger.log_metrics({tag: norm}, step=reading.step - 1)
             return
         if math.isfinite(loss) and scaled:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1

@@ -158,6 +158,7 @@ class Triplet(SSLModule):
         }
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if self.warned or self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # only after the term was logged: reading it waits for the device
         if self.trainer.callback_metrics.get("train/collapsed", 0) == 1:

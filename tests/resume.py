@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import train
+from runtime import stopping
 from runtime.checkpoints import read_checkpoint
 from sslmodules import SSLModule
 from tests.conftest import shrunk
@@ -147,6 +148,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def main(folder: Path, configs: list[str]) -> None:
     """In each run the other process gets the signal."""
     rank = int(os.environ["RANK"])
+    stopping.MOST = 1  # a vote after each batch: the step of the stop does not depend on the clock
     for number, config in enumerate(configs):
         place = folder / config.replace("/", "_")
         options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "8"]

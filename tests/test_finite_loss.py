@@ -212,7 +212,7 @@ def test_infinite_gradients_are_the_gradient_scalers_matter(tmp_path: Path) -> N
         "Trainer", (), {"precision_plugin": type("Plugin", (), {"scaler": object()}), "loggers": []}
     )()
     for values, fine in (([1.0, float("inf")], True), ([float("nan"), 1.0], False)):
-        reading = monitoring._Reading(1, 1, 0.1, torch.tensor(values), None)
+        reading = monitoring._Reading(1, 1, 0, 0.1, torch.tensor(values), None)
         if fine:
             stopped._look(reading, trainer)
         else:
@@ -225,11 +225,13 @@ def test_on_a_gpu_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, 
     module = torch.nn.Linear(8, 8, device="cuda")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     watch = FiniteLoss(tmp_path / "last.ckpt")
-    trainer: Any = type("Trainer", (), {"precision_plugin": None, "global_step": 0, "current_epoch": 0})()
+    of_trainer = {"precision_plugin": None, "global_step": 0, "current_epoch": 0, "optimizers": [optimizer]}
+    trainer: Any = type("Trainer", (), {**of_trainer, "log_every_n_steps": 50})()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(4):
             trainer.global_step = step
+            watch.on_train_batch_start(trainer, None, None, step)  # type: ignore[arg-type]
             loss = module(torch.ones(2, 8, device="cuda")).square().sum()
             optimizer.zero_grad()
             loss.backward()

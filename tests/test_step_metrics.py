@@ -39,6 +39,18 @@ def test_the_norm_of_the_gradient_before_it_is_clipped(tmp_path: Path) -> None:
     assert len(norms.found) == 6 and min(norms.found) > 1e-3
 
 
+def test_each_player_of_a_gan_has_its_norm(tmp_path: Path) -> None:
+    """At the step of the batch, although Lightning has counted the discriminator's step when the generator's
+    comes: a run that is resumed would otherwise lose the last value before it.
+    """
+    module, data = build("configs/digits/gan.yaml")
+    logger = WandbLike()
+    options: dict[str, Any] = {"max_steps": 3, "limit_val_batches": 0, "log_every_n_steps": 1}
+    trainer_for(tmp_path, logger=logger, callbacks=[FiniteLoss()], **options).fit(module, data)
+    steps = {tag: [step for step, _ in curve] for tag, curve in logger.scalars.items() if "grad" in tag}
+    assert steps == {"train/grad_norm/0": [0, 1, 2], "train/grad_norm/1": [0, 1, 2]}
+
+
 @pytest.mark.parametrize(("device", "shown"), [("cuda", {"time/gpu_memory_gib": 3.0}), ("cpu", {})])
 def test_memory_is_logged_of_a_gpu(device: str, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
