@@ -152,7 +152,7 @@ def command_line(
     options += ["--trainer.accelerator", args.device, "--trainer.devices", "1"]
     options += ["--trainer.enable_progress_bar", "false"]
     options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
-    options += ["--trainer.benchmark", "true"]
+    options += ["--trainer.benchmark", "true", "--compile", str(args.compile).lower()]
     if args.batch != CONFIG_BATCH:
         lr = configured_lr(config) * args.batch / CONFIG_BATCH
         options += ["--model.optimizer.init_args.lr", repr(lr)]
@@ -177,8 +177,6 @@ def run(
     cli.run_folder.create(cli.plain_config, resume is not None)
     meter = Meter(deadline)
     trainer.callbacks.insert(0, meter)
-    if args.compile:
-        module.encoder.compile()  # in place: the names in the checkpoint stay
     done = 0 if resume is None else cli.run_folder.progress()[0]
     print(
         f"{method}: {name}, batch {args.batch}, seed {seed}, epoch {done} of {args.epochs}, {folder}",
@@ -300,7 +298,7 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=float("inf"), help="stop after an epoch when they are over"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the encoder")
+    parser.add_argument("--compile", action="store_true", help="train with --compile true")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10.jsonl")
     parser.add_argument("--table", action="store_true", help="only print the table of --results")

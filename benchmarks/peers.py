@@ -10,8 +10,7 @@ bf16 and as many worker processes for lightly as the machine has cores:
 - ceiling: the same with views that were made before and lie on the device: all that a data path can reach.
 - bare: a hand-written loop over those views.
 - lightly: its SimCLRTransform in a DataLoader, its loss and head, in the loop of its example.
-- ours, compiled: "ours" with ``torch.compile`` on the encoder (``--compile``; the compilation is in the
-  warm-up epoch).
+- ours, compiled: "ours" with ``--compile true`` (``--compile``; the compilation is in the warm-up epoch).
 
 They take turns within a round; an epoch warms up, the next one counts. Ratios within a round, then median and
 range. The GPU's matrix ceiling is the median of ten products of two random bf16 matrices of 8192 x 8192. The

@@ -23,6 +23,7 @@ from runtime import callback_lists, inside
 from runtime.arguments import read_arguments
 from runtime.callbacks import FiniteLoss, ProgressBar, Throughput
 from runtime.checkpoints import AtomicCheckpointIO
+from runtime.compiling import CompileEncoder
 from runtime.constructors import own_words
 from runtime.discovery import public_name, with_public_names
 from runtime.folder import RunFolder
@@ -76,6 +77,9 @@ class SSLCommandLine(LightningCLI):
         )
         parser.add_argument(
             "--evaluate", type=bool, default=True, help="Probe the features on the test split at the end."
+        )
+        parser.add_argument(
+            "--compile", type=bool, default=False, help="Train with torch.compile of the encoder."
         )
         parser.add_argument(
             "--init_from", type=str | None, default=None, help="Weights to start from: a run or a file."
@@ -174,6 +178,8 @@ class SSLCommandLine(LightningCLI):
             isinstance(c, LightningProgressBar) for c in listed
         ):
             own.append(ProgressBar())
+        if self.config.compile:
+            own.append(CompileEncoder())
         given = {type(c) for c in listed}
         own = [c for c in own if type(c) not in given and type(c).__name__ not in self.off]
         callbacks = [*listed, *own, self.ending]

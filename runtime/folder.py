@@ -354,6 +354,6 @@ def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
             return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
         return {prefix.rstrip("."): node}
 
-    old, new = flat(earlier), flat(now)
+    old, new = {"compile": False, **flat(earlier)}, flat(now)  # versions up to 0.2 did not have the option
     keys = [k for k in {**old, **new} if not any(k == m or k.startswith(f"{m}.") for m in MACHINE)]
     return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys if old.get(k) != new.get(k)]

@@ -21,6 +21,7 @@ from evaluation.tables import print_report
 from evaluation.team import Team
 from runtime.checkpoints import evaluated_checkpoint, initial_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
+from runtime.compiling import check_compiler
 from runtime.failures import end_other_processes, is_first_failure
 from runtime.files import write_json
 from runtime.fit import check_fit, check_interval
@@ -113,6 +114,8 @@ def _check(cli: SSLCommandLine) -> None:
     check_fit(module, data, trainer.world_size)
     check_interval(trainer, data)
     check_monitors(trainer.callbacks, module, data)  # type: ignore[attr-defined]
+    if cli.config.compile:
+        check_compiler(trainer.strategy.root_device)
 
 
 def _fit(cli: SSLCommandLine, resume: Path | None, held: ExitStack) -> bool:

@@ -71,6 +71,7 @@ options:
   --run_dir DIR             the run folder (default runs/<data set>-<method>/<date-time>); one that holds
                             checkpoints/last.ckpt is resumed
   --init_from RUN_OR_FILE   start from the weights of a run or checkpoint, or of a torchvision or timm file
+  --compile true            train with torch.compile of the encoder: each shape is compiled at its first batch
   --evaluate true|false     after training, probe the features on the test split (default true)
   --save_every_minutes M    save the run's state so often inside an epoch, besides its end (default 15); also
                             --save_every_n_steps N; --save_in_background true trains on meanwhile

@@ -39,6 +39,7 @@ TOP_LEVEL = (
     "data",
     "run_dir",
     "init_from",
+    "compile",
     "evaluate",
     "disable_callbacks",
     *SAVING,

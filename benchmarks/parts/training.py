@@ -34,14 +34,13 @@ def fit(
         options: of ``train.py``, without ``--run_dir``.
         callback: is added.
         make_data: the data to train on, instead of the configuration's.
-        compiled: ``torch.compile`` the encoder.
+        compiled: with ``--compile true``.
     """
     os.environ.pop("SSL_RUN_DIR", None)  # set by each run for its own processes
     with tempfile.TemporaryDirectory() as folder:
-        cli = SSLCommandLine([*options, "--run_dir", str(Path(folder) / "run")])
+        fixed = ["--run_dir", str(Path(folder) / "run"), "--compile", str(compiled).lower()]
+        cli = SSLCommandLine([*options, *fixed])
         trainer = cli.trainer
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)] + [callback]
-        if compiled:
-            cli.model.encoder.compile()
         trainer.fit(cli.model, make_data(cli) if make_data else cli.datamodule)
     return trainer

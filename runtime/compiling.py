@@ -1,0 +1,62 @@
+"""``--compile``: torch.compile for the encoder, in training steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.errors import ConfigError
+from runtime.optional import offers
+from sslmodules.base import SSLModule
+from sslmodules.networks.encoder import Encoder
+
+
+def compile_encoder(encoder: Encoder) -> None:
+    """Compile the encoder and its blocks in place, at their first batch; names of parameters stay.
+
+    The blocks are for methods that do not call the encoder as a whole: MAE shows it a part of the patches.
+    Each shape has code of its own: what ran before, such as a validation, does not change a step's result.
+    """
+    encoder.compile(dynamic=False)
+    for block in encoder.block_list() if offers(encoder, "block_list") else ():
+        block.compile(dynamic=False)
+
+
+def _add_one(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def check_compiler(device: torch.device) -> None:
+    """ConfigError with torch's reason if torch.compile does not work here, tried with one addition."""
+    try:
+        torch.compile(_add_one)(torch.zeros(2, device=device))
+    except Exception as error:  # of torch or the machine: there is no other code in it
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"--compile true: torch.compile does not work here ({reason}): install what is missing, such "
+            "as a C++ compiler, or train without --compile"
+        ) from error
+
+
+class CompileEncoder(Callback):
+    """Compiles the encoder of a run. Validation runs it as it is, so features are those of ``eval.py``."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SSLModule)
+        torch.compiler.set_stance("default")
+        compile_encoder(pl_module.encoder)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.compiler.set_stance("default")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.compiler.set_stance("force_eager")  # for the evaluation at the end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> Any:
+        torch.compiler.set_stance("default")
