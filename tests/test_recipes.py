@@ -2,47 +2,29 @@
 
 What is built is compared: optimizer, groups, schedule, momentum, views, numbers of parameters. Where a config
 differs from its source, the number here is the config's own and docs/recipes.md lists the difference.
-Networks are built without memory, on torch's ``meta`` device.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from runtime.command_line import CheckedCommandLine
-from runtime.messages import ROOT
-from sslmodules.base import SSLModule
-from sslmodules.networks import cosine_momentum
-from sslmodules.optim import warmup_cosine
 from tests.conftest import CONFIGS
+from tests.recipes import (
+    Recipe,
+    check_batch_learning_rate_and_groups,
+    check_learning_rate_over_the_run,
+    check_page,
+    check_settings_and_sizes,
+    check_views,
+)
 
 RESNET50 = 25_557_032 - 2048 * 1000 - 1000  # torchvision's count without its classifier
 VIT_S, VIT_B = (
     21_665_664,
     85_798_656 - 197 * 768,
 )  # timm's counts without a classifier; MAE's positions are fixed
-
-
-class Recipe(NamedTuple):
-    """What a source says; learning rates by its own formula."""
-
-    gpus: int  # which with the config's batch per GPU make the source's batch
-    batch: int
-    epochs: int
-    lr: float
-    optimizer: dict[str, Any]
-    warmup: int = 0  # epochs
-    final: float = 0.0  # learning rate at the end / the highest
-    model: Mapping[str, Any] = MappingProxyType({})  # attributes of the method
-    parameters: Mapping[str, int] = MappingProxyType({})  # trainable ones
 
 
 LARS = {"momentum": 0.9, "trust": 0.001}
@@ -109,85 +91,28 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
 each = pytest.mark.parametrize("name", RECIPES)
 
 
-@functools.cache
-def built(name: str) -> Any:
-    """Method, data and trainer's settings of a config as it is."""
-    arguments = ["--config", str(ROOT / f"configs/imagenet/{name}.yaml"), "--data.root", "unused"]
-    cli = CheckedCommandLine([*arguments, "--data.synthetic", "true"])
-    with torch.device("meta"):
-        return cli.parser.instantiate(cli.config), cli.config
-
-
-def trainable(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
 def test_every_config_for_imagenet_has_its_recipe_and_its_row() -> None:
     names = {config.split("/")[2].removesuffix(".yaml") for config in CONFIGS if "/imagenet/" in config}
     names.discard("finetune")  # not a method
     assert names == RECIPES.keys() == VIEWS.keys()
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert all(f"## {config}\n" in page for config in (f"imagenet/{name}.yaml" for name in names))
+    check_page("imagenet", names)
 
 
 @each
 def test_batch_learning_rate_and_groups(name: str) -> None:
-    (objects, config), recipe = built(name), RECIPES[name]
-    model: SSLModule = objects.model
-    assert objects.data.batch_size * recipe.gpus == recipe.batch
-    assert config.trainer.max_epochs == recipe.epochs and config.trainer.precision == ("bf16-mixed")
-    optimizer = model.optimizer(model.parameter_groups())
-    for group in optimizer.param_groups:
-        decayed = all(p.ndim > 1 for p in group["params"])
-        assert decayed or not any(p.ndim > 1 for p in group["params"])
-        expected = (
-            {"lr": recipe.lr, **recipe.optimizer} if decayed else {**recipe.optimizer, "weight_decay": 0.0}
-        )
-        for key, value in expected.items():
-            assert group[key] == pytest.approx(value), key
-    listed = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    assert listed == trainable(model)
+    check_batch_learning_rate_and_groups(f"imagenet/{name}", RECIPES[name])
 
 
 @each
 def test_learning_rate_over_the_run(name: str) -> None:
-    """The source's cosine at the end of warm-up, in the middle and at the end; step 0 is one step on."""
-    recipe, model = RECIPES[name], built(name)[0].model
-    per_epoch = 1_281_167 // recipe.batch
-    total, warm = recipe.epochs * per_epoch, recipe.warmup * per_epoch
-    assert model.warmup_epochs == recipe.warmup and model.final_lr_factor == pytest.approx(recipe.final)
-    factor = warmup_cosine(total, warm, model.final_lr_factor)
-    assert factor(0) == pytest.approx(1 / warm if warm else 1.0)
-    middle = (warm + total) // 2
-    for step in (warm, middle, total):
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
-        assert factor(step) == pytest.approx(cosine + recipe.final * (1 - cosine))
+    check_learning_rate_over_the_run(f"imagenet/{name}", RECIPES[name], images=1_281_167)
 
 
 @each
 def test_settings_and_sizes(name: str) -> None:
-    recipe, model = RECIPES[name], built(name)[0].model
-    for key, value in recipe.model.items():
-        assert getattr(model, key) == pytest.approx(value), key
-    for part, count in recipe.parameters.items():
-        assert trainable(getattr(model, part)) == count, part
-    if name in ("byol", "dino"):  # 1 - (1 - base) (cos(pi k / K) + 1) / 2
-        base = recipe.model["momentum"]
-        seen = [cosine_momentum(progress, base) for progress in (0.0, 0.5, 1.0)]
-        assert seen == pytest.approx([base, (1 + base) / 2, 1.0])
+    check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising=name in ("byol", "dino"))
 
 
 @each
 def test_views(name: str) -> None:
-    views = built(name)[0].data.views.views
-    expected = [{"crop_ratio": (3 / 4, 4 / 3), "flip_p": 0.5, **view} for view in VIEWS[name]]
-    assert len(views) == len(expected)
-    for view, source in zip(views, expected, strict=True):
-        interpolation = source.pop("interpolation", "bilinear")
-        assert view.interpolation == interpolation
-        for key, value in source.items():
-            assert getattr(view, key) == pytest.approx(value), key
-        if view.blur_p:
-            assert view.blur_sigma == (0.1, 2.0)
-        if view.brightness:
-            assert view.jitter_p == 0.8
+    check_views(f"imagenet/{name}", VIEWS[name])
