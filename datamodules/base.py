@@ -38,8 +38,8 @@ class Batch(TypedDict, total=False):
     label: Tensor  # (B,) int64, -1 = unknown; only probes use it
     views: list[Tensor]  # each (B, C, h, w), standardized; global views first
     mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels, (B, 2, H, W) of two views, or (B, N) patches
-    context: Tensor  # (B, K) int64, patches to be seen, counted row by row
-    targets: Tensor  # (B, M, L) int64, patches of M blocks to be predicted
+    context: Tensor  # (B, K) int64, visible patches, numbered row by row
+    targets: Tensor  # (B, M, L) int64, patches to predict, in M blocks
     corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardized; (B, T) int64 tokens with some replaced
     target: Tensor  # (B, T) int64, -100 where there is no loss
     segment: Tensor  # (B, T) int64, 0 or 1
@@ -52,9 +52,7 @@ def keep_batch(batch: Any) -> Any:
 
 
 def raw_input(x: Tensor) -> Tensor:
-    """The standardized input itself, (B, ...) as a vector; images averaged down to at most 32 pixels a
-    side.
-    """
+    """The standardized input itself as a vector; images are averaged down to at most 32 pixels a side."""
     if x.ndim == 4 and max(x.shape[-2:]) > 32:
         x = F.adaptive_avg_pool2d(x, 32)
     return x.flatten(1)
@@ -69,11 +67,11 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     the device.
 
     Args:
-        views: adds views or masks of a decoded batch as keys; None adds nothing.
+        views: transform that adds views or masks of a decoded batch under new keys; None adds nothing.
         batch_size: samples per rank and step.
         num_workers: number of data-loading processes; use 0 for data in memory.
         bank_size: maximum number of labeled training samples that the validation probes are fitted on.
-        synthetic: random samples with the data set's shape instead of its files; for tests and dry runs only.
+        synthetic: use random samples of the data set's shape instead of its files; for tests and dry runs.
 
     Attributes:
         num_classes: number of classes, or None for unlabeled data, for which no probe runs.
@@ -134,16 +132,16 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return x
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Cheap features that are probed beside the encoder: name to function of ``input``, (B, ...) -> (B,
-        D).
+        """Cheap features to probe beside the encoder: functions of ``input``, (B, ...) -> (B, D), by name.
 
-        The first line of each function's docstring goes into the report.
+        The first paragraph of each function's docstring goes into the report.
         """
         return {"raw_input": raw_input}
 
     def input_format(self) -> dict[str, Any]:
-        """What decides how a sample looks to a network, by the option that sets it: when a trained network is
-        evaluated on other data of the same kind, that data is given these values.
+        """Options that determine the form of ``input``, such as the image size.
+
+        Other data of the same kind gets these values when a trained network is evaluated on it.
         """
         return {}
 
@@ -172,9 +170,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return []
 
     def save(self, folder: Path) -> None:
-        """Write the data's part of a run folder, such as a tokenizer; the configuration is saved
-        elsewhere.
-        """
+        """Write the data's files to a run folder, such as a tokenizer (not the configuration)."""
 
     # ---- optional methods ----------------------------------------------------------------------------------
 
@@ -191,9 +187,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     # ---- batches -------------------------------------------------------------------------------------------
 
     def transform(self, batch: dict[str, Any], generator: torch.Generator | None) -> Batch:
-        """Decode and standardize ``input``; with a generator, add the keys of ``views``. Returns a
-        new dict.
-        """
+        """Decode and standardize ``input``, and with a generator add the keys of ``views``; a new dict."""
         decoded = self.decode(batch["input"])
         out: dict[str, Any] = {**batch, "input": self.standardize(decoded)}
         crops = out.pop("crops", None)
@@ -210,8 +204,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return added
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
-        """Make views on the device, seeded by (seed, rank, epoch, batch index) so that a resumed run repeats
-        them.
+        """Make views on the device, seeded by (seed, rank, epoch, batch index): a resumed run repeats them.
 
         After ``seed_everything`` every DDP rank has the same global random state, so the rank is part of the
         seed.
@@ -242,7 +235,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return torch.Generator(batch["input"].device).manual_seed(mix_seed(run_seed(), rank, epoch, index))
 
     def batches_done(self) -> int:
-        """Batches already done in the epoch that begins: 0, unless a run is resumed inside the epoch."""
+        """Batches already done in the epoch about to start: 0 unless a run is resumed within it."""
         if self.trainer is None or not self.trainer.training:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -251,7 +244,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     # ---- loaders -------------------------------------------------------------------------------------------
 
     def check_whole_batch(self, count: int, world_size: int, what: str = "training samples") -> None:
-        """ConfigError if ``count`` samples, called ``what``, are less than a batch for each process."""
+        """Raise ConfigError if ``count`` samples (``what``, in words) are less than one batch per process."""
         each = self.batch_size * world_size
         if count < each:
             raise ConfigError(
@@ -261,9 +254,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
             )
 
     def check_batch_size(self, world_size: int) -> None:
-        """ConfigError if the training split has less than one batch for ``world_size`` processes,
-        or if one of them would get no validation sample.
-        """
+        """Raise ConfigError if a process would get no full training batch or no validation sample."""
         self.check_whole_batch(len(self.dataset("train")), world_size)  # type: ignore[arg-type]
         for split in ("val", "bank") if world_size > 1 else ():
             if (n := len(self.dataset(split))) < world_size:  # type: ignore[arg-type]
@@ -284,7 +275,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return self.training_loader(self.dataset("train"))
 
     def training_loader(self, dataset: Dataset) -> DataLoader:
-        """Full batches of this rank's samples of ``dataset``, in another order in every epoch."""
+        """Full batches of this rank's samples of ``dataset``, in a new order in each epoch."""
         sampler = EpochSampler(dataset, self.batch_size, run_seed(), *self._place(), self)
         return self._loader(dataset, sampler, training=True)
 
@@ -323,7 +314,7 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
             collate_fn=keep_batch,
             drop_last=training,
             pin_memory=torch.cuda.is_available(),
-            # those of a validation end with it, or each process would keep three sets of workers
+            # validation workers end with the validation; otherwise a process would keep three sets of workers
             persistent_workers=training and self.num_workers > 0,
             worker_init_fn=ignore_foreign_signals,
             # own generator: the default would draw from, and so change, the global random state
@@ -344,16 +335,15 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         now = SSLDataModule.state_dict(self)
         if changed := self.changed_files(state):
             raise ConfigError(
-                f"{changed}: splits and the order of samples would change inside the run. Restore the files, "
+                f"{changed}: splits and the order of samples would change within the run. Restore the files, "
                 "or start a new run"
             )
         if any(state[key] != now[key] for key in ("batch_size", "world_size")):
             raise ConfigError(
                 f"the checkpoint was written with batch_size {state['batch_size']} on "
-                f"{state['world_size']} processes, now "
-                f"it is {now['batch_size']} on {now['world_size']}: the order of samples would change "
-                "inside the run. "
-                "Resume with the same numbers, or start a new run"
+                f"{state['world_size']} processes, now it is {now['batch_size']} on {now['world_size']}: the "
+                "order of samples would change within the run. Resume with the same numbers, or start a new "
+                "run"
             )
 
 

@@ -27,9 +27,9 @@ def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
     where = printable(tree.path(part.folder))
     if direct:
         raise DataFileError(
-            f"{tree.what} ({printable([os.path.basename(file) for file in direct])}) lie beside folders with "
-            f"{tree.what} ({printable(children)}) in {where}: move them into a class folder, or give "
-            "--data.labeled false to use all of them without labels"
+            f"{where} contains both {tree.what} ({printable([os.path.basename(file) for file in direct])}) "
+            f"and folders with {tree.what} ({printable(children)}): move the former into a class folder, or "
+            f"give --data.labeled false to use all {tree.what} without labels"
         )
     empty = [
         name[len(part.folder) :]
@@ -50,7 +50,7 @@ def by_class(tree: Tree, part: Part, labeled: bool) -> dict[str, list[str]]:
 
 
 def _without_unlabeled(parts: Mapping[str, Part]) -> Mapping[str, Part]:
-    """Move a folder named for the split "unlabeled" that lies among classes of "train", as in IMDB, there."""
+    """Move a folder named "unlabeled" among the classes of "train", as in IMDB, to the split "unlabeled"."""
     train = parts["train"]
     names = [name for name in train.children() if split_named(name) == "unlabeled"]
     if not names or len(train.children()) - len(names) < 2:
@@ -100,13 +100,13 @@ def labeled_parts(
         made[split] = ([file for name in classes for file in files[name]], labels)
     if unlabeled := parts.get("unlabeled"):
         count = f"{len(unlabeled.files)} {tree.what} of the split unlabeled"
-        rank_zero_info(f"{printable(tree.root)}: {count} join pre-training without labels")
+        rank_zero_info(f"{printable(tree.root)}: {count} are used for pre-training without labels")
         made["unlabeled"] = (unlabeled.files, np.full(len(unlabeled.files), -1))
     return made, tuple(map(printable, classes)) if known else ()
 
 
 def classes_of_files(root: Path, files: Sequence[Path], what: str) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The split and the class of each file that belongs to one, by folders and, for splits, file names.
+    """The split and the class of files, from their folders and, for splits, names; files without are absent.
 
     Args:
         root: the folder that contains the files.
@@ -114,7 +114,7 @@ def classes_of_files(root: Path, files: Sequence[Path], what: str) -> tuple[dict
         what: plural noun for them in messages.
 
     Raises:
-        DataFileError: as ``labeled_parts``, or no class folders.
+        DataFileError: as for ``labeled_parts``, or no class folders.
     """
     if root.is_file():
         raise DataFileError(f"--data.root {root} is a file: class folders need a folder")
@@ -122,7 +122,7 @@ def classes_of_files(root: Path, files: Sequence[Path], what: str) -> tuple[dict
     tree = Tree(str(root), what, list(paths), [], Counter())
     parts, names = labeled_parts(tree, given_splits(tree, lists=False), labeled=True)
     if not names:
-        raise DataFileError(f"{printable(str(root))} holds no class folders: expected DIR/CLASS/FILE")
+        raise DataFileError(f"{printable(str(root))} contains no class folders: expected DIR/CLASS/FILE")
     splits = {paths[file]: split for split, (members, _) in parts.items() for file in members}
     labels = {
         paths[file]: names[label]

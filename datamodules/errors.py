@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class _OneLine(Exception):
-    """Keeps its own message when a DataLoader raises it again.
+    """An error whose message survives when a DataLoader raises it again.
 
     The DataLoader calls ``type(error)(text)``, where text is the worker's whole traceback and ends in
     ``ClassName: message``. The text becomes the cause, so a traceback still shows it.

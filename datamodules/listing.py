@@ -1,7 +1,7 @@
 """Lists the data files below a folder, for every modality.
 
-Hidden files and the copies that other programs leave behind are skipped everywhere by one rule. Links are
-followed. What is not data is counted, so that nothing is left out in silence.
+Hidden files and leftovers of other programs are skipped, by one rule for all data. Links are followed. Other
+files are counted and reported, so that nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from datamodules.errors import readable
 NOT_DATA = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-"""Folders that other programs make beside data; some hold copies of it."""
+"""Folders that other programs create; some contain copies of the data."""
 
 NO_CLASS = ("_background_noise_",)
-"""Folders beside class folders that hold no class (Speech Commands): left out, with a line."""
+"""Folders next to class folders that are not classes (Speech Commands): skipped and reported."""
 
 MOST_SIZES = 10_000
-"""A fingerprint holds the sizes of at most so many files: a look at each of a million takes minutes."""
+"""Maximum number of files whose sizes go into a fingerprint: checking a million files takes minutes."""
 
 
 class Tree(NamedTuple):
@@ -57,7 +57,7 @@ def hidden_below(path: PurePath, root: PurePath) -> bool:
 def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
     """All files below ``root`` for which ``wanted(path)`` is true, in a fixed order.
 
-    A link back to a parent folder is not followed. A broken link counts as not data.
+    A link back to a parent folder is not followed. Broken links are counted among the other files.
     """
     tree = Tree(root, what, [], [], Counter())
 
@@ -71,11 +71,11 @@ def list_tree(root: str, what: str, wanted: Callable[[str], bool]) -> Tree:
         for entry in entries:
             if not entry.is_dir():
                 if not entry.is_file():
-                    tree.others["links that lead nowhere"] += 1
+                    tree.others["broken links"] += 1
                 elif wanted(entry.path):
                     tree.files.append(below + entry.name)
                 else:
-                    tree.others[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+                    tree.others[os.path.splitext(entry.name)[1].lower() or "without an extension"] += 1
         for entry in folders:
             if entry.name in NO_CLASS:
                 tree.others[f"in {entry.name}"] += len(os.listdir(entry.path))
@@ -96,7 +96,7 @@ def left_out(tree: Tree) -> str:
     rest = total - sum(count for _, count in most)
     counts = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
     more = f", {rest} others" if rest else ""
-    return f"{printable(tree.root)}: left out beside the {tree.what}: {counts}{more}"
+    return f"{printable(tree.root)}: ignored files that are not {tree.what}: {counts}{more}"
 
 
 def fingerprint(root: str, files: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The listing of a large folder, made once for all processes, and kept until the folder changes."""
+"""Caches the listing of a large folder: made once for all processes, valid until the folder changes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from datamodules.preparing import alone_in
 from runtime.files import write_bytes
 
 MANY = 50_000
-"""Files above which a listing is kept: scanning fewer takes seconds even on a shared file system."""
+"""Number of files above which a listing is cached; scanning fewer takes seconds even on a shared disk."""
 
 SETTLED = 2.0
-"""Seconds between the last change of a folder and a listing that is kept: a change within the same tick of
-the file system's clock would not be noticed.
+"""Minimum seconds from a folder's last change to a listing that is cached: another change within the same
+tick of the file system's clock would go unnoticed.
 """
 
 
 def listed(root: str, what: str, wanted: Callable[[str], bool], kinds: Iterable[str]) -> Tree:
     """Like ``list_tree``, but reuses the listing that another process or run has made of a large folder.
 
-    Listings are in ``lightning-ssl/listings`` of the user's cache folder ($XDG_CACHE_HOME, or ~/.cache). A
-    listing is valid as long as no folder below ``root`` has changed; each of them is checked. The processes
-    of a run take turns, so the first one scans and the others find its listing.
+    Listings are stored in ``lightning-ssl/listings`` in the user's cache folder ($XDG_CACHE_HOME, or
+    ~/.cache). A listing is valid as long as no folder below ``root`` has changed; all are checked. The
+    processes of a run take turns: the first one scans, and the others find its listing.
 
     Args:
         root, what, wanted: see ``list_tree``.
-        kinds: endings that ``wanted`` depends on; if they change, a new listing is made.
+        kinds: extensions that ``wanted`` depends on; if they change, a new listing is made.
     """
     key = json.dumps([os.path.realpath(root), root, what, sorted(kinds)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -57,7 +57,7 @@ def listed(root: str, what: str, wanted: Callable[[str], bool], kinds: Iterable[
 
 
 def _keep(file: Path, tree: Tree, begin: int) -> None:
-    """Keep a listing, unless the cache cannot be written."""
+    """Cache a listing, unless the cache folder is not writable."""
     with suppress(OSError):
         changed = _changed(tree)
         if max(changed) > begin - SETTLED * 1e9:
@@ -68,7 +68,7 @@ def _keep(file: Path, tree: Tree, begin: int) -> None:
 
 
 def _kept(file: Path, root: str, what: str) -> Tree | None:
-    """The kept listing; None if it is missing or damaged, or a folder has changed since."""
+    """The cached listing; None if it is missing or damaged, or if a folder has changed since."""
     try:
         content = json.loads(gzip.decompress(file.read_bytes()))
         tree = Tree(root, what, content["files"], content["folders"], Counter(content["others"]))

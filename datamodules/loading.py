@@ -1,4 +1,4 @@
-"""Loaders and their processes: late start, errors that name samples, signals of other processes."""
+"""DataLoaders that start late, name samples in errors, and whose workers ignore foreign signals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from datamodules.errors import ConfigError, DataFileError
 def ignore_foreign_signals(worker: int) -> None:
     """Run in a data-loading worker: ignore SIGTERM unless it comes from the process that started the worker.
 
-    SLURM and a terminal signal every process of a run. If a worker died, it would end the run, which is
-    supposed to finish its batch and save. torch's own handler dies from any SIGTERM.
+    SLURM and terminals signal every process of a run. A worker that exits would end the run before it has
+    finished its batch and saved. torch's own handler exits on any SIGTERM.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -57,8 +57,8 @@ class Fetch(Dataset):
 class LateLoader(DataLoader):
     """A DataLoader that reads nothing until its first batch is requested.
 
-    Lightning creates the iterator before it has read the checkpoint and set the epoch; workers would
-    otherwise start with samples of the first epoch.
+    Lightning creates the iterator before it has read the checkpoint and set the epoch; workers started then
+    would load samples of the first epoch.
     """
 
     def __iter__(self) -> Any:

@@ -12,31 +12,31 @@ from datamodules.errors import DataFileError, readable
 
 GZIP = b"\x1f\x8b"
 HEAD = 4096
-"""Bytes that are looked at to recognize a file."""
+"""Number of bytes read to recognize the type of a file."""
 
 NO_TEXT = (
-    (b"PAR1", "a Parquet file", "convert it, such as with pandas: read_parquet(FILE).to_json(NEW.jsonl, "
+    (b"PAR1", "a Parquet file", "convert it, for example with pandas: read_parquet(FILE).to_json(NEW.jsonl, "
      "orient='records', lines=True)"),
-    (b"\xff\xfe", "UTF-16 or UTF-32", "convert it, such as with iconv -f utf-16 -t utf-8"),
-    (b"\xfe\xff", "UTF-16", "convert it, such as with iconv -f utf-16 -t utf-8"),
+    (b"\xff\xfe", "UTF-16 or UTF-32", "convert it, for example with iconv -f utf-16 -t utf-8"),
+    (b"\xfe\xff", "UTF-16", "convert it, for example with iconv -f utf-16 -t utf-8"),
     (b"PK\x03\x04", "a zip archive", "unpack it"),
     (b"BZh", "a bzip2 file", "unpack it"),
     (b"\xfd7zXZ", "an xz file", "unpack it"),
     (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it"),
-    (b"\x00\x05\x16\x07", "a file of macOS's attributes and no text", "remove it"),
+    (b"\x00\x05\x16\x07", "a file of macOS attributes, not text", "remove it"),
 )  # fmt: skip
-"""First bytes of a file, what it is then, and what to do."""
+"""First bytes of a file, the type they indicate, and what to do."""
 
 
 def check_text(path: Path, head: bytes) -> None:
     """Raise DataFileError if the first bytes of a file, unpacked, are not UTF-8 text."""
     for start, what, remedy in NO_TEXT:
         if head.startswith(start):
-            raise DataFileError(f"{path} is {what}, expected text in UTF-8: {remedy}")
+            raise DataFileError(f"{path} is {what}, expected UTF-8 text: {remedy}")
     if b"\0" in head:
         raise DataFileError(
-            f"{path} holds zero bytes, so it is no text in UTF-8: remove it, or convert UTF-16, such as "
-            "with iconv -f utf-16le -t utf-8"
+            f"{path} contains zero bytes, so it is not UTF-8 text: remove it, or convert it if it is UTF-16 "
+            "(iconv -f utf-16le -t utf-8)"
         )
 
 
@@ -62,15 +62,13 @@ def text_lines(path: Path) -> Iterator[str]:
 
 def _refuse(path: Path, error: UnicodeDecodeError) -> NoReturn:
     raise DataFileError(
-        f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}): convert it from the "
-        "encoding that it has, such as with iconv -f latin1 -t utf-8"
+        f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}): convert it from its "
+        "encoding, for example with iconv -f latin1 -t utf-8"
     ) from None
 
 
 def text_size(path: Path) -> int:
-    """Bytes of a text file; for a gzipped one, of its content (if below 4 GiB, the most that gzip
-    records).
-    """
+    """Size of a text file in bytes; of a gzipped one, uncompressed (correct below 4 GiB, gzip's limit)."""
     size = path.stat().st_size
     with readable(path), path.open("rb") as file:
         if file.read(2) != GZIP or size < 18:

@@ -12,14 +12,14 @@ LOCK = ".prepare.lock"
 
 @contextmanager
 def alone_in(folder: Path, quietly: bool = False) -> Iterator[None]:
-    """Let one process at a time, of all nodes that see ``folder``, into the block.
+    """Let one process at a time into the block, across all nodes that share ``folder``.
 
-    The first one prepares what is missing (a download, an index, token files); the others wait and find it.
-    If no lock is available, because the folder is read-only or its file system has no locks, nobody waits.
+    The first one prepares what is missing (a download, an index, token files); the others wait, then find it.
+    If locking is impossible, because the folder is read-only or its file system has no locks, nobody waits.
 
     Args:
         folder: an existing folder.
-        quietly: print no line when this process has to wait.
+        quietly: do not print a line when this process has to wait.
     """
     try:
         lock = (folder / LOCK).open("a")
@@ -31,7 +31,7 @@ def alone_in(folder: Path, quietly: bool = False) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not quietly:
-                print(f"waiting until another process has prepared {folder}", flush=True)
+                print(f"waiting for another process to prepare {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # no locks on this file system
             pass

@@ -13,11 +13,11 @@ from datamodules.listing import printable
 from datamodules.splits import Samples
 
 MOST_FILES = 50_000
-"""Copies are looked for among at most so many files: the size of each has to be asked for."""
+"""Maximum number of files to search for copies: the size of each has to be looked up."""
 MOST_BYTES = 2**30
-"""At most so much is read to compare files of one size."""
+"""Maximum number of bytes read to compare files of equal size."""
 HEAD = 4096
-"""Bytes that are compared first."""
+"""Bytes of each file that are compared first."""
 
 
 def split_remarks(
@@ -45,14 +45,14 @@ def missing_classes(labels: Mapping[str, np.ndarray], names: Sequence[str]) -> s
         labels: by split, (N,) integers, -1 = unknown.
         names: class names.
     """
-    told = []
+    remarks = []
     for split, known in labels.items():
         counts = np.bincount(known[known >= 0], minlength=len(names))
         if absent := [names[i] for i in np.flatnonzero(counts == 0).tolist()]:
-            told.append(
+            remarks.append(
                 f"{len(absent)} of {len(names)} classes have no sample in {split} ({printable(absent)})"
             )
-    return "; ".join(told)
+    return "; ".join(remarks)
 
 
 def copies(files: Mapping[str, Sequence[str]]) -> str:
@@ -66,7 +66,7 @@ def copies(files: Mapping[str, Sequence[str]]) -> str:
         for path in paths:
             split_of.setdefault(path, split)
     if len(split_of) > MOST_FILES:
-        return f"not looked for copies of files in two splits: {len(split_of)} files, more than {MOST_FILES}"
+        return f"did not search for copies between splits: {len(split_of)} files, more than {MOST_FILES}"
     alike = _alike([[*split_of]], split_of, os.path.getsize)
     alike = _alike(alike, split_of, lambda path: _digest(path, HEAD))
     budget = MOST_BYTES
@@ -89,8 +89,8 @@ def copies(files: Mapping[str, Sequence[str]]) -> str:
     path, first = next(found[split][0] for split in order if split in found)
     least = "" if budget >= 0 else "at least "
     return (
-        f"{least}{counts} are copies of files of another split, such as {printable(path)} of "
-        f"{printable(first)} ({split_of[first]}): numbers on them are too good"
+        f"{least}{counts} are copies of files in another split, such as {printable(path)} of "
+        f"{printable(first)} ({split_of[first]}): results on them are too good"
     )
 
 
@@ -105,14 +105,14 @@ def copied_samples(samples: Iterable[tuple[str, bytes]], what: str) -> str:
     for split, content in samples:
         contents[split][hashlib.blake2b(content, digest_size=16).digest()] += 1
     earlier: set[bytes] = set()
-    told = []
+    counts = []
     for split, found in contents.items():
         if count := sum(found[key] for key in found.keys() & earlier):
-            told.append(f"{count} of {found.total()} {what} of {split}")
+            counts.append(f"{count} of {found.total()} {what} of {split}")
         earlier |= found.keys()
-    if not told:
+    if not counts:
         return ""
-    return f"{' and '.join(told)} are copies of {what} of another split: numbers on them are too good"
+    return f"{' and '.join(counts)} are copies of {what} in another split: results on them are too good"
 
 
 def _alike(

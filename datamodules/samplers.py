@@ -37,7 +37,7 @@ class SampleDataset(Dataset, ABC):
         """``{"input": (B, ...), "label": (B,) int64}`` in the most compact form, see ``SSLDataModule``."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called when a training epoch begins, for randomness in reading samples."""
+        """Called at the start of a training epoch, for data sets that draw random numbers per sample."""
 
 
 def block_of(dataset: Dataset) -> int:
@@ -49,7 +49,7 @@ def labels_of(dataset: Dataset) -> np.ndarray | None:
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffled indices as a pure function of (seed, epoch), equally many per rank, resumable inside an epoch.
+    """Shuffled indices as a pure function of (seed, epoch), as many for each rank, resumable within an epoch.
 
     It is a ``DistributedSampler`` only so that Lightning keeps it unchanged and calls ``set_epoch``. With W
     ranks, rank r takes every W-th index of one shared permutation, so the W batches of a step together equal
@@ -61,12 +61,12 @@ class EpochSampler(DistributedSampler):
     If nobody sets the epoch, as in a custom loop, each new iteration is the next epoch.
 
     Args:
-        dataset: the data to sample; a ``SampleDataset`` is told the epoch.
+        dataset: the data to sample; the ``set_epoch`` of a ``SampleDataset`` is called.
         batch_size: per rank; together with ``start`` it determines how many indices to skip.
         seed: seed of the permutation.
         rank, world_size: of this process.
-        datamodule: its ``batches_done()`` is used when an epoch starts: 0, unless a run is resumed inside the
-            epoch.
+        datamodule: its ``batches_done()`` is called when an epoch starts: 0 unless a run is resumed within
+            the epoch.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class EpochSampler(DistributedSampler):
 def interleaved(dataset: Dataset) -> np.ndarray:
     """All indices of a data set in one fixed order, in which every prefix is spread evenly over the data.
 
-    Files come sorted by class, and this way the first N samples contain every class in about its proportion.
+    Files are sorted by class; in this order the first N samples contain each class in about its proportion.
     Blocks that are read at once (see ``EpochSampler``) stay together.
 
     Example::
@@ -128,9 +128,12 @@ def interleaved(dataset: Dataset) -> np.ndarray:
 class ShardSampler(DistributedSampler):
     """Every index exactly once over all ranks: rank r takes numbers r, r + W, ... and nothing is padded.
 
-    Lightning's default repeats samples until all ranks have equally many, which counts some of them twice.
+    Lightning's default repeats samples until all ranks have the same number, so some are counted twice.
 
-    Args: order: (N,) all indices in the order in which to deal them; None = data set order.
+    Args:
+        dataset: the data to sample.
+        rank, world_size: of this process.
+        order: (N,) all indices in the order in which to deal them; None = data set order.
     """
 
     def __init__(self, dataset: Dataset, rank: int, world_size: int, order: np.ndarray | None = None) -> None:

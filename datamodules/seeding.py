@@ -1,4 +1,4 @@
-"""Derives every random seed of a run from the run's own."""
+"""Derives all random seeds of a run from the run's seed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import numpy as np
 
 
 def mix_seed(*numbers: int) -> int:
-    """Hash integers into one 63-bit seed, so that neighboring steps, ranks and seeds give unrelated
-    numbers.
-    """
+    """Hash integers into one 63-bit seed: neighboring steps, ranks and seeds give unrelated numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 

@@ -1,7 +1,7 @@
 """One rule for splits of images, audio, text and FASTA (docs/data/splits.md).
 
 Folders, list files or file names give the splits; a missing split is held out of the training samples.
-Hold-outs are drawn with a constant seed, never with the run's, so that different runs are measured on the
+Hold-outs are drawn with a constant seed, never with the run's, so that different runs are evaluated on the
 same samples.
 """
 
@@ -32,7 +32,7 @@ NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
     "unlabeled": ("unlabeled", "unlabelled", "unsup", "unsupervised"),
 }
-"""What people call the splits (Hugging Face's names and those of sets without labels), in any case."""
+"""Common names of the splits, including Hugging Face's and those of unlabeled data; case is ignored."""
 
 SPLIT_OF = {
     name + end: split for split, names in NAMES.items() for name in names for end in ("", "set", "data")
@@ -44,10 +44,10 @@ FILLERS = frozenset(
         *("image", "images", "img", "imgs", "audio", "wav", "wavs", "clip", "clips"),
     )
 )
-"""Words that may stand beside the name of a split: ``training_set``, ``seg_train``, ``test-images``."""
+"""Words that may accompany the name of a split: ``training_set``, ``seg_train``, ``test-images``."""
 
 MOST_SPLITS = 12
-"""More folders than these beside each other are no splits, whatever they hold."""
+"""More sibling folders than this are not splits, whatever they contain."""
 
 PAGE = "docs/data/splits.md"
 
@@ -67,9 +67,7 @@ def splits_in(name: str) -> set[str]:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a whole name denotes (``Training``, ``test_set``, ``val2017``); None if it has
-    any other word.
-    """
+    """The split that a whole name denotes (``Training``, ``test_set``, ``val2017``); None for other names."""
     words = [word for word in _words(name) if word not in FILLERS]
     found = splits_in(name)
     return found.pop() if len(found) == 1 and all(word in SPLIT_OF for word in words) else None
@@ -102,9 +100,7 @@ class Part(NamedTuple):
         return Part(folder, [file for file in self.files if file.startswith(folder)])
 
     def unwrapped(self) -> Part:
-        """The only sub-folder, if it contains nothing but folders: a tree that is nested one level
-        too deep.
-        """
+        """The only sub-folder, if it contains nothing but folders: a tree nested one level too deep."""
         children = self.children()
         if len(children) != 1 or self.direct():
             return self
@@ -120,7 +116,7 @@ def given_splits(tree: Tree, classes: bool = True, lists: bool = True) -> dict[s
         list files: ``testing_list.txt``, ``val.txt``, ... at the top, with one path per line. A file in no
         list is "train".
         file names: every one contains the name of a split (``train_001.png``, ``a.valid.txt``); or files at
-        the top are named after nothing else (``train.fa``, ``test.fa``).
+        the top are named only after splits (``train.fa``, ``test.fa``).
 
     Args:
         tree: all files.
@@ -140,13 +136,12 @@ def given_splits(tree: Tree, classes: bool = True, lists: bool = True) -> dict[s
         inner = whole.unwrapped()
         if inner is whole:
             return {"train": whole}
-        rank_zero_info(f"{tree.root}: all {tree.what} lie in {inner.folder}, which is read as the root")
+        rank_zero_info(f"{tree.root}: all {tree.what} are in {inner.folder}, which is used as the root")
         whole = inner
 
 
 def split_of_files(root: Path, files: Sequence[Path], what: str) -> dict[Path, str]:
-    """The split of each file that belongs to one, in the order of ``files``; "train" for all if none are
-    named.
+    """The split of each file that has one, in the order of ``files``; all are "train" if none is named.
 
     List files and class folders are not considered.
 
@@ -170,8 +165,8 @@ def _split_folders(tree: Tree, whole: Part, classes: bool) -> dict[str, Part]:
     rest = {name: below for name, below in children.items() if name not in named}
     if len(children) > 1 and len(named) > 1 and "train" not in splits:
         raise DataFileError(
-            f"{where} holds folders named for splits ({printable(list(named))}) and none for train: name one "
-            f"of them train, or give another --data.root ({PAGE})"
+            f"{where} contains folders named after splits ({printable(list(named))}), but none for train: "
+            f"name one of them train, or give another --data.root ({PAGE})"
         )
     if "train" not in splits or (len(named) == 1 and rest):
         if classes:
@@ -179,16 +174,16 @@ def _split_folders(tree: Tree, whole: Part, classes: bool) -> dict[str, Part]:
         return {}
     if len(set(splits)) < len(splits):
         raise DataFileError(
-            f"{where} holds more than one folder for the same split ({printable(list(named))}): keep one of "
-            f"train, val, test and unlabeled each ({PAGE})"
+            f"{where} contains more than one folder for the same split ({printable(list(named))}): keep one "
+            f"folder each for train, val, test and unlabeled ({PAGE})"
         )
     parts = {split: whole.below(name) for name, split in named.items()}
     train = children[next(name for name, split in named.items() if split == "train")]
     alike = [name for name, below in rest.items() if below == train or _same_classes(below, train)]
     if alike:
         raise DataFileError(
-            f"{where} holds folders named for splits ({printable(list(named))}) and others like them "
-            f"({printable(alike)}): name those val, test or unlabeled, or move them elsewhere ({PAGE})"
+            f"{where} contains folders named after splits ({printable(list(named))}) and similar ones "
+            f"({printable(alike)}): name these val, test or unlabeled, or move them elsewhere ({PAGE})"
         )
     left = {name: sum(file.startswith(f"{whole.folder}{name}/") for file in whole.files) for name in rest}
     if direct := len(whole.direct()):
@@ -212,16 +207,16 @@ def _check_classes(children: Mapping[str, set[str]], named: Mapping[str, str], w
         if _same_classes(children[one], children[two]):
             both = sorted(children[one] & children[two])
             raise DataFileError(
-                f"{where}: the folders {printable(one)} and {printable(two)} hold folders of the same names "
-                f"({printable(both)}): splits are named train, val, test or unlabeled; if they are classes, "
-                f"move all of them into a folder train ({PAGE})"
+                f"{where}: the folders {printable(one)} and {printable(two)} contain folders with the same "
+                f"names ({printable(both)}): if they are splits, name them train, val, test or unlabeled; if "
+                f"they are classes, move all classes into a folder train ({PAGE})"
             )
     if len(children) > 1 and with_folders and set(with_folders) == set(named):
         other = printable([name for name in children if name not in named])
         raise DataFileError(
-            f"{where}: {printable(with_folders)} is named for a split and holds folders, {other} beside it "
-            f"holds none: name it val, test or unlabeled; if both are classes, move them into a folder train "
-            f"({PAGE})"
+            f"{where}: {printable(with_folders)} is named after a split and contains folders, but {other} "
+            f"next to it contains none: name that one val, test or unlabeled; if both are classes, move them "
+            f"into a folder train ({PAGE})"
         )
 
 
@@ -247,18 +242,18 @@ def _listed_splits(tree: Tree, whole: Part) -> dict[str, Part]:
         where = printable(os.path.join(folder, name))
         if not here:
             raise DataFileError(
-                f"{where}: none of its {len(lines)} lines names {tree.what} in {printable(folder)}. "
-                f"Expected paths from there; a file that is no list of a split needs another name ({PAGE})"
+                f"{where}: its {len(lines)} lines name no {tree.what} in {printable(folder)}. Expected paths "
+                f"relative to that folder; rename the file if it is not the list of a split ({PAGE})"
             )
         if len(here) < len(lines):
             missing = next(line for line, path in zip(lines, found, strict=True) if path is None)
             rank_zero_info(
-                f"{where}: {len(lines) - len(here)} of {len(lines)} files are not there: {missing}"
+                f"{where}: {len(lines) - len(here)} of {len(lines)} files do not exist, such as {missing}"
             )
         for path in here:
             if split_of.setdefault(path, split) != split:
                 raise DataFileError(
-                    f"{where} names {printable(path)}, which a list of {split_of[path]} names too"
+                    f"{where} lists {printable(path)}, which is also in a list of {split_of[path]}"
                 )
     if not split_of:
         return {}
@@ -266,7 +261,7 @@ def _listed_splits(tree: Tree, whole: Part) -> dict[str, Part]:
     if "train" not in split_of.values():
         split_of.update(dict.fromkeys(without, "train"))
     elif without:
-        rank_zero_info(f"{printable(folder)}: {len(without)} {tree.what} that no list names are left out")
+        rank_zero_info(f"{printable(folder)}: {len(without)} {tree.what} that are in no list are left out")
     return _grouped(whole, split_of)
 
 
@@ -286,7 +281,7 @@ def _named_files(tree: Tree, whole: Part) -> dict[str, Part]:
         return {}
     if without := [file for file in whole.files if file not in exact]:
         rank_zero_info(
-            f"{printable(tree.root)}: {len(without)} {tree.what} beside those of the splits are left out: "
+            f"{printable(tree.root)}: {len(without)} {tree.what} that belong to no split are left out: "
             f"{printable(without)}"
         )
     return _grouped(whole, exact)
@@ -308,7 +303,7 @@ def _grouped(whole: Part, split_of: Mapping[str, str]) -> dict[str, Part]:
 # ---- hold-outs ---------------------------------------------------------------------------------------------
 
 Samples = tuple[np.ndarray, np.ndarray]
-"""Samples (N,), whatever tells which they are, and their labels (N,), -1 = unknown."""
+"""Samples (N,), such as paths or indices, and their labels (N,), -1 = unknown."""
 
 
 def complete_splits(
@@ -320,15 +315,15 @@ def complete_splits(
 ) -> dict[str, Samples]:
     """train, bank, val and test, derived from the given splits.
 
-    If only one of val and test is given, it is reported as test, as is the practice with ImageNet's 50,000
-    validation images, and val is held out of train. If neither is given, test is held out too.
+    If only one of val and test is given, it is reported as test, as is usual for ImageNet's 50,000 validation
+    images, and val is held out of train. If neither is given, test is held out too.
 
     Args:
         parts: "train", and those of "val", "test" and "unlabeled" that exist. "unlabeled" joins train and no
             other split.
         what: what the samples are and where, for messages: "images in DIR".
         fractions: ``val_fraction`` and ``test_fraction``.
-        hold_out_test: False makes test the same as val, for data on which nothing is measured.
+        hold_out_test: False uses val as test too, for data that is not evaluated.
         train_on_val: train also includes the samples of val.
 
     Raises:
@@ -363,7 +358,7 @@ def stratified_holdout(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.nd
     """Choose ``size`` samples, stratified by class (largest remainder) and fixed by ``SPLIT_SEED``.
 
     Args:
-        labels: (N,) integers; if all are equal (unlabeled data) the choice is plainly random.
+        labels: (N,) integers; if all are equal (unlabeled data) the choice is uniformly random.
         size: samples to hold out, at most N.
 
     Returns:

@@ -16,7 +16,7 @@ from datamodules.seeding import mix_seed, run_seed
 
 
 def nothing_in(samples: np.ndarray, hop: int) -> str:
-    """Why there is nothing to learn from samples (S,); "" if there is."""
+    """Why a clip of samples (S,) is unusable, in words; "" if it is usable."""
     if len(samples) < hop:
         return "shorter than a frame"
     return "" if samples.any() else "silent"
@@ -31,15 +31,15 @@ class KeptClips(ClipDataset):
 
 
 class FileClips(SampleDataset):
-    """The first clip of each audio file, read when it is fetched, see ``read_clip`` and ``pad_clip``.
+    """The first clip of each audio file, read on access (``read_clip``, ``pad_clip``).
 
     Args:
         paths: N files.
         labels: (N,) integers, -1 = unknown.
         sample_rate: Hz.
         clip_size: length of a clip in samples.
-        hop: length of a frame in samples. A clip that is silent or shorter than a frame becomes all
-            ``PADDING``; such clips are counted, and each is named once on stderr.
+        hop: length of a frame in samples. A silent clip, or one shorter than a frame, becomes all
+            ``PADDING`` and is reported once on stderr.
     """
 
     labels: np.ndarray
@@ -71,7 +71,7 @@ class FileClips(SampleDataset):
                 self.without_sound[i] = True
                 count = int(self.without_sound.sum())
                 print(
-                    f"warning: {self.paths[i]} is {reason}: passed over, {count} so far",
+                    f"warning: {self.paths[i]} is {reason}: skipped, {count} so far",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -79,17 +79,17 @@ class FileClips(SampleDataset):
 
 
 class AllClips(FileClips):
-    """All clips of long files, one after the other; in training epochs at random places instead.
+    """Long files cut into consecutive clips; in training epochs, clips at random positions.
 
-    A file of n clip lengths, rounded, gives n samples, at least one. Before the first epoch is set, and
-    without ``random``, sample j of a file is its j-th clip. In an epoch it begins anywhere in the file that
-    leaves room for a whole clip, a pure function of (seed, epoch, index).
+    A file gives as many samples as it has clip lengths, rounded, and at least one. Without ``random``, and
+    before an epoch is set, sample j of a file is its j-th clip. In a training epoch it starts anywhere in the
+    file where a whole clip fits: a pure function of (seed, epoch, index).
 
     Args:
         paths: files.
         labels: one per file, -1 = unknown.
         sample_rate, clip_size, hop: as for ``FileClips``.
-        random: draw places in training epochs.
+        random: draw positions at random in training epochs.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AllClips(FileClips):
         file = np.repeat(np.arange(len(paths)), counts)
         super().__init__([paths[i] for i in file], labels[file], sample_rate, clip_size, hop)
         self.number = np.arange(len(file)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.free = np.maximum(0, lengths - clip_size)[file] + 1  # places where a whole clip fits
+        self.free = np.maximum(0, lengths - clip_size)[file] + 1  # possible starts of a whole clip
         self.random, self.seed = random, run_seed()
         # shared with workers that outlive an epoch
         self.epoch = torch.full((), -1, dtype=torch.int64).share_memory_()

@@ -1,6 +1,6 @@
-"""Log-mel spectrograms of a batch, and back by Griffin-Lim.
+"""Log-mel spectrograms of a batch, and their inversion by Griffin-Lim.
 
-Frames of T hops: frame t is centered on the middle of hop t, so that S samples give exactly S / hop frames.
+Frame t is centered on the middle of hop t, so S samples give exactly S / hop frames.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from datamodules.checks import check_positive
 from datamodules.errors import ConfigError
 
 PADDING = -32768
-"""Stands in an int16 clip where there is no sound; real samples lie in -32767 to 32767."""
+"""Marks padding in an int16 clip; real samples are -32767 to 32767."""
 
 FLOOR = 1e-6
-"""Added to the energies before the logarithm, for samples in [-1, 1]: about that of 16-bit rounding noise, so
-never log(0).
-"""
+"""Added to the energies (of samples in [-1, 1]) to avoid log(0): about that of 16-bit rounding noise."""
 
 CPU_SAMPLES = 2**16
-"""A CPU transforms about so many samples at once, whose spectra stay in its cache: twice as fast as 256 clips
-in one go.
+"""Approximate number of samples transformed at once on a CPU, so that their spectra stay in its cache: twice
+as fast as 256 clips at once.
 """
 
 
@@ -71,9 +69,8 @@ def mel_matrix(num_mels: int, fft_size: int, sample_rate: int) -> Tensor:
     matrix = torch.minimum((hz - low) / (peak - low), (high - hz) / (high - peak)).clamp(min=0)
     if not matrix.any(1).all():
         raise ConfigError(
-            f"num_mels {num_mels}: some bands hold none of the {fft_size // 2 + 1} frequencies of a window "
-            f"at {sample_rate} "
-            "Hz: give fewer num_mels or a larger window_ms"
+            f"num_mels {num_mels}: some bands contain none of the {fft_size // 2 + 1} frequencies of a "
+            f"window at {sample_rate} Hz: give fewer num_mels or a larger window_ms"
         )
     return matrix.float()
 
@@ -104,9 +101,8 @@ class MelScale:
         self.window, self.hop = (round(self.sample_rate * ms / 1000) for ms in (self.window_ms, self.hop_ms))
         if not 2 <= 2 * self.hop <= self.window:
             raise ConfigError(
-                f"hop_ms must be at most half of window_ms and at least a sample, got hop_ms {self.hop_ms} "
-                "and window_ms "
-                f"{self.window_ms} at {self.sample_rate} Hz"
+                f"hop_ms must be at most half of window_ms and at least one sample, got hop_ms {self.hop_ms} "
+                f"and window_ms {self.window_ms} at {self.sample_rate} Hz"
             )
         self.fft_size = 2 ** math.ceil(math.log2(self.window))
         self.matrix = mel_matrix(self.num_mels, self.fft_size, self.sample_rate)
@@ -133,10 +129,10 @@ class MelScale:
         return (matrix @ spectrum.abs().square() + FLOOR).log()
 
     def waveform(self, log_mel: Tensor, iterations: int = 60, seed: int = 0) -> Tensor:
-        """Audio with this log-mel spectrogram.
+        """Convert log-mel spectrograms to audio.
 
-        Magnitudes come from the pseudo-inverse of the mel matrix, phases from the iteration of Griffin and
-        Lim (1984), started at random.
+        Magnitudes come from the pseudo-inverse of the mel matrix, phases from Griffin and Lim's (1984)
+        iteration, started at random.
 
         Args:
             log_mel: (B, M, T), T >= 2.

@@ -1,8 +1,8 @@
 """The base of audio data: fixed-length int16 clips, log-mel on the device.
 
-A sample travels as int16 (S,) with ``PADDING`` after its end, so that ``decode`` knows where the sound ends.
-After standardization padding frames are exactly 0 in every band (``valid_frames`` counts the others):
-neutral to a network, and never a target.
+Samples are loaded as int16 (S,) with ``PADDING`` after the end of the sound. After standardization, padding
+frames are exactly 0 in every band (``valid_frames`` counts the others): neutral input to a network, and never
+a target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datamodules.samplers import SampleDataset
 from datamodules.splits import SPLIT_SEED, Split
 
 STATISTICS_CLIPS = 4096
-"""Mean and standard deviation are taken over at most so many training clips, a fixed choice."""
+"""Maximum number of training clips, a fixed choice, for computing mean and standard deviation."""
 
 
 def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
@@ -36,9 +36,7 @@ def pad_clip(samples: np.ndarray, size: int) -> np.ndarray:
 
 
 def mean_log_mel(x: Tensor) -> Tensor:
-    """The baseline without an encoder: (B, 1, M, T) standardized log-mel to its mean over valid frames (B,
-    M).
-    """
+    """Mean over valid frames of standardized log-mel (B, 1, M, T): (B, M)."""
     return x[:, 0].sum(2) / valid_frames(x).clamp(min=1)[:, None]  # padding frames are 0
 
 
@@ -46,7 +44,7 @@ class ClipDataset(SampleDataset):
     """Clips in memory.
 
     Args:
-        clips: (N, S) int16 with ``PADDING`` behind the end of a clip.
+        clips: (N, S) int16 with ``PADDING`` after the end of a clip.
         labels: (N,) integers, -1 = unknown.
     """
 
@@ -71,7 +69,7 @@ class AudioDataModule(SSLDataModule, ABC):
 
     Args:
         sample_rate: Hz; files are resampled to it.
-        seconds: length of a clip: longer ones are cut at the end, shorter ones are padded.
+        seconds: length of a clip; longer ones are cut at the end, shorter ones are padded.
         num_mels: number M of mel bands.
         window_ms: length of the window in milliseconds.
         hop_ms: step between frames in milliseconds.
@@ -151,26 +149,20 @@ class AudioDataModule(SSLDataModule, ABC):
         return {name: getattr(self.scale, name) for name in names} | {"mean": self.mean, "std": self.std}
 
     def log_mel(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """int16 (B, S) to log-mel (B, M, T) and a mask of valid frames (B, T): those with no
-        padding in their hop.
-        """
+        """int16 (B, S) to log-mel (B, M, T) and a mask (B, T) of the frames without padding in their hop."""
         padding = raw == PADDING
         samples = raw.float().masked_fill(padding, 0) / 32768
         valid = ~padding.unflatten(1, (self.frames, self.scale.hop)).any(2)
         return self.scale.log_mel(samples), valid
 
     def decode(self, raw: Tensor) -> Tensor:
-        """int16 (B, S) to log-mel (B, 1, M, T); padding frames get the mean, so ``standardize``
-        makes them 0.
-        """
+        """int16 (B, S) to log-mel (B, 1, M, T); padding frames get the mean (0 after ``standardize``)."""
         log_mel, valid = self.log_mel(raw)
         mean, _ = self._mean_std(raw.device)
         return torch.where(valid[:, None], log_mel, mean)[:, None]
 
     def standardize(self, decoded: Tensor) -> Tensor:
-        """(B, 1, M, T) to zero mean and unit variance per band over the valid frames of the
-        training split.
-        """
+        """(B, 1, M, T) to zero mean and unit variance per band (over valid frames of the training split)."""
         mean, std = self._mean_std(decoded.device)
         return (decoded - mean) / std
 
@@ -197,7 +189,7 @@ class AudioDataModule(SSLDataModule, ABC):
                 self.hparams["mean"], self.hparams["std"] = (
                     self.mean,
                     self.std,
-                )  # so every checkpoint holds them
+                )  # so that every checkpoint contains them
             mean, std = torch.tensor([self.mean, self.std])[:, :, None].to(device)
             self._constants[device] = (mean, std)  # (M, 1) each
         return self._constants[device]
@@ -222,7 +214,7 @@ class AudioDataModule(SSLDataModule, ABC):
         std = (square / count - mean.square()).clamp(min=0).sqrt()
         if not (count > 0 and std.min() > 1e-4):
             raise ConfigError(
-                f"{type(self).__name__}: the training clips are silent, or all alike: nothing to learn from"
+                f"{type(self).__name__}: the training clips are silent or identical: nothing to learn"
             )
         return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
 

@@ -22,38 +22,36 @@ except (ImportError, OSError):  # OSError: its C library is missing
     soundfile = None
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
-"""Endings of the files that are read, all but the first by soundfile."""
+"""Extensions of the supported files; all but the first need soundfile."""
 
 DEEP = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-"""Sample types that hold more than int16 does: their level is looked at."""
+"""Sample types with a larger range than int16; their level is checked."""
 LOUD, QUIET = 2.0, 2.0**-10
-"""A deep file with a peak above the first holds int16's numbers; below the second it is amplified."""
+"""A ``DEEP`` file with a peak above the first is scaled to [-1, 1], with one below the second amplified."""
 CANCELED = 1e-4
-"""Channels whose mean has less than this share of their energy cancel each other."""
+"""Channels cancel each other if their mean has less than this share of their energy."""
 
 MARGIN = 64
-"""Samples, at the lower of two rates, that resampling needs beside a part for the same result as of the
-whole.
+"""Extra samples, at the lower of the two rates, with which resampling a part gives the same result as
+resampling the whole file.
 """
 
 
 class _PlainWave:
-    """16-bit PCM wav, read by the standard library, with the part of ``soundfile.SoundFile`` that is used
-    here.
-    """
+    """16-bit PCM wav read with the standard library, with the same interface as ``_SoundFile``."""
 
     subtype = "PCM_16"
 
     def __init__(self, path: str) -> None:
         if not path.lower().endswith(".wav"):
             raise ValueError(
-                "only wav files are read without the library soundfile: pip install 'lightning-ssl[audio]'"
+                "only wav files can be read without the soundfile library: pip install 'lightning-ssl[audio]'"
             )
         self.file = wave.open(path, "rb")  # noqa: SIM115
         if (bits := 8 * self.file.getsampwidth()) != 16:
             self.file.close()
             raise ValueError(
-                f"{bits}-bit samples need the library soundfile: pip install 'lightning-ssl[audio]'"
+                f"{bits}-bit samples need the soundfile library: pip install 'lightning-ssl[audio]'"
             )
         self.samplerate, self.frames = self.file.getframerate(), self.file.getnframes()
         self.seek, self.close = self.file.setpos, self.file.close
@@ -66,7 +64,7 @@ class _PlainWave:
 
 
 class _SoundFile:
-    """A file that soundfile reads, as float32 samples (S, channels)."""
+    """A file read with soundfile, as float32 samples (S, channels)."""
 
     def __init__(self, path: str) -> None:
         self.file = soundfile.SoundFile(path)
@@ -79,7 +77,7 @@ class _SoundFile:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    """The open file; any error of the readers becomes one line that names it."""
+    """Open a file; any error of its reader becomes one line that names the file."""
     try:
         _check_header(path)
         file = _PlainWave(path) if soundfile is None else _SoundFile(path)
@@ -89,15 +87,13 @@ def _opened(path: str) -> Iterator[Any]:
             file.close()
     except DataFileError:
         raise
-    except Exception as error:  # on a damaged file the readers raise almost anything
+    except Exception as error:  # a damaged file can make the readers raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataFileError(f"cannot read audio file {path}: {reason}") from None
 
 
 def _check_header(path: str) -> None:
-    """DataFileError for a wav file that is shorter than its header claims. Sizes of 0 or all ones are
-    unknown.
-    """
+    """Raise DataFileError if a wav file is shorter than its header states (0 or all ones: unknown)."""
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":
             return
@@ -108,8 +104,8 @@ def _check_header(path: str) -> None:
             if name == b"data":
                 if length < 2**32 - 2**16 and place + 8 + length > size:
                     raise DataFileError(
-                        f"audio file {path} is cut off: its header says {length} bytes of sound and "
-                        f"{size - place - 8} are there: fetch it again"
+                        f"audio file {path} is truncated, with {size - place - 8} of the {length} bytes of "
+                        "sound in its header: fetch it again"
                     )
                 return
             place += 8 + length + length % 2
@@ -117,7 +113,7 @@ def _check_header(path: str) -> None:
 
 @lru_cache(maxsize=2**16)
 def _gain(path: str) -> float:
-    """The factor for the samples of a file of more than 16 bits; 1 for most.
+    """Scaling factor for the samples of a file with more than 16 bits; 1 for most files.
 
     Raises:
         DataFileError: samples that are not finite.
@@ -127,7 +123,7 @@ def _gain(path: str) -> float:
         while len(samples := file.read(2**20)):
             peak = max(peak, float(np.abs(samples).max()))
             if not np.isfinite(samples).all():
-                raise DataFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
+                raise DataFileError(f"audio file {path} contains non-finite samples: remove or repair it")
     if peak > LOUD:
         return 1 / 32768 if peak <= 32768 else 1 / 2**31
     return 2.0 ** np.floor(np.log2(0.25 / peak)) if 0 < peak < QUIET else 1.0
@@ -142,7 +138,7 @@ def mono(samples: np.ndarray) -> np.ndarray:
 
 
 def clip_length(path: str, sample_rate: int) -> int:
-    """Samples of a whole file at ``sample_rate``; only its header is read."""
+    """Length of a file in samples at ``sample_rate``; only the header is read."""
     with _opened(path) as file:
         return -(-file.frames * sample_rate // file.samplerate)
 
@@ -150,13 +146,13 @@ def clip_length(path: str, sample_rate: int) -> int:
 def read_clip(path: str, sample_rate: int, start: int = 0, size: int | None = None) -> np.ndarray:
     """Read a file, or a part of it, as int16 samples (S,) at ``sample_rate``, averaged over channels.
 
-    Files of more than 16 bits: samples in int16's range are scaled to it, and very quiet files are amplified.
+    Files with more than 16 bits: values beyond [-1, 1] are scaled down, and very quiet files are amplified.
 
     Args:
         path: any format in ``SUFFIXES``; without the soundfile library only 16-bit PCM wav.
         sample_rate: Hz.
         start: first sample of the part, at ``sample_rate``.
-        size: samples of the part, fewer at the end of the file; None = all.
+        size: length of the part in samples, less at the end of the file; None = to the end.
 
     Raises:
         DataFileError: not an audio file, damaged, or samples that are not finite; one line that names the
@@ -176,9 +172,9 @@ def read_clip(path: str, sample_rate: int, start: int = 0, size: int | None = No
         file.seek(first)
         samples = file.read(max(0, wanted))
         if len(samples) < wanted and not path.lower().endswith((".mp3", ".ogg", ".oga", ".opus")):
-            raise DataFileError(f"audio file {path} is cut off or damaged: fetch it again")
+            raise DataFileError(f"audio file {path} is truncated or damaged: fetch it again")
     if not np.isfinite(samples).all():
-        raise DataFileError(f"audio file {path} holds samples that are not finite: remove or mend it")
+        raise DataFileError(f"audio file {path} contains non-finite samples: remove or repair it")
     sound = mono(samples) * np.float32(gain)
     if len(sound) and up != down:
         sound = resample(sound, down, up)

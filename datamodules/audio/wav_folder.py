@@ -45,9 +45,9 @@ def name_pattern(pattern: str) -> re.Pattern[str]:
 
 
 class WavFolder(AudioDataModule):
-    """A tree of audio files such as speech commands or bird calls.
+    """A folder tree of audio files, such as speech commands or bird calls.
 
-    Formats: wav, flac, ogg, opus, mp3, aiff and au with the soundfile library, otherwise 16-bit PCM wav.
+    Formats: wav, flac, ogg, opus, mp3, aiff and au with the soundfile library; without it, 16-bit PCM wav.
 
     Files may be at any depth below ``root``; hidden ones are skipped. The label is a field of the file name,
     or the class folder (the first one below ``root`` or below a split folder). Files directly in ``root``
@@ -59,20 +59,20 @@ class WavFolder(AudioDataModule):
     for a given set of files.
 
     A folder of at most 512 MB is decoded once and kept in memory. Clips that are silent or shorter than one
-    frame are then left out, counted and logged. In a larger folder each one is named when it is first read,
+    frame are then left out, counted and logged. In a larger folder, each is reported when it is first read
     and has no valid frame, so no method learns from it.
 
     Args:
-        root: folder of the files; only read from.
-        pattern: of the file name without extension, such as ``{label}_{speaker}_{index}``; any field can be
-            the label.
+        root: folder of the files; never written to.
+        pattern: pattern of file names without extension, such as ``{label}_{speaker}_{index}``; any field can
+            be the label.
         label: the field used as the label; choose another one for another probe (``--data.label speaker``).
             If the pattern has no field ``label``, the class folders are used.
         labeled: False ignores folders and names: every file is one unlabeled sample.
         split_field: the field that selects the ``test`` files.
         test_values: the values of that field, such as 0, 1, 2, 3, 4.
         clips: ``first`` uses the first ``seconds`` of each file. ``all`` is for long recordings: they are
-            read in parts, at random places in training, clip after clip for evaluation.
+            read in parts, at random positions in training, clip after clip in evaluation.
         test_fraction: fraction of all files, if no test split is given.
         val_fraction: fraction of the files that are not ``test``, if no val split is given.
 
@@ -104,7 +104,9 @@ class WavFolder(AudioDataModule):
         for option, value in (("label", wrong), ("split_field", split_field)):
             if value is not None and value not in fields:
                 known = ", ".join(fields) or "none"
-                raise ConfigError(f"{option} {value!r} is no field of pattern {pattern!r}; fields: {known}")
+                raise ConfigError(
+                    f"{option} {value!r} is not a field of pattern {pattern!r}; fields: {known}"
+                )
         if (split_field is None) != (test_values is None):
             raise ConfigError("split_field and test_values belong together: give both or neither")
         check_one_of(get_args(Clips), clips=clips)
@@ -177,8 +179,8 @@ class WavFolder(AudioDataModule):
         if cut:
             seconds = self.clip_size / self.scale.sample_rate
             rank_zero_info(
-                f"{self.root} ({split}): of {cut} of {len(kept)} clips only the first {seconds:g} s are used "
-                "(--data.clips all uses all)"
+                f"{self.root} ({split}): {cut} of {len(kept)} clips are cut to their first {seconds:g} s "
+                "(--data.clips all uses the rest too)"
             )
         if not kept:
             raise ConfigError(
@@ -223,7 +225,7 @@ class WavFolder(AudioDataModule):
         if not tree.files:
             held = printable(sorted(os.listdir(root))) or "nothing"
             raise MissingDataError(
-                f"WavFolder: no audio files ({' '.join(SUFFIXES)}) below {self.root}, which holds: {held}"
+                f"WavFolder: no audio files ({' '.join(SUFFIXES)}) below {self.root}, which contains: {held}"
             )
         tree.files.sort()
         if line := left_out(tree):
@@ -247,8 +249,8 @@ class WavFolder(AudioDataModule):
         held_out = np.array([value in self.test_values for value in values])
         if held_out.all() or not held_out.any():
             raise ConfigError(
-                f"test_values {sorted(self.test_values)} name {held_out.sum()} of {len(files)} files in "
-                f"{self.root}: expected some and not all of the values of {self.split_field}: "
+                f"test_values {sorted(self.test_values)} select {held_out.sum()} of {len(files)} files in "
+                f"{self.root}: expected some, but not all, of the values of {self.split_field}: "
                 f"{', '.join(sorted(set(values))[:10])}"
             )
         return {
@@ -261,7 +263,7 @@ class WavFolder(AudioDataModule):
         match = self.names.fullmatch(Path(file).stem)
         if match is None:
             raise ConfigError(
-                f"pattern {self.pattern} does not fit the name of {file}: rename or remove it",
+                f"pattern {self.pattern} does not match the name of {file}: rename or remove it",
                 option="pattern",
             )
         return match.groupdict()

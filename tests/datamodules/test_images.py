@@ -408,7 +408,9 @@ def test_every_format_of_pillow_is_read_and_the_rest_is_counted(tmp_path, monkey
     assert len(data.files("train")) + len(data.files("val")) == len(endings)
     values = gray(data.dataset("train")) + gray(data.dataset("val"))
     assert all(abs(value - 90) <= 3 for value in values)
-    assert said == [f"{tmp_path}: left out beside the images: 2 .heic, 1 without an ending, 1 .eps, 1 .txt"]
+    assert said == [
+        f"{tmp_path}: ignored files that are not images: 2 .heic, 1 without an extension, 1 .eps, 1 .txt"
+    ]
 
 
 def test_a_file_that_is_no_image_inside_does_not_start_ghostscript(tmp_path):
@@ -462,7 +464,7 @@ def test_bad_layouts_say_what_was_found(tmp_path):
 
     write_images(tmp_path / "mixed" / "a", 2)
     write_images(tmp_path / "mixed", 1)
-    assert "images (000.png) lie beside folders with images (a)" in said("mixed")
+    assert "contains both images (000.png) and folders with images (a)" in said("mixed")
 
     for name in "abcdefgh":
         write_images(tmp_path / "differ" / "train" / name, 1)

@@ -37,7 +37,7 @@ def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     together(prepare, prepare, prepare)
     assert most == [1, 1, 1]
-    waiting = f"waiting until another process has prepared {tmp_path}\n"
+    waiting = f"waiting for another process to prepare {tmp_path}\n"
     assert capsys.readouterr().out in (waiting, 2 * waiting)
 
 

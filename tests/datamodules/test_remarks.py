@@ -38,8 +38,8 @@ def test_copies_across_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     given["test"].append(given["val"][0])  # the same path in two splits is no copy
     assert copies(given) == (
-        f"1 files of val and 3 files of test are copies of files of another split, such as {tmp_path}/val0 "
-        f"of {tmp_path}/train1 (train): numbers on them are too good"
+        f"1 files of val and 3 files of test are copies of files in another split, such as {tmp_path}/val0 "
+        f"of {tmp_path}/train1 (train): results on them are too good"
     )
     os.remove(given["test"][0])  # is named when it is read
     assert "2 files of test" in copies(given)
@@ -47,7 +47,7 @@ def test_copies_across_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(remarks, "MOST_BYTES", 20)
     assert copies(given).startswith("at least ")
     monkeypatch.setattr(remarks, "MOST_FILES", 3)
-    assert copies(given) == "not looked for copies of files in two splits: 10 files, more than 3"
+    assert copies(given) == "did not search for copies between splits: 10 files, more than 3"
 
 
 def test_classes_without_a_sample() -> None:
@@ -77,7 +77,7 @@ def test_remarks_come_before_training_and_once(tmp_path: Path, monkeypatch: pyte
     shutil.copy(data.files("train")[0], data.files("test")[0])
     fit(data)
     assert len(said) == 3 and said[2].startswith(
-        f"{tmp_path}: 1 files of test are copies of files of another "
+        f"{tmp_path}: 1 files of test are copies of files in another "
     )
     fit(data, global_rank=1, world_size=2)
     assert len(said) == 3
@@ -123,7 +123,7 @@ def test_a_run_does_not_go_on_with_other_files(tmp_path: Path, change: str) -> N
         ImageFolder(str(tmp_path), image_size=16, batch_size=4).load_state_dict(state)
     assert str(error.value) == (
         f"the files of {tmp_path} have changed since the checkpoint was written (20 then, {count} now, or "
-        "other names or sizes): splits and the order of samples would change inside the run. Restore the "
+        "other names or sizes): splits and the order of samples would change within the run. Restore the "
         "files, or start a new run"
     )
     del state["files"]  # as earlier versions wrote it

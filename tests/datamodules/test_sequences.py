@@ -469,8 +469,8 @@ def test_copies_of_records_in_two_splits_are_counted(tmp_path: Path) -> None:
     sizes = {split: len(module.dataset(split)) for split in ("val", "test")}  # type: ignore[arg-type]
     assert module.remarks() == [
         f"{path}: {sizes['val']} of {sizes['val']} records of val and {sizes['test']} of "
-        f"{sizes['test']} records of test are copies of records of another "
-        "split: numbers on them are too good"
+        f"{sizes['test']} records of test are copies of records in another "
+        "split: results on them are too good"
     ]
 
 

@@ -478,7 +478,7 @@ def test_broken_images_are_passed_over_and_counted_when_asked_for(
     dataset = data.dataset("train")
     batch = dataset.__getitems__([6, 7, 8])
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(f"passed over, {i} of at most 2" in said[i - 1] for i in (1, 2))
+    assert len(said) == 2 and all(f"skipped, {i} of at most 2" in said[i - 1] for i in (1, 2))
     assert batch["label"].tolist() == [dataset.labels[6], -1, -1]
     dataset.random_crop = False
     plain, after = (

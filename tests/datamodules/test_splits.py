@@ -15,7 +15,7 @@ from datamodules.splits import complete_splits, given_splits, split_named, split
 
 
 def tree_of(root: Path, *files: str) -> Tree:
-    """A tree with these files; "a/{0..2}" is three of them, without an ending "x" is added."""
+    """A tree with these files; "a/{0..2}" is three of them, one without an extension gets ".x"."""
     for name in files:
         stem, braces, count = name.partition("{0..")
         for number in range(int(count[:-1]) + 1) if braces else [""]:
@@ -112,14 +112,14 @@ def test_split_folders(names: tuple[str, ...], wrapper: str, tmp_path: Path, sai
     assert parts["train"][1].tolist() == [0, 0, 0, 1, 1, 1]
     assert sum(len(files) for files, _ in parts.values()) == 6 * len(names)  # nothing is dropped
     if wrapper:
-        assert said[0].startswith(f"{tmp_path}: all pictures lie in ")
+        assert said[0].startswith(f"{tmp_path}: all pictures are in ")
 
 
 def test_a_tree_one_level_too_deep(tmp_path: Path, said: list[str]) -> None:
     tree = tree_of(tmp_path, "archive/cat/{0..1}", "archive/dog/{0..1}")
     _, classes = labeled_parts(tree, given_splits(tree), labeled=True)
     assert classes == ("cat", "dog") and said == [
-        f"{tmp_path}: all pictures lie in archive/, which is read as the root"
+        f"{tmp_path}: all pictures are in archive/, which is read as the root"
     ]
     deeper = tree_of(tmp_path / "b", "train/images/cat/0", "train/images/dog/0", "test/cat/0", "test/dog/0")
     assert labeled_parts(deeper, given_splits(deeper), labeled=True)[1] == ("cat", "dog")
@@ -140,35 +140,36 @@ def test_classes_that_are_named_like_splits(tmp_path: Path) -> None:
     [
         (
             ("part1/a/0", "part1/b/0", "part2/a/0", "part2/b/0", "part2/c/0"),
-            "DIR: the folders part1 and part2 hold folders of the same names (a, b): splits are named train, "
-            "val, test or unlabeled; if they are classes, move all of them into a folder train "
-            "(docs/data/splits.md)",
+            "DIR: the folders part1 and part2 contain folders with the same names (a, b): if they are "
+            "splits, name them train, val, test or unlabeled; if they are classes, move all classes into a "
+            "folder train (docs/data/splits.md)",
         ),
         (
             ("train/a/0", "train/b/0", "extra/a/0", "extra/b/0"),
-            "DIR: the folders extra and train hold folders of the same names (a, b): splits are named train, "
-            "val, test or unlabeled; if they are classes, move all of them into a folder train "
-            "(docs/data/splits.md)",
+            "DIR: the folders extra and train contain folders with the same names (a, b): if they are "
+            "splits, name them train, val, test or unlabeled; if they are classes, move all classes into a "
+            "folder train (docs/data/splits.md)",
         ),
         (
             ("train/a/0", "train/b/0", "extra/0"),
-            "DIR: train is named for a split and holds folders, extra beside it holds none: name it val, "
-            "test or unlabeled; if both are classes, move them into a folder train (docs/data/splits.md)",
+            "DIR: train is named after a split and contains folders, but extra next to it contains none: "
+            "name that one val, test or unlabeled; if both are classes, move them into a folder train "
+            "(docs/data/splits.md)",
         ),
         (
             ("train/a/0", "train/b/0", "test/a/0", "test/b/0", "holdout/a/0", "holdout/b/0"),
-            "DIR holds folders named for splits (test, train) and others like them (holdout): name those "
+            "DIR contains folders named after splits (test, train) and similar ones (holdout): name these "
             "val, test or unlabeled, or move them elsewhere (docs/data/splits.md)",
         ),
         (
             ("val/a/0", "test/a/0"),
-            "DIR holds folders named for splits (test, val) and none for train: name one of them train, or "
-            "give another --data.root (docs/data/splits.md)",
+            "DIR contains folders named after splits (test, val), but none for train: name one of them "
+            "train, or give another --data.root (docs/data/splits.md)",
         ),
         (
             ("train/a/0", "val/a/0", "valid/a/0"),
-            "DIR holds more than one folder for the same split (train, val, valid): keep one of train, val, "
-            "test and unlabeled each (docs/data/splits.md)",
+            "DIR contains more than one folder for the same split (train, val, valid): keep one folder each "
+            "for train, val, test and unlabeled (docs/data/splits.md)",
         ),
     ],
 )
@@ -191,7 +192,7 @@ def test_many_classes_may_hold_the_same_folders(tmp_path: Path) -> None:
 
 def test_list_files(tmp_path: Path, said: list[str]) -> None:
     tree = tree_of(tmp_path, "yes/{0..5}", "no/{0..5}", "_background_noise_/{0..2}")
-    assert left_out(tree) == f"{tmp_path}: left out beside the pictures: 3 in _background_noise_"
+    assert left_out(tree) == f"{tmp_path}: ignored files that are not pictures: 3 in _background_noise_"
     (tmp_path / "validation_list.txt").write_text("yes/0.x\n./no/0.x\n\nno/99.x\n")
     (tmp_path / "testing_list.txt").write_text("yes/1 1\nno/1 0\n")  # without the ending, with a label
     given = given_splits(tree)
@@ -200,17 +201,17 @@ def test_list_files(tmp_path: Path, said: list[str]) -> None:
         "test": ["no/1.x", "yes/1.x"],
     }
     assert len(given["train"].files) == 8
-    assert said == [f"{tmp_path}/validation_list.txt: 1 of 3 files are not there: no/99.x"]
+    assert said == [f"{tmp_path}/validation_list.txt: 1 of 3 files do not exist, such as no/99.x"]
     assert labeled_parts(tree, given, labeled=True)[1] == ("no", "yes")
     (tmp_path / "train.txt").write_text("yes/2.x\nno/2.x\n")
     assert len(given_splits(tree)["train"].files) == 2
-    assert said[-1] == f"{tmp_path}: 6 pictures that no list names are left out"
+    assert said[-1] == f"{tmp_path}: 6 pictures that are in no list are left out"
     (tmp_path / "train.txt").write_text("yes/1.x\n")
-    assert refused(tree) == "DIR/train.txt names yes/1.x, which a list of test names too"
+    assert refused(tree) == "DIR/train.txt lists yes/1.x, which is also in a list of test"
     (tmp_path / "train.txt").write_text("loss 0.3\n")
     assert refused(tree) == (
-        "DIR/train.txt: none of its 1 lines names pictures in DIR. Expected paths from there; a file that is "
-        "no list of a split needs another name (docs/data/splits.md)"
+        "DIR/train.txt: its 1 lines name no pictures in DIR. Expected paths relative to that folder; rename "
+        "the file if it is not the list of a split (docs/data/splits.md)"
     )
 
 
@@ -226,7 +227,7 @@ def test_file_names(tmp_path: Path, said: list[str]) -> None:
         "train": ["train.x"],
         "val": ["valid.x"],
     }
-    assert said == [f"{tmp_path}/b: 1 pictures beside those of the splits are left out: notes.x"]
+    assert said == [f"{tmp_path}/b: 1 pictures that belong to no split are left out: notes.x"]
     by_chance = tree_of(tmp_path / "c", "train_station", "test_tube", "tree")
     assert list(given_splits(by_chance)) == ["train"]
 
@@ -247,7 +248,7 @@ def test_hidden_files_and_copies_are_skipped(tmp_path: Path) -> None:
     tree = tree_of(tmp_path, "b.TXT", "c.txt")
     assert tree.files == ["cat/0.x", "cat/1.x"]
     assert left_out(tree) == (
-        f"{tmp_path}: left out beside the pictures: 2 .txt, 1 without an ending, 1 links that lead nowhere"
+        f"{tmp_path}: ignored files that are not pictures: 2 .txt, 1 without an extension, 1 broken links"
     )
 
 

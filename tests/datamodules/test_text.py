@@ -426,7 +426,7 @@ def test_class_folders_as_of_imdb(tmp_path: Path) -> None:
         TextFiles(root=str(tmp_path), class_folders=True, columns=["text"], label_column="label")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.txt").write_text("text")
-    with pytest.raises(DataFileError, match=r"flat holds no class folders: expected DIR/CLASS/FILE$"):
+    with pytest.raises(DataFileError, match=r"flat contains no class folders: expected DIR/CLASS/FILE$"):
         TextFiles(root=str(tmp_path / "flat"), class_folders=True).prepare_data()
 
 
@@ -443,12 +443,12 @@ def test_gzipped_text_and_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text".encode("utf-16"), "is UTF-16 or UTF-32, expected text in UTF-8: convert it, such as with"),
-        ("text".encode("utf-16-le"), "holds zero bytes, so it is no text in UTF-8: remove it, or convert"),
-        (b"PAR1\x15", "is a Parquet file, expected text in UTF-8: convert it, such as with pandas"),
-        (b"PK\x03\x04", "is a zip archive, expected text in UTF-8: unpack it"),
-        (b"\x00\x05\x16\x07\0\2", "is a file of macOS's attributes and no text, expected text in UTF-8"),
-        (gzip.compress(b"PAR1", mtime=0), "is a Parquet file, expected text in UTF-8"),
+        ("text".encode("utf-16"), "is UTF-16 or UTF-32, expected UTF-8 text: convert it, for example with"),
+        ("text".encode("utf-16-le"), "contains zero bytes, so it is not UTF-8 text: remove it, or convert"),
+        (b"PAR1\x15", "is a Parquet file, expected UTF-8 text: convert it, for example with pandas"),
+        (b"PK\x03\x04", "is a zip archive, expected UTF-8 text: unpack it"),
+        (b"\x00\x05\x16\x07\0\2", "is a file of macOS attributes, not text, expected UTF-8 text"),
+        (gzip.compress(b"PAR1", mtime=0), "is a Parquet file, expected UTF-8 text"),
     ],
 )
 def test_what_is_no_text_is_named(content: bytes, message: str, tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_copies_and_missing_classes_are_counted(tmp_path: Path) -> None:
     assert absent.startswith(f"{where}: 1 of 2 classes have no sample in ")
     assert copies == (
         f"{where}: {copied[0]} of 4 documents of val and {copied[1]} of 4 documents of test are copies of "
-        "documents of another split: numbers on them are too good"
+        "documents in another split: results on them are too good"
     )
 
 

@@ -100,7 +100,7 @@ def test_a_file_that_is_no_sound_is_named(reader: str, content: bytes, tmp_path:
 def test_samples_that_are_not_finite(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "a.wav", np.array([0.0, np.nan, 0.5]), 8000, subtype="FLOAT")
-    with pytest.raises(DataFileError, match="not finite"):
+    with pytest.raises(DataFileError, match="non-finite samples"):
         read_clip(str(tmp_path / "a.wav"), 8000)
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_ends_before_its_header_says(reader: str, tmp_path: Path) ->
     content = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(content[:-1000])
     with pytest.raises(
-        DataFileError, match=r"a\.wav is cut off: its header says 8000 bytes of sound and 7000 are "
+        DataFileError, match=r"a\.wav is truncated, with 7000 of the 8000 bytes of sound in its header"
     ):
         read_clip(str(tmp_path / "a.wav"), 8000)
     streamed = (
@@ -241,7 +241,7 @@ def test_silent_and_empty_clips_are_counted(digits: Path, monkeypatch: pytest.Mo
     assert len(data.dataset("train")) + len(data.dataset("val")) == 58
     assert splits and sum("left out" in line for line in said) == len(splits)
     assert all(any(f"1 {reason}" in line for line in said) for reason in ("shorter than a frame", "silent"))
-    assert any("only the first 1 s" in line for line in said)
+    assert any("cut to their first 1 s" in line for line in said)
 
 
 def test_a_large_folder_is_read_when_asked(
@@ -260,8 +260,8 @@ def test_a_large_folder_is_read_when_asked(
         assert (data.dataset("test").__getitems__(rows)["input"] == PADDING).all()
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert "0_ann_0.wav is shorter than a frame: passed over, 1 so far" in said[0]
-    assert "0_ann_1.wav is silent: passed over, 2 so far" in said[1]
+    assert "0_ann_0.wav is shorter than a frame: skipped, 1 so far" in said[0]
+    assert "0_ann_1.wav is silent: skipped, 2 so far" in said[1]
 
 
 def test_pattern() -> None:
@@ -278,7 +278,7 @@ def test_bad_options_and_folders(digits: Path, tmp_path: Path) -> None:
         WavFolder(str(digits), label="color", **FSDD)
     with pytest.raises(ValueError, match="both or neither"):
         WavFolder(str(digits), pattern="{label}_{x}", split_field="x")
-    with pytest.raises(ValueError, match=r"name 0 of 72 files.*values of index: 0, 1, 10"):
+    with pytest.raises(ValueError, match=r"select 0 of 72 files.*values of index: 0, 1, 10"):
         WavFolder(str(digits), **{**FSDD, "test_values": [99]}).dataset("test")
     with pytest.raises(MissingDataError, match="nowhere"):
         WavFolder(str(tmp_path / "nowhere")).dataset("train")
@@ -287,7 +287,7 @@ def test_bad_options_and_folders(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"readme\.txt"):
         WavFolder(str(tmp_path / "other")).dataset("train")
     write(digits / "nofields.wav", noise())
-    with pytest.raises(ValueError, match=r"pattern .* does not fit the name of nofields\.wav"):
+    with pytest.raises(ValueError, match=r"pattern .* does not match the name of nofields\.wav"):
         WavFolder(str(digits), **FSDD).dataset("train")
 
 
@@ -322,7 +322,7 @@ def test_speech_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [Path(f).name for f in data.files("val")] == ["a_nohash_0.wav"] * 2
     assert [Path(f).name for f in data.files("test")] == ["b_nohash_1.wav"] * 2
     assert len(data.files("train")) == 16
-    assert said[0] == f"{tmp_path}: left out beside the audio files: 2 .txt, 1 in _background_noise_"
+    assert said[0] == f"{tmp_path}: ignored files that are not audio files: 2 .txt, 1 in _background_noise_"
     speakers = WavFolder(
         str(tmp_path),
         sample_rate=8000,

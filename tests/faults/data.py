@@ -25,7 +25,9 @@ from tests.faults.bench import Bench, on_photos, row
 def _(bench: Bench) -> None:
     (bench.folder / "photos" / "train").mkdir(parents=True)
     (bench.folder / "photos" / "train" / "readme.txt").write_text("x")
-    bench.refused(*on_photos(bench.folder / "photos"), because="photos, which holds: train. Expected files")
+    bench.refused(
+        *on_photos(bench.folder / "photos"), because="photos, which contains: train. Expected files"
+    )
     bench.patch.setattr(
         Digits, "dataset", lambda self, split: ArrayDataset(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))
     )
@@ -89,12 +91,13 @@ def _(bench: Bench) -> None:
     (folder / "class9").rmdir()
     shutil.copy(folder / "class0" / "00.jpg", folder / "stray.jpg")
     bench.refused(
-        *on_photos(folder), because="images (stray.jpg) lie beside folders with images (class0, class1)"
+        *on_photos(folder),
+        because="contains both images (stray.jpg) and folders with images (class0, class1)",
     )
 
 
 def damaged(bench: Bench, contents: list[bytes]) -> None:
-    """By default the first damaged file ends the run; when asked for they are passed over, counted and
+    """By default the first damaged file ends the run; when asked for they are skipped, counted and
     limited.
     """
     folder = bench.photos(n=40)
@@ -109,7 +112,7 @@ def damaged(bench: Bench, contents: list[bytes]) -> None:
     passed_over = {
         line.partition("cannot read image ")[2].partition(":")[0]
         for line in outcome.text.splitlines()
-        if "passed over" in line
+        if "skipped" in line
     }
     assert passed_over == {str(folder / f"{i}7.jpg") for i in range(len(contents))}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
