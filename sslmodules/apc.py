@@ -25,9 +25,7 @@ from sslmodules.networks.encoder import FrameEncoder, require
 
 
 def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -> Tensor:
-    """Mean absolute error of frames predicted ``ahead`` steps in advance (Chung et al. 2019: sum of |x_(t+n)
-    - y_t|).
-
+    """Mean absolute error of frames predicted ``ahead`` steps in advance (Chung et al. 2019: its sum).
     Args:
         prediction: (B, T, M); row t predicts frame t + ahead.
         frames: (B, T, M).
@@ -84,7 +82,7 @@ class APC(SSLModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         frames, length = self.frames_of(batch["input"]), valid_frames(batch["input"])
         loss = shifted_l1(self.predict(self.encoder.states(frames)), frames, length, self.ahead)
-        with torch.no_grad():  # the baseline to beat: the frame does not change
+        with torch.no_grad():  # the baseline to beat: predict no change
             copy = shifted_l1(frames, frames, length, self.ahead)
         return {"loss": loss, "copy_loss": copy}
 

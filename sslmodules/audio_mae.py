@@ -52,16 +52,14 @@ def sounding_patches(x: Tensor, patch_size: int, whole: bool) -> Tensor:
 
 
 def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean squared error over the counted patches of each clip, then over clips (Huang et al. 2022, on the
-    reconstruction).
-
+    """Mean squared error over the counted patches of each clip, then over clips (Huang et al. 2022).
     Args:
         prediction: (B, N, P), P values for each patch.
         target: (B, N, P).
         counted: (B, N) bool: hidden and not padding.
 
     Returns:
-        Scalar; a clip with nothing to count is 0. Each clip has the same weight whatever its length, on any
+        Scalar; a clip with nothing to count is 0. Each clip has the same weight, whatever its length and the
         number of devices.
     """
     error = (full_precision(prediction) - full_precision(target)).square().mean(2)  # (B, N)
@@ -101,7 +99,7 @@ class AudioMAE(SSLModule):
         self.encoder, self.normalize_target = encoder, normalize_target
         self.patch_size, self.grid = encoder.patch_size, encoder.grid
         if normalize_target and self.patch_size == 1:
-            raise ConfigError("normalize_target needs patches of two values or more, got patch_size 1")
+            raise ConfigError("normalize_target needs patches of at least two values, got patch_size 1")
         self.decoder = PatchDecoder(
             self.grid,
             in_width=encoder.num_features,
@@ -112,16 +110,16 @@ class AudioMAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Predict every patch, (B, N, p * p), from the patches of (B, 1, M, T) that are not hidden (B, N);
-        ``visible`` is their indices (B, K), if they are known.
+        """Predict all patches, (B, N, p * p), of log-mel (B, 1, M, T) from those not ``hidden`` (B, N).
+
+        ``visible`` (B, K) gives the indices of these, if known.
         """
         shape = (1, *(n * self.patch_size for n in self.grid))
         if x.shape[1:] != shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(
                 f"encoder takes log-mel of {shape} in {self.grid[0]}x{self.grid[1]} patches, got "
-                f"{tuple(x.shape[1:])} and a "
-                f"mask of {hidden.shape[1]} patches: set its image_size to [num_mels, frames] and its "
-                "patch_size"
+                f"{tuple(x.shape[1:])} and a mask of {hidden.shape[1]} patches: set its image_size to "
+                "[num_mels, frames] and its patch_size"
             )
         visible = visible_patches(hidden) if visible is None else visible
         return self.decoder(self.encoder.forward_visible(x, visible), visible)

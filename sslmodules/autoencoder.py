@@ -1,13 +1,12 @@
-"""Denoising autoencoder (Vincent et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390294), and the plain
-one.
+"""Denoising and plain autoencoders (Vincent et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390294).
 
 An encoder maps a damaged image to a vector, and a decoder maps that to the clean image. To undo the damage,
 the vector has to capture what the images have in common; the model learns to map a damaged image to a likely
 one (Alain and Bengio 2012, https://arxiv.org/abs/1211.4246). Without damage it is a plain autoencoder, whose
-vector must be narrower than the image, otherwise it copies.
+vector must be narrower than the image; otherwise it learns to copy.
 
 Differs from the paper: squared error instead of cross entropy, networks of any depth trained jointly instead
-of layer by layer, and encoder and decoder do not share weights.
+of layer by layer, and no shared weights between encoder and decoder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
         Scalar.
 
     Raises:
-        ValueError: the shapes differ (broadcasting would hide it).
+        ValueError: the shapes differ (broadcasting would hide that).
     """
     if prediction.shape != target.shape:
         raise ConfigError(
@@ -47,9 +46,7 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
 class Autoencoder(SSLModule):
     """Autoencoder: image to vector to image; denoising if the data's ``views`` damage the encoder's input.
 
-    With GaussianNoise, SaltAndPepper or MaskingNoise as ``data.views`` it is denoising, without views it is
-    plain.
-
+    It denoises with GaussianNoise, SaltAndPepper or MaskingNoise as ``data.views``, and is plain without.
     Args:
         encoder: (B, C, H, W) -> (B, num_features).
         decoder: (B, num_features) -> (B, C, H, W), unbounded: the image in standardized units.
@@ -71,7 +68,9 @@ class Autoencoder(SSLModule):
         x = batch["input"]
         terms = {"loss": reconstruction_error(self.reconstruct(batch), x)}
         if "corrupted" in batch:
-            terms["mse_noisy"] = reconstruction_error(batch["corrupted"], x)  # the score of doing nothing
-            if not self.training:  # probes use features of clean images: does the network handle them?
+            terms["mse_noisy"] = reconstruction_error(
+                batch["corrupted"], x
+            )  # the error of returning the damaged image
+            if not self.training:  # probes use clean images: does the network handle those?
                 terms["mse_clean"] = reconstruction_error(self.reconstruct({"input": x}), x)
         return terms

@@ -22,7 +22,7 @@ from sslmodules.networks.encoder import Encoder
 
 
 def off_diagonal(x: Tensor) -> Tensor:
-    """The elements of a square matrix off its diagonal, row by row.
+    """The off-diagonal elements of a square matrix, row by row.
 
     Args:
         x: (D, D).
@@ -66,7 +66,7 @@ def barlow_twins_loss(
         L = sum_i (1 - C_ii)^2 + lambda * sum_i sum_{j != i} C_ij^2
 
     Args:
-        z1: (N, D) projections of the first views of the GLOBAL batch: parts of it have different statistics.
+        z1: (N, D) projections of the first views of the GLOBAL batch (its parts have different statistics).
         z2: (N, D) projections of the second views.
         off_diagonal_weight: lambda >= 0; 0.0051 in the paper.
 

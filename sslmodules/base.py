@@ -1,4 +1,4 @@
-"""The base of every method: training step, schedule, gathering across processes."""
+"""The base class of all methods: training step, schedule, gathering across processes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Convert float16 and bfloat16 to float32 where half precision loses too much; keep float32 and
-    float64.
-    """
+    """Convert float16 and bfloat16 to float32, where half precision loses too much; keep other types."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -55,9 +53,7 @@ class Gathered(NamedTuple):
 
 
 class SSLModule(PlainHyperparameters, LightningModule, ABC):
-    """A self-supervised method. A subclass implements ``losses`` and, unless features are ``encoder(x)``,
-    ``embed``.
-
+    """A self-supervised method. Subclasses implement ``losses``, and ``embed`` if it is not ``encoder(x)``.
     Args:
         optimizer: builds the optimizer from parameter groups. Required: a default would leak its settings
             into a YAML that names another class. Its learning rate is the peak rate and is not scaled. Its
@@ -72,13 +68,13 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     """
 
     encoder: Encoder
-    #: The loss compares samples of a batch: it needs at least two, and accumulating gradients does not
-    #: enlarge it.
+    #: The loss compares the samples of a batch: it needs at least two, and accumulating gradients does not
+    #: add to them.
     couples_batch: bool = False
     #: The loss is computed from labels.
     reads_labels: bool = False
-    #: The metric of the checkpoint that is evaluated, ``best.ckpt``, and whether the highest ("max") or the
-    #: lowest ("min") is the best; None = the weights at the end are evaluated.
+    #: The metric that selects the checkpoint to evaluate, ``best.ckpt``, and whether the highest ("max") or
+    #: the lowest ("min") value is best; None = the final weights are evaluated.
     best_metric: tuple[str, Literal["min", "max"]] | None = None
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
@@ -87,12 +83,11 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     #: The loss, or the term ``masked_word_loss``, is in nats per predicted token: the report compares it with
     #: tables of frequencies.
     predicts_tokens: bool = False
-    #: Where ``input`` is images and the loss is over their values, one after the other: what makes tokens of
-    #: them.
+    #: Converts images to tokens, if the loss is over the values of images one after the other.
     pixels: PixelTokens | None
-    #: Names of buffers that every rank computes equal, such as a queue of gathered keys: they are not sent.
+    #: Names of buffers that are equal on all ranks, such as a queue of gathered keys: DDP need not send them.
     equal_buffers: tuple[str, ...] = ()
-    #: ``continue_clip`` takes clips of at least so many frames.
+    #: Minimum number of frames in a clip for ``continue_clip``.
     shortest_clip: int = 1
 
     def __init__(
@@ -103,7 +98,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         check_within(0, 1, final_lr_factor=final_lr_factor)
         try:  # fail here on a bad learning rate, not after the data is loaded
             optimizer([nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:  # of a value that is not a number, or out of range
+        except (TypeError, ValueError) as error:  # not a number, or out of range
             joint = "." if isinstance(error, ConfigError) else ": "  # optimizer.lr must be ...
             raise ConfigError(f"optimizer{joint}{error}") from None
         self.save_hyperparameters()
@@ -127,14 +122,14 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return self.feature_encoder(x)
 
     def averaged_over(self, batch: Batch) -> dict[str, float]:
-        """Number of values that each term of ``losses(batch)`` is a mean over, by name; terms that are not
-        named are means over samples. The mean over a split is weighted by it, so that the batch size does not
-        matter.
+        """Number of values that terms of ``losses(batch)`` are means over, by name; default: of samples.
+
+        Means over a split are weighted by it, so that they do not depend on the batch size.
         """
         return {}
 
     def derived(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Terms that follow from other terms and are not averages of their own, such as a perplexity.
+        """Terms computed from the means of other terms, such as a perplexity.
 
         Args:
             means: the terms of a batch, or their means over a split.
@@ -147,12 +142,12 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer: every trainable parameter in exactly one.
 
-        A group with ``"constant_lr": True`` keeps the optimizer's learning rate: no warm-up, no decay. One
-        with ``"lr_scale"`` has that share of it at every step.
+        A group with ``"constant_lr": True`` keeps the optimizer's learning rate: no warm-up, no decay. In a
+        group with ``"lr_scale"``, the learning rate is multiplied by it at every step.
         """
         return decay_groups(self)
 
-    # ---- optional methods: override what a method can do, with these signatures ----------------------------
+    # ---- optional methods: override those that a method supports, with these signatures --------------------
 
     @optional
     def classify(self, x: Tensor) -> Tensor:
@@ -161,9 +156,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
 
     @optional
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) images in units of ``input``: a prediction of the hidden or damaged parts,
-        or of everything.
-        """
+        """(B, C, H, W) images in units of ``input``: a prediction of the hidden parts, or of everything."""
         raise NotImplementedError
 
     @optional
@@ -176,23 +169,21 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
 
     @optional
     def interpolate(self, x: Tensor, steps: int) -> Tensor:
-        """Images (B, C, H, W) -> (B, steps, C, H, W): from each to the next, and from the last to
-        the first.
-        """
+        """Images (B, C, H, W) -> (B, steps, C, H, W): from each to the next, from the last to the first."""
         raise NotImplementedError
 
     @optional
     def complete(
         self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """``input`` (B, ...) with everything after its first part, a share ``keep``, drawn anew."""
+        """``input`` (B, ...) with everything after its first part, a share ``keep``, sampled."""
         raise NotImplementedError
 
     @optional
     def extend(
         self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """(B, t) tokens -> (B, t + length): the following tokens, drawn one by one."""
+        """(B, t) tokens -> (B, t + length): the following tokens, sampled one by one."""
         raise NotImplementedError
 
     @optional
@@ -222,18 +213,17 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return 1 if trainer is None else trainer.world_size
 
     def gather(self, z: Tensor) -> Gathered:
-        """(B, ...) of every rank as (W * B, ...) in rank order, with gradients, and the index of this rank's
-        first row.
+        """(B, ...) of all ranks as (W * B, ...), in rank order, with gradients; index of the first local row.
 
         Outside training: ``z`` itself and 0, because validation batches differ in size between ranks. The
-        backward sums over ranks; with DDP's mean over ranks, the gradient of a loss over the gathered batch
-        equals that of one process with the joined batch.
+        backward pass sums over ranks; with DDP's mean over ranks, the gradient of a loss over the gathered
+        batch equals that of one process with the joined batch.
         """
         if not self.training or self.world_size == 1:
             return Gathered(z, 0)
         gathered = self.all_gather(z, sync_grads=True)
         assert isinstance(gathered, Tensor)
-        if gathered.requires_grad:  # gloo mixes up the values of a gradient with other strides
+        if gathered.requires_grad:  # gloo permutes the values of a gradient with other strides
             gathered.register_hook(lambda gradient: gradient.contiguous())
         return Gathered(gathered.flatten(0, 1), self.global_rank * len(z))
 
@@ -244,8 +234,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def randn(self, *size: int) -> Tensor:
         """Standard normal noise on the module's device, one row per sample. Methods must draw all noise here.
 
-        It is seeded at every step by (seed, rank, epoch, step). Having one place lets a test give one process
-        the draws of two.
+        It is seeded at every step by (seed, rank, epoch, step). With a single place for noise, a test can
+        give one process the draws of two.
         """
         return torch.randn(*size, device=self.device)
 
@@ -259,7 +249,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         return self.embed(x)
 
     def check_batch_size(self, global_batch: int) -> None:
-        """ValueError for a batch in which the method has nothing to compare."""
+        """Raise ValueError if a batch of this size leaves the method nothing to compare."""
         if self.couples_batch and global_batch < 2:
             raise ConfigError(
                 f"{type(self).__name__} compares the samples of a batch, so batch_size must be at least 2, "
@@ -267,17 +257,16 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             )
 
     def check_data(self, data: SSLDataModule) -> None:
-        """ConfigError for data that the method would take for something else."""
+        """Raise ConfigError for data that the method would misinterpret."""
 
     def check_batch(self, batch: Batch) -> None:
-        """ValueError for a batch without the keys that ``losses`` uses."""
+        """Raise ValueError for a batch without the keys that ``losses`` uses."""
         if missing := [key for key in self.batch_keys if key not in batch]:
             raise ConfigError(
                 f"{type(self).__name__} needs {missing[0]!r} in the batch, which has only "
                 f"{', '.join(batch)}: set data.views "
                 "to a class that adds it (views: TwoViews or a preset such as SimCLRViews; mask: "
-                "RandomBlock, CenterHole; "
-                "corrupted: GaussianNoise, of text MaskedTokens)"
+                "RandomBlock, CenterHole; corrupted: GaussianNoise, for text MaskedTokens)"
             )
         if "views" in self.batch_keys and len(batch["views"]) < 2:
             raise ConfigError(
@@ -291,8 +280,10 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     ) -> Any:
         """Like ``load_module``, for a checkpoint of this class.
 
-        Args: map_location: device of the module; default the CPU. given: see ``load_module``.
-
+        Args:
+            checkpoint_path: the checkpoint.
+            map_location: device of the module; default: the CPU.
+            given: see ``load_module``.
         Raises:
             DataFileError: the file cannot be used, or contains another method.
         """
@@ -300,7 +291,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
 
         module = load_module(checkpoint_path, **given)
         if not isinstance(module, cls):
-            raise DataFileError(f"{checkpoint_path} holds {type(module).__name__}, not {cls.__name__}")
+            raise DataFileError(f"{checkpoint_path} contains {type(module).__name__}, not {cls.__name__}")
         return module.to(map_location or "cpu")
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -322,9 +313,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             self.check_data(data)
         if self.couples_batch and self.trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
-                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the "
-                "batch within which "
-                f"{type(self).__name__} compares samples: its loss still sees one batch at a time"
+                f"accumulate_grad_batches={self.trainer.accumulate_grad_batches} does not enlarge the batch "
+                f"in which {type(self).__name__} compares samples: its loss still sees one batch at a time"
             )
 
     def on_train_start(self) -> None:
@@ -350,7 +340,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             seed_noise(self.device, self.global_rank, batch_idx, 2)
             terms, counts = self.losses(batch), self.averaged_over(batch)
             for name in terms.keys() - self.derived(terms).keys():
-                # a fraction: of integers, averaged over processes, Lightning would drop the half
+                # as a float: Lightning would truncate the mean of integers over processes
                 n: Any = float(counts.get(name, len(batch["input"])))
                 self.log(f"val/{name}", terms[name], batch_size=n, sync_dist=True, add_dataloader_idx=False)
         return {"features": self.embed(batch["input"]).flatten(1).float()}
@@ -378,9 +368,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         }
 
     def schedule(self) -> Callable[[int], float]:
-        """Learning-rate factor at each optimizer step of this run; also sets the run length that
-        ``progress`` uses.
-        """
+        """Learning-rate factor at each optimizer step; also sets the run length that ``progress`` uses."""
         self.trainer.fit_loop.setup_data()  # otherwise the number of batches is not known yet
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)

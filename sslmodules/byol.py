@@ -4,8 +4,8 @@ From one view of an image, the online network predicts what a slowly moving copy
 projects from the other view. There are no negatives: the predictor and the moving target prevent collapse.
 
 Differs from the official code: the target starts as a copy of the online network instead of from another
-seed; features are evaluated without fine-tuning the batch-norm statistics; any optimizer can be used, the
-official one is LARS.
+seed; features are evaluated without fine-tuning the batch-norm statistics; any optimizer can be used instead
+of LARS.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from sslmodules.networks.encoder import Encoder
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of unit vectors, ||p - z||^2 = 2 - 2 cos(p, z), mean over the batch (Grill et al.
-    2020).
-
+    """Squared distance of unit vectors, 2 - 2 cos(p, z), mean over the batch (Grill et al. 2020).
     Args:
         prediction: (B, D) predictions p; any scale, normalized here, in float32 or better.
         target: (B, D) target projections z; they get no gradient.
@@ -51,7 +49,7 @@ class BYOL(SSLModule):
         **kwargs: ``SSLModule``'s.
     """
 
-    couples_batch = True  # by the batch norms of its heads, on which it depends: without them it may collapse
+    couples_batch = True  # through the batch norms of its heads, without which it may collapse
     batch_keys = ("views",)
 
     def __init__(

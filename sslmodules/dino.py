@@ -4,9 +4,8 @@ A student sees all views of an image, its teacher (a momentum copy) only the glo
 the teacher's distribution over prototypes. Centering and sharpening of the teacher's output, not negatives,
 prevent collapse.
 
-Differs from the official code: the last layer is always normalized (``norm_last_layer``); an encoder given
-with stochastic depth is copied without it for the teacher, as there; probes see the teacher's encoder, as its
-evaluation does by default.
+Differs from the official code: the last layer is always normalized (``norm_last_layer``). As there, the
+teacher has no stochastic depth, and the teacher's encoder is evaluated.
 """
 
 from __future__ import annotations
@@ -82,9 +81,7 @@ def dino_mlp(in_features: int, hidden: int, out_features: int, layers: int) -> n
 
 
 class DINOHead(nn.Module):
-    """Projector of student and teacher: MLP with GELU and no batch norm, unit vector, normalized linear
-    layer.
-
+    """Projector of student and teacher: MLP with GELU, without batch norm; unit vector; normalized layer.
     The last layer is the official weight norm with its gain frozen at 1: cosines with K prototypes.
 
     Args:
@@ -120,9 +117,7 @@ class DINOHead(nn.Module):
 
 
 def without_dropout(module: nn.Module) -> None:
-    """Turn off dropout and stochastic depth permanently: the teacher is in training mode only for
-    batch norm.
-    """
+    """Turn off dropout and stochastic depth: the teacher is in training mode for its batch norms only."""
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
@@ -222,7 +217,7 @@ class DINO(SSLModule):
 
     @property
     def feature_encoder(self) -> Encoder:
-        """The teacher's encoder, which the paper finds better than the student's and evaluates."""
+        """The teacher's encoder; in the paper it is better than the student's and is the one evaluated."""
         return self.teacher.net[0]  # type: ignore[index]
 
     def check_batch(self, batch: Batch) -> None:
@@ -238,7 +233,7 @@ class DINO(SSLModule):
         targets = teacher_probabilities(teacher, self.center, self.current_teacher_temperature())
         if (
             self.training
-        ):  # after use: a center that included this batch would remove what the batch has in common
+        ):  # after use: a center that includes this batch would remove what its samples have in common
             self.update_center(teacher)
         return {
             "loss": dino_loss(student, targets, self.student_temperature),
@@ -248,9 +243,7 @@ class DINO(SSLModule):
 
     @torch.no_grad()
     def update_center(self, logits: Tensor) -> None:
-        """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) over views, batch
-        and ranks.
-        """
+        """center <- m * center + (1 - m) * mean of the teacher's logits (2, B, K) of all ranks."""
         mean = self.gather(full_precision(logits).mean((0, 1))[None]).rows.mean(0)  # (K,)
         self.center.lerp_(mean[None].to(self.center.dtype), 1 - self.center_momentum)
 
@@ -270,7 +263,7 @@ class DINO(SSLModule):
         if self.clip_norm is not None:
             clip_each(self.parameters(), self.clip_norm)
         if self.current_epoch < self.freeze_last_layer_epochs:
-            # no gradient at all: with a zero gradient, momentum and weight decay would still change it
+            # None, not zero: with a zero gradient, momentum and weight decay would still change it
             self.projector.last_layer.weight.grad = None
         if self.final_weight_decay is not None:
             raise_weight_decay(optimizer, self.progress(), self.final_weight_decay)

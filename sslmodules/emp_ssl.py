@@ -4,10 +4,11 @@ Many patches of one fixed scale are cut from each image and pulled to their mean
 patch position in the batch are spread out by their coding rate. Few passes over the data suffice, since each
 image is used many times within a step.
 
-Differs from the official code: the log-determinant is that of the smaller of the two Gram matrices, which has
-the same value; several processes gather the embeddings of a view before its coding rate, so that they have
-the loss of one; any optimizer takes the place of the clipped LARS. Probes see the encoder's features of the
-whole image; the paper's own features, the mean over many augmented patches, are those of ``bag``.
+Differs from the official code: the log-determinant is computed from the smaller of the two Gram matrices,
+which gives the same value; the embeddings of a view are gathered from all processes before its coding rate,
+so that several processes have the loss of one; any optimizer can be used instead of the clipped LARS. Probes
+see the encoder's features of the whole image; ``bag`` gives the paper's own features, the mean over many
+augmented patches.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from sslmodules.swav import encode_views
 
 
 def coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
-    """Total coding rate, 1/2 log det(I + D / (N epsilon) Z^T Z) (Yu et al. 2020,
-    https://arxiv.org/abs/2006.08558).
+    """Total coding rate, 1/2 log det(I + D / (N epsilon) Z^T Z).
 
-    Large where the N rows of Z point into many directions. By Sylvester's identity the (D, D) and the (N, N)
-    matrix have the same determinant; the smaller one is factorized.
+    Yu et al. 2020, https://arxiv.org/abs/2006.08558. Large if the N rows of Z point in many directions. By
+    Sylvester's identity the (D, D) and the (N, N) matrix have the same determinant; the smaller one is
+    factorized.
 
     Args:
-        z: (..., N, D) embeddings of the GLOBAL batch, unit vectors as a rule; computed in float32 or better.
+        z: (..., N, D) embeddings of the GLOBAL batch, usually unit vectors; computed in float32 or better.
         epsilon: the papers' squared coding precision, > 0; 0.2 in EMP-SSL.
 
     Returns:

@@ -1,10 +1,10 @@
 """FastSiam (Pototzky et al. 2022, https://doi.org/10.1007/978-3-031-16788-1_4).
 
-SimSiam with four views of each image: every view predicts the mean projection of the other views, which is a
-steadier target than the projection of one view. The paper reaches SimSiam's accuracy in fewer epochs and
-with smaller batches.
+SimSiam with four views of each image: every view predicts the mean projection of the other views, a more
+stable target than the projection of one view. The paper reaches SimSiam's accuracy in fewer epochs and with
+smaller batches.
 
-Everything else is as in ``SimSiam``; with two views both are the same method.
+Everything else is as in ``SimSiam``; with two views, the two methods are the same.
 """
 
 from __future__ import annotations

@@ -41,11 +41,10 @@ def soft_cross_entropy(
 
     Args:
         logits: (B, K).
-        target: (B, K) share of each class; rows of zeros do not count.
-        weights: (K,) of the classes.
+        target: (B, K) share of each class; rows of zeros are ignored.
+        weights: (K,) weight of each class.
         smoothing: share of the target that is spread over all classes.
-        total: what to divide by: the sum of the samples' weights over all ranks, divided by the number of
-            ranks.
+        total: divisor: the sum of the samples' weights over all ranks, divided by the number of ranks.
 
     Returns:
         Scalar; its mean over ranks is that of one process with the joined batch.
@@ -64,9 +63,9 @@ class FineTune(SSLModule):
         num_classes: K.
         head: ``linear`` or ``mlp`` on the features, or ``attentive``: one query over tokens or positions.
         pooling: features are the ``encoder``'s own, or the ``mean`` of its tokens without padding.
-            For sequences and frames of sound it is always the mean.
-        pixels: converts images to tokens, for an encoder of a GPT that was trained on pixels.
-        padding: token that fills up short samples for an encoder of a GPT: the data's ``pad_id``.
+            For sequences and audio frames it is always the mean.
+        pixels: converts images to tokens, for the encoder of a GPT that was trained on pixels.
+        padding: padding token for the encoder of a GPT: the data's ``pad_id``.
         freeze: train the classifier only, on features in eval mode.
         layer_decay: factor of the learning rate from each block to the one before it; 1 = the same for all.
         drop_path: for a ViT, share of samples that skip the last block; lower for earlier blocks.
@@ -120,7 +119,7 @@ class FineTune(SSLModule):
             option = "head" if self.over_tokens else "pooling"
             raise ConfigError(
                 f"{option} {head if self.over_tokens else pooling} needs an encoder with tokens "
-                f"or positions, and {type(encoder).__name__} gives one vector: choose another"
+                f"or positions, but {type(encoder).__name__} gives one vector: choose another"
             )
         if layer_decay < 1:
             depths(encoder)
@@ -153,10 +152,10 @@ class FineTune(SSLModule):
         return self.classifier if self.average is None else self.average.net[1]  # type: ignore[index]
 
     def _prepared(self, x: Tensor) -> Tensor:
-        """``input`` in the form that the encoder takes."""
+        """``input`` in the form that the encoder accepts."""
         if self.pixels is not None:
             return self.pixels(x)
-        if x.ndim == 4 and self.encoder.in_channels == x.shape[1] + 1:  # that of an inpainting: no mask
+        if x.ndim == 4 and self.encoder.in_channels == x.shape[1] + 1:  # from inpainting: an empty mask
             return torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
         return x
 
@@ -190,9 +189,8 @@ class FineTune(SSLModule):
     # ---- training ------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy for the first view if there are views (in eval mode for the clean ``input``), and
-        without mixing the share of correct predictions.
-        """
+        """Cross entropy of the first view, or of ``input`` in eval mode or without views; accuracy if "
+        "unmixed."""
         label = batch["label"]
         known = label >= 0
         target = F.one_hot(label.clamp(min=0), self.num_classes).float() * known[:, None]  # (B, K)
@@ -223,10 +221,10 @@ class FineTune(SSLModule):
         source = nn.ModuleList([self.encoder, self.classifier])
         self.average.update(source, self.ema)
         for mine, theirs in zip(self.average.net.buffers(), source.buffers(), strict=True):
-            mine.copy_(theirs)  # statistics of batch norm are means already
+            mine.copy_(theirs)  # batch-norm statistics are running means already
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups for each depth, with and without weight decay, with their share of the rate."""
+        """Two groups for each depth, with and without weight decay, and their share of the learning rate."""
         groups = decay_groups(self)
         if self.layer_decay == 1:
             return groups
@@ -248,16 +246,16 @@ class FineTune(SSLModule):
     def check_data(self, data: SSLDataModule) -> None:
         name = type(data).__name__
         if data.num_classes is None:
-            raise ConfigError(f"FineTune learns from labels, and {name} has none: give data with classes")
+            raise ConfigError(f"FineTune learns from labels, but {name} has none: give data with classes")
         if data.num_classes != self.num_classes:
             raise ConfigError(
-                f"{name} has {data.num_classes} classes, and num_classes is {self.num_classes}: give "
+                f"{name} has {data.num_classes} classes, but num_classes is {self.num_classes}: give "
                 f"--model.num_classes {data.num_classes}"
             )
         labels = labels_of(data.dataset("train"))
         if labels is not None and not (labels >= 0).any():
             raise ConfigError(
-                f"FineTune learns from labels, and no training sample of {name} has one: give data whose "
+                f"FineTune learns from labels, but no training sample of {name} has one: give data whose "
                 "training split is labeled"
             )
 
@@ -265,4 +263,4 @@ class FineTune(SSLModule):
         if "label" not in batch:
             raise ConfigError(f"FineTune needs 'label' in the batch, which has only {', '.join(batch)}")
         if self.mixing and batch["input"].ndim != 4:
-            raise ConfigError("mixup and cutmix mix images, and this data has none: leave them out")
+            raise ConfigError("mixup and cutmix need images, which this data does not have: leave them out")

@@ -1,8 +1,6 @@
-"""Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), with the networks
-of DCGAN.
-
+"""Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661).
 A generator makes images from noise, a discriminator distinguishes them from real ones, and they are trained
-against each other. Features are the discriminator's last hidden layer.
+against each other, with DCGAN's networks. Features are the discriminator's last hidden layer.
 
 Three losses: the paper's with the non-saturating generator (section 3), hinge (Lim and Ye 2017,
 https://arxiv.org/abs/1705.02894), and the Wasserstein distance with a gradient penalty (WGAN-GP, Gulrajani et
@@ -95,16 +93,15 @@ def generator_loss(fake: Tensor, loss: Loss = "non_saturating") -> Tensor:
 def gradient_penalty(
     critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor
 ) -> Tensor:
-    """WGAN-GP's penalty: mean of (|grad critic(x)| - 1)^2 at random points between real and generated
-    samples.
+    """WGAN-GP's penalty: mean of (|grad critic(x)| - 1)^2 at random points between real and generated ones.
 
-    The norm is per sample, over all its values. It is never computed in half precision, where squares of
-    small gradients would underflow.
+    The norm is per sample, over all its values. It is never computed in half precision, in which squares of
+    small gradients underflow.
 
     Args:
         critic: (B, ...) -> (B,); row i must depend on sample i alone (no batch norm).
         real: (B, ...) real samples.
-        fake: (B, ...) generated samples; their generator gets no gradient.
+        fake: (B, ...) generated samples; the generator gets no gradient.
         epsilon: (B,) in [0, 1], the share of the real sample.
 
     Returns:
@@ -115,7 +112,7 @@ def gradient_penalty(
         between = (epsilon * real + (1 - epsilon) * fake.detach().to(real.dtype)).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)  # (B, ...)
         squares = full_precision(gradient).flatten(1).square().sum(1)
-        # the square root has no derivative at exactly 0: a critic that is flat somewhere would give NaN
+        # the square root has no derivative at 0: a critic that is flat somewhere would give NaN
         return ((squares + 1e-12).sqrt() - 1).square().mean()
 
 
@@ -140,9 +137,7 @@ def check_loss(loss: str) -> None:
 
 
 def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
-    """``net(x)`` without changing buffers of ``net`` (running statistics) and, if ``frozen``,
-    without gradients for its parameters.
-    """
+    """``net(x)`` without changes of its buffers (running statistics); if ``frozen``, without gradients."""
     state = {name: buffer.clone() for name, buffer in net.named_buffers()}
     if frozen:
         state |= {name: parameter.detach() for name, parameter in net.named_parameters()}
@@ -152,10 +147,9 @@ def without_trace(net: nn.Module, x: Tensor, frozen: bool) -> Tensor:
 class GAN(SSLModule):
     """GAN: a generator against a discriminator; two optimizers under manual optimization.
 
-    A step is a discriminator step: ``global_step``, ``max_steps``, schedules and checkpoints count batches as
-    with every other method, and Lightning's count of generator steps is subtracted. The generator is updated
-    in the same batch, or in every ``discriminator_steps``-th. Both optimizers are built from the same
-    ``optimizer``.
+    A step is a discriminator step: ``global_step``, ``max_steps``, schedules and checkpoints count batches,
+    as for every other method; generator steps do not count. The generator is updated in the same batch, or
+    in every ``discriminator_steps``-th. Both optimizers are built from the same ``optimizer``.
 
     Args:
         encoder: the discriminator without its logit, (B, ...) -> (B, num_features).
@@ -196,9 +190,8 @@ class GAN(SSLModule):
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()
         ):
             raise ConfigError(
-                "loss wgan_gp penalizes the gradient of each sample by itself, and batch norm in the "
-                "encoder mixes samples: "
-                "give DCGANDiscriminator norm: layer"
+                "loss wgan_gp penalizes the gradient of each sample by itself, but batch norm in the encoder "
+                "mixes samples: give DCGANDiscriminator norm: layer"
             )
         self.automatic_optimization = False
         self.encoder, self.generator, self.loss = encoder, generator, loss
@@ -214,9 +207,7 @@ class GAN(SSLModule):
     # ---- the two players -----------------------------------------------------------------------------------
 
     def discriminator_terms(self, real: Tensor) -> dict[str, Tensor]:
-        """Discriminator loss on real (B, ...) and as many generated samples; the generator gets no
-        gradient.
-        """
+        """Discriminator loss on real (B, ...) and as many generated samples, without generator gradient."""
         # not under no_grad: torch 2.6's autocast would cache copies of the weights that have no gradient in
         # the next pass
         fake = self.generator(self.randn(len(real), self.latent_dim)).detach()  # (B, ...)
@@ -239,7 +230,7 @@ class GAN(SSLModule):
         return {"discriminator": loss, **terms}
 
     def generator_terms(self, real: Tensor) -> dict[str, Tensor]:
-        """Generator loss on as many samples as ``real`` has; the discriminator gets no gradient."""
+        """Generator loss on as many samples as ``real`` has, without discriminator gradient."""
         fake = self.generator(self.randn(len(real), self.latent_dim))  # (B, ...)
         return {"generator": generator_loss(self._logits(fake, frozen=True), self.loss)}
 
@@ -248,7 +239,7 @@ class GAN(SSLModule):
         return without_trace(self.head, without_trace(self.encoder, x, frozen), frozen).squeeze(1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Both losses from the same weights. One backward of ``loss`` gives each network its own gradient."""
+        """Both losses from the same weights. One backward pass gives each network its own gradient."""
         terms = self.discriminator_terms(batch["input"]) | self.generator_terms(batch["input"])
         return {"loss": terms["discriminator"] + terms["generator"], **terms}
 
@@ -257,8 +248,8 @@ class GAN(SSLModule):
         """(n, ...) generated samples in standardized units.
 
         Args:
-            n: number of samples; the first ``FIXED_LATENTS`` use the same noise in every call, the rest is
-                drawn.
+            n: number of samples; the first ``FIXED_LATENTS`` use the same noise in every call, the others
+                new noise.
             z: (n, latent_dim) noise to use instead.
         """
         if z is None:
@@ -284,9 +275,7 @@ class GAN(SSLModule):
         return optimizers, [LambdaLR(o, f) for o, f in zip(optimizers, factors, strict=True)]
 
     def configure_callbacks(self) -> list[Any]:
-        """Adds no callbacks: it is the first hook of a run, before Lightning rejects two options
-        without naming an alternative.
-        """
+        """Add no callbacks, but reject two options before Lightning does without naming an alternative."""
         if clip := self.trainer.gradient_clip_val:
             raise ConfigError(
                 f"trainer.gradient_clip_val {clip}: a GAN clips each network by itself: use "
@@ -294,16 +283,14 @@ class GAN(SSLModule):
             )
         if (n := self.trainer.accumulate_grad_batches) > 1:
             raise ConfigError(
-                f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate "
-                f"{n} and {n} times the "
+                f"trainer.accumulate_grad_batches {n}: a GAN splits its batches: use --model.accumulate {n} "
+                f"and {n} times the "
                 "--data.batch_size"
             )
         return []
 
     def check_batch(self, batch: Batch) -> None:
-        """Also ValueError if the generator cannot produce such samples: another shape, or values
-        out of its range.
-        """
+        """Also raise ValueError if the generator cannot produce such samples, by shape or range."""
         super().check_batch(batch)
         x = batch["input"]
         with torch.no_grad():
@@ -311,16 +298,14 @@ class GAN(SSLModule):
         if made.shape[1:] != x.shape[1:]:
             raise ConfigError(
                 f"the generator makes samples of shape {tuple(made.shape[1:])}, the data's are "
-                f"{tuple(x.shape[1:])}: look at "
-                "its image_size and out_channels"
+                f"{tuple(x.shape[1:])}: check its image_size and out_channels"
             )
         reach = self.generator.value_range()
         if reach is not None and ((x < reach[0] - 0.05).any() or (x > reach[1] + 0.05).any()):
             low, high = reach
             raise ConfigError(
-                f"the generator's values lie in {low.min().item():.2f} to {high.max().item():.2f}, the "
-                "data's in "
-                f"{x.min().item():.2f} to {x.max().item():.2f}: give it the mean and std of the data"
+                f"the generator's values are in {low.min().item():.2f} to {high.max().item():.2f}, the "
+                f"data's in {x.min().item():.2f} to {x.max().item():.2f}: give it the data's mean and std"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -342,7 +327,7 @@ class GAN(SSLModule):
         loss = terms["discriminator"]
         if self.global_step % self.discriminator_steps == 0:
             generator.zero_grad()
-            # only now: against the updated discriminator; and GradScaler's scale does not change in between
+            # after the update: against the new discriminator, and with an unchanged scale of GradScaler
             terms |= self._backward(
                 self.generator_terms, parts, [*self.encoder.parameters(), *self.head.parameters()]
             )
@@ -354,13 +339,11 @@ class GAN(SSLModule):
         return loss
 
     def share_statistics(self) -> None:
-        """Copy rank 0's batch-norm statistics to every rank, as DDP does before each step of
-        automatic optimization.
-        """
+        """Copy rank 0's batch-norm statistics to all ranks, as DDP does under automatic optimization."""
         norms = [part for part in self.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         statistics = [s for norm in norms for s in norm.buffers() if s.is_floating_point()]
         if statistics:
-            together = torch.cat([s.flatten() for s in statistics])  # one message instead of two a layer
+            together = torch.cat([s.flatten() for s in statistics])  # one message instead of two per layer
             torch.distributed.broadcast(together, 0)
             parts = together.split([s.numel() for s in statistics])
             torch._foreach_copy_(statistics, [p.view_as(s) for p, s in zip(parts, statistics, strict=True)])
@@ -371,9 +354,8 @@ class GAN(SSLModule):
         parts: Iterable[Tensor],
         others: Iterable[nn.Parameter],
     ) -> dict[str, Tensor]:
-        """Accumulate gradients of a player's loss, its first term, over the parts of a batch;
-        returns whole-batch terms.
-        """
+        """Accumulate gradients of a player's loss, its first term, over a batch's parts; terms of the "
+        "batch."""
         parts, others = list(parts), [p for p in others if p.requires_grad]
         total = sum(map(len, parts))
         sums: dict[str, Tensor] = {}

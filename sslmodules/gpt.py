@@ -27,9 +27,7 @@ from sslmodules.networks.encoder import CausalEncoder, require
 
 
 def next_token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p(token | tokens before it) in nats: the terms of a language model's likelihood (Radford et al.
-    2018).
-
+    """-log p(token | tokens before it) in nats, for each token (Radford et al. 2018).
     Args:
         logits: (B, T - 1, V), row t of tokens 0..t.
         tokens: (B, T) int64; row t is scored on token t + 1.
@@ -47,8 +45,8 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
         logits: (B, V).
         uniform: (B,) random numbers in [0, 1): their position in the cumulative probabilities selects the
             token.
-        temperature: 0 takes the likeliest token.
-        top_k: None for all. Tokens tied with the last one are included.
+        temperature: 0 = the likeliest token.
+        top_k: None = all. Tokens tied with the last one are included.
 
     Returns:
         (B,) int64.
@@ -60,8 +58,8 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int
         least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
     upto = (logits / temperature).softmax(1).double().cumsum(1)  # (B, V), rising to about 1
-    # strictly above, so that a token of probability 0 is never chosen; times the total to allow for rounding
-    # at the upper end
+    # strictly above, so that a token of probability 0 is never chosen; times the total, which rounding may
+    # leave below 1
     return (upto <= uniform.double()[:, None] * upto[:, -1:]).sum(1)
 
 
@@ -74,8 +72,7 @@ class GPT(SSLModule):
             is tokens.
         pooling: features are the ``mean`` of the hidden states, or the ``last`` one, which depends on the
             whole input.
-        padding: token that fills up short samples, never predicted or pooled: the data's ``pad_id``, or
-            None if it has none.
+        padding: padding token, never predicted or pooled: the data's ``pad_id``, or None if it has none.
         **kwargs: ``SSLModule``'s.
     """
 
@@ -126,8 +123,8 @@ class GPT(SSLModule):
             loss = nll.mean()
         else:
             real = tokens[:, 1:] != self.padding
-            # ranks have different numbers of tokens: divided by their mean, DDP's mean over ranks is the mean
-            # over tokens
+            # ranks have different numbers of tokens: divided by the mean number, DDP's mean over ranks is the
+            # mean over tokens
             count = self.gather(real.sum().to(nll.dtype)[None]).rows.mean().clamp(min=1)
             loss = (nll * real).sum() / count
         return {
@@ -153,28 +150,23 @@ class GPT(SSLModule):
 
     def check_data(self, data: SSLDataModule) -> None:
         if data.pad_id != self.padding:
-            told = (
-                "has no padding"
-                if data.pad_id is None
-                else f"fills up short samples with token {data.pad_id}"
-            )
+            what = "has no padding" if data.pad_id is None else f"pads short samples with token {data.pad_id}"
             given = "null" if data.pad_id is None else data.pad_id
             raise ConfigError(
-                f"{type(data).__name__} {told}, and padding is {self.padding}: give --model.padding "
-                f"{given}, or padding is counted as text"
+                f"{type(data).__name__} {what}, but padding is {self.padding}: give --model.padding {given}, "
+                "otherwise padding is treated as text"
             )
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        if self.global_step:  # the following makes the host wait for the device
+        if self.global_step:  # the checks below make the host wait for the device
             return
         x, v, limit = batch["input"], self.encoder.vocab_size, self.encoder.block_size
         if self.pixels is not None:
             if not bool(((x >= 0) & (x <= 1)).all()):
                 raise ConfigError(
-                    f"pixels must lie in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set "
-                    "data.mean to 0, data.std "
-                    "to 1 for each channel"
+                    f"pixels must be in [0, 1], got input from {x.min():.2f} to {x.max():.2f}: set "
+                    "data.mean to 0 and data.std to 1 for each channel"
                 )
         elif x.is_floating_point():
             raise ConfigError(
@@ -183,8 +175,8 @@ class GPT(SSLModule):
             )
         elif int(x.max()) >= v:
             raise ConfigError(
-                f"the data has token {int(x.max())}, and the encoder only {v}: set "
-                "model.encoder.vocab_size higher"
+                f"the data has token {int(x.max())}, but the encoder knows only {v} tokens: increase "
+                "model.encoder.vocab_size"
             )
         length = self.tokens(x).shape[1]
         if length < 2:
@@ -194,14 +186,12 @@ class GPT(SSLModule):
         if limit is not None and length > limit + 1:
             raise ConfigError(
                 f"samples of {length} tokens are longer than block_size + 1 ({limit} + 1): set "
-                "model.encoder.block_size to "
-                f"{length - 1} or the data's length lower"
+                f"model.encoder.block_size to {length - 1}, or reduce the data's length"
             )
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, D): pooled hidden states of ``input``. As in training, the last token of a full block
-        is not read.
-        """
+        """(B, D): pooled hidden states of ``input``, without the last token of a full block, as in "
+        "training."""
         tokens = self.tokens(x)
         limit = self.encoder.block_size
         if limit is not None and tokens.shape[1] == limit + 1:
@@ -219,13 +209,13 @@ class GPT(SSLModule):
     def extend(
         self, tokens: Tensor, length: int, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """Draw the following tokens one by one, each from the last ``block_size`` before it.
+        """Sample the following tokens one by one, each given the last ``block_size`` before it.
 
         Args:
             tokens: (B, t) int64, t >= 1.
             length: number of tokens to add.
             temperature: below 1 likelier, above 1 more varied; 0 always takes the likeliest token.
-            top_k: draw among this many likeliest tokens only; None for all.
+            top_k: sample from this many likeliest tokens only; None = all.
 
         Returns:
             (B, t + length) int64.
@@ -234,7 +224,7 @@ class GPT(SSLModule):
             ValueError: an empty start, or a setting out of range.
         """
         if tokens.shape[1] < 1:
-            raise ValueError("a continuation needs at least one token to go on from, got none")
+            raise ValueError("a continuation needs at least one token to start from, got none")
         check_within(0, math.inf, "[)", temperature=temperature)
         check_at_least(1, top_k=top_k)
         limit: Any = self.encoder.block_size
@@ -273,9 +263,7 @@ class GPT(SSLModule):
     def complete(
         self, x: Tensor, keep: float = 0.5, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
-        """``input`` with everything after its first part drawn anew, in the same form; for images, the lower
-        rows.
-
+        """``input`` with everything after its first part sampled, in the same form (images: the lower rows).
         Args:
             x: (B, ...), as ``input``.
             keep: share of the values to keep, rounded down.

@@ -1,6 +1,6 @@
 """HuBERT (Hsu et al. 2021, https://arxiv.org/abs/2106.07447).
 
-Frames of sound are clustered, spans of frames are hidden, and a Transformer that sees the rest predicts the
+Audio frames are clustered, spans of frames are hidden, and a Transformer that sees the rest predicts the
 cluster of each hidden frame. Features are its states, averaged over a clip's frames.
 
 Differs from the paper: the network reads log-mel frames instead of the waveform; clusters are found on at
@@ -28,9 +28,9 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.encoder import MaskedFrameEncoder, require
 
 FRAMES = 100_000
-"""Clusters are found on at most about so many frames of the training split."""
+"""Approximate maximum number of training frames used to find clusters."""
 CEPSTRA = 13
-"""Coefficients of a frame, before their changes over time are added (the paper: 39-dimensional MFCC)."""
+"""Coefficients per frame, without their changes over time (39 with them, as in the paper)."""
 
 
 def mfcc(log_mel: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class HuBERT(SSLModule):
         projection: width of the space in which states and clusters are compared.
         temperature: divides their cosine similarity.
         second_iteration: from this epoch on, clusters are those of the network's own states at the start of
-            that epoch; None = clusters of MFCC throughout.
+            that epoch; None = MFCC clusters throughout.
         **kwargs: ``SSLModule``'s.
 
     Raises:
-        ValueError: the encoder does not take frames, or an option is out of range.
+        ValueError: the encoder does not accept frames, or an option is out of range.
     """
 
     encoder: MaskedFrameEncoder
@@ -133,7 +133,7 @@ class HuBERT(SSLModule):
         self.project = nn.Linear(width, projection)
         self.codes = nn.Parameter(torch.randn(clusters, projection))
         self.teacher = None if second_iteration is None else copy.deepcopy(encoder).requires_grad_(False)
-        # until clusters are found, those of random directions (as in BEST-RQ, Chiu et al. 2022)
+        # random directions until clusters are found (as in BEST-RQ, Chiu et al. 2022)
         size = 3 * min(CEPSTRA, encoder.in_features)
         widths = [size] if second_iteration is None else [size, width]
         self.register_buffer("centers", torch.randn(clusters, max(widths)))
@@ -169,7 +169,7 @@ class HuBERT(SSLModule):
 
         Args:
             data: a data set whose ``input`` is log-mel.
-            iteration: 1 clusters MFCC, 2 the states of the network as it is now.
+            iteration: 1 clusters MFCC, 2 the network's current states.
         """
         from sklearn.cluster import KMeans
 
@@ -196,7 +196,7 @@ class HuBERT(SSLModule):
         centers = KMeans(clusters, n_init=1, max_iter=50, random_state=0).fit(points).cluster_centers_
         self.centers[:, :n] = torch.from_numpy(centers).to(self.centers)
         self.shift[:n], self.scale[:n] = shift.to(self.shift), scale.to(self.scale)
-        # a generator of its own: the random state of processes differs
+        # its own generator, since the processes' random states differ
         codes = torch.randn(self.codes.shape, generator=torch.Generator().manual_seed(iteration))
         self.codes.copy_(codes)
         rank_zero_info(f"{clusters} clusters of {found} frames (iteration {iteration})")
@@ -211,7 +211,7 @@ class HuBERT(SSLModule):
     # ---- the model -----------------------------------------------------------------------------------------
 
     def frames_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, M, T) log-mel to frames (B, T, M), and a mask of those without padding (B, T)."""
+        """(B, 1, M, T) log-mel to frames (B, T, M), and a mask (B, T) of those that are not padding."""
         if x.ndim != 4 or x.shape[1:3] != (1, self.encoder.in_features):
             raise ConfigError(
                 f"encoder takes log-mel (B, 1, {self.encoder.in_features}, T), got {tuple(x.shape)}: set its "

@@ -28,9 +28,7 @@ from sslmodules.optim import raise_weight_decay
 
 
 def normalized_targets(tokens: Tensor, targets: Tensor) -> Tensor:
-    """The target encoder's tokens at the target patches, each normalized over its features without scale and
-    shift.
-
+    """The target encoder's tokens at the target patches, each normalized over its features.
     Args:
         tokens: (B, N, D), computed from the FULL image.
         targets: (B, M, L) int64, patches of each block.
@@ -113,7 +111,7 @@ class IJEPA(SSLModule):
         with torch.no_grad():
             tokens = self.teacher.net.forward_visible(x)[:, 1:]  # type: ignore[operator]
         target = normalized_targets(tokens, targets)
-        # without training this is the variance of the normalized targets: what predicting 0 gives
+        # before training it is the variance of the normalized targets, the error of predicting 0
         return {"loss": F.smooth_l1_loss(full_precision(prediction), target)}
 
     def update_teacher(self) -> None:

@@ -1,7 +1,6 @@
-"""Inpainting: predict the hidden part of an image (context encoders, Pathak et al. 2016,
-https://arxiv.org/abs/1604.07379).
+"""Inpainting with context encoders (Pathak et al. 2016, https://arxiv.org/abs/1604.07379).
 
-A convolutional network sees the image with a hole and the mask, and predicts what was there.
+A convolutional network sees an image with a hole, and the mask, and predicts the hidden part.
 
 Differs from the paper: no adversarial term (its weight there is 0.001, and it improves sharpness, not
 features), and the network gets the mask in addition to the image, so that a hole cannot be confused with
@@ -22,9 +21,7 @@ from sslmodules.networks.encoder import MapEncoder, require
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over hidden pixels only: per image, then over the batch (Pathak et al. 2016,
-    reconstruction loss).
-
+    """Mean squared error over hidden pixels only, per image, then over the batch (Pathak et al. 2016).
     Divided by the number of hidden values of each image, not by its size, so that the scale does not depend
     on the hole's size. The mean is taken per image first, because a mean over all hidden pixels of a batch
     would differ between one process and two.
@@ -46,7 +43,7 @@ class Inpainting(SSLModule):
     """Inpainting: fill in the hidden part of an image.
 
     Args:
-        encoder: takes one channel more than the image (the mask) and has ``forward_features`` -> (B, D, h,
+        encoder: takes the image and the mask as one more channel, and has ``forward_features`` -> (B, D, h,
             w).
         decoder: (B, D, h, w) -> (B, C, H, W), the image in standardized units.
         loss_region: ``hidden`` = error inside the hole; ``image`` = error everywhere, which mainly teaches

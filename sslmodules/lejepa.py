@@ -81,8 +81,8 @@ def sigreg(
         t = torch.linspace(0, t_max, points // 2 + 1, device=z.device, dtype=z.dtype)  # (T,)
         target = (-t.square() / 2).exp()  # the characteristic function of N(0, 1), and the window
         angle = (z @ directions.to(z.dtype))[..., None] * t  # (V, B, M, T)
-        # phi, as real and imaginary part; all ranks have equally many samples, so the mean of their means is
-        # the mean
+        # real and imaginary part of phi; all ranks have the same number of samples, so the mean of their
+        # means is the mean
         everyone = gather(torch.stack([angle.cos().mean(1), angle.sin().mean(1)])[None])  # (W, 2, V, M, T)
         real, imaginary = everyone.mean(0)  # (V, M, T) each
         samples = len(everyone) * z.shape[1]

@@ -32,21 +32,17 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
-    """Normalize patches (B, N, P) to mean 0 and variance 1 each: the target with the paper's best
-    features.
-    """
+    """Normalize patches (B, N, P) to mean 0 and variance 1 each: the best target in the paper."""
     mean, variance = patch_statistics(patches)
     return (full_precision(patches) - mean) / (variance + EPSILON).sqrt()
 
 
 def hidden_patch_mse(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """Mean squared error per patch, averaged over the hidden patches (He et al. 2022, section on the
-    reconstruction target).
-
+    """Mean squared error per patch, averaged over the hidden patches (He et al. 2022).
     Args:
         prediction: (B, N, P), P values for each patch.
         target: (B, N, P).
-        hidden: (B, N) bool, True = hidden; equally many in each image.
+        hidden: (B, N) bool, True = hidden; the same number in each image.
 
     Returns:
         Scalar. With normalized targets, predicting 0 gives (P - 1) / P: the baseline to beat.
@@ -70,16 +66,15 @@ def visible_patches(hidden: Tensor) -> Tensor:
     fewest, most = torch.stack(torch.aminmax((~hidden).sum(1))).tolist()
     if fewest != most or fewest == 0:
         raise ConfigError(
-            "mask must leave as many patches visible in each image of a batch, and at least one; it leaves "
+            "mask must leave the same number of patches visible in each image, at least one; it leaves "
             f"{fewest} to {most}: use MAEViews or RandomPatches with the encoder's patch_size"
         )
     return hidden.int().argsort(dim=1, stable=True)[:, :fewest]
 
 
 def known_visible(batch: Batch, num_patches: int) -> Tensor | None:
-    """Indices (B, K) of the visible patches, if they come with the mask and count the same patches;
-    None = they have to be found in it.
-    """
+    """Indices (B, K) of the visible patches, if the batch has them for this grid; None = find them in the "
+    "mask."""
     context, targets = batch.get("context"), batch.get("targets")
     if context is None or targets is None or context.shape[1] + targets[0].numel() != num_patches:
         return None
@@ -110,8 +105,7 @@ class MAE(SSLModule):
     Features are those of ``encoder`` on the whole image.
 
     Args:
-        encoder: a ``ViTEncoder``: it has to encode a subset of the patches, which a convolutional network
-            cannot.
+        encoder: a ``ViTEncoder``, as it has to encode a subset of the patches.
         decoder_width: width of the decoder's tokens.
         decoder_depth: number of decoder blocks.
         decoder_heads: number of attention heads in the decoder.
@@ -143,7 +137,7 @@ class MAE(SSLModule):
         values = self.patch_size**2 * self.image_shape[0]
         if normalize_target and values == 1:
             raise ConfigError(
-                "normalize_target needs patches of two values or more, got patch_size 1 and 1 channel"
+                "normalize_target needs patches of at least two values, got patch_size 1 and 1 channel"
             )
         self.decoder = PatchDecoder(
             self.grid,
@@ -155,8 +149,9 @@ class MAE(SSLModule):
         )
 
     def predict(self, x: Tensor, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Predict every patch, (B, N, p * p * C), from the patches of (B, C, H, W) that are not
-        hidden (B, N); ``visible`` is their indices (B, K), if they are known.
+        """Predict all patches, (B, N, p * p * C), of images (B, C, H, W) from those not ``hidden`` (B, N).
+
+        ``visible`` (B, K) gives the indices of these, if known.
         """
         if x.shape[1:] != self.image_shape or hidden.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(

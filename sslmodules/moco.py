@@ -1,8 +1,8 @@
-"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; MoCo: He et al. 2019,
-https://arxiv.org/abs/1911.05722).
+"""MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297).
 
-A query (one view) has to identify its key (the other view) among the keys of earlier batches in a queue. Keys
-come from a momentum copy of the network, which keeps the queue consistent.
+A query (one view) has to identify its key (the other view) among the keys of earlier batches in a queue (He
+et al. 2019, https://arxiv.org/abs/1911.05722). Keys come from a momentum copy of the network, which keeps the
+queue consistent.
 
 Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
 next batch, which is the same sequence. Images are not shuffled between GPUs for batch norm: either the
@@ -28,9 +28,7 @@ from sslmodules.networks.encoder import Encoder
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
-    """InfoNCE: each query against its key and a shared set of negatives (He et al. 2019), mean over the
-    batch.
-
+    """InfoNCE: each query against its key and a shared set of negatives (He et al. 2019), batch mean.
     For a query q with its key k+, and K negatives k_i::
 
         -log( exp(q k+ / T) / (exp(q k+ / T) + sum_i exp(q k_i / T)) )
@@ -130,8 +128,8 @@ class MoCo(SSLModule):
         super().setup(stage)
         if stage == "fit" and self.batch_norm_groups > 1 and synchronizes_batch_norm(self.trainer):
             raise ConfigError(
-                f"batch_norm_groups {self.batch_norm_groups} gives each group statistics of its own, and "
-                "trainer.sync_batchnorm true gives all processes the same: give --trainer.sync_batchnorm "
+                f"batch_norm_groups {self.batch_norm_groups} gives each group its own statistics, but "
+                "trainer.sync_batchnorm true shares them among all processes: give --trainer.sync_batchnorm "
                 "false, or --model.batch_norm_groups 1"
             )
 
@@ -170,8 +168,7 @@ class MoCo(SSLModule):
 
     @torch.no_grad()
     def _push(self, keys: Tensor) -> None:
-        """Add the newest keys, drop the oldest. Makes a new tensor: this step's graph still needs
-        the old one.
-        """
+        """Add the newest keys, drop the oldest, in a new tensor: this step's graph still needs the old "
+        "one."""
         self.queue = torch.cat([keys.to(self.queue.dtype), self.queue])[: self.queue_size]
         self.queue_filled = (self.queue_filled + len(keys)).clamp(max=self.queue_size)

@@ -5,8 +5,8 @@ of the batch. A large batch replaces the queue. With a ViT, freezing the random 
 training stable.
 
 Differs from the official code: the momentum copy is updated after each optimizer step instead of before the
-next keys, the same sequence, with a schedule one step behind; ViTs are timm's, with timm's position embedding
-and initialization.
+next keys, which is the same sequence, with the schedule one step behind; ViTs are timm's, with timm's
+position embedding and initialization.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from sslmodules.networks.encoder import Encoder
 
 
 def contrastive_loss(q: Tensor, keys: Tensor, temperature: float = 1.0, offset: int = 0) -> Tensor:
-    """2T times the cross entropy of each query's key among all keys of the batch (Chen et al. 2021, Algorithm
-    1).
-
+    """2T times the cross entropy of each query's key among all keys (Chen et al. 2021, Algorithm 1).
     For query i with similarities s_ij = cos(q_i, k_j) to the N keys of the global batch::
 
         -2T log( exp(s_ii / T) / sum_j exp(s_ij / T) ),   the mean over the local queries

@@ -38,7 +38,7 @@ def nearest_neighbors(z: Tensor, support: Tensor) -> Tensor:
 
 
 def neighbor_loss(neighbors: Tensor, p: Tensor, temperature: float = 0.1, offset: int = 0) -> Tensor:
-    """Cross entropy of finding a neighbor's own prediction among those of all samples (Dwibedi et al. 2021).
+    """Cross entropy of identifying a neighbor's prediction among those of all samples (Dwibedi et al. 2021).
 
     For the neighbor n_i of one view of sample i, and the predictions p_k of the other views of N samples::
 

@@ -14,9 +14,7 @@ from datamodules.checks import check_at_least
 
 
 def record_matrices(module: nn.Module) -> None:
-    """Record which parameters have two or more dimensions for ``decay_groups``: FSDP makes all of
-    them 1D shards.
-    """
+    """Record which parameters have two or more dimensions for ``decay_groups``: FSDP flattens all of them."""
     for part in module.modules():
         part._matrices = frozenset(  # type: ignore[assignment]
             name for name, p in part.named_parameters(recurse=False) if p.ndim > 1
@@ -26,8 +24,8 @@ def record_matrices(module: nn.Module) -> None:
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups of trainable parameters: with weight decay, and without (biases and norms).
 
-    Parameters with fewer than two dimensions are not decayed. As in the official DINO and MAE code,
-    dimensions decide, not names.
+    Parameters with fewer than two dimensions are not decayed: a rule on dimensions, not names, as in the
+    official DINO and MAE code.
     """
     decayed: dict[nn.Parameter, None] = {}  # in order, tied parameters once
     plain: dict[nn.Parameter, None] = {}
@@ -58,7 +56,7 @@ def raise_weight_decay(optimizer: Optimizer, progress: float, final: float) -> N
     """Set the weight decay of each group by a half cosine from its own value to ``final``; 0 stays 0.
 
     Args:
-        optimizer: its groups keep their first value under ``initial_weight_decay``, and so in the checkpoint.
+        optimizer: its groups keep their initial value as ``initial_weight_decay``, also in checkpoints.
         progress: share of the run already done, in [0, 1].
         final: value at the end.
     """
@@ -69,9 +67,7 @@ def raise_weight_decay(optimizer: Optimizer, progress: float, final: float) -> N
 
 
 def warmup_cosine(total: int, warmup: int, final: float = 0.0) -> Callable[[int], float]:
-    """Learning-rate factor at each optimizer step: linear from 1/warmup to 1, then a half cosine to
-    ``final``.
-
+    """Learning-rate factor at each optimizer step: linear from 1/warmup to 1, half cosine to ``final``.
     Args:
         total: optimizer steps of the run.
         warmup: warm-up steps, at most ``total``.
@@ -95,10 +91,9 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling, as in the official self-supervised codes (You et al. 2017,
-    https://arxiv.org/abs/1708.03888).
+    """Layer-wise adaptive rate scaling (You et al. 2017, https://arxiv.org/abs/1708.03888).
 
-    For a parameter p with gradient g::
+    As in the official self-supervised code. For a parameter p with gradient g::
 
         g <- g + weight_decay * p;   r = trust * |p| / |g|;   m <- momentum * m + r * g;   p <- p - lr * m
 
@@ -167,8 +162,9 @@ class LARS(Optimizer):
 
 @torch.no_grad()
 def clip_each(parameters: Iterable[Tensor], norm: float) -> None:
-    """Scale the gradient of each parameter by itself to a length of at most ``norm``, as the official DINO
-    code does; ``clip_grad_norm_`` uses one length over all parameters.
+    """Scale the gradient of each parameter separately to a norm of at most ``norm``, as in DINO's code.
+
+    ``clip_grad_norm_`` uses one norm over all parameters.
     """
     if gradients := _gradients(parameters):
         lengths = torch.stack(torch._foreach_norm(gradients))

@@ -3,8 +3,8 @@
 Two augmented views of an image have to be identified as a pair among all other views of the batch. The
 projector is discarded after training; features are the encoder's.
 
-Differs from the official code: its loss is the sum of both directions' means, twice the paper's mean over 2N
-views that ``nt_xent`` computes; any optimizer can take the place of its LARS.
+Differs from the official code: ``nt_xent`` is the paper's mean over 2N views, where the code sums the means
+of both directions, which is twice as much; any optimizer can be used instead of LARS.
 """
 
 from __future__ import annotations

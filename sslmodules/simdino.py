@@ -5,8 +5,8 @@ teacher's embedding of another view, and the coding rate of the global views' em
 out.
 
 Differs from the official code: the embeddings of all processes are gathered before the coding rate, so that
-several processes have the loss of one; there, by default, each process uses its own covariance, which failed
-with 16 images per GPU. Probes see the teacher's encoder, as in DINO.
+several processes have the loss of one; there, by default, each process uses its own covariance (which failed
+with 16 images per GPU). Probes see the teacher's encoder, as in DINO.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def expansion(z: Tensor, epsilon: float = 0.05) -> Tensor:
 
     Args:
         z: (2, N, D) embeddings of the GLOBAL batch: the mean of the student's and the teacher's.
-        epsilon: of ``coding_rate``.
+        epsilon: see ``coding_rate``.
 
     Returns:
         Scalar, the mean over views.
@@ -64,8 +64,8 @@ class SimDINO(SSLModule):
     Args:
         encoder: (B, C, H, W) -> (B, num_features), for all view sizes. Used as the student; the teacher is a
             copy.
-        epsilon: the coding rate's, > 0; 0.05 in the official command. A smaller one steadies a run with
-            spikes.
+        epsilon: the coding rate's, > 0; 0.05 in the official command. A smaller value helps against spikes in
+            the loss.
         rate_weight: weight of the expansion.
         momentum: initial momentum of the teacher; rises to 1 by a half cosine.
         projector_hidden: width of the projector's hidden layers.

@@ -4,7 +4,7 @@ A predictor maps the projection of one view to that of the other, which is held 
 negatives nor a momentum copy are needed; without the stop-gradient the features collapse at once.
 
 Differs from the official code: the layer before the projector's last batch norm has no bias, where the
-official one has a frozen bias that this norm removes again.
+official code has a frozen one, which the norm cancels.
 """
 
 from __future__ import annotations

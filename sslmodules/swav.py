@@ -4,8 +4,8 @@ Each of the two global views is assigned to prototypes under the constraint that
 equally (Sinkhorn-Knopp); every other view of the image has to predict that assignment, its code. Local views
 are cheap extra predictors (multi-crop).
 
-Differs from the official code: the queue is shared by all processes and stored in the checkpoint, where the
-official one is a file per process; Sinkhorn-Knopp runs on logarithms; any optimizer can replace LARC.
+Differs from the official code: the queue is shared by all processes and stored in the checkpoint, instead of
+in a file per process; Sinkhorn-Knopp runs on logarithms; any optimizer can be used instead of LARC.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
     sizes = [tuple(view.shape[-2:]) for view in views]
     if sizes[0] != sizes[1]:
         raise ConfigError(
-            f"{method} needs global views (the first two of views) of one size, got {sizes[0]} and {sizes[1]}"
+            f"{method} needs global views (the first two of views) of equal size, got {sizes[0]} and "
+            f"{sizes[1]}"
         )
     patches = patch_layer(encoder)
     if patches is None:
@@ -64,9 +65,7 @@ def check_views(method: str, encoder: Encoder, views: Sequence[Tensor]) -> None:
 
 
 def encode_views(encoder: Encoder, views: Sequence[Tensor]) -> Tensor:
-    """Features of all views, with one encoder pass per run of views of the same size (as in the official
-    code).
-
+    """Features of all views, with one encoder pass per run of views of the same size, as officially.
     Args:
         encoder: (n, C, h, w) -> (n, D) for each size.
         views: V tensors (B, C, h, w); h and w may differ between them.
@@ -80,12 +79,11 @@ def encode_views(encoder: Encoder, views: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Equipartitioned codes: Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1), in log
-    space.
+    """Equipartitioned codes by Sinkhorn-Knopp on exp(scores / epsilon) (Caron et al. 2020, section 3.1).
 
     Alternately, every prototype gets the same total weight over the samples, and every sample the same over
     the prototypes. Samples come last, so each code sums to one; prototypes are used equally only in the
-    limit.
+    limit. Computed in log space.
 
     Args:
         scores: (N, K) similarities of ALL samples of the global batch to the prototypes.
@@ -101,7 +99,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     check_positive(epsilon=epsilon)
     check_at_least(1, iterations=iterations)
     with torch.autocast(scores.device.type, enabled=False):
-        # exp(1 / 0.05) overflows float16, and at a small epsilon exp overflows float32: hence logarithms
+        # logarithms, since exp(1 / 0.05) overflows float16, and with a small epsilon also float32
         log_q = full_precision(scores) / epsilon  # (N, K)
         for _ in range(iterations):
             log_q = log_q - torch.logsumexp(log_q, dim=0)
@@ -155,7 +153,7 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def count_the_queue_again(module: nn.Module, _: Any) -> None:
-    """Called when a state was loaded."""
+    """Called after a state has been loaded."""
     module.queue_filled = None  # type: ignore[assignment]
 
 
@@ -226,7 +224,7 @@ class SwAV(SSLModule):
         self.queue_size, self.queue_start_epoch = queue_size, queue_start_epoch
         # projections of the first and of the second global views, newest first, zero = not filled yet
         self.register_buffer("queue", torch.zeros(2, queue_size, projector_out) if queue_size else None)
-        # the filled part, known to the host, which would wait for the device to read it; None = to be counted
+        # the filled part, kept on the host, so that no step waits for the device; None = to be counted
         self.queue_filled: int | None = None
         self.register_load_state_dict_post_hook(count_the_queue_again)
 
@@ -270,9 +268,7 @@ class SwAV(SSLModule):
 
     @torch.no_grad()
     def codes(self, z: Tensor, prototypes: Tensor) -> Tensor:
-        """Codes of the global views, each assigned together with the same view of all processes and the
-        queue.
-
+        """Codes of the global views, each computed over the same view of all processes and the queue.
         Args:
             z: (2, B, D) unit projections of this process.
             prototypes: (K, D), unit.
@@ -305,5 +301,5 @@ class SwAV(SSLModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step < self.freeze_prototypes_steps:
-            # no gradient at all: with a zero gradient, momentum and weight decay would still change them
+            # None, not zero: with a zero gradient, momentum and weight decay would still change them
             self.prototypes.weight.grad = None

@@ -1,4 +1,4 @@
-"""Triplet loss (FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832), without labels.
+"""Triplet loss without labels (FaceNet: Schroff et al. 2015, https://arxiv.org/abs/1503.03832).
 
 An anchor has to be closer to its positive than to a negative, by a margin, in squared distance on the unit
 sphere. The positive is the other view of the same image, negatives are the views of all other images of the
@@ -75,10 +75,10 @@ def mine_distances(
 
 
 def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) -> Tensor:
-    """Mean of max(0, d_positive - d_negative + margin) over all anchors (Schroff et al. 2015, there the sum).
+    """Mean of max(0, d_positive - d_negative + margin) over all anchors (Schroff et al. 2015: the sum).
 
-    The mean is over all anchors, not only those with a loss: that one would hardly fall as satisfied anchors
-    drop out.
+    The mean is over all anchors, not only those with a positive loss: that mean would hardly fall, as
+    satisfied anchors drop out.
 
     Args:
         to_positive: (n,) squared distances to the positives.
@@ -160,11 +160,10 @@ class Triplet(SSLModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.warned or self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return  # only after the term was logged: reading it waits for the device
+            return  # only on logged steps: reading the term waits for the device
         if self.trainer.callback_metrics.get("train/collapsed", 0) == 1:
             self.warned = True
             rank_zero_warn(
-                f"all embeddings are equal at step {self.global_step}: the loss is the margin "
-                f"{self.margin} and its gradient "
-                "vanishes. Mine semi_hard, lower the learning rate or raise the margin"
+                f"all embeddings are equal at step {self.global_step}: the loss is the margin {self.margin} "
+                "and its gradient vanishes. Use mining semi_hard, a lower learning rate or a larger margin"
             )

@@ -4,8 +4,7 @@ For each image, an encoder gives a normal distribution over latents, with its ow
 gives a distribution over images for a latent drawn from it. Both maximize a lower bound (ELBO) of the images'
 log-likelihood. ``beta`` other than 1 is the beta-VAE (Higgins et al. 2017).
 
-Differs from the paper: the objective is the same. The log-variance is clamped to a range that only a
-diverging run reaches.
+Differs from the paper: the log-variance is clamped, to a range that only a diverging run reaches.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks.decoder import Decoder
 from sslmodules.networks.encoder import Encoder, require
 
-#: Range of log sigma^2: standard deviations from 0.00005 to 148, where the prior has 1.
+#: Range of log sigma^2: standard deviations from 0.00005 to 148 (the prior's is 1).
 LOGVAR_RANGE = (-20.0, 10.0)
 LOG_2PI = math.log(2 * math.pi)
 ACTIVE = 0.01  # minimum variance of a latent's mean over images to count as used (Burda et al. 2016)
@@ -44,9 +43,7 @@ def kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """log p(x|z) in nats of independent Bernoulli values; for gray values in [0, 1] it is the usual cross
-    entropy.
-
+    """log p(x|z) in nats of independent Bernoulli values; the usual cross entropy for gray values in [0, 1].
     Args:
         logits: (B, ...) before the sigmoid.
         x: (B, ...) in [0, 1]. Outside that range the sum is unbounded.
@@ -163,8 +160,8 @@ class VAE(SSLModule):
         if self.likelihood == "bernoulli" and self.global_step == 0 and not bool(((x >= 0) & (x <= 1)).all()):
             raise ConfigError(
                 f"likelihood 'bernoulli' needs pixels in [0, 1], got input from {x.min():.2f} to "
-                f"{x.max():.2f}: set data.mean "
-                "to 0 and data.std to 1 for each channel, or likelihood to gaussian"
+                f"{x.max():.2f}: set data.mean to 0 and data.std to 1 for each channel, or likelihood to "
+                "gaussian"
             )
 
     # ---- the model -----------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def variance_term(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
     Args:
         z: (N, D) projections of one view of the global batch, in float32 or better.
         gamma: standard deviation to reach; 1 in the paper.
-        eps: added to the variance inside the root, where it keeps the gradient finite at variance 0; 1e-4 in
-            the paper.
+        eps: added to the variance inside the root to keep the gradient finite at variance 0; 1e-4 in the
+            paper.
 
     Returns:
         Scalar in [0, gamma]. The variance is the unbiased one (a batch of one sample has variance 0).

@@ -1,7 +1,7 @@
 """VISReg (Wu et al. 2026, https://arxiv.org/abs/2606.02572).
 
 All views of an image are pulled to the mean of its global views, and the embeddings of each view are kept
-centered, of unit scale, and of Gaussian shape. Scale and shape are separate terms: shape is measured on
+centered, at unit scale and Gaussian in shape. Scale and shape are separate terms: shape is measured on
 standardized embeddings, as the sliced Wasserstein distance to a normal distribution. No teacher, no
 predictor, no schedule.
 
@@ -27,13 +27,11 @@ from sslmodules.networks import mlp
 from sslmodules.networks.encoder import Encoder
 from sslmodules.swav import encode_views
 
-EPSILON = 1e-4  # added to the standard deviation that shape is freed from
+EPSILON = 1e-4  # added to the standard deviation before dividing by it
 
 
 def center_term(z: Tensor) -> Tensor:
-    """Squared mean over the samples of each dimension: (V, N, D) -> scalar, the mean over views and
-    dimensions.
-    """
+    """(Mean over the samples)^2: (V, N, D) -> scalar, the mean over views and dimensions."""
     return z.mean(1).square().mean()
 
 
@@ -72,10 +70,10 @@ class VISReg(SSLModule):
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features), for all view sizes.
-        regularization_weight: lambda in [0, 1]; the paper has 0.9 for ImageNet and 0.6 for small data. It is
-            not LeJEPA's lambda, whose regularizer has another scale.
+        regularization_weight: lambda in [0, 1]; the paper uses 0.9 for ImageNet and 0.6 for small data. Not
+            comparable to LeJEPA's lambda, whose regularizer has another scale.
         num_global: number of global views, which come first.
-        slices: number M of random directions, drawn anew at each step.
+        slices: number M of random directions, redrawn at each step.
         projector_hidden: width of the projector's hidden layers; the defaults of this and the next two are
             the authors' for small data.
         projector_out: width D of the embeddings z.
@@ -123,9 +121,7 @@ class VISReg(SSLModule):
             )
 
     def directions(self, dim: int, device: torch.device) -> Tensor:
-        """The directions of this step, (dim, slices): the same on every rank, and always the same in
-        evaluation.
-        """
+        """The directions of this step, (dim, slices): equal on all ranks, and constant in evaluation."""
         step = self.global_step if self.training else -1
         return random_directions(dim, self.slices, mix_seed(run_seed(), step + 1), device)
 

@@ -99,7 +99,7 @@ def sequences(folder: Path) -> list[str]:
             r".*a\.txt is not UTF-8 \(byte 0xe9: .*\): convert it from its encoding, for example "
             r"with iconv -f latin1 -t utf-8",
         ),
-        (sequences, r".*a\.fa.* record two, has 'L' at position 4, which is no letter of DNA .*"),
+        (sequences, r".*a\.fa.* record two, has 'L' at position 4, which is not a letter of DNA .*"),
     ],
     ids=["text", "sequence"],
 )

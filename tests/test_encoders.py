@@ -217,8 +217,8 @@ def test_published_weights_without_a_network_end_in_one_line_at_once(
     assert train.main([*words, "--model.encoder", "resnet10t", "--model.encoder.pretrained", "true"]) == 2
     assert capsys.readouterr().err == (
         "error: model.encoder.pretrained: the weights of 'resnet10t' are not on this machine, and "
-        "huggingface.co cannot be reached (Name or service not known): give pretrained false, or fetch them "
-        "once with a network, or bring https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/"
+        "huggingface.co cannot be reached (Name or service not known): give pretrained false, download them "
+        "once with a network, or copy https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/"
         "model.safetensors here and give --init_from FILE\n"
     )
 

@@ -121,7 +121,7 @@ def test_load_from_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(loaded.embed(x), module.embed(x)) and loaded.temperature == 0.3
     with pytest.raises(DataFileError) as error:
         BYOL.load_from_checkpoint(path)
-    assert str(error.value) == f"{path} holds SimCLR, not BYOL"
+    assert str(error.value) == f"{path} contains SimCLR, not BYOL"
 
 
 def test_a_checkpoint_is_evaluated_by_the_command(tmp_path: Path) -> None:

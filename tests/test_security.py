@@ -166,8 +166,8 @@ def test_a_python_without_filters_unpacks_nothing(tmp_path: Path, monkeypatch: p
     with tarfile.open(tmp_path / "a.tar") as tar, inside_only(), pytest.raises(ConfigError) as caught:
         tar.extractall(tmp_path)
     assert str(caught.value) == (
-        "Python 3.11.2 cannot unpack a tar archive without risk: use 3.10.12, 3.11.4, 3.12 or newer, or "
-        "unpack it in --data.root yourself and leave out --data.download"
+        "Python 3.11.2 cannot unpack a tar archive safely: use 3.10.12, 3.11.4, 3.12 or newer, or "
+        "unpack it into --data.root yourself and leave out --data.download"
     )
     assert not (tmp_path / "a").exists() and tarfile.TarFile.extractall is unpack
 

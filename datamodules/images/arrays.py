@@ -59,14 +59,14 @@ def inside_only() -> Iterator[None]:
     archives are not unpacked.
 
     Raises:
-        ConfigError: an archive is to be unpacked by Python before 3.10.12, 3.11.4 or 3.12.
+        ConfigError: an archive would have to be unpacked by a Python older than 3.10.12, 3.11.4 or 3.12.
     """
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         version = ".".join(map(str, sys.version_info[:3]))
         raise ConfigError(
-            f"Python {version} cannot unpack a tar archive without risk: use 3.10.12, 3.11.4, 3.12 or newer, "
-            "or unpack it in --data.root yourself and leave out --data.download"
+            f"Python {version} cannot unpack a tar archive safely: use 3.10.12, 3.11.4, 3.12 or newer, or "
+            "unpack it into --data.root yourself and leave out --data.download"
         )
 
     has_filters = hasattr(tarfile, "data_filter")
@@ -105,8 +105,7 @@ class _TorchvisionImages(ImageDataModule):
         super().__init__(**kwargs)
         if train_on_val and self.trains_on_unlabeled:
             raise ConfigError(
-                f"train_on_val must be false for {type(self).__name__}: it trains on images without labels "
-                "only"
+                f"train_on_val must be false for {type(self).__name__}, which trains on unlabeled images only"
             )
         self.root, self.download, self.train_on_val = root, download, train_on_val
 
@@ -132,9 +131,7 @@ class _TorchvisionImages(ImageDataModule):
         raise NotImplementedError
 
     def _part(self, part: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; any failure raises
-        ``MissingDataError``.
-        """
+        """Images (N, H, W, C) uint8 and labels (N,) int64 of a part; failures raise ``MissingDataError``."""
         root = Path(self.root).expanduser()
         if download and not root.is_dir():
             if not root.parent.is_dir():
@@ -163,8 +160,8 @@ class _TorchvisionImages(ImageDataModule):
             pickle.UnpicklingError,
             tarfile.TarError,
         ) as error:
-            # raised by torchvision: URLError without a network, RuntimeError for mirrors and checksums, and
-            # anything at all for a damaged file
+            # torchvision raises URLError without a network, RuntimeError for mirrors and checksums, and
+            # almost anything for a damaged file
             what = "could not be downloaded to" if download else "cannot be read (damaged files?) in"
             raise self._missing(f"{what} --data.root {root}: {' '.join(str(error).split())[:300]}") from error
         if images.ndim == 3:
@@ -184,8 +181,7 @@ class _TorchvisionImages(ImageDataModule):
         )
         return MissingDataError(
             f"{type(self).__name__}: {reason}. Expected in {folder}: {names}. Get them with "
-            "--data.download true, or "
-            "copy them there. The configs in configs/digits/ need no download."
+            "--data.download true, or copy them there. The configs in configs/digits/ need no download."
         )
 
 
@@ -312,8 +308,8 @@ class SVHN(_TorchvisionImages):
 
 
 class STL10(_TorchvisionImages):
-    """Objects, 96x96 (Coates et al. 2011), made for pre-training without labels: 100,000 unlabeled train,
-    4,000 bank and 1,000 val (the official 5,000 labeled ones), 8,000 test. The ten official folds of 1,000
+    """Objects, 96x96 (Coates et al. 2011), made for unsupervised pre-training: 100,000 unlabeled train, 4,000
+    bank and 1,000 val (the official 5,000 labeled ones), 8,000 test. The ten official folds of 1,000
     are not used.
 
     The unlabeled images take 2.8 GB of memory, twice that while they are read. Mean and standard deviation

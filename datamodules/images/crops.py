@@ -1,4 +1,4 @@
-"""The geometry of views, carried out where an image is decoded, at its native resolution."""
+"""Crops, resizes and flips views where an image is decoded, at its native resolution."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from datamodules.transforms.views import NUMBERS, Views
 
 
 class ViewCrops:
-    """Cuts the views of each sample out of its full image: box, resize and flip; colors follow on the device.
+    """Crops each sample's views from its full image (box, resize, flip); colors are changed on the device.
 
-    What is cut is a pure function of (the run's seed, epoch, sample, view), and equals torchvision's
+    A crop is a pure function of (the run's seed, epoch, sample, view), and equals torchvision's
     ``resized_crop(..., antialias=True)`` of the decoded image.
 
-    Use it in a data set of your own; the DataModule makes it (``ImageDataModule.view_crops``)::
+    To use it in your own data set, create it with ``ImageDataModule.view_crops``::
 
         def __getitems__(self, indices):
             images = (decode(self.files[i]) for i in indices)  # each (H, W, C) uint8, of any size
@@ -36,9 +36,9 @@ class ViewCrops:
         image_shape: (C, S, S) of ``input``.
         shorter: the shorter side is resized to this many pixels before a square is cut, for ``input`` and for
             views without a random crop.
-        center: ``input`` is the central square, and the epoch does not matter: for validation. Otherwise
-            ``input`` is the first view that is as large, its colors unchanged, or a square at a random
-            position if there is none.
+        center: for validation: ``input`` is the central square, and the epoch has no effect. Otherwise
+            ``input`` is the first view of the same size, with its colors unchanged, or, if there is none, a
+            square at a random position.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class ViewCrops:
         self.epoch.fill_(epoch)
 
     def __call__(self, images: Iterable[np.ndarray], indices: Sequence[int]) -> dict[str, Any]:
-        """``{"input": (B, C, S, S), "crops": [(B, V, C, s, s), ...]}`` uint8: for each size its V views.
+        """``{"input": (B, C, S, S), "crops": [(B, V, C, s, s), ...]}`` uint8, V views of each size s.
 
         Args:
-            images: (H, W, C) uint8, one for each index; only one at a time is kept.
-            indices: (B,) numbers of the samples in their data set.
+            images: (H, W, C) uint8, one for each index; only one at a time is in memory.
+            indices: (B,) indices of the samples in their data set.
         """
         epoch = 0 if self.center else int(self.epoch) + 1
         inputs = self._empty(0 if self.input_is_crop else len(indices), 1, self.image_size)
@@ -66,7 +66,7 @@ class ViewCrops:
             self._empty(len(indices), sum(view.size == size for view in self.views), size)
             for size in self.sizes
         ]
-        # all before the first image: between two images the caches have lost what drawing needs
+        # draw for all images first: between two images, the CPU caches lose what drawing needs
         drawn = [self._draw(epoch, index) for index in indices]
         for row, (image, (position, numbers)) in enumerate(zip(images, drawn, strict=True)):
             if not self.input_is_crop:

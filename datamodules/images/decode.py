@@ -12,17 +12,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 try:
     from simplejpeg import decode_jpeg
-except ImportError:  # it has no wheel for every machine
+except ImportError:  # no wheel for this platform
     decode_jpeg = None
 
 from datamodules.errors import ImageFileError, MissingDataError
 from datamodules.listing import is_hidden, printable
 
-# EPS starts Ghostscript; MPEG and WMF cannot be decoded; the others are not images to look at
+# EPS starts Ghostscript; MPEG and WMF cannot be decoded; the others are not pictures
 NOT_READ = frozenset(("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "FITS"))
 
 COMMON = ".jpg, .png, .webp, .tif, .gif, ..."
-"""For messages, beside the words "that Pillow opens"."""
+"""Examples of formats, for messages."""
 
 ALPHA_SHARE = 0.9
 """A TIFF's last band is transparency only if at least this share of it is 0 or 255."""
@@ -38,7 +38,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a stored picture is turned to be seen, by the value of EXIF's orientation."""
+"""The transform that shows a stored image upright, by the value of EXIF's orientation."""
 
 
 # ---- image files -------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ TURNS = {
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The supported formats: everything that this Pillow opens except ``NOT_READ``."""
+    """The supported formats: everything the installed Pillow opens except ``NOT_READ``."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in NOT_READ)
 
@@ -73,9 +73,7 @@ def is_image(path: str) -> bool:
 
 
 def image_files(path: str | os.PathLike[str]) -> list[str]:
-    """The image file ``path``, or the images directly in the folder ``path``, sorted; hidden files are
-    skipped.
-
+    """The image file ``path``, or the images directly in the folder ``path``, sorted, without hidden ones.
     Raises:
         MissingDataError: the file or folder does not exist, or the folder contains no images.
     """
@@ -156,13 +154,13 @@ def to_uint8(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _refused(error: Exception, path: str | bytes, content: bytes | None = None) -> ImageFileError:
-    """The error that describes the problem; a damaged file makes Pillow raise anything, even SyntaxError."""
+    """An error that describes the problem; for a damaged file Pillow raises almost anything."""
     if isinstance(error, UnidentifiedImageError):  # its message repeats the path
         length = os.path.getsize(path) if content is None else len(content)
         reason = "it is empty" if length == 0 else "it is not an image"
     elif isinstance(error, Image.DecompressionBombError):
-        told = str(error).partition(", could be")[0]
-        reason = f"{told}: make it smaller or cut it into tiles, or pass over such files (max_unreadable)"
+        problem = str(error).partition(", could be")[0]
+        reason = f"{problem}: reduce its size, cut it into tiles, or skip such files (max_unreadable)"
     else:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return ImageFileError(f"cannot read image {printable(os.fsdecode(path))}: {reason}")
@@ -171,12 +169,12 @@ def _refused(error: Exception, path: str | bytes, content: bytes | None = None) 
 def _opened(
     path: str | bytes, channels: int, content: bytes | None, draft: Callable[[Image.Image], None] | None
 ) -> Image.Image:
-    """The whole image as it is seen, 8 bits, decoded by Pillow."""
+    """The whole image as a viewer shows it, 8 bits, decoded by Pillow."""
     source = os.fsdecode(path) if content is None else io.BytesIO(content)
     with Image.open(source, formats=formats()) as file:
         if draft is not None:
             draft(file)
-        file.load()  # first: PNG stores the orientation behind the pixels, and Pillow rotates TIFF here
+        file.load()  # first: PNG stores the orientation after the pixels, and Pillow rotates TIFF here
         turn = TURNS.get(_orientation(file))
         image = to_uint8(without_false_alpha(file), channels)
         return image if turn is None else image.transpose(turn)
@@ -198,9 +196,9 @@ def _is_plain_jpeg(content: bytes) -> bool:
 
 
 def decode_image(path: str | bytes, channels: int, content: bytes | None = None) -> np.ndarray:
-    """Decode a whole image as it is seen: EXIF's orientation applied, the first frame of an animation.
+    """Decode a whole image as a viewer shows it: EXIF orientation applied, first frame of an animation.
 
-    Plain JPEGs in color are decoded by simplejpeg: the same pixels as Pillow's in less time.
+    Plain color JPEGs are decoded by simplejpeg, which gives the same pixels as Pillow in less time.
 
     Args:
         path: the file.
@@ -211,7 +209,7 @@ def decode_image(path: str | bytes, channels: int, content: bytes | None = None)
         (H, W, channels) uint8.
 
     Raises:
-        ImageFileError: as ``read_image``.
+        ImageFileError: as for ``read_image``.
     """
     try:
         if content is None:
@@ -220,7 +218,7 @@ def decode_image(path: str | bytes, channels: int, content: bytes | None = None)
         if channels == 3 and decode_jpeg is not None and _is_plain_jpeg(content):
             try:
                 return decode_jpeg(content, "RGB")
-            except ValueError:  # Pillow will say what is wrong with it
+            except ValueError:  # Pillow's error describes the problem
                 pass
         pixels = np.asarray(_opened(path, channels, content, None))
         return pixels.reshape(*pixels.shape[:2], channels)
@@ -239,8 +237,8 @@ def read_image(
     """Decode a file, resize its shorter side to ``shorter`` and crop a square.
 
     Resizing is Pillow's antialiased bilinear. An image of ``size`` x ``size`` is used as is. The EXIF
-    orientation is applied, as in every viewer (torchvision's loader ignores it). Of an animation the first
-    frame is read.
+    orientation is applied, as in every viewer (torchvision's loader ignores it). Only the first frame of an
+    animation is read.
 
     Args:
         path: the file.
@@ -280,8 +278,7 @@ def square(image: Image.Image, size: int, channels: int, shorter: int, draw: int
             left, top = round((w - size) / 2), round((h - size) / 2)
         else:
             left, top = draw % (w - size + 1), (draw >> 32) % (h - size + 1)
-        # resize only the part that is kept: the pixels are the same, and a 1 x 10,000 image does not fill the
-        # memory
+        # resize only the part that is kept: same pixels, and a 1 x 10,000 image does not fill the memory
         x, y = width / w, height / h
         box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -289,9 +286,7 @@ def square(image: Image.Image, size: int, channels: int, shorter: int, draw: int
 
 
 def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) after resizing the shorter side to ``shorter``, rounded down as torchvision's
-    Resize.
-    """
+    """(width, height) after resizing the shorter side to ``shorter``, rounded down as in torchvision."""
     width, height = size
     return (
         (shorter, int(shorter * height / width))

@@ -30,7 +30,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and timm's constants for 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MEMORY_LIMIT = 512 * 2**20
-"""Bytes up to which a folder of equally small images is decoded once and kept."""
+"""Maximum size in bytes of decoded data that is kept in memory."""
 
 
 class FolderDataset(SampleDataset):
@@ -45,12 +45,12 @@ class FolderDataset(SampleDataset):
         random_crop: crop at a random position, a pure function of (the run's seed, epoch, index); otherwise
             at the center.
         max_unreadable: number of damaged files to tolerate. Each is replaced by the next readable file, with
-            the label -1 so that no probe counts it, and is named once on the terminal.
+            the label -1 so that no probe counts it, and reported once on stderr.
     """
 
     labels: np.ndarray
     crops: ViewCrops | None = None
-    """Cuts the views of the samples out of their full images."""
+    """Crops the samples' views from their full images."""
 
     def __init__(
         self,
@@ -79,9 +79,7 @@ class FolderDataset(SampleDataset):
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``, with ``crops`` also those of
-        ``ViewCrops``.
-        """
+        """``{"input": (B, C, size, size) uint8, "label": (B,) int64}``; with ``crops``, also its keys."""
         labels, epoch = self.labels.take(indices, 0), int(self.epoch)
 
         def images() -> Iterator[np.ndarray]:
@@ -101,7 +99,7 @@ class FolderDataset(SampleDataset):
         return {**batch, "label": torch.from_numpy(labels)}
 
     def _contents(self, indices: Sequence[int]) -> Sequence[bytes | None]:
-        """Read the files of the whole batch for ``_decode``; here nothing, as files are opened one by one."""
+        """The contents of a batch's files for ``_decode``; None here, since files are opened one by one."""
         return [None] * len(indices)
 
     def name(self, index: int) -> str:
@@ -131,12 +129,10 @@ class FolderDataset(SampleDataset):
                 first = first or error
                 count = int(self.unreadable.sum()) + 1
                 if count > self.max_unreadable:
-                    more = (
-                        f" (file number {count} that cannot be read, max_unreadable is {self.max_unreadable})"
-                    )
+                    more = f" (unreadable file number {count}, max_unreadable is {self.max_unreadable})"
                     raise ImageFileError(f"{error}{more if self.max_unreadable else ''}") from None
                 print(
-                    f"warning: {error}: passed over, {count} of at most {self.max_unreadable}",
+                    f"warning: {error}: skipped, {count} of at most {self.max_unreadable}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -178,22 +174,22 @@ class ImageFolder(ImageDataModule):
     Splits (docs/data/splits.md):
         - folders ``train``, ``val`` and ``test`` under any of their usual names, or list files such as
           ``val.txt``: used as given. ``unlabeled`` joins ``train`` without labels.
-        - ``train`` and one of ``val``, ``test``: that one is reported as ``test`` (as is the practice with
-          ImageNet's 50,000 validation images), and ``val`` is held out of ``train``.
+        - ``train`` and one of ``val``, ``test``: that one is reported as ``test`` (as is usual for ImageNet's
+          50,000 validation images), and ``val`` is held out of ``train``.
         - none of them, or ``train`` alone: ``test`` and ``val`` are held out; without labels only ``val``,
-          which then also serves as ``test``, because nothing is measured on it.
+          which then also serves as ``test``, since unlabeled data is not evaluated.
 
         Hold-outs are stratified by class and fixed for a given set of files.
 
-    Pixels: the views of training and validation samples are cut out of the full images, see ``ViewCrops``.
-    ``input`` of validation and test samples is resized to 256/224 of ``image_size`` and center-cropped. Where
-    there are no views, the shorter side of training samples is resized to ``decode_size``, then they are
-    cropped at a random position, the same for the same (seed, epoch, index). Files of ``image_size`` x
-    ``image_size`` are used as they are. See ``to_uint8`` for 16-bit and transparent files.
+    Pixels: the views of training and validation samples are cropped from the full images, see ``ViewCrops``.
+    ``input`` of validation and test samples is resized to 256/224 of ``image_size`` and center-cropped.
+    Without views, the shorter side of training samples is resized to ``decode_size``, and a square is cropped
+    at a random position, a pure function of (seed, epoch, index). Files of ``image_size`` x ``image_size``
+    are used unchanged. See ``to_uint8`` for 16-bit and transparent files.
 
     Args:
-        root: folder of the images; only read from.
-        image_size: side of the square images that networks and views get, in pixels.
+        root: folder of the images; never written to.
+        image_size: side of the square images passed to networks and views, in pixels.
         decode_size: shorter side before the random crop; default 256/224 of ``image_size``.
         channels: 3 (RGB) or 1 (gray).
         labeled: False ignores the folders: every image below ``root`` is one unlabeled sample.
@@ -205,7 +201,7 @@ class ImageFolder(ImageDataModule):
         in_memory: decode once and keep in memory; random crops are then left to the views. Default: if all
             files of a split are ``image_size`` x ``image_size`` and the folder takes at most 512 MB.
         max_unreadable: number of damaged files to tolerate in each split, see ``FolderDataset``; by default
-            the first one ends the run with its name. Logged as ``train/unreadable_files``.
+            the first one ends the run with an error. Logged as ``train/unreadable_files``.
         mean, std: per channel, for pixels in [0, 1]; default ImageNet's.
 
     Raises:
@@ -348,7 +344,7 @@ class ImageFolder(ImageDataModule):
         if not tree.files:
             held = printable(sorted(os.listdir(root))) or "nothing"
             raise MissingDataError(
-                f"ImageFolder: no images in {printable(root)}, which holds: {held}. Expected files that "
+                f"ImageFolder: no images in {printable(root)}, which contains: {held}. Expected files that "
                 f"Pillow opens ({COMMON}), in one folder per class or unlabeled"
             )
         if line := left_out(tree):

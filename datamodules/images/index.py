@@ -1,9 +1,10 @@
 """The index of a folder of tar shards.
 
-A tar file is a sequence of members, each a header of 512 bytes and its content. With a list of their places
-any sample can be read by itself, so shards are shuffled, split and resumed exactly like a list of files. The
-list is two files next to the shards: ``shards.json`` (names, sizes, samples and classes, for people to read)
-and ``shards.npy`` (one record per sample). Nothing is unpacked to disk, and nothing is unpickled.
+A tar file is a sequence of members, each a header of 512 bytes and its content. With a list of their
+positions, any sample can be read on its own, so shards are shuffled, split and resumed exactly like a list of
+files. The list is two files next to the shards: ``shards.json`` (names, sizes, sample counts and classes,
+readable by people) and ``shards.npy`` (one record per sample). Nothing is unpacked to disk, and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -31,19 +32,17 @@ from datamodules.preparing import alone_in
 from runtime.files import whole_file, write_text
 
 MAX_MEMBER = 64 * 2**20
-"""Bytes of the largest image that is read."""
+"""Maximum size of an image in bytes."""
 NO_ENDING = ".img"
-"""Ending of a member made from an image file that has none."""
+"""Extension of a member made from an image file without one."""
 MAX_LABEL = 2**20
-"""Bytes of the largest .cls or .json that is read."""
+"""Maximum size of a .cls or .json member in bytes."""
 MAX_GAP = 2**18
-"""Bytes between two wanted samples up to which they are read at once with what lies between them."""
+"""Requested samples at most this many bytes apart are read together, with the bytes between them."""
 FORMAT = 1
 
 RECORD = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<i4"), ("crc", "<u4")])
-"""Of the content, bytes from the start of its shard; its bytes; its class or -1; CRC-32 of the member's
-header.
-"""
+"""Offset of a sample's content in its shard, in bytes; its size; its class or -1; CRC-32 of its header."""
 
 
 @dataclass
@@ -96,8 +95,7 @@ def index_folder(folder: Path, progress: Callable[[str], None] = lambda text: No
     names = sorted(path.name for path in folder.glob("*.tar") if not is_hidden(path.name))
     if not names:
         raise MissingDataError(
-            f"no shards in {folder}: expected files that end in .tar (python -m datamodules.images.pack "
-            "makes them)"
+            f"no shards in {folder}: expected *.tar files, which python -m datamodules.images.pack creates"
         )
     sizes, first, parts, labels = [], [0], [], []
     for name in names:
@@ -140,7 +138,7 @@ def _index_shard(path: Path) -> tuple[np.ndarray, list[str | int | None]]:
                     sample = (member.offset_data, member.size, -1, zlib.crc32(raw.read(512)))
                     if samples.setdefault(f"{folder}/{key}", sample) is not sample:
                         raise DataFileError(
-                            f"{path}: {member.name} is the second image of this name: rename one of them"
+                            f"{path}: {member.name} is the second image with this name: rename one of them"
                         )
                 elif suffix in (".cls", ".json"):
                     if member.size > MAX_LABEL:
@@ -175,9 +173,7 @@ def _label(content: bytes, suffix: str) -> str | int | None:
 
 
 def _numbered(labels: Sequence[str | int | None]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (N,) with -1 = unknown, and class names: numbers are kept, names are numbered in
-    sorted order.
-    """
+    """Labels (N,), -1 = unknown, and class names: numbers are kept, names are numbered in sorted order."""
     known = {label for label in labels if label is not None and label != -1}
     numbers = [label for label in known if isinstance(label, int)]
     if len(numbers) == len(known):
@@ -200,9 +196,7 @@ def write_index(index: ShardIndex, folder: Path) -> None:
 
 
 def load_index(root: str, timeout: float) -> ShardIndex:
-    """The index of a folder, local or at a URL; a local folder without one is indexed, and the index saved
-    there.
-
+    """The index of a folder, local or at a URL; a local folder without one is indexed and the index saved.
     Raises:
         MissingDataError: the folder does not exist, or there is no index at the URL.
         DataFileError: the index is damaged, or does not match the shards in the folder.
@@ -212,8 +206,8 @@ def load_index(root: str, timeout: float) -> ShardIndex:
             return _parsed(root, fetch(f"{root}/shards.json", timeout), fetch(f"{root}/shards.npy", timeout))
         except MissingDataError as error:
             raise MissingDataError(
-                f"{error}. Shards are read by URL with the two files of their index beside them: "
-                "python -m datamodules.images.pack --index DIR writes them"
+                f"{error}. Shards at a URL need the two index files next to them, which "
+                "python -m datamodules.images.pack --index DIR writes"
             ) from None
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -222,7 +216,7 @@ def load_index(root: str, timeout: float) -> ShardIndex:
         )
     if not (folder / "shards.json").is_file():
         with alone_in(folder):
-            if not (folder / "shards.json").is_file():  # another process has not made it meanwhile
+            if not (folder / "shards.json").is_file():  # unless another process has just written it
                 index = index_folder(folder)
                 with contextlib.suppress(OSError):  # a read-only folder is indexed each time
                     write_index(index, folder)
@@ -251,18 +245,18 @@ def _parsed(root: str, text: bytes, table: bytes) -> ShardIndex:
         bad = [name for name in names if not re.fullmatch(r"[\w+=-][\w.+=-]*\.tar", name)]
         if bad or len(set(names)) < len(names):
             raise ValueError(
-                f"names of shards must be different plain file names, got {bad[:1] or 'one twice'}"
+                f"names of shards must be different plain file names, got {bad[:1] or 'a duplicate'}"
             )
         ends = records["offset"] + records["size"]
         limit = np.repeat(sizes, np.diff(first))
         if (records["offset"] < 512).any() or (ends > limit).any() or (records["size"] > MAX_MEMBER).any():
-            raise ValueError("a sample lies outside of its shard or is too large")
+            raise ValueError("a sample is outside of its shard or too large")
         if ((records["label"] < -1) | (records["label"] >= len(class_names))).any():
             raise ValueError(f"a label is not in -1 to {len(class_names) - 1}")
     except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise DataFileError(
             f"the index of {root} (shards.json, shards.npy) is damaged ({type(error).__name__}: {error}): "
-            "python -m datamodules.images.pack --index DIR makes it again"
+            "python -m datamodules.images.pack --index DIR rebuilds it"
         ) from None
     return ShardIndex(names, sizes, first, records, class_names)
 
@@ -287,17 +281,17 @@ def check_folder(root: str, names: Sequence[str], sizes: Sequence[int]) -> None:
             raise DataFileError(changed(str(folder / name), size, now, str(folder)))
 
 
-# ---- bytes from a place ------------------------------------------------------------------------------------
+# ---- reading bytes ------------------------------------------------------------------------------------
 
 
 def read_file(path: str, span: tuple[int, int]) -> bytes:
-    """The bytes of a local shard from ``span[0]`` up to, not including, ``span[1]``."""
+    """Bytes ``span[0]`` to ``span[1]`` (exclusive) of a local shard."""
     try:
         with open(path, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), span[1] - span[0], span[0])
     except FileNotFoundError:
         raise DataFileError(
-            f"shard {path} is missing: it was there when the run began. Copy it there again"
+            f"shard {path} is missing: it existed when the run began. Copy it there again"
         ) from None
     except OSError as error:
         raise DataFileError(f"shard {path} cannot be read: {error.strerror}") from None

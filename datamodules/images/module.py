@@ -1,7 +1,7 @@
 """The base of image data: uint8 samples, standardized on the device.
 
-Whatever the source, a sample travels as uint8 and every split is fixed: hold-outs are drawn with the constant
-``SPLIT_SEED``, never with the run's seed, so that numbers of different runs are measured on the same images.
+Whatever the source, samples are loaded as uint8 and splits are fixed: hold-outs are drawn with the constant
+``SPLIT_SEED``, never with the run's seed, so that different runs are evaluated on the same images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from datamodules.transforms.views import Views
 
 
 class ArrayDataset(SampleDataset):
-    """Images in one array, fetched in whole batches (``ndarray.take`` is several times faster than tensor
-    indexing).
-
+    """Images in one array, fetched in whole batches (with ``take``, much faster than indexing tensors).
     Args:
         images: (N, H, W, C) uint8, in memory or memory-mapped.
         labels: (N,) integers, -1 = unknown.
@@ -45,7 +43,7 @@ class ArrayDataset(SampleDataset):
             raise ValueError(
                 f"{len(images)} images need labels of shape ({len(images)},), got {tuple(labels.shape)}"
             )
-        # for an array of another memory order, `take` would silently copy the whole array for every batch
+        # with another memory order, `take` would silently copy the whole array for every batch
         self.images = np.ascontiguousarray(images)
         self.labels = labels.astype(np.int64)
 
@@ -109,9 +107,9 @@ class ImageDataModule(SSLDataModule, ABC):
         return self._datasets[split]
 
     def view_crops(self, split: Split) -> ViewCrops | None:
-        """What cuts the views of ``split`` out of full images, for data sets that are not in memory.
+        """Crops the views of ``split`` from full images, for data sets that are not in memory.
 
-        None if there is nothing to cut: batches of bank and test have no views, and transforms other than
+        None if there is nothing to crop: batches of bank and test have no views, and transforms other than
         ``Views`` work on ``input``.
         """
         if split not in ("train", "val") or not isinstance(self.views, Views):
@@ -121,17 +119,17 @@ class ImageDataModule(SSLDataModule, ABC):
 
     @property
     def standard_size(self) -> int:
-        """Shorter side before the central square is cut: 256 for 224 pixels."""
+        """Shorter side before the central square is cropped: 256 for 224 pixels."""
         return round(self.image_shape[1] * 256 / 224)
 
     @property
     def decode_size(self) -> int:
-        """Shorter side before a square is cut at a random position."""
+        """Shorter side before a square is cropped at a random position."""
         return self.standard_size
 
     @abstractmethod
     def _load(self, split: Split) -> dict[str, Any]:
-        """Data sets by split: ``split``, and any others that come from the same files."""
+        """Data sets by split: ``split``, and any others read from the same files."""
 
     def _check_labels(self, split: str, dataset: Any) -> None:
         n = self.num_classes or 0

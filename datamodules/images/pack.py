@@ -3,9 +3,9 @@
     python -m datamodules.images.pack SRC DST [--per_shard 10000] [--unlabeled]
     python -m datamodules.images.pack --index DIR          index shards of other programs
 
-SRC is laid out as for ``ImageFolder``: one folder per class, perhaps below train/, val/ and test/. Files are
-copied byte for byte, in an order that is shuffled once and always the same. DST must not exist; it appears
-when everything is written.
+SRC has the layout of ``ImageFolder``: one folder per class, optionally below train/, val/ and test/. Files
+are copied byte for byte, in a fixed, shuffled order. DST must not exist; it appears once everything has been
+written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_shards(src: Path, dst: Path, per_shard: int = 10_000, labeled: bool = T
     part = dst.with_name(dst.name + ".part")
     for folder in (dst, part):
         if folder.exists():
-            left = " (left by a run that was stopped)" if folder == part else ""
+            left = " (left by an interrupted run)" if folder == part else ""
             raise ConfigError(f"{folder} exists{left}: nothing is overwritten. Remove it or give another DST")
     parts, class_names = ImageFolder(str(src), labeled=labeled).given()
     part.mkdir(parents=True)
@@ -82,11 +82,11 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("src", type=Path, nargs="?", help="folder of images")
-    parser.add_argument("dst", type=Path, nargs="?", help="folder to make")
+    parser.add_argument("dst", type=Path, nargs="?", help="folder to create")
     parser.add_argument(
         "--per_shard", type=int, default=10_000, help="images in a shard (default %(default)s)"
     )
-    parser.add_argument("--unlabeled", action="store_true", help="folders are no classes")
+    parser.add_argument("--unlabeled", action="store_true", help="folders are not classes")
     parser.add_argument("--index", type=Path, metavar="DIR", help="index the shards in DIR")
     args = parser.parse_args()
     if (args.index is None) == (args.dst is None):

@@ -14,7 +14,7 @@ import urllib.request
 from datamodules.errors import ConfigError, DataFileError, MissingDataError
 
 TRIES, FIRST_PAUSE = 4, 0.5
-"""Attempts of a request, and seconds before the second one; the pause doubles each time."""
+"""Number of attempts, and pause in seconds before the second one; the pause doubles each time."""
 
 WEB, CLOUD = ("http://", "https://"), ("s3://", "gs://")
 
@@ -28,7 +28,7 @@ def is_url(root: str) -> bool:
 
 
 def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: int | None = None) -> bytes:
-    """A file, or its bytes from ``span[0]`` up to, not including, ``span[1]``.
+    """A file, or its bytes ``span[0]`` to ``span[1]`` (exclusive).
 
     The request is repeated after connection errors, timeouts, truncated answers, "too many requests" and
     server errors.
@@ -51,7 +51,7 @@ def fetch(url: str, timeout: float, span: tuple[int, int] | None = None, total: 
             content = _from_cloud(url, span) if cloud else _by_http(url, timeout, span, total)
             if span is None or len(content) == span[1] - span[0]:
                 return content
-            failure = f"{len(content)} of {span[1] - span[0]} bytes came"
+            failure = f"{len(content)} of {span[1] - span[0]} bytes received"
         except _Passing as error:
             failure = str(error)
         if attempt < TRIES:
@@ -68,7 +68,7 @@ def _by_http(url: str, timeout: float, span: tuple[int, int] | None, total: int 
                 return answer.read()
             if answer.status != 206:
                 raise DataFileError(
-                    f"{url}: the server does not answer ranged requests (status {answer.status}, not 206)"
+                    f"{url}: the server does not support range requests (status {answer.status}, not 206)"
                 )
             now = answer.headers.get("Content-Range", "").rpartition("/")[2]
             if total is not None and now.isdigit() and int(now) != total:
@@ -106,14 +106,14 @@ def _from_cloud(url: str, span: tuple[int, int] | None) -> bytes:
         raise kind(f"{url} is missing") from None
     except PermissionError as error:
         raise DataFileError(f"{url} cannot be read: {error}") from None
-    except Exception as error:  # each store has classes of its own
+    except Exception as error:  # each store has its own exceptions
         raise _Passing(f"{type(error).__name__}: {error}") from None
 
 
 def changed(shard: str, size: int, now: int, folder: str) -> str:
-    """The error line for a shard that has ``now`` bytes and had ``size`` when it was indexed."""
+    """The error message for a shard that has ``now`` bytes and had ``size`` when it was indexed."""
     what = "is truncated" if now < size else "has changed"
     return (
-        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or index what is "
-        f"there with python -m datamodules.images.pack --index {folder}"
+        f"shard {shard} {what}: {now} bytes, {size} when it was indexed. Copy it again, or rebuild "
+        f"the index with python -m datamodules.images.pack --index {folder}"
     )

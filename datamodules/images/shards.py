@@ -22,7 +22,7 @@ from datamodules.images.remote import fetch, is_url
 from datamodules.splits import Samples, Split, splits_in
 
 CONNECTIONS = 8
-"""Requests that one worker has under way at a time."""
+"""Concurrent requests of one worker."""
 
 
 class ShardDataset(FolderDataset):
@@ -71,7 +71,7 @@ class ShardDataset(FolderDataset):
         return names
 
     def _contents(self, indices: Sequence[int], headers_only: bool = False) -> list[bytes]:
-        """Header and content of each sample; adjacent samples are read together, by URL several at a time."""
+        """Header and content of each sample; adjacent ones are read together, several requests at a time."""
         numbers = self.paths.take(indices, 0)
         records = self.index.records[numbers]
         shards = np.searchsorted(self.index.first, numbers, side="right") - 1
@@ -86,8 +86,7 @@ class ShardDataset(FolderDataset):
                 if tar_index.zlib.crc32(members[i][:512]) != records["crc"][i]:
                     raise DataFileError(
                         f"shard {self.root}/{self.index.names[shard]} has changed since it was indexed: "
-                        "other contents at byte "
-                        f"{places[i][1]}. Copy it again, or index what is there with "
+                        f"different content at byte {places[i][1]}. Copy it again, or rebuild the index with "
                         "python -m datamodules.images.pack --index DIR"
                     )
         return members
@@ -107,9 +106,8 @@ class ShardDataset(FolderDataset):
         return self._pool[1].map(function, runs)
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
-        """The same samples decoded once; None if ``only_same_size``, as images in shards may have
-        any size.
-        """
+        """The same samples decoded once; None if ``only_same_size``, as images in shards may have any "
+        "size."""
         if only_same_size:
             return None
         batches = [self.__getitems__(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256)]
@@ -118,12 +116,11 @@ class ShardDataset(FolderDataset):
 
 
 class Shards(ImageFolder):
-    """Images in tar shards, local or by URL: made by ``python -m datamodules.images.pack SRC DST``, or
-    WebDataset's.
+    """Images in tar shards, local or at a URL (docs/data/shards.md).
 
-    An index gives the place of every sample in its shard, where it is read. So order, division among ranks
-    and workers, and resuming within an epoch are exactly those of a folder of files; there is no shuffle
-    buffer. docs/data/shards.md
+    Shards are made by ``python -m datamodules.images.pack SRC DST`` or in WebDataset's layout. An index gives
+    the position of every sample in its shard. Shuffling, distribution over ranks and workers, and resuming
+    within an epoch are therefore exactly as for a folder of files; there is no shuffle buffer.
 
     The names of the shards give the splits: a shard with a usual word for ``val``, ``test`` or ``unlabeled``
     in its name (``val-000000.tar``) belongs to that split, all others to ``train``. Missing splits are held
@@ -132,10 +129,10 @@ class Shards(ImageFolder):
 
     Args:
         root: folder of the shards or its URL (http, https, s3, gs), with ``shards.json`` and ``shards.npy``;
-            a local folder without them is indexed at first use. A last part with ``{000..146}``, ``*`` or
-            ``.tar`` selects shards.
+            a local folder without them is indexed at first use. A last path component with ``{000..146}``,
+            ``*`` or ``.tar`` selects shards.
         block: number of adjacent samples that are read at once, and stay together in a batch. 1 is an exact
-            shuffle; more makes fewer and longer reads. Default 1 for a folder, 16 for a URL.
+            shuffle; larger blocks mean fewer, longer reads. Default 1 for a folder, 16 for a URL.
         timeout: of an HTTP request, in seconds; a failed request is tried four times.
         options: those of ``ImageFolder``.
 
@@ -158,7 +155,7 @@ class Shards(ImageFolder):
 
     def prepare_data(self) -> None:
         if not self.synthetic:
-            self._find()  # one process per node writes an index that is missing
+            self._find()  # one process per node writes a missing index
 
     def files(self, split: Split) -> list[str]:
         """Shard and member of the samples of ``split``, in the order of ``dataset(split)``."""
@@ -181,7 +178,7 @@ class Shards(ImageFolder):
             )
         if "train" not in parts:
             raise MissingDataError(
-                f"Shards: no shards to train on in {self.root}, all are named for {', '.join(parts)}"
+                f"Shards: no shards to train on in {self.root}, all are named after {', '.join(parts)}"
             )
         self._class_names = index.class_names if self.labeled and len(index.class_names) > 1 else ()
         found = {}
@@ -258,10 +255,9 @@ def chosen_shards(names: Sequence[str], pattern: str | None, folder: str) -> lis
         matching = fnmatch.filter(names, one)
         if not matching:
             raise MissingDataError(
-                f"shard {one} is missing in the index of {folder}, which names {len(names)}: {names[0]} to "
-                f"{names[-1]}. "
-                "Correct --data.root, or index the folder again with python -m datamodules.images.pack "
-                "--index DIR"
+                f"shard {one} is missing in the index of {folder}, which lists {len(names)}: {names[0]} to "
+                f"{names[-1]}. Correct --data.root, or rebuild the index with "
+                "python -m datamodules.images.pack --index DIR"
             )
         wanted.update(matching)
     return [i for i, name in enumerate(names) if name in wanted]
@@ -276,6 +272,6 @@ def split_of(name: str) -> str:
     splits = splits_in(name.removesuffix(".tar"))
     if len(splits) > 1:
         raise DataFileError(
-            f"the name of shard {name} holds the words of two splits ({', '.join(sorted(splits))}): rename it"
+            f"the name of shard {name} contains two splits ({', '.join(sorted(splits))}): rename it"
         )
     return splits.pop() if splits else "train"

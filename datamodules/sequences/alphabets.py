@@ -12,18 +12,18 @@ from datamodules.errors import DataFileError
 from datamodules.text.tokenizer import SPECIALS, Tokenizer
 
 FOREIGN = 255
-"""Code of a byte that is no letter of the alphabet."""
+"""Code of a byte that is not a letter of the alphabet."""
 AMBIGUOUS = 254
-"""Code of a letter that stands for several, before it is read as the unknown one."""
+"""Code of an ambiguous letter, before it is replaced by the unknown one."""
 
 AlphabetName = Literal["dna", "protein"]
 
 
 class Alphabet(NamedTuple):
-    """Letters, whose codes are 0, 1, ... in this order, and the endings of FASTA files for them."""
+    """Letters with codes 0, 1, ... in this order, and the extensions of their FASTA files."""
 
     letters: str
-    unknown: int  # code of the letter that may be any
+    unknown: int  # code of the letter for any (N, X)
     table: bytes  # 256 codes, one for each byte
     expected: str  # for messages
     endings: tuple[str, ...]  # of files
@@ -49,10 +49,10 @@ class Alphabet(NamedTuple):
 
     def advice(self, letter: str) -> str:
         if letter in "-.":
-            return "a gap of an alignment: remove the gaps"
+            return "an alignment gap: remove the gaps"
         if self is DNA and PROTEIN.table[ord(letter) % 256] != FOREIGN and letter.isalpha():
-            return f"which is no letter of {self.expected}: for protein give --data.alphabet protein"
-        return f"which is no letter of {self.expected}"
+            return f"which is not a letter of {self.expected}: for protein give --data.alphabet protein"
+        return f"which is not a letter of {self.expected}"
 
 
 def _alphabet(letters: str, unknown: str, also: dict[str, str], *rest: tuple[str, ...] | str) -> Alphabet:
@@ -126,7 +126,7 @@ class Letters(Tokenizer):
         return np.maximum(numbers, -1)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As ``Tokenizer.encode``; white space is ignored, and an incomplete last k-mer dropped."""
+        """As ``Tokenizer.encode``; white space is ignored and an incomplete last k-mer dropped."""
         found = []
         for text in texts:
             codes, _ = self.alphabet.codes("".join(text.split()), "the text")

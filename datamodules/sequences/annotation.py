@@ -1,4 +1,4 @@
-"""Reads annotations of sequences: GFF and BED files by place, tables by record."""
+"""Reads annotations of sequences: GFF and BED files by position, tables by record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Interval = tuple[int, int]
 
 
 class Coverage:
-    """Which places of a long array are in intervals, in memory that depends only on the number of intervals.
+    """Which positions of a long array are in intervals; memory depends only on the number of intervals.
 
     Args:
         intervals: (n, 2) int64, [start, end) in any order; they may overlap.
@@ -32,7 +32,7 @@ class Coverage:
         self.total = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
 
     def before(self, places: np.ndarray) -> np.ndarray:
-        """Number of covered places before each of ``places`` (...)."""
+        """Number of covered positions before each of ``places`` (...)."""
         if not len(self.starts):
             return np.zeros_like(places)
         i = np.searchsorted(self.starts, places)
@@ -40,7 +40,7 @@ class Coverage:
         return self.total[i] - beyond
 
     def within(self, starts: np.ndarray, span: int) -> np.ndarray:
-        """Number of covered places among the ``span`` places from each of ``starts`` (...) on."""
+        """Number of covered positions among the ``span`` positions from each of ``starts`` (...)."""
         return self.before(starts + span) - self.before(starts)
 
 
@@ -54,7 +54,7 @@ def runs_of(codes: np.ndarray, code: int) -> np.ndarray:
 
 
 class Features(NamedTuple):
-    """The features that a file gives, by place."""
+    """The features in a file, by position."""
 
     kind: str  # type of the features; "" for BED
     found: dict[str, list[Interval]]  # [start, end) from 0, by record
@@ -85,9 +85,9 @@ def read_features(path: Path, kind: str | None) -> Features:
             found.setdefault(name, []).append(interval)
     if not found:
         held = f"; it has {', '.join(sorted(kinds)[:8])}: name one with --data.feature" if kinds else ""
-        expected = "BED" if is_bed else f"GFF3 with lines of the type {kind}"
+        expected = "BED" if is_bed else f"GFF3 with lines of type {kind}"
         raise DataFileError(
-            f"{path} has no line {f'of {kind}' if kind else 'at all'}: expected {expected}{held}"
+            f"{path} has no lines{f' of type {kind}' if kind else ''}: expected {expected}{held}"
         )
     return Features(kind, found, {line[0] for line in lines})
 
@@ -129,5 +129,5 @@ def read_labels(path: Path, columns: tuple[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, label in table_rows(path, columns):
         if found.setdefault(name, label) != label:
-            raise DataFileError(f"{path}: record {name} has the classes {found[name]} and {label}")
+            raise DataFileError(f"{path}: record {name} has two classes, {found[name]} and {label}")
     return found

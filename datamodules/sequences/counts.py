@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def count_words(codes: Tensor, n: int, letters: int) -> Tensor:
-    """How often each word of n neighboring letters occurs, at every place.
+    """Count each word of n consecutive letters, at all positions.
 
     Args:
         codes: (B, T) int64; a word with a code outside 0..letters-1 is not counted.

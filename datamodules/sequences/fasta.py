@@ -14,11 +14,11 @@ from datamodules.plain_text import text_lines
 from datamodules.sequences.alphabets import Alphabet
 
 DERIVED = "_from_genomic."
-"""In names of NCBI's files that repeat parts of a genome (``..._cds_from_genomic.fna``)."""
+"""Parts of the names of NCBI files that repeat parts of a genome (``..._cds_from_genomic.fna``)."""
 
 
 class Records:
-    """Sequences of some files, one after the other.
+    """The sequences of one or more files, concatenated.
 
     Attributes:
         names: the first word of each record's header.
@@ -50,7 +50,7 @@ class Records:
         """Add an empty record.
 
         Raises:
-            DataFileError: there is a record of this name.
+            DataFileError: a record of this name exists.
         """
         if name in self._known:
             raise DataFileError(f"{where}: a second record named {name}: rename one")
@@ -93,13 +93,13 @@ def read_fasta(path: Path, alphabet: Alphabet, records: Records, number: int = 0
             ambiguous += count
     if len(records.names) == before:
         raise DataFileError(
-            f"{path} holds no record: expected FASTA, a line that begins with > and then letters"
+            f"{path} contains no record: expected FASTA, a line that begins with > and then letters"
         )
     if records.starts[before] == len(records.codes):
-        raise DataFileError(f"{path} has headers and no letters: expected sequence below each")
+        raise DataFileError(f"{path} has headers but no letters: expected a sequence below each")
     if ambiguous:
         unknown = alphabet.letters[alphabet.unknown]
-        rank_zero_info(f"{path}: {ambiguous} letters stand for more than one and are read as {unknown}")
+        rank_zero_info(f"{path}: {ambiguous} ambiguous letters are read as {unknown}")
 
 
 def sequence_files(root: Path, patterns: Sequence[str], endings: Sequence[str], option: str) -> list[Path]:
@@ -107,9 +107,9 @@ def sequence_files(root: Path, patterns: Sequence[str], endings: Sequence[str], 
 
     Args:
         root: a file or a folder.
-        patterns: glob patterns; if there are none, files of any folder with one of ``endings``.
-        endings: of files to read, each also with ``.gz`` behind it.
-        option: the option that gives ``root``, for messages.
+        patterns: glob patterns; if empty, files at any depth with one of ``endings``.
+        endings: extensions of the files to read, each also followed by ``.gz``.
+        option: name of the option for ``root``, for messages.
 
     Raises:
         DataFileError: ``root`` does not exist, or nothing in it matches.
@@ -123,7 +123,7 @@ def sequence_files(root: Path, patterns: Sequence[str], endings: Sequence[str], 
     matching = {path for pattern in globs for path in root.glob(pattern)}
     found = sorted(path for path in matching if path.is_file() and not hidden_below(path, root))
     if not found:
-        raise DataFileError(f"{option} {root} holds no file that fits {', '.join(globs)}")
+        raise DataFileError(f"{option} {root} contains no file that matches {', '.join(globs)}")
     derived = [path for path in found if DERIVED in path.name]
     if patterns or not derived or len(derived) == len(found):
         return found

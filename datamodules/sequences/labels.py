@@ -1,4 +1,4 @@
-"""Labels of sequences: by place, from features, or by record, from a file's name or a table."""
+"""Labels of sequences: by position, from features, or by record, from a file's name or a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIVE = 0.5
 """A window is positive with at least this share of its letters in features, negative with none."""
 
 ANNOTATIONS = (".gff", ".gff3", ".gtf", ".bed")
-"""Endings of files with features."""
+"""Extensions of files with features."""
 
 
 class Labels(NamedTuple):
@@ -56,7 +56,7 @@ def _names(kind: str) -> tuple[str, str]:
 
 
 def _tell_absent(where: Path, records: list[str], known: set[str]) -> None:
-    """Print how many records a file does not mention, and which unknown ones it does."""
+    """Print how many records a file does not mention, and which unknown records it mentions."""
     if absent := [name for name in records if name not in known]:
         others = sorted(known - set(records))
         rank_zero_info(
@@ -74,16 +74,16 @@ def labels_of_table(records: Records, table: Path, columns: tuple[str, str]) -> 
     known = read_labels(table, columns)
     found = [known.get(name) for name in records.names]
     if not any(label is not None for label in found):
-        raise DataFileError(f"--data.labels {table} has none of the records {printable(records.names, 3)}")
+        raise DataFileError(
+            f"--data.labels {table} contains none of the records {printable(records.names, 3)}"
+        )
     _tell_absent(table, records.names, set(known))
     names = class_list(found)
     return Labels(names, np.array([-1 if label is None else names.index(label) for label in found]))
 
 
 def labels_of_places(records: Records, gff: Path, kind: str | None) -> Labels:
-    """Labels of windows, inside or outside of features, in records that an annotation mentions; see
-    ``read_features``.
-
+    """Labels of windows inside or outside of features, for records in an annotation (``read_features``).
     Raises:
         DataFileError: files that cannot be used, or of other records.
     """

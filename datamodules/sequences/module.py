@@ -1,9 +1,9 @@
 """DNA and protein from FASTA files, labeled by features, by file or by a table.
 
-Files that are named for splits (``train.fa``, ``test.fa``; docs/data/splits.md) are used as such. Otherwise
-splits follow a fixed rule, without the run's seed. Long records are split by place: each is cut into blocks;
-of every ten blocks the ninth is val and the tenth test, and no window crosses the border of a block. Shorter
-records, and whole ones, are split by a hash of their name.
+Files named after splits (``train.fa``, ``test.fa``; docs/data/splits.md) are used as such. Otherwise splits
+follow a fixed rule, independent of the run's seed. Long records are split by position: each is cut into
+blocks; of every ten blocks the ninth is val and the tenth test, and no window crosses from one to the other.
+Shorter records, and whole ones, are split by a hash of their name.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ SPLITS = ("train", "val", "test")
 class Fasta(SSLDataModule):
     """DNA or protein from FASTA files, plain or gzipped: windows of letters or k-mers, or whole records.
 
-    Lower case is read as upper case and IUPAC's ambiguous letters of DNA as N; windows that are half N (X in
-    protein) or more are dropped. Labels come from one of ``gff``, ``class_files`` and ``labels``.
+    Lower case is read as upper case and IUPAC's ambiguous letters of DNA as N; windows with at least half of
+    their letters N (X in protein) are dropped. Labels come from ``gff``, ``class_files`` or ``labels``.
 
     With views that mask tokens, and in the layout ``records``, ids 0 to 4 are special tokens as in text.
 
     Args:
         root: a file, or a folder.
-        files: glob patterns of the files in the folder; default: the usual endings of FASTA files of the
+        files: glob patterns of the files in the folder; default: the usual extensions of FASTA files of the
             alphabet, at any depth, with or without ``.gz``.
         alphabet: ``dna`` (A, C, G, T, N), or ``protein`` (the 20 amino acids, B, J, O, U, X, Z, * and -).
         layout: ``windows`` of ``length`` tokens, or ``records``: [CLS] letters [SEP], cut and padded to
@@ -73,12 +73,12 @@ class Fasta(SSLDataModule):
             unlabeled otherwise; all windows of a record that the file does not mention are unlabeled.
         feature: which lines of a GFF file count (third column): CDS, gene, exon, ...; None = CDS, or the only
             type that the file has.
-        class_files: each file is a class of its own, named like the file.
+        class_files: each file is one class, named after the file.
         labels: a .csv, .tsv or .jsonl table with the class of each record.
         label_columns: its columns: name of the record, and class.
         length: T, tokens per sample.
-        kmer: letters per token of DNA; k-mers do not overlap, otherwise all but one letter of the next would
-            be known.
+        kmer: letters per token of DNA; k-mers do not overlap, since each would otherwise reveal all but one
+            letter of the next.
         stride: letters from one window to the next; None = the window length in letters, so that windows do
             not overlap.
         both_strands: train on windows of DNA of both strands (reverse complement), redrawn in each epoch.
@@ -117,9 +117,9 @@ class Fasta(SSLDataModule):
         check_within(1, 8, kmer=kmer)
         check(alphabet == "dna" or kmer == 1, "kmer", "1 for protein", kmer)
         if (gff is not None) + class_files + (labels is not None) > 1:
-            raise ConfigError("gff, class_files and labels each give the class: give one of them")
+            raise ConfigError("gff, class_files and labels each define the class: give only one of them")
         if layout == "records" and gff is not None:
-            raise ConfigError("gff labels places, not whole records: give layout windows, or labels")
+            raise ConfigError("gff labels positions, not whole records: give layout windows, or labels")
         if isinstance(self.views, MaskedTokens) and self.views.next_sentence:
             raise ConfigError("sequences have no second segment: give --data.views.next_sentence false")
         self.root, self.patterns, self.alphabet = root, tuple(files), ALPHABETS[alphabet]
@@ -167,8 +167,9 @@ class Fasta(SSLDataModule):
         return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as letters, without special tokens and ids beyond the vocabulary, which a larger
-        network may draw.
+        """Token ids (T,) as letters, without special tokens and ids beyond the vocabulary.
+
+        A network with more outputs than the vocabulary may sample such ids.
         """
         return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
@@ -182,9 +183,7 @@ class Fasta(SSLDataModule):
         """
 
         def kmers(tokens: Tensor) -> Tensor:
-            """How often each of the 256 4-mers occurs in the window, at every place and on the strand that is
-            given.
-            """
+            """How often each of the 256 4-mers occurs in the window, at all positions of the given strand."""
             return count_words(self._codes(tokens), 4, 4)
 
         def composition(tokens: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ class Fasta(SSLDataModule):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def _paths(self) -> dict[Path, str]:
-        """Each file and the split that it belongs to."""
+        """The split of each file."""
         if self.root is None:
             raise DataFileError("Fasta needs --data.root: a FASTA file, or a folder of them")
         root = Path(self.root).expanduser()
@@ -252,7 +251,7 @@ class Fasta(SSLDataModule):
         return records, given
 
     def _synthetic(self) -> Records:
-        """Two long records for windows; for whole records 400, of lengths up to twice a sample's."""
+        """Two long records for windows; 400 of up to twice a sample's length for whole records."""
         rng, records = np.random.default_rng(0), Records()
         n = len(self.alphabet.letters) - (self.alphabet is DNA)
         span = self.length * self.kmer
@@ -285,12 +284,12 @@ class Fasta(SSLDataModule):
     # ---- splits --------------------------------------------------------------------------------------------
 
     def _split(self, natural: str, given: str, others: set[str]) -> str:
-        """The split of a piece: that of its file, or the one that its place or name gives it.
+        """The split of a piece: its file's, or the one that its position or name determines.
 
         Args:
-            natural: by place or name.
+            natural: by position or name.
             given: that of its file.
-            others: val and test, as far as files are named for them; a single one is reported as test.
+            others: those of val and test that files are named after; a single one is reported as test.
         """
         if given in others:
             return given if len(others) == 2 else "test"
@@ -313,7 +312,7 @@ class Fasta(SSLDataModule):
         if short:
             rank_zero_info(
                 f"{self.root}: {short} of {len(records.names)} records are shorter than a window ({span} "
-                f"letters) and left out, with {100 * lost / starts[-1]:.0f} % of all letters"
+                f"letters) and left out: {100 * lost / starts[-1]:.0f} % of all letters"
             )
         unknown = Coverage(runs_of(records.codes, self.alphabet.unknown))
         runs, unread = {}, 0
@@ -324,7 +323,7 @@ class Fasta(SSLDataModule):
             self._check_any(split, int(runs[split][:, 1].sum()), f"window of {span} letters", span)
         if unread:
             letter = self.alphabet.letters[self.alphabet.unknown]
-            rank_zero_info(f"{unread} windows that are half {letter} or more are left out")
+            rank_zero_info(f"{unread} windows with at least half of their letters {letter} are left out")
 
         def made(split: str, both: bool = False) -> SampleDataset:
             return SequenceWindows(
@@ -344,7 +343,7 @@ class Fasta(SSLDataModule):
         room = (self.length - 2) * self.kmer
         if cut := int((sizes > room).sum()):
             rank_zero_info(
-                f"{self.root}: of {cut} of {len(sizes)} records only the first {room} letters are used"
+                f"{self.root}: {cut} of {len(sizes)} records are cut to their first {room} letters"
             )
         if empty := int((sizes < self.kmer).sum()):
             rank_zero_info(f"{self.root}: {empty} records without letters are left out")
@@ -360,8 +359,8 @@ class Fasta(SSLDataModule):
         if count:
             return
         long = 10 * BLOCK_WINDOWS * span
-        shorter = f", or one of {long} letters, or a shorter --data.length" if span else ""
+        shorter = f", one of {long} letters, or a shorter --data.length" if span else ""
         raise DataFileError(
-            f"--data.root {self.root} gives no {what} for {split}, which takes one tenth of the records, or "
-            f"of long ones: give more records{shorter}"
+            f"--data.root {self.root} gives no {what} for {split}, which gets one tenth of the records, or "
+            f"of each long record: give more records{shorter}"
         )

@@ -1,4 +1,4 @@
-"""Samples of sequences: windows that are computed when they are fetched, or whole records with padding."""
+"""Samples of sequences: windows cut on access, or whole records with padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datamodules.sequences.labels import Labels
 from datamodules.text.tokenizer import CLS, PAD, SEP
 
 BLOCK_WINDOWS = 10
-"""Windows of a block of one split, where they do not overlap."""
+"""Windows per block of one split, if they do not overlap."""
 
 BLOCKS = {8: "val", 9: "test"}
 """Of every ten blocks of a record, or of every ten values of a hash, the ninth and the tenth."""
@@ -55,7 +55,7 @@ def windows_of_record(
 
 
 def without_unknown(runs: np.ndarray, unknown: Coverage, span: int, stride: int) -> tuple[np.ndarray, int]:
-    """Leave out windows of which half the letters or more are unknown.
+    """Leave out windows with at least half of their letters unknown.
 
     Args:
         runs: (n, 2) int64: first letter of the first window, and number of windows ``stride`` apart.
@@ -63,7 +63,7 @@ def without_unknown(runs: np.ndarray, unknown: Coverage, span: int, stride: int)
         span, stride: of the windows, in letters.
 
     Returns:
-        Such runs of the other windows, and how many are left out.
+        The runs of the other windows, and how many are left out.
     """
     reach = np.maximum(runs[:, 1] - 1, 0) * stride + span
     suspect = 2 * (unknown.before(runs[:, 0] + reach) - unknown.before(runs[:, 0])) >= span
@@ -83,13 +83,13 @@ def without_unknown(runs: np.ndarray, unknown: Coverage, span: int, stride: int)
 
 
 class SequenceWindows(SampleDataset):
-    """Windows of records as tokens, cut out when they are fetched.
+    """Windows of records as tokens, cut on access.
 
     Args:
         records: all records.
         runs: (n, 2) int64: first letter of the first window of a run, and the number of its windows.
         labels: of windows.
-        letters: makes tokens of codes.
+        letters: converts codes to tokens.
         length: T, tokens per window.
         stride: letters from one window of a run to the next.
         both_strands: half of the windows, different ones in each epoch, are read from the other strand.
@@ -164,7 +164,7 @@ class WholeRecords(SampleDataset):
         records: all records.
         chosen: (N,) numbers of the records.
         labels: (N,) int64, -1 = unknown.
-        letters: makes tokens of codes, with special tokens.
+        letters: converts codes to tokens, with special tokens.
         length: T.
     """
 

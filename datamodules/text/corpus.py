@@ -19,9 +19,7 @@ DocumentUnit = Literal["file", "paragraph", "line"]
 
 
 class Document(NamedTuple):
-    """One text: ``parts`` (a string per column; plain text has one), label name (None = unknown),
-    and its file's split.
-    """
+    """One text: ``parts`` (a string per column; plain text has one), label (None = unknown) and split."""
 
     parts: tuple[str, ...]
     label: str | None = None
@@ -45,12 +43,12 @@ def text_files(root: Path, pattern: str) -> list[Path]:
         raise DataFileError(f"--data.root {root} does not exist: expected a text file or a folder of them")
     found = sorted(path for path in root.glob(pattern) if path.is_file() and not hidden_below(path, root))
     if not found:
-        raise DataFileError(f"--data.root {root} holds no file that fits --data.files {pattern!r}")
+        raise DataFileError(f"--data.root {root} contains no file that matches --data.files {pattern!r}")
     return found
 
 
 def embedded_documents() -> list[Document]:
-    """The Python language reference that CPython carries for ``help()``: English prose, no download.
+    """The Python language reference that CPython ships for ``help()``: English prose, no download.
 
     79 documents and 464,970 characters in Python 3.11; the text differs between versions of Python.
 
@@ -60,9 +58,7 @@ def embedded_documents() -> list[Document]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise DataFileError(
-            "this Python carries no pydoc_data.topics: give --data.root FILE_OR_FOLDER"
-        ) from None
+        raise DataFileError("this Python has no pydoc_data.topics: give --data.root FILE_OR_FOLDER") from None
     return [Document((topics[name],)) for name in sorted(topics)]
 
 
@@ -101,15 +97,17 @@ class Corpus:
         tables = [file for file in self.files if table_kind(file)]
         if tables and len(tables) < len(self.files):
             other = next(file for file in self.files if file not in tables)
-            raise DataFileError(f"{tables[0]} is a table and {other} is not: give one kind with --data.files")
+            raise DataFileError(
+                f"{tables[0]} is a table and {other} is not: select one kind with --data.files"
+            )
         if tables and not columns:
             raise DataFileError(
-                f"{tables[0]} is a table: say where its text is with --data.columns, such as '[text]' or "
+                f"{tables[0]} is a table: name its text columns with --data.columns, such as '[text]' or "
                 "'[1]'"
             )
         if not tables and (columns or label_column is not None):
             raise DataFileError(
-                f"{self.files[0]} is no table ({', '.join(TABLES)}): leave columns and label_column out"
+                f"{self.files[0]} is not a table ({', '.join(TABLES)}): leave out columns and label_column"
             )
         self.are_tables = bool(tables)
 
@@ -162,25 +160,23 @@ class Corpus:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text after ``.``, ``!`` or ``?`` before white space and a capital, digit or quote, and at blank
-    lines.
+    """Split a text into sentences.
 
-    A rule, not a model: it also splits after an abbreviation such as "Mr. Smith".
+    It is split after ``.``, ``!`` or ``?`` before white space and a capital, digit or quote, and at blank
+    lines. This simple rule also splits after abbreviations such as "Mr. Smith".
     """
     cut = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n", text)
     return [s for s in (" ".join(piece.split()) for piece in cut if piece) if s]
 
 
 def class_list(labels: Sequence[str | None]) -> tuple[str, ...]:
-    """The distinct labels, sorted; numerically if all are numbers, and those of one number by their text."""
+    """The distinct labels, sorted: numerically if all are numbers (equal numbers by their text)."""
     names = sorted({label for label in labels if label is not None})
     return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else str))
 
 
 def made_up_documents(parts: int, labeled: bool) -> list[Document]:
-    """240 documents of made-up words, always the same; with labels, four classes that prefer
-    different words.
-    """
+    """240 fixed documents of made-up words; with labels, four classes that prefer different words."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 8))) for _ in range(80)]
 

@@ -52,10 +52,10 @@ from datamodules.transforms.tokens import MaskedTokens
 Layout = Literal["windows", "documents", "pairs"]
 
 MEMORY_LIMIT = 512 * 2**20
-"""Bytes of text up to which a corpus and its tokens are kept in memory."""
+"""Maximum size in bytes of a corpus that is kept in memory with its tokens."""
 
 BLOCK = 2**20
-"""Characters that are encoded at once."""
+"""Characters encoded at once."""
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -71,14 +71,14 @@ def _some(items: Iterator[tuple[int, Document, bool]]) -> Iterator[tuple[int, Do
 
 
 class TextFiles(TextDataModule):
-    """Text files, plain or tables; by default the Python language reference that ships with CPython (no
-    download).
+    """Text files, plain or tables; by default the Python language reference that ships with CPython.
 
     Files named after splits, or in folders named after splits (docs/data/splits.md), are used as such. If
-    only one of val and test is given, it is test, and val is held out as below. Otherwise documents are split
-    by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn with a fixed seed
-    and stratified by class. Fewer, such as one long text: the first 90 % of the characters are train and the
-    last 10 % val (nanoGPT's rule); val then also serves as test, so nothing should be chosen on it.
+    only one of val and test is given, it is used as test, and val is held out as below. Otherwise documents
+    are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn with a
+    fixed seed and stratified by class. Fewer, such as one long text: the first 90 % of the characters are
+    train and the last 10 % val (nanoGPT's rule); val then also serves as test, so do not choose anything on
+    it.
 
     Args:
         root: a file, or a folder; None = the embedded text.
@@ -86,8 +86,8 @@ class TextFiles(TextDataModule):
         columns: text columns of tables, by name (from the header line, or JSON keys) or number from 0 (no
             header).
         label_column: class column of tables, by name or number; rows without one are unlabeled.
-        class_folders: the folder that a file lies in, below the root or below a split, is its class, as in
-            IMDB's ``train/pos/1.txt``; files of a split ``unsup`` or ``unlabeled`` have none.
+        class_folders: a file's folder, below the root or below a split, is its class, as in IMDB's
+            ``train/pos/1.txt``; files of a split ``unsup`` or ``unlabeled`` have none.
         document: what one document of a plain file is: the whole file, a paragraph (separated by blank
             lines), or a line.
         layout: ``windows``: ``length`` consecutive tokens, for language models; they cross document
@@ -130,7 +130,7 @@ class TextFiles(TextDataModule):
         if layout == "pairs" and columns is not None and len(columns) > 2:
             raise ConfigError(f"layout pairs takes one or two columns, got {columns}")
         if class_folders and label_column is not None:
-            raise ConfigError("class_folders and label_column both give the class: give one of them")
+            raise ConfigError("class_folders and label_column both define the class: give only one of them")
         if layout != "pairs" and isinstance(self.views, MaskedTokens) and self.views.next_sentence:
             raise ConfigError(
                 f"layout {layout} has no second segment: give --data.views.next_sentence false, or layout "
@@ -161,9 +161,8 @@ class TextFiles(TextDataModule):
                 corpus = self._read()
                 if corpus.num_bytes() > MEMORY_LIMIT and self.cache is None:
                     raise DataFileError(
-                        f"--data.root {self.root} holds {corpus.num_bytes() / 2**20:,.0f} MB of text, more "
-                        "than is kept in "
-                        "memory: give --data.cache FOLDER for its token files"
+                        f"--data.root {self.root} contains {corpus.num_bytes() / 2**20:,.0f} MB of text, too "
+                        "much to keep in memory: give --data.cache FOLDER for its token files"
                     )
                 self._corpus = corpus if corpus.num_bytes() > MEMORY_LIMIT else list(corpus)
                 if corpus.skipped:
@@ -204,9 +203,7 @@ class TextFiles(TextDataModule):
         return self._fingerprint
 
     def _assign(self) -> np.ndarray:
-        """(N,) split of each document: 0 train, 1 val, 2 test; -1 for few documents, which are
-        split as one text.
-        """
+        """(N,) split of each document: 0 train, 1 val, 2 test; -1 for few documents, split as one text."""
         if self._split_of is None:
             self._labels, given = [], []
             for document in self._documents():
@@ -229,9 +226,8 @@ class TextFiles(TextDataModule):
                 self._split_of[self._hold_out(rest, classes, round(n / 10), 1)] = 0
             elif self.layout != "windows":
                 raise DataFileError(
-                    f"--data.root {self.root}: {n} documents, and layout {self.layout} needs at least 10 "
-                    "to split: give more "
-                    "files, or --data.document paragraph"
+                    f"--data.root {self.root}: {n} documents, but layout {self.layout} needs at least 10 to "
+                    "split: give more files, or --data.document paragraph"
                 )
         return self._split_of
 
@@ -323,7 +319,7 @@ class TextFiles(TextDataModule):
                 writer.add(ids, label, document)
         tokens = writer.finish()
         if unknown:
-            what = "are [UNK]" if self.tokenizer.specials else "are left out"
+            what = "become [UNK]" if self.tokenizer.specials else "are left out"
             rank_zero_info(
                 f"{split}: {unknown} of {len(tokens.flat)} tokens are not in the training text and {what}"
             )
@@ -331,12 +327,12 @@ class TextFiles(TextDataModule):
             rank_zero_info(f"{split}: {without} texts too short for layout {self.layout} are left out")
         if len(tokens.flat) == 0:
             raise DataFileError(
-                f"--data.root {self.root}: nothing is left for the split {split} with layout {self.layout}"
+                f"--data.root {self.root}: no samples are left for split {split} with layout {self.layout}"
             )
         return tokens
 
     def _items(self, split: int) -> Iterator[tuple[int, Document, bool]]:
-        """(number, document, True); of windows, which cross documents, (number, piece, is it the last)."""
+        """(number, document, True); for windows, which cross documents, (number, piece, is it the last)."""
         assigned = self._assign()
         if (assigned < 0).any():
             items = enumerate(Document((text,)) for text in self._texts(split))

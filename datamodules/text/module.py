@@ -21,12 +21,11 @@ from runtime.files import write_text
 
 
 class TextDataModule(SSLDataModule, ABC):
-    """Base class of token data: one tokenizer, stored in the checkpoint, and ``input`` of (B, T) int64 token
-    ids.
+    """Base class of token data: (B, T) int64 token ids of one tokenizer, which is stored in the checkpoint.
 
     A subclass implements ``_make_tokenizer()`` and ``_load()``. Padding, if there is any, is id 0, [PAD], and
-    a network gets its attention mask as ``tokens != 0``. Layouts without padding need no mask, and id 0 may
-    then be any token: ``pad_id`` distinguishes the two cases.
+    a network's attention mask is ``tokens != 0``. Layouts without padding need no mask, and id 0 may then be
+    any token: ``pad_id`` distinguishes the two cases.
 
     Args:
         length: T, tokens per sample, including special ones.
@@ -98,8 +97,9 @@ class TextDataModule(SSLDataModule, ABC):
         return self.tokenizer.encode([text])[0].tolist()
 
     def to_text(self, tokens: Tensor) -> str:
-        """Token ids (T,) as text, without special tokens and ids outside the vocabulary, which a
-        larger network may draw.
+        """Token ids (T,) as text, without special tokens and ids outside the vocabulary.
+
+        A network with more outputs than the vocabulary may sample such ids.
         """
         return self.tokenizer.decode(tokens[tokens < self.vocab_size].tolist())
 
@@ -137,9 +137,7 @@ class TextDataModule(SSLDataModule, ABC):
         return {**batch, **views(tokens, params)}  # type: ignore[typeddict-item]
 
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Counts of the tokens, and TF-IDF with the document frequencies of the training split: (B, T) -> (B,
-        vocab_size).
-        """
+        """Counts of tokens, and TF-IDF with the training split's document frequencies: (B, T) -> (B, V)."""
         bank: Any = self.dataset("bank")
         starts = range(0, len(bank), 1024)
         idf = inverse_document_frequency(
@@ -153,9 +151,7 @@ class TextDataModule(SSLDataModule, ABC):
             return bag_of_words(tokens, self.vocab_size, self.pad_id)
 
         def weighted(tokens: Tensor) -> Tensor:
-            """Counts of tokens times ln((1 + N) / (1 + n)) + 1 of the training split, each row of length
-            1.
-            """
+            """Counts of tokens times ln((1 + N) / (1 + n)) + 1 of the training split, scaled to length 1."""
             return tfidf(tokens, idf.to(tokens.device), self.pad_id)
 
         return {"bag_of_words": counts, "tfidf": weighted}
@@ -173,5 +169,5 @@ class TextDataModule(SSLDataModule, ABC):
         state = dict(state)
         vocabulary = state.pop("vocabulary")
         super().load_state_dict(state)
-        if vocabulary != self.tokenizer.to_json():  # the weights know the tokens of the checkpoint
+        if vocabulary != self.tokenizer.to_json():  # the weights belong to the checkpoint's tokenizer
             self._adopt(load_tokenizer(vocabulary))

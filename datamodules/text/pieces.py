@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 
 PIECE = 2**16
-"""Characters of a piece, about: tokenizers take up to 200 bytes of memory per character."""
+"""Approximate length of a piece in characters: tokenizers take up to 200 bytes of memory for each."""
 
 SAFE = re.compile(r"(?<=\S) (?=\S)")
-"""A single space between two words: no tokenizer joins what is before it with what follows."""
+"""A single space between two words: no tokenizer merges the text before it with the text after it."""
 
 
 def pieces(text: str) -> Iterator[tuple[str, bool]]:
     """(piece, is it the last) of a text, cut before single spaces.
 
-    If ``PIECE`` characters contain none, the piece continues to the next one.
+    If ``PIECE`` characters contain no such space, the piece continues to the next one.
     """
     start = 0
     while len(text) - start > PIECE:

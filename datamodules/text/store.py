@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
 
 
 class TokenWriter:
-    """Collects samples into ``Tokens``, in memory or as a file that is complete or absent.
+    """Collects samples into ``Tokens``, in memory or in files that are either complete or absent.
 
     Args:
         vocab_size: determines whether a token takes two or four bytes.
@@ -83,7 +83,7 @@ def open_tokens(path: Path) -> Tokens:
         )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataFileError(
-            f"the token file {path}.npz or .bin is damaged ({error}): remove both, they are made again"
+            f"the token file {path}.npz or .bin is damaged ({error}): remove both; they will be rebuilt"
         ) from None
     return Tokens(flat, offsets, labels, documents)
 
@@ -182,15 +182,13 @@ def frame(*segments: np.ndarray) -> np.ndarray:
 
 
 def cut_to(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Trim two segments to at most ``room`` tokens in total: the longer one first, until both are
-    equally long.
-    """
+    """Trim two segments to ``room`` tokens in total: the longer one first, until both are equally long."""
     most = max(room // 2, room - len(second)), max(room - room // 2, room - len(first))
     return first[: most[0]], second[: most[1]]
 
 
 def cut_pairs(sentences: Sequence[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split a document into neighboring segments A and B, repeatedly until its end.
+    """Cut a document into pairs of neighboring segments A and B.
 
     Takes as many whole sentences as fit into ``room``, split between two of them as near to the middle as
     possible. A single sentence is split inside, so that a short document also gives a true pair.

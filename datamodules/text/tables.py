@@ -1,4 +1,4 @@
-"""Reads the rows of CSV, TSV and JSON-lines files, and refuses a row that would lose text."""
+"""Reads the rows of CSV, TSV and JSON-lines files, and rejects rows that would lose text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any] | list[str]
 
 
 def table_kind(path: Path) -> str | None:
-    """The ending in ``TABLES`` that a file has, perhaps before ``.gz``; None for plain text."""
+    """The extension of a table, ignoring ``.gz``, one of ``TABLES``; None for plain text."""
     name = path.name.lower().removesuffix(".gz")
     return next((kind for kind in TABLES if name.endswith(kind)), None)
 
@@ -52,15 +52,15 @@ def _as_text(value: Any, name: int | str, place: str) -> str:
         return ""
     if isinstance(value, (list, dict)):
         raise DataFileError(
-            f"{place} column {name!r} holds {'a list' if isinstance(value, list) else 'an object'}, expected "
-            "text or a number: write one text per line"
+            f"{place} column {name!r} contains {'a list' if isinstance(value, list) else 'an object'}, "
+            "expected text or a number: write one text per line"
         )
     text = str(value)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise DataFileError(
-            f"{place} column {name!r} holds half of a character (a lone surrogate): write the text as UTF-8"
+            f"{place} column {name!r} contains a lone surrogate (half a character): write the text as UTF-8"
         ) from None
     return text
 
@@ -72,7 +72,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataFileError(f"{path}, line {number}: no JSON ({error})") from None
+            raise DataFileError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise DataFileError(f"{path}, line {number}: expected an object with keys, got {kind}")
@@ -95,7 +95,7 @@ def _csv_rows(path: Path, wanted: Sequence[int | str]) -> Iterator[tuple[str, Ro
         except csv.Error as error:
             raise DataFileError(
                 f"{place} has a quote that is not closed or not doubled ({error}): write a quote inside a "
-                'quoted field as "", or give JSON lines'
+                'quoted field as "", or use JSON lines'
             ) from None
         if row is None:
             return
@@ -108,6 +108,6 @@ def _csv_rows(path: Path, wanted: Sequence[int | str]) -> Iterator[tuple[str, Ro
                 "tabs cannot be part of a text" if table_kind(path) == ".tsv" else "quote a text with commas"
             )
             raise DataFileError(
-                f"{place} has {len(row)} fields and {first} has {width}: {mend}, or give JSON lines"
+                f"{place} has {len(row)} fields, but {first} has {width}: {mend}, or use JSON lines"
             )
         yield place, row if header is None else dict(zip(header, row, strict=False))

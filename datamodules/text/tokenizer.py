@@ -1,7 +1,7 @@
 """Tokenizers: characters, bytes, BPE and WordPiece.
 
-A tokenizer is kept as one JSON text: for BPE and WordPiece the library's own format, which other programs
-read.
+A tokenizer is stored as JSON text; for BPE and WordPiece in the library's own format, which other programs
+can read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tokenizer:
 
     def continuations(self) -> np.ndarray:
         """(vocab_size,) bool: True for a piece that continues the word before it (WordPiece's ``##``)."""
-        raise ValueError(f"only wordpiece marks the pieces of a word, and the tokenizer is {self.kind}")
+        raise ValueError(f"only wordpiece marks the pieces of a word, but the tokenizer is {self.kind}")
 
 
 class _Symbols(Tokenizer):
@@ -133,10 +133,9 @@ def _library() -> Any:
     except ImportError:
         raise ConfigError(
             "the tokenizers bpe and wordpiece need the package tokenizers: pip install "
-            "'lightning-ssl[text]', or take "
-            "--data.tokenizer characters or bytes"
+            "'lightning-ssl[text]', or give --data.tokenizer characters or bytes"
         ) from None
-    # set explicitly, the library's threads neither warn nor stop when a DataLoader starts its workers
+    # if it is set, the library neither warns nor stops its threads when a DataLoader starts its workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return tokenizers
 
@@ -165,7 +164,7 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], vocab_size: int, specials:
         for text in texts:
             found.update(text)
         if not found:
-            raise ConfigError("the training text holds no character")
+            raise ConfigError("the training text contains no characters")
         return _Symbols(kind, specials, "".join(sorted(found)))
     check_one_of(get_args(Kind), tokenizer=kind)
     least = len(SPECIALS) + 256 if kind == "bpe" else 100

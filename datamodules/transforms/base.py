@@ -33,13 +33,11 @@ class BatchTransform(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Apply drawn parameters deterministically to images (B, C, H, W) in [0, 1]; returns the
-        keys to add.
-        """
+        """Apply drawn parameters to images (B, C, H, W) in [0, 1], deterministically; the keys to add."""
 
     def with_crops(self, params: dict[str, Tensor], crops: Sequence[Tensor]) -> dict[str, Tensor]:
-        """See ``Views``; other transforms have nothing that can be cut beforehand."""
-        raise TypeError(f"{type(self).__name__} has no views that can be cut beforehand")
+        """See ``Views``; other transforms have no views to crop in advance."""
+        raise TypeError(f"{type(self).__name__} has no views that can be cropped in advance")
 
     def chunk_size(self, images: Tensor) -> int:
         """Images per chunk on CPU, small enough for the cache: at most 64, about 1M floats."""
@@ -59,9 +57,8 @@ def apply_views(
         transform: the transform to apply.
         images: (B, C, H, W) float in [0, 1].
         generator: generator on ``images.device``; None = torch's default.
-        crops: the views as ``ViewCrops`` has cut them, see ``Views.with_crops``; None = cut them from
-            ``images``.
-        finish: done to the keys of each chunk, while it is in the cache.
+        crops: views cropped by ``ViewCrops``, see ``Views.with_crops``; None = crop them from ``images``.
+        finish: applied to the keys of each chunk while it is in the cache.
 
     Returns:
         The keys that the transform adds, each of B samples.

@@ -12,7 +12,7 @@ from datamodules.errors import ConfigError
 from datamodules.transforms.base import _between
 from datamodules.transforms.views import MultiCrop, View, Views
 
-BLOCK_TRIES = 10  # blocks that are drawn for each image of iBOT
+BLOCK_TRIES = 10  # iBOT: blocks drawn for each view
 
 
 def grid_of(size: int, patch_size: int) -> int:
@@ -26,7 +26,7 @@ def draw_blocks(area: Tensor, aspect: Tensor, place: Tensor, side: int) -> Tenso
     """Rectangles of patches.
 
     Args:
-        area: (B,) wanted numbers of patches.
+        area: (B,) requested number of patches.
         aspect: (B,) height / width.
         place: (B, 2) uniform in [0, 1), of the top left corner among those where the block fits.
         side: rows and columns of the grid.
@@ -49,14 +49,14 @@ def to_pixels(hidden: Tensor, patch_size: int) -> Tensor:
 
 
 class MaskedMultiCrop(MultiCrop):
-    """Multi-crop with blocks of patches hidden in the two global views (iBOT, Zhou et al. 2022,
-    https://arxiv.org/abs/2111.07832).
+    """Multi-crop with blocks of patches hidden in the two global views (iBOT).
 
-    A global view is masked with probability ``mask_p``. A share drawn from ``mask_ratio`` is then the
-    largest share of its patches that blocks may hide; blocks are added as long as they fit.
+    Zhou et al. 2022, https://arxiv.org/abs/2111.07832. A global view is masked with probability ``mask_p``.
+    The largest share of its patches that blocks may hide is then drawn from ``mask_ratio``; blocks are added
+    as long as they fit.
 
     Args:
-        global_view1, global_view2: the large crops, first in the list, of one size.
+        global_view1, global_view2: the large crops, first in the list; both of the same size.
         local_view: recipe of the small crops, which are not masked.
         num_local: number of local views, >= 0.
         patch_size: side of a patch in pixels, same as the encoder's; must divide the global views' size.
@@ -82,7 +82,7 @@ class MaskedMultiCrop(MultiCrop):
         super().__init__(global_view1, global_view2, local_view, num_local)
         sizes = (global_view1.size, global_view2.size)
         if sizes[0] != sizes[1]:
-            raise ConfigError(f"global views must be of one size to be masked alike, got {sizes}")
+            raise ConfigError(f"global views must have the same size to be masked alike, got {sizes}")
         self.side, self.patch_size = grid_of(sizes[0], patch_size), patch_size
         check(0 < mask_ratio[0] <= mask_ratio[1] < 1, "mask_ratio", "0 < low <= high < 1", mask_ratio)
         check_within(0, 1, mask_p=mask_p)
@@ -108,9 +108,7 @@ class MaskedMultiCrop(MultiCrop):
         return {**super().draw(images, generator), "hidden": hidden.unflatten(0, (-1, 2))}
 
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """{"views": [(B, C, size, size), ...] in [0, 1], "mask": (B, 2, size, size)}, a mask for each global
-        view.
-        """
+        """{"views": [(B, C, size, size), ...] in [0, 1], "mask": (B, 2, size, size) of the global views}."""
         views = super().forward(images, {name: value for name, value in params.items() if name != "hidden"})
         return {**views, "mask": to_pixels(params["hidden"], self.patch_size)}
 
@@ -122,9 +120,10 @@ class IJEPAViews(Views):
     large block without the patches of all targets.
 
     The options alone determine ``target_patches``, the number of patches of a target, and
-    ``context_patches``, so a batch has one shape and nothing waits for the device. They are drawn at random
-    from the block. (The official code cuts all masks of a batch to the smallest one, from the first row on.)
-    If targets leave too few patches in the context block, others outside of every target are added.
+    ``context_patches``, so all batches have the same shape and nothing waits for the device. The patches are
+    drawn at random from their block. (The official code cuts all masks of a batch to the smallest one,
+    starting from the first row.) If targets leave too few patches in the context block, others outside of all
+    targets are added.
 
     Args:
         size: side of the view, pixels.
@@ -167,9 +166,7 @@ class IJEPAViews(Views):
         self.context_scale = context_scale
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """The parameters of the view, {"context": (B, K) int64} and {"targets": (B, M, L) int64}: patches,
-        counted row by row.
-        """
+        """The view's parameters, {"context": (B, K), "targets": (B, M, L)} int64: patches, row by row."""
         batch, m, patches = len(images), self.num_targets, self.side**2
         uniform = torch.rand(batch * m, 4, generator=generator, device=images.device)
         low, high = (math.log(value) for value in self.target_aspect)

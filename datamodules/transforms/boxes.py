@@ -14,7 +14,7 @@ from torch import Tensor
 from datamodules.transforms.base import _between
 
 TRIES = 10
-"""Boxes that are tried before the largest central one is taken, as in torchvision."""
+"""Number of boxes tried before the largest central one is used, as in torchvision."""
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""

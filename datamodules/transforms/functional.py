@@ -1,6 +1,4 @@
-"""Image operations on a whole batch: pure functions of images (B, C, H, W) in [0, 1] and per-sample
-parameters.
-"""
+"""Image operations on a batch: pure functions of images (B, C, H, W) in [0, 1] and per-sample parameters."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ def crop_resize(
         box: (B, 4) int64, pixels: top, left, height, width.
         size: side of the square output, pixels.
         interpolation: ``bilinear`` or ``bicubic``.
-        flip: (B,) bool, True = mirror left and right; nearly free here, elsewhere another pass over the
-            images.
+        flip: (B,) bool, True = mirror left and right; nearly free here, a separate pass over the images
+            elsewhere.
 
     Returns:
         (B, C, size, size). Bicubic overshoots [0, 1] at edges, as torchvision's does on floats.
@@ -49,9 +47,7 @@ def crop_resize(
 
 
 def _crop_by_grid(images: Tensor, box: Tensor, size: int, flip: Tensor | None) -> Tensor:
-    """Bilinear crop for boxes no larger than the output: antialiasing is then the identity, and two
-    taps suffice.
-    """
+    """Bilinear crop for boxes no larger than the output: two taps suffice, as nothing is antialiased."""
     batch, _, height, width = images.shape
     top, left, rows, columns = box.to(images.dtype).unsqueeze(2).unbind(1)  # each (B, 1)
     center = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
@@ -237,8 +233,9 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
 
 def _blur_one(padded: Tensor, taps: list[float]) -> Tensor:
-    """Blur a large image (C, H + 2 r, W + 2 r) with 2 r + 1 symmetric taps by adding shifted copies, which
-    the cache holds: less time than a convolution. Returns (C, H, W).
+    """Blur a large image (C, H + 2 r, W + 2 r) with 2 r + 1 symmetric taps to (C, H, W).
+
+    It adds shifted copies, which stay in the cache: faster than a convolution.
     """
     radius = len(taps) // 2
     for dimension in (2, 1):
@@ -276,9 +273,8 @@ def _per_sample(values: Tensor) -> Tensor:
 def _on_subset(
     images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args
 ) -> Tensor:
-    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them
-    stalls CUDA).
-    """
+    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them stalls "
+    "CUDA)."""
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)

@@ -92,9 +92,7 @@ class RandomBlock(BatchTransform):
 
 
 class RandomPatches(BatchTransform):
-    """Hide a fixed number of random grid patches per image (He et al. 2022,
-    https://arxiv.org/abs/2111.06377).
-
+    """Hide a fixed number of random patches per image (He et al. 2022, https://arxiv.org/abs/2111.06377).
     Args:
         patch_size: side of a patch, pixels; must divide the image's height and width.
         ratio: share of the N patches to hide, in (0, 1); exactly round(ratio * N) are hidden.
@@ -133,8 +131,8 @@ class RandomPatches(BatchTransform):
     def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Images (B, C, H, W) -> {"mask": (B, 1, H, W), "context": (B, K), "targets": (B, 1, N - K)}.
 
-        The indices are those of the visible and of the hidden patches, in ascending order. Their shape tells
-        how many patches are visible; to learn that from the mask, a method would have to wait for the device.
+        The indices are those of the visible and of the hidden patches, in ascending order. Their shape gives
+        the number of visible patches; to get it from the mask, a method would have to wait for the device.
         """
         batch, _, height, width = images.shape
         hidden = params["hidden"]
@@ -146,8 +144,7 @@ class RandomPatches(BatchTransform):
 
 
 class MAEViews(Views):
-    """MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; facebookresearch/mae main_pretrain.py): one view
-    and its mask.
+    """One view and its mask, as in MAE (He et al. 2022, https://arxiv.org/abs/2111.06377; main_pretrain.py).
 
     Crop (.2, 1) bicubic and flip only; the same for small images. The mask is that of ``RandomPatches``.
 

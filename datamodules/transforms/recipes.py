@@ -48,8 +48,7 @@ class SimCLRViews(TwoViews):
 
 
 class MoCoViews(TwoViews):
-    """MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297; facebookresearch/moco main_moco.py); also
-    SimSiam's.
+    """MoCo v2 and SimSiam (Chen et al. 2020, https://arxiv.org/abs/2003.04297; facebookresearch/moco).
 
     Crop (.2, 1), color jitter (.4, .4, .4, .1) with p .8, grayscale .2, blur p .5 with sigma (.1, 2), flip.
     Small: no blur, as in SimSiam's CIFAR-10 experiments (Chen & He 2021, https://arxiv.org/abs/2011.10566).
@@ -74,7 +73,7 @@ class MoCoViews(TwoViews):
 
 
 class BYOLViews(TwoViews):
-    """BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733); also Barlow Twins' and VICReg's.
+    """BYOL, Barlow Twins and VICReg (Grill et al. 2020, https://arxiv.org/abs/2006.07733).
 
     Crop (.08, 1) bicubic, flip, color jitter (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1 and .1,
     solarization with p 0 and .2 in the first and second view. Small: no blur, as solo-learn's CIFAR recipe.
@@ -105,9 +104,7 @@ class BYOLViews(TwoViews):
 
 
 class SwAVViews(MultiCrop):
-    """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882; facebookresearch/swav
-    src/multicropdataset.py).
-
+    """SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882; facebookresearch/swav).
     Two crops (.14, 1) and six of 3/7 of the side (96 at 224 pixels) with (.05, .14); flip, color jitter
     (.8, .8, .8, .2) with p .8, grayscale .2, blur p .5. Small: no local crops and no blur.
 
@@ -140,8 +137,8 @@ class DINOViews(MultiCrop):
 
     Two crops (.4, 1) and eight of 3/7 of the side (96 at 224 pixels) with (.05, .4), bicubic; flip, color
     jitter (.4, .4, .2, .1) with p .8, grayscale .2; blur with p 1, .1 and .5 in the first, second and local
-    views, solarization with p .2 in the second. Small: no local crops, global crops (.14, 1) as main_dino.py
-    advises then, no blur.
+    views, solarization with p .2 in the second. Small: no local crops, global crops (.14, 1), as main_dino.py
+    recommends in that case, and no blur.
 
     Args:
         size: side of the global views, pixels.

@@ -25,7 +25,7 @@ class TokenTransform(BatchTransform, ABC):
     def draw(
         self, images: Tensor, generator: torch.Generator | None, document: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As ``BatchTransform.draw``.
+        """As for ``BatchTransform.draw``.
 
         ``document`` (B,) marks samples that come from the same text; None = all differ.
         """
@@ -70,7 +70,7 @@ class MaskedTokens(TokenTransform):
     Masked words: each non-special token is selected with probability ``ratio``; of the selected, 80 % become
     [MASK], 10 % a random non-special token, and 10 % are unchanged. Next sentence: half of the samples keep
     their second segment, the others get one from another document of the batch, of the nearest length so that
-    length gives nothing away. A sample with no other document in its batch keeps its own and is labeled
+    the length reveals nothing. A sample with no other document in its batch keeps its own and is labeled
     accordingly.
 
     Args:

@@ -2,8 +2,8 @@
 
 A transform works in two steps. ``draw`` draws every random number for the whole batch from one generator;
 ``forward`` is a deterministic function of images and drawn parameters. So the views are the same whether a
-batch is worked through in one piece (GPU) or in cache-sized chunks (CPU, where it is up to three times
-faster), and a test can hand the same parameters to torchvision.
+batch is processed in one piece (GPU) or in cache-sized chunks (CPU, where it is up to three times faster),
+and a test can pass the same parameters to torchvision.
 
 Each operation is a pure function of images (B, C, H, W) in [0, 1] and per-sample parameters, equal to
 torchvision's operation of that name. One thing differs on purpose: torchvision's ``ColorJitter`` shuffles its
@@ -39,7 +39,7 @@ from datamodules.transforms.functional import (
 )
 
 NUMBERS = 2 * TRIES + 3
-"""Uniform numbers that the geometry of a view takes."""
+"""Number of uniform numbers for the geometry of a view."""
 
 # The value of each parameter that changes nothing: lets two views with different operations share one call.
 NEUTRAL = {
@@ -202,7 +202,7 @@ class View(BatchTransform):
             height, width: of the image, pixels.
 
         Returns:
-            Top, left, height, width in pixels, or None if the whole image is to be seen; True = flip.
+            Top, left, height, width in pixels, or None for the whole image; True = flip.
         """
         *place, flip = numbers
         box = None
@@ -215,10 +215,9 @@ class View(BatchTransform):
         return {"views": [self.render(images, params)]}
 
     def render(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The view itself: images (B, C, H, W) in [0, 1] and drawn parameters -> (B, C, size, size)
-        in [0, 1].
+        """The view itself: images (B, C, H, W) and drawn parameters -> (B, C, size, size), in [0, 1].
 
-        With the parameter ``crop`` (B, C, size, size) uint8, the geometry is already carried out, and
+        With the parameter ``crop`` (B, C, size, size) uint8, the geometry has already been applied, and
         ``images`` is not used.
         """
         view = images
@@ -280,7 +279,7 @@ class Views(BatchTransform, ABC):
         return list(dict.fromkeys(view.size for view in self.views))
 
     def with_crops(self, params: dict[str, Tensor], crops: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Drawn parameters whose geometry has been carried out on the full images (``ViewCrops``).
+        """Drawn parameters whose geometry has been applied to the full images (``ViewCrops``).
 
         Args:
             params: of ``draw``.
@@ -301,9 +300,8 @@ class Views(BatchTransform, ABC):
         return {"views": self._render_together(images, split)}
 
     def _render_together(self, images: Tensor, params: list[dict[str, Tensor]]) -> list[Tensor]:
-        """Render all views of the same size in one call: GPU time depends on the number of calls,
-        not their width.
-        """
+        """Render all views of a size in one call: GPU time depends on the number of calls, not their "
+        "width."""
         groups: dict[tuple, list[int]] = {}
         for index, view in enumerate(self.views):
             key = (view.size, view.interpolation, view.blur_kernel, view.crop_scale is None)

@@ -1,4 +1,4 @@
-"""Encoders, decoders and heads. What an encoder is: encoder.py."""
+"""Encoders, decoders and heads. encoder.py defines what an encoder is."""
 
 from sslmodules.networks.bert_encoder import BertEncoder
 from sslmodules.networks.conformer import ConformerFrames

@@ -29,10 +29,9 @@ def transformers_library() -> Any:
 
 
 class BertEncoder(TokenEncoder):
-    """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805);
-    defaults are BERT-base.
+    """A bidirectional Transformer over tokens (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-    Padding, token id 0, is hidden from the attention.
+    The default is BERT-base. Padding, token id 0, is masked in the attention.
 
     Args:
         vocab_size: V, at least the data's; determined by the checkpoint's tokenizer.
@@ -41,7 +40,7 @@ class BertEncoder(TokenEncoder):
         heads: number of attention heads; must divide ``width``.
         max_length: tokens of the longest sample.
         dropout: dropout rate of layers and attention.
-        pooling: features are the ``mean`` over the tokens that are not padding, or the ``class`` token.
+        pooling: features are the ``mean`` over tokens without padding, or the ``class`` token.
 
     Raises:
         ValueError: an option is out of range, or ``transformers`` is not installed.

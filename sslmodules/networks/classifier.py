@@ -1,4 +1,4 @@
-"""Classifiers on an encoder, and the depth of its parameters."""
+"""Classifiers on top of an encoder, and the depth of the encoder's parameters."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class AttentiveHead(nn.Module):
         self.classify = nn.Linear(width, num_classes)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Tokens (B, N, D), and which are no padding (B, N) bool -> scores (B, K)."""
+        """Tokens (B, N, D) and a mask (B, N) bool of those that are not padding -> scores (B, K)."""
         tokens = self.norm(tokens)
-        hidden = ~valid & valid.any(1, keepdim=True)  # of a sample without any, attention would be NaN
+        hidden = ~valid & valid.any(1, keepdim=True)  # without any valid token, attention would be NaN
         query = self.query.expand(len(tokens), -1, -1)
         pooled, _ = self.attention(query, tokens, tokens, key_padding_mask=hidden, need_weights=False)
         return self.classify(pooled[:, 0])
@@ -62,23 +62,24 @@ def make_head(kind: Head, width: int, num_classes: int) -> nn.Module:
 
 
 def set_drop_path(encoder: nn.Module, rate: float) -> None:
-    """Stochastic depth in a ViT: the share of samples that skip a block rises from 0 to ``rate`` (Huang et
-    al. 2016, https://arxiv.org/abs/1603.09382).
+    """Stochastic depth in a ViT: the share of samples that skip a block rises from 0 to ``rate``.
+
+    Huang et al. 2016, https://arxiv.org/abs/1603.09382.
 
     Raises:
-        ConfigError: the encoder is no ViT.
+        ConfigError: the encoder is not a ViT.
     """
     blocks = [part for part in encoder.modules() if isinstance(part, Block)]
     if not blocks:
-        raise ConfigError(f"drop_path is for ViTs, and the encoder is {type(encoder).__name__}: leave it out")
+        raise ConfigError(f"drop_path is for ViTs, but the encoder is {type(encoder).__name__}: leave it out")
     for block, share in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
         block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
 
 
 def depths(encoder: Encoder) -> tuple[dict[nn.Parameter, int], int]:
-    """How deep each parameter lies: 0 before the first block, i in block i, n + 1 behind the last (as in
-    BEiT's and MAE's code); and n + 1.
+    """Depth of each parameter: 0 before the first block, i in block i, n + 1 after the last; and n + 1.
 
+    As in BEiT's and MAE's code.
     Raises:
         ConfigError: the encoder does not list its blocks.
     """

@@ -13,15 +13,15 @@ from sslmodules.networks.encoder import MaskedFrameEncoder
 
 
 class ConformerFrames(MaskedFrameEncoder):
-    """A Transformer with convolutions over frames (Conformer, Gulati et al. 2020,
-    https://arxiv.org/abs/2005.08100), as in w2v-BERT 2.0. Hidden frames are replaced by a learned vector.
+    """A Transformer with convolutions over frames (Conformer), as in w2v-BERT 2.0.
 
+    Gulati et al. 2020, https://arxiv.org/abs/2005.08100. Hidden frames are replaced by a learned vector.
     Args:
         in_features: values of a frame: the number of mel bands.
         width: D of each frame.
         depth: number of layers.
         heads: number of attention heads; must divide ``width``.
-        kernel: frames that a convolution spans, those before a frame and the frame itself.
+        kernel: frames in a (causal) convolution: those before a frame and the frame itself.
         dropout: dropout rate of layers and attention.
 
     Raises:
@@ -64,7 +64,7 @@ class ConformerFrames(MaskedFrameEncoder):
         return self.net.eval()
 
     def forward_frames(self, frames: Tensor, valid: Tensor, hidden: Tensor | None = None) -> Tensor:
-        if hidden is None:  # without a mask the library would draw one of its own in training
+        if hidden is None:  # without a mask, the library would draw its own in training
             hidden = torch.zeros_like(valid)
         return self.net(
             input_features=frames, attention_mask=valid.long(), mask_time_indices=hidden

@@ -22,10 +22,10 @@ class ConvEncoder(MapEncoder):
     features, for quick runs on small images.
 
     Args:
-        in_channels: channels of the image; one more if the method also passes a mask to the encoder.
+        in_channels: channels of the image, plus one if the method also passes a mask to the encoder.
         channels: width of each layer; the last one is ``num_features``.
-        stem_stride: stride of the first layer; use 1 for images of 8 pixels; 2 costs a quarter and suits 32
-            pixels and more.
+        stem_stride: stride of the first layer; 1 for images of 8 pixels; 2 takes a quarter of the time and
+            suits 32 pixels or more.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class ConvDecoder(Recorded, nn.Module):
     pixels.
 
     Before the first convolution, a linear map over positions, shared by all channels, lets every position see
-    the whole map (a cheap form of the channel-wise fully connected layer of Pathak et al. 2016): a hole may
-    be wider than the reach of convolutions alone.
+    the whole map (a cheap form of the channel-wise fully connected layer of Pathak et al. 2016), since a hole
+    may be wider than the receptive field of the convolutions.
 
     Args:
         in_channels: width of the feature map (the encoder's ``num_features``).

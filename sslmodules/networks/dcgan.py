@@ -1,6 +1,4 @@
-"""Generator and discriminator of DCGAN (Radford et al. 2015, https://arxiv.org/abs/1511.06434) for small
-square images.
-"""
+"""DCGAN's generator and discriminator for small square images (https://arxiv.org/abs/1511.06434)."""
 
 from __future__ import annotations
 
@@ -42,12 +40,11 @@ def _smallest_map(image_size: int, channels: Sequence[int]) -> int:
 
 
 class DCGANGenerator(Generator):
-    """DCGAN's generator: a linear layer to a small map, then transposed 4x4 convolutions that double it to
-    the image.
+    """DCGAN's generator: a linear layer to a small map, doubled by transposed 4x4 convolutions.
 
-    Batch norm and ReLU after every layer but the last; tanh at the end, so that a pixel can be exactly black
-    or white. The output is in standardized units: tanh's -1 and 1 map to the standardized values of pixels 0
-    and 1.
+    Radford et al. 2015. Batch norm and ReLU after every layer but the last; tanh at the end, so that a pixel
+    can be exactly black or white. The output is in standardized units: tanh's -1 and 1 map to the
+    standardized values of pixels 0 and 1.
 
     Args:
         latent_dim: width of the noise z.
@@ -77,7 +74,7 @@ class DCGANGenerator(Generator):
         super().__init__()
         check_at_least(1, latent_dim=latent_dim, out_channels=out_channels)
         smallest = _smallest_map(image_size, channels)
-        expected = f"a multiple of {2 ** len(channels)}, as {len(channels)} channels double a map so often"
+        expected = f"a multiple of {2 ** len(channels)} (each of {len(channels)} channels doubles the map)"
         check(smallest << len(channels) == image_size, "image_size", expected, image_size)
         for name, values in (("mean", mean), ("std", std)):
             expected = f"one value or one for each of {out_channels} channels"

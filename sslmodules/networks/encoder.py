@@ -1,7 +1,7 @@
-"""The base of encoders, the type of every method's first argument.
+"""The base class of encoders, the type of every method's first argument.
 
 ``Encoder`` turns a batch into features (B, D). A method that needs more, such as a feature map or a vector
-for each token, asks for one of the types below it.
+for each token, requires one of its subclasses.
 """
 
 from __future__ import annotations
@@ -43,38 +43,39 @@ class Encoder(Recorded, nn.Module, ABC):
         """``input`` of a batch, such as (B, C, H, W) images or (B, T) tokens -> (B, D)."""
 
     def published_state(self) -> dict[str, Tensor]:
-        """The weights under the names that they have in the library that the network comes from."""
+        """The weights under the names used by the library that the network comes from."""
         state = dict(self.state_dict())
         wrapped = all(name.startswith("net.") for name in state)
         return {name.removeprefix("net.") if wrapped else name: value for name, value in state.items()}
 
     def library_code(self) -> str:
-        """Python that builds the network for the weights of ``published_state``, as ``model``: of the library
-        that it comes from, or else of this project.
+        """Python code that builds the network for the weights of ``published_state``, as ``model``.
+
+        It uses the library that the network comes from, or else this project.
         """
         given = self.__dict__["_arguments"]
         if given is None or any(isinstance(value, dict) for value in given.values()):
             raise ConfigError(
-                f"how {type(self).__name__} was built is not known: export it with --format pt2"
+                f"it is not known how {type(self).__name__} was built: export it with --format pt2"
             )
         options = ", ".join(f"{name}={value!r}" for name, value in given.items())
         name = type(self).__name__
         return f"from sslmodules.networks import {name}\n\nmodel = {name}({options})"
 
     def load_published(self, state: dict[str, Tensor]) -> None:
-        """Take over weights, all or some, under the names of ``published_state``."""
+        """Load all or some of the weights, under the names of ``published_state``."""
         wrapped = all(name.startswith("net.") for name in self.state_dict())
         own = {f"net.{name}" if wrapped else name: value for name, value in state.items()}
         self.load_state_dict(own, strict=False)
 
     @optional
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``input`` -> a vector for each token or position (B, N, D), and which are not padding (B, N)."""
+        """``input`` -> vectors of tokens or positions (B, N, D), and a mask (B, N) of those not padding."""
         raise NotImplementedError
 
     @optional
     def block_list(self) -> list[nn.Module]:
-        """The blocks from input to output, each the module whose output is the block's."""
+        """The blocks from input to output; the output of each module is that of its block."""
         raise NotImplementedError
 
     @optional
@@ -102,7 +103,7 @@ class WrappedEncoder(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         h = self.net(x).flatten(1)
         width = h.shape[1]
-        expected = f"the width of what {type(self.net).__name__} gives ({width})"
+        expected = f"the output width of {type(self.net).__name__} ({width})"
         check(width == self.num_features, "num_features", expected, self.num_features)
         return h
 
@@ -139,7 +140,7 @@ class PatchEncoder(MapEncoder, ABC):
 
         Args:
             x: (B, C, H, W).
-            visible: (B, K) int64, patches to encode, counted row by row; None = all.
+            visible: (B, K) int64, patches to encode, numbered row by row; None = all.
 
         Returns:
             (B, 1 + K, D), the class token first, then the patches in the order of ``visible``.
@@ -151,7 +152,7 @@ class PatchEncoder(MapEncoder, ABC):
 
         Args:
             x: (B, C, H, W).
-            hidden: (B, N) bool, True = hidden; patches counted row by row.
+            hidden: (B, N) bool, True = hidden; patches numbered row by row.
             mask_token: (1, 1, D), the method's parameter; a hidden patch keeps its position.
 
         Returns:
@@ -200,7 +201,7 @@ class SequenceEncoder(Encoder, ABC):
 
 
 class FrameEncoder(SequenceEncoder, ABC):
-    """A causal network over frames of sound.
+    """A causal network over audio frames.
 
     Attributes:
         in_features: values of a frame, the number of mel bands.
@@ -215,7 +216,7 @@ class FrameEncoder(SequenceEncoder, ABC):
 
 
 class MaskedFrameEncoder(Encoder, ABC):
-    """A network over frames of sound that sees both sides of a frame, and from which frames can be hidden.
+    """A bidirectional network over audio frames, some of which can be hidden.
 
     Attributes:
         in_features: values of a frame, the number of mel bands.
@@ -225,7 +226,7 @@ class MaskedFrameEncoder(Encoder, ABC):
 
     @abstractmethod
     def forward_frames(self, frames: Tensor, valid: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Frames (B, T, M), which are no padding (B, T), which are hidden (B, T) -> (B, T, D)."""
+        """Frames (B, T, M), masks (B, T) of those not padding and of those hidden -> (B, T, D)."""
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1, M, T) log-mel, a batch's ``input``, -> (B, T, D); padding frames are 0 in every band."""
@@ -234,7 +235,7 @@ class MaskedFrameEncoder(Encoder, ABC):
         return self.forward_frames(frames, valid), valid
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, M, T) -> (B, D): the mean over the frames that are no padding."""
+        """(B, 1, M, T) -> (B, D): the mean over the frames that are not padding."""
         states, valid = self.tokens(x)
         return (states * valid[:, :, None]).sum(1) / valid.sum(1).clamp(min=1)[:, None]
 
@@ -257,9 +258,7 @@ class CausalEncoder(SequenceEncoder, ABC):
         return self.resume(x)[0]
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) int64 -> (B, T, D); the last token of a sample that is one longer than a block is not
-        read.
-        """
+        """(B, T) int64 -> (B, T, D), without the last token of a sample one longer than a block."""
         full = self.block_size is not None and x.shape[1] == self.block_size + 1
         return super().tokens(x[:, :-1] if full else x)
 
@@ -277,7 +276,7 @@ class CausalEncoder(SequenceEncoder, ABC):
 
 
 def require(network: nn.Module, kind: type, option: str = "encoder") -> None:
-    """ConfigError that lists the project's suitable networks unless ``network`` is of the required kind."""
+    """Raise ConfigError, listing suitable networks, unless ``network`` is of the required kind."""
     if not isinstance(network, kind):
         need = (kind.__doc__ or "").split("\n")[0].rstrip(".")
         need = need[:1].lower() + need[1:]

@@ -1,4 +1,4 @@
-"""Buffers that every process computes equal, which DDP would broadcast before each step."""
+"""Buffers that are equal on all processes, so that DDP need not broadcast them before each step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ def names_of_equal_buffers(network: nn.Module) -> list[str]:
 
 
 def keep_from_broadcast(network: nn.Module) -> None:
-    """Call before DDP wraps ``network``: it then sends statistics of batch norms, and buffers that are
-    not declared.
-    """
+    """Call before DDP wraps ``network``: it then broadcasts only buffers that are not declared."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         network, names_of_equal_buffers(network)
     )
 
 
 def broadcast_once(network: nn.Module) -> None:
-    """Give every rank the values of rank 0: they are random at the start, and processes need not be seeded
-    alike.
-    """
+    """Give all ranks the values of rank 0: initial values are random, and seeds may differ between ranks."""
     for name in names_of_equal_buffers(network):
         distributed.broadcast(network.get_buffer(name), 0)

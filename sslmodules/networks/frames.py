@@ -11,9 +11,7 @@ from sslmodules.networks.vit import sincos_positions
 
 
 class GRUFrames(FrameEncoder):
-    """Stacked GRUs with residual connections from the second layer on (Chung et al. 2019, an option of their
-    code).
-
+    """Stacked GRUs with residual connections from the second layer on (an option in Chung et al. 2019).
     Args:
         in_features: D of a frame: the number of mel bands.
         width: width of the states, which is ``num_features``.

@@ -35,9 +35,7 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Layer norm before attention and before the MLP, each added to the residual stream (pre-norm,
-    as GPT-2).
-    """
+    """Pre-norm, as in GPT-2: layer norm before attention and MLP, each added to the residual stream."""
 
     def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
         super().__init__()
@@ -53,15 +51,14 @@ class _Block(nn.Module):
 
 
 class GPTEncoder(CausalEncoder):
-    """GPT-2's Transformer (Radford et al. 2019): token and position embeddings, pre-norm blocks, final layer
-    norm.
+    """GPT-2's Transformer (Radford et al. 2019): embeddings, pre-norm blocks, final layer norm.
 
     Initialized as GPT-2: normal weights of standard deviation 0.02, divided by sqrt(2 depth) for those that
     write to the residual stream, biases 0. As in nanoGPT, position embeddings also use 0.02 (GPT-2's code:
     0.01), and GELU is exact.
 
-    Not ``transformers``' ``GPT2Model``: pixels need it as well, without an optional package, and that one has
-    no ``bias: false``. ``to_transformers`` gives it with the same weights and outputs (tested).
+    Hand-written, because pixels need it without an optional package, and ``transformers``' ``GPT2Model`` has
+    no ``bias: false``. ``to_transformers`` converts to that class, with equal outputs (tested).
 
     Args:
         vocab_size: number V of tokens.
@@ -136,8 +133,11 @@ class GPTEncoder(CausalEncoder):
         return list(self.blocks)
 
     def to_transformers(self) -> Any:
-        """The same network as ``transformers``' ``GPT2Model``, in eval mode: ``save_pretrained`` writes what
-        ``AutoModel.from_pretrained`` loads. Its ``last_hidden_state`` equals ``states``."""
+        """The same network as ``transformers``' ``GPT2Model``, in eval mode.
+
+        ``AutoModel.from_pretrained`` loads what its ``save_pretrained`` writes; its ``last_hidden_state``
+        equals ``states``.
+        """
         from transformers import GPT2Config, GPT2Model
 
         model = GPT2Model(
@@ -168,7 +168,7 @@ class GPTEncoder(CausalEncoder):
             ours |= {f"h.{i}.{name}": part for name, part in parts.items()}
         state = {}
         for name, layer in ours.items():
-            # its linear layers store the transposed matrix, and always a bias
+            # its linear layers store the transposed matrix and always have a bias
             state[f"{name}.weight"] = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight
             if not isinstance(layer, nn.Embedding):
                 state[f"{name}.bias"] = (
@@ -181,8 +181,8 @@ class GPTEncoder(CausalEncoder):
 class RecurrentEncoder(CausalEncoder):
     """A GRU or LSTM over tokens: the recurrent baseline of language modeling, with unlimited context.
 
-    Embeddings have standard deviation 0.02, like GPT's, because the output layer shares them, and are scaled
-    to 1 at the input.
+    Embeddings have standard deviation 0.02, as in GPT, because the output layer shares them; at the input
+    they are scaled to 1.
 
     Args:
         vocab_size: number V of tokens.
@@ -217,8 +217,6 @@ class RecurrentEncoder(CausalEncoder):
         self.dropout = nn.Dropout(dropout)
 
     def resume(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Like ``states``, continuing from ``state`` (None to start); also returns the state after
-        the last token.
-        """
+        """Like ``states``, continuing from ``state`` (None to start); also the state after the last token."""
         h, state = self.layers(self.dropout(50 * self.token_embedding(tokens)), state)
         return self.dropout(h), state

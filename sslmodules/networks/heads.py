@@ -18,11 +18,11 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers with batch norm and an activation in between, as in most projectors and predictors.
 
-    A layer followed by a batch norm has no bias of its own.
+    A layer followed by batch norm has no bias.
 
     Args:
         widths: input, hidden ..., output.
-        last_norm: batch norm after the last layer too (SimCLR, SimSiam's projector).
+        last_norm: batch norm also after the last layer (SimCLR, SimSiam's projector).
         last_affine: scale and shift for that last norm (off in SimSiam and MoCo v3).
         last_bias: bias of the last layer if no norm follows.
         activation: between layers.

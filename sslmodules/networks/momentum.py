@@ -15,8 +15,8 @@ from datamodules.checks import check_within
 class MomentumCopy(nn.Module):
     """A copy of ``source`` that follows it: without gradient, not in the optimizer, but in the checkpoint.
 
-    Batch-norm buffers are the copy's own (it runs in training mode on its own inputs, as in the official MoCo
-    and BYOL); only parameters are averaged.
+    The copy has its own batch-norm buffers (it runs in training mode on its own inputs, as in the official
+    MoCo and BYOL); only parameters are averaged.
 
     Args:
         source: network to copy, including its values.
@@ -41,13 +41,11 @@ class MomentumCopy(nn.Module):
         check_within(0, 1, momentum=momentum)
         mine: list[Tensor] = [*self.net.parameters()]
         theirs: list[Tensor] = [*source.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - momentum)  # some launches for all of them, not one for each
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)  # a few kernel launches for all, not one for each
 
 
 def cosine_momentum(progress: float, base: float) -> float:
-    """Momentum that rises from ``base`` to 1 (BYOL, Grill et al. 2020, https://arxiv.org/abs/2006.07733,
-    section 3.3).
-
+    """Momentum that rises from ``base`` to 1 (BYOL, https://arxiv.org/abs/2006.07733, section 3.3).
     Args:
         progress: share of the run already done, in [0, 1].
         base: value at the start.

@@ -13,10 +13,10 @@ from runtime.construction import Recorded
 class PixelTokens(Recorded, nn.Module):
     """Converts gray or color values to tokens and back, row by row, channels of a pixel in sequence.
 
-    Token ``levels`` starts an image. A value in [0, 1] becomes the level ``floor(value * levels)``, the top
-    one for 1, and is decoded to the middle of the values that share its level: with 256 levels every 8-bit
-    value has its own. An image of S values is S + 1 tokens, so that each value, including the first, is
-    predicted from those before it.
+    Token ``levels`` starts an image. A value in [0, 1] becomes the level ``floor(value * levels)`` (1 becomes
+    the top level), which is decoded to the middle of its values: with 256 levels each 8-bit value has its
+    own. An image of S values has S + 1 tokens, so that each value, including the first, is predicted from
+    those before it.
 
     Args:
         image_shape: (C, H, W).

@@ -1,8 +1,7 @@
-"""Synchronized batch norm that keeps the function of timm's layers.
+"""Synchronized batch norm that keeps the activations of timm's layers.
 
-torch's conversion puts a plain ``SyncBatchNorm`` in the place of every batch norm layer, and Lightning's way
-back a plain batch norm. timm's ``BatchNormAct2d`` also applies an activation, which both lose while the
-weights keep their names.
+torch's conversion replaces every batch norm layer by a plain ``SyncBatchNorm``, and Lightning converts back
+to a plain batch norm. timm's ``BatchNormAct2d`` also applies an activation, which both silently lose.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from datamodules.errors import ConfigError
 
 
 def keep_activations(network: nn.Module | None) -> None:
-    """Give converted layers of timm their activation back, which the conversion keeps as their child.
+    """Restore the activation of timm's converted layers, which the conversion keeps as a child module.
 
     Args:
         network: changed in place.
@@ -28,10 +27,10 @@ def keep_activations(network: nn.Module | None) -> None:
 
 
 def check_convertible(network: nn.Module) -> None:
-    """Refuse layers whose function the conversion would not keep.
+    """Reject layers whose function the conversion would change.
 
     Raises:
-        ConfigError: a batch norm layer of a class of its own: it would become a plain one.
+        ConfigError: a batch norm layer of another class, which would become a plain one.
     """
     for name, layer in network.named_modules():
         kind = type(layer)

@@ -27,8 +27,9 @@ def patch_layer(encoder: nn.Module) -> PatchEmbed | None:
 
 
 def check_weights(name: str) -> None:
-    """ConfigError unless timm's weights of a model are here or can be fetched: without a network, timm would
-    try for minutes.
+    """Raise ConfigError unless timm's weights of a model are cached or can be downloaded.
+
+    Without a network, timm would retry for minutes.
     """
     published = timm.get_pretrained_cfg(name)
     if published is None or not (published.hf_hub_id or published.url):
@@ -49,22 +50,22 @@ def check_weights(name: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"pretrained: the weights of {name!r} are not on this machine, and {place.hostname} cannot be "
-            f"reached ({error.strerror or error}): give pretrained false, or fetch them once with a network, "
-            f"or bring {_file_of(published)} here and give --init_from FILE"
+            f"reached ({error.strerror or error}): give pretrained false, download them once with a network, "
+            f"or copy {_file_of(published)} here and give --init_from FILE"
         ) from None
 
 
 def _file_of(published: Any) -> str:
-    """The address of the file of published weights."""
+    """URL of the file of published weights."""
     if published.hf_hub_id:
         return f"https://huggingface.co/{published.hf_hub_id}/resolve/main/model.safetensors"
     return str(published.url)
 
 
 class TimmEncoder(MapEncoder):
-    """A timm model by name, without its classifier. On the command line the bare name is enough:
-    ``--model.encoder vit_tiny_patch16_224``.
+    """A timm model by name, without its classifier.
 
+    On the command line, the name is enough: ``--model.encoder vit_tiny_patch16_224``.
     Args:
         name: timm's name, with or without the tag of its weights (``vit_small_patch16_224``,
             ``resnet50.a1_in1k``).
@@ -121,7 +122,7 @@ class TimmEncoder(MapEncoder):
             if not refused:
                 raise
             raise ConfigError(
-                f"{refused[0]} is for ViTs, and {name!r} has no such setting: take it out of the config"
+                f"{refused[0]} is for ViTs, but {name!r} has no such setting: remove it from the config"
             ) from None
         self.name, self.sizes, self.in_channels = name, sizes, in_channels
         # some models have a hidden layer before the classifier, so their output is wider than the last
@@ -134,10 +135,10 @@ class TimmEncoder(MapEncoder):
         return f"import timm\n\nmodel = timm.create_model({self.name!r}, {given})"
 
     def block_list(self) -> list[nn.Module]:
-        """Of a ViT its blocks, of a convolutional network its stages.
+        """The blocks of a ViT, or the stages of a convolutional network.
 
         Raises:
-            ConfigError: the model has them under no usual name.
+            ConfigError: the model has neither under a usual name.
         """
         for name in ("blocks", "stages", "layers"):
             if isinstance(found := getattr(self.net, name, None), (nn.Sequential, nn.ModuleList)):

@@ -1,4 +1,4 @@
-"""Networks between an image and a vector without a feature map."""
+"""Networks between images and vectors, for methods without feature maps."""
 
 from __future__ import annotations
 

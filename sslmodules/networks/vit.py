@@ -78,9 +78,7 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 def _initialize(module: nn.Module) -> None:
-    """MAE's initialization: Glorot uniform weights, zero biases in every linear layer, including
-    patch projection.
-    """
+    """MAE's initialization of linear layers, including the patch projection: Glorot uniform, zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -91,8 +89,8 @@ def _initialize(module: nn.Module) -> None:
 class ViTEncoder(PatchEncoder):
     """A vision transformer from timm's blocks with class token and sine-cosine positions; default ViT-B/16.
 
-    Images of other sizes than ``image_size`` also work if patches tile them: positions are stretched over the
-    grid.
+    Other image sizes than ``image_size`` also work if patches tile them; positions are then stretched over
+    the grid.
 
     Args:
         image_size: height and width in pixels; one number for squares.
@@ -163,7 +161,7 @@ class ViTEncoder(PatchEncoder):
         )
 
     def load_published(self, state: dict[str, Tensor]) -> None:
-        """Take over weights of timm's names. Positions are fixed: those of ``state`` are passed over."""
+        """Load weights under timm's names. Positions are fixed, so those of ``state`` are ignored."""
         own = {name: value for name, value in state.items() if name != "pos_embed"}
         renamed = {"cls_token": "class_token", "patch_embed.proj.bias": "patch_embed.bias"}
         if (kernel := own.pop("patch_embed.proj.weight", None)) is not None:
@@ -177,11 +175,11 @@ class ViTEncoder(PatchEncoder):
         return height // self.patch_size, width // self.patch_size
 
     def forward_visible(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Class token and patch tokens of the given patches; no other pixel enters the computation.
+        """Class token and tokens of the given patches; no other pixel is used.
 
         Args:
             x: (B, C, H, W).
-            visible: (B, K) int64, patches to encode, counted row by row; None = all.
+            visible: (B, K) int64, patches to encode, numbered row by row; None = all.
 
         Returns:
             (B, 1 + K, D), the class token first, then the patches in the order of ``visible``.
@@ -209,11 +207,11 @@ class ViTEncoder(PatchEncoder):
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens with their positions (B, K, D) -> (B, 1 + K, D)."""
-        class_token = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # at no position
+        class_token = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # without position
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens, row by row; patches of zeros only, such as padding frames of sound, are no part."""
+        """Patch tokens, row by row; patches that are all zero, such as padding frames, count as padding."""
         return self.forward_visible(x)[:, 1:], (patchify(x, self.patch_size) != 0).any(2)
 
     def block_list(self) -> list[nn.Module]:
@@ -261,9 +259,8 @@ class PatchDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Tokens (B, 1 + K, in_width), class token first, of the patches ``visible`` (B, K) -> (B, N,
-        out_features).
-        """
+        """Class token and tokens of patches ``visible`` (B, K), (B, 1 + K, in_width) -> (B, N, "
+        "out_features)."""
         x = self.embed(tokens)
         b, width = len(x), x.shape[2]
         places = self.mask_token.to(x.dtype).expand(b, len(self.positions), -1)  # (B, N, width)
@@ -279,7 +276,7 @@ class PatchPredictor(nn.Module):
 
     Args:
         grid: rows and columns of patches.
-        in_width: width of the tokens that are given and predicted.
+        in_width: width of the given and predicted tokens.
         width: width of this predictor's tokens; divisible by 4.
         depth: number of blocks.
         heads: number of attention heads; must divide ``width``.
@@ -304,7 +301,7 @@ class PatchPredictor(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """Each block of targets by itself, from the whole context.
+        """Predict each block of targets separately, from the whole context.
 
         Args:
             tokens: (B, K, in_width) of the patches ``context``.
@@ -323,9 +320,7 @@ class PatchPredictor(nn.Module):
 
 @torch.no_grad()
 def class_attention(encoder: nn.Module, x: Tensor) -> Tensor | None:
-    """Attention of the class token in the last block, as shown by Caron et al. 2021
-    (https://arxiv.org/abs/2104.14294).
-
+    """Attention of the class token in the last block (Caron et al. 2021, https://arxiv.org/abs/2104.14294).
     Args:
         encoder: a ``ViTEncoder``, or a ``TimmEncoder`` of a plain ViT; in eval mode.
         x: (B, C, H, W).

@@ -124,7 +124,7 @@ def test_bad_knobs_are_refused() -> None:
         multi_crop(patch_size=5)
     with pytest.raises(ValueError, match="mask_ratio must be 0 < low <= high < 1, got"):
         multi_crop(mask_ratio=(0.5, 0.1))
-    with pytest.raises(ValueError, match="global views must be of one size to be masked alike"):
+    with pytest.raises(ValueError, match="global views must have the same size to be masked alike"):
         MaskedMultiCrop(View(32), View(16), View(16), 1, 4)
     with pytest.raises(ValueError, match="context_keep must be a share that gives 1 to 28 of 64 patches"):
         ijepa(context_keep=0.6)

@@ -456,7 +456,7 @@ def test_bad_layouts_say_what_was_found(tmp_path):
 
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "empty" / "notes.txt").write_text("")
-    assert "holds: notes.txt, sub" in said("empty")
+    assert "contains: notes.txt, sub" in said("empty")
 
     write_images(tmp_path / "class" / "a", 2)
     (tmp_path / "class" / "b").mkdir()
@@ -624,8 +624,8 @@ def test_too_many_pixels_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ImageFileError) as error:
         read_image(tmp_path / "x.png", 8, 1, 9)
     assert str(error.value) == (
-        f"cannot read image {tmp_path}/x.png: Image size (1600 pixels) exceeds limit of 1400 pixels: make it "
-        "smaller or cut it into tiles, or pass over such files (max_unreadable)"
+        f"cannot read image {tmp_path}/x.png: Image size (1600 pixels) exceeds limit of 1400 pixels: reduce "
+        "its size, cut it into tiles, or skip such files (max_unreadable)"
     )
 
 

@@ -232,23 +232,23 @@ def test_overlapping_coding_pieces_count_once(fasta: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no record: expected FASTA"),
-        (b"\n\n", "holds no record"),
+        (b"", "contains no record: expected FASTA"),
+        (b"\n\n", "contains no record"),
         (b"ACGT\n", "line 1: sequence before any header"),
-        (b">x\n>y\n", "has headers and no letters"),
+        (b">x\n>y\n", "has headers but no letters"),
         (b">x\nACGT\n>x\nACGT\n", "line 3: a second record named x"),
         (
             b">sp|P1\nMK\nVLAAGF\n",
-            r"record sp\|P1, has 'L' at position 4, which is no letter of DNA \(A, C, G, T, U, N or another "
-            r"of IUPAC's\): for protein give --data.alphabet protein$",
+            r"record sp\|P1, has 'L' at position 4, which is not a letter of DNA \(A, C, G, T, U, N or "
+            r"another of IUPAC's\): for protein give --data.alphabet protein$",
         ),
-        (b">x\nAC-GT\n", "has '-' at position 3, a gap of an alignment: remove the gaps$"),
-        (b">x\nAC1GT\n", r"has '1' at position 3, which is no letter of DNA \(A, C, G, T, U, N or .*\)$"),
+        (b">x\nAC-GT\n", "has '-' at position 3, an alignment gap: remove the gaps$"),
+        (b">x\nAC1GT\n", r"has '1' at position 3, which is not a letter of DNA \(A, C, G, T, U, N or .*\)$"),
         (b">x\nAC\xff\n", "is not UTF-8"),
         (gzip.compress(b">x\n" + letters(500).encode(), mtime=0)[:-12], "is a damaged gzip file"),
         (
             b">x\n" + b"ACGT" * 10,
-            "gives no window of 20 letters for val, which takes one tenth of the records",
+            "gives no window of 20 letters for val, which gets one tenth of the records",
         ),
     ],
 )
@@ -263,11 +263,11 @@ def test_a_bad_fasta_file_is_named(content: bytes, message: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no line of CDS: expected GFF3 with lines of the type CDS$"),
+        ("", "has no lines of type CDS: expected GFF3 with lines of type CDS$"),
         (
             "chr1\tx\tgene\t1\t9\t.\t+\t.\tID=1\nchr1\tx\texon\t1\t9\t.\t+\t.\t\n",
-            "has no line of CDS: expected GFF3 with lines of the type CDS; it has exon, gene: name one with "
-            "--data.feature$",
+            "has no lines of type CDS: expected GFF3 with lines of type CDS; it has exon, gene: name one "
+            "with --data.feature$",
         ),
         ("chr1\t1\t9\n", "line 1: expected the nine columns of GFF3"),
         ("chr1\tx\tCDS\tone\t9\t.\t+\t0\tID=1\n", "line 1: expected the nine columns"),
@@ -360,8 +360,7 @@ def test_records_shorter_than_a_window_are_counted(tmp_path: Path, caplog: pytes
     with caplog.at_level("INFO"):
         data(path).dataset("train")
     assert caplog.messages == [
-        f"{path}: 100 of 101 records are shorter than a window (20 letters) and left out, with 20 % of "
-        "all letters"
+        f"{path}: 100 of 101 records are shorter than a window (20 letters) and left out: 20 % of all letters"
     ]
 
 
@@ -381,7 +380,7 @@ def test_only_files_of_the_alphabet_are_read(
     assert (
         caplog.messages
         == [
-            f"{folder}: all FASTA files lie in deeper/, which is read as the root",
+            f"{folder}: all FASTA files are in deeper/, which is used as the root",
             f"{folder}: GCF_1_cds_from_genomic.fna are left out: they repeat parts of the genome (give "
             "--data.files to read them)",
         ][1:]
@@ -455,10 +454,12 @@ def test_a_class_by_record_from_a_table(
         names = [dataset.records.names[i] for i in dataset.chosen]
         assert dataset.labels.tolist() == [int(n[2:]) % 3 if n.startswith("ER") else -1 for n in names]
     table.write_text("id\tlabel\nER1\ta\nER1\tb\n")
-    with pytest.raises(DataFileError, match=r"labels.tsv: record ER1 has the classes a and b$"):
+    with pytest.raises(DataFileError, match=r"labels.tsv: record ER1 has two classes, a and b$"):
         data(proteins, labels=str(table), **options).prepare_data()
     table.write_text("id\tlabel\nx\ta\n")
-    with pytest.raises(DataFileError, match=r"has none of the records ER0, ER1, ER2, \.\.\. \(60 in all\)$"):
+    with pytest.raises(
+        DataFileError, match=r"contains none of the records ER0, ER1, ER2, \.\.\. \(60 in all\)$"
+    ):
         data(proteins, labels=str(table), **options).prepare_data()
 
 
@@ -500,7 +501,7 @@ def test_what_else_cannot_work_is_named(fasta: Path, tmp_path: Path) -> None:
         data(tmp_path / "absent").dataset("train")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataFileError, match="holds no file that fits"):
+    with pytest.raises(DataFileError, match="contains no file that matches"):
         data(empty).dataset("train")
     for options, message in (
         ({"length": 1}, "length must be at least 2, got 1"),
@@ -511,11 +512,11 @@ def test_what_else_cannot_work_is_named(fasta: Path, tmp_path: Path) -> None:
         ({"alphabet": "protein", "kmer": 2}, "kmer must be 1 for protein, got 2"),
         (
             {"class_files": True, "gff": "x"},
-            "gff, class_files and labels each give the class: give one of them",
+            "gff, class_files and labels each define the class: give only one of them",
         ),
         (
             {"layout": "records", "gff": "x"},
-            "gff labels places, not whole records: give layout windows, or labels",
+            "gff labels positions, not whole records: give layout windows, or labels",
         ),
         (
             {"views": MaskedTokens()},

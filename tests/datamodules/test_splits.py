@@ -119,7 +119,7 @@ def test_a_tree_one_level_too_deep(tmp_path: Path, said: list[str]) -> None:
     tree = tree_of(tmp_path, "archive/cat/{0..1}", "archive/dog/{0..1}")
     _, classes = labeled_parts(tree, given_splits(tree), labeled=True)
     assert classes == ("cat", "dog") and said == [
-        f"{tmp_path}: all pictures are in archive/, which is read as the root"
+        f"{tmp_path}: all pictures are in archive/, which is used as the root"
     ]
     deeper = tree_of(tmp_path / "b", "train/images/cat/0", "train/images/dog/0", "test/cat/0", "test/dog/0")
     assert labeled_parts(deeper, given_splits(deeper), labeled=True)[1] == ("cat", "dog")

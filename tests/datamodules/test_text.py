@@ -202,7 +202,7 @@ def test_the_tokenizer_is_learnt_from_train_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ab" * 450 + "z" * 100)
     data = TextFiles(root=str(tmp_path), length=10)
     assert data.vocab_size == 2
-    with pytest.raises(DataFileError, match="nothing is left for the split val"):
+    with pytest.raises(DataFileError, match="no samples are left for split val"):
         data.dataset("val")
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_token_file_is_named(ending: str, tmp_path: Path) -> None:
         open_tokens(tmp_path / "x")
     text = str(caught.value)
     assert text.startswith(f"the token file {tmp_path / 'x'}.npz or .bin is damaged (")
-    assert text.endswith("): remove both, they are made again")
+    assert text.endswith("): remove both; they will be rebuilt")
 
 
 def test_a_token_file_is_whole_or_absent(tmp_path: Path) -> None:
@@ -316,22 +316,22 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused("nowhere does not exist", root=str(tmp_path / "nowhere"))
-    refused(r"holds no file that fits --data.files '\*\*/\*.txt'")
+    refused(r"contains no file that matches --data.files '\*\*/\*.txt'")
     (tmp_path / "a.txt").write_text("  \n")
     refused(r"no text in \*\*/\*.txt")
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin1") * 10)
     refused(r"a.txt is not UTF-8 \(byte 0xef")
     (tmp_path / "a.txt").write_text("some text, quite short")
     refused("fewer than a window: give --data.length", length=64)
-    refused("1 documents, and layout pairs needs at least 10", layout="pairs")
-    refused("a.txt is no table", columns=["text"])
+    refused("1 documents, but layout pairs needs at least 10", layout="pairs")
+    refused("a.txt is not a table", columns=["text"])
     write_rows(tmp_path / "t.csv")
-    refused("t.csv is a table: say where its text is with --data.columns", files="*.csv")
+    refused("t.csv is a table: name its text columns with --data.columns", files="*.csv")
     refused("is a table and .*a.txt is not", files="*", columns=[1])
     refused("t.csv, line 1, has no column 7; it has 3 columns", files="*.csv", columns=[7])
     refused("has no column 'text'; it has 1, title 0", files="*.csv", columns=["text"])
     (tmp_path / "j.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    refused(r"j.jsonl, line 2: no JSON", files="*.jsonl", columns=["text"])
+    refused(r"j.jsonl, line 2: not JSON", files="*.jsonl", columns=["text"])
     refused("length must be at least 2, got 1", length=1)
     refused("tokenizer must be one of characters, bytes, bpe, wordpiece, got 'words'", tokenizer="words")
 
@@ -422,7 +422,9 @@ def test_class_folders_as_of_imdb(tmp_path: Path) -> None:
         assert dict(sorted(Counter(made.labels.tolist()).items())) == sizes
         for text, label in zip(texts_of(data, split), made.labels.tolist(), strict=True):
             assert text.split()[0].split("/")[1] == {-1: "unsup", 0: "neg", 1: "pos"}[label]
-    with pytest.raises(ConfigError, match=r"^class_folders and label_column both give the class: give one"):
+    with pytest.raises(
+        ConfigError, match=r"^class_folders and label_column both define the class: give only one"
+    ):
         TextFiles(root=str(tmp_path), class_folders=True, columns=["text"], label_column="label")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.txt").write_text("text")
@@ -471,15 +473,15 @@ def test_tsv_has_no_quotes(tmp_path: Path) -> None:
     [
         ("a.csv", 'text\none\n"never closed\nthree\n', "line 3, has a quote that is not closed or not"),
         ("a.csv", 'text\n"said \\"hi, you\\" and"\n', "line 2, has a quote that is not closed or not"),
-        ("a.csv", "text\nhello, world\n", "line 2, has 2 fields and the header has 1: quote a text with"),
-        ("a.tsv", "text\na\tb\n", "line 2, has 2 fields and the header has 1: tabs cannot be part of a"),
-        ("a.jsonl", '{"text": ["a"]}', "line 1, column 'text' holds a list, expected text or a number"),
+        ("a.csv", "text\nhello, world\n", "line 2, has 2 fields, but the header has 1: quote a text with"),
+        ("a.tsv", "text\na\tb\n", "line 2, has 2 fields, but the header has 1: tabs cannot be part of a"),
+        ("a.jsonl", '{"text": ["a"]}', "line 1, column 'text' contains a list, expected text or a number"),
         (
             "a.jsonl",
             '{"text": {"en": 1}}',
-            "line 1, column 'text' holds an object, expected text or a",
+            "line 1, column 'text' contains an object, expected text or a",
         ),
-        ("a.jsonl", '\n{"text": "\\ud83d"}', "line 2, column 'text' holds half of a character (a lone"),
+        ("a.jsonl", '\n{"text": "\\ud83d"}', "line 2, column 'text' contains a lone surrogate (half a"),
     ],
 )
 def test_rows_that_would_lose_text_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -490,7 +492,7 @@ def test_rows_that_would_lose_text_are_refused(name: str, content: str, message:
 
 def test_rows_without_a_header_have_as_many_fields_as_the_first(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,text\n2,hello, world\n")
-    with pytest.raises(DataFileError, match=r"line 2, has 3 fields and the first row has 2: quote a text"):
+    with pytest.raises(DataFileError, match=r"line 2, has 3 fields, but the first row has 2: quote a text"):
         list(Corpus([tmp_path / "a.csv"], [1]))
 
 

@@ -83,7 +83,7 @@ def _(bench: Bench) -> None:
     )
 
 
-@row(19, "folders that are no classes")
+@row(19, "folders that are not classes")
 def _(bench: Bench) -> None:
     folder = bench.photos(classes=2)
     (folder / "class9").mkdir()
@@ -123,7 +123,7 @@ def damaged(bench: Bench, contents: list[bytes]) -> None:
     shutil.rmtree(bench.folder / "run")
     outcome = bench.train(*once, "--data.max_unreadable", "1")
     assert outcome.status == (2 if len(contents) > 1 else 0)
-    assert len(contents) == 1 or "file number 2 that cannot be read, max_unreadable is 1" in outcome.error
+    assert len(contents) == 1 or "unreadable file number 2, max_unreadable is 1" in outcome.error
 
 
 @row(20, "truncated image")

@@ -60,7 +60,7 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
             "byol",
             (),
             {"use_orig_params": True},
-            "BYOL has a momentum copy, which cannot follow weights that FSDP divides",
+            "BYOL has a momentum copy, which cannot follow weights that FSDP shards",
         ),
         (
             "mae",
@@ -269,7 +269,7 @@ def test_a_bare_timm_model_is_an_encoder() -> None:
             lambda: TimmEncoder("vit_tiny_patch16_224", 32, 7),
             "patch_size must be a divisor of image_size .32., got 7",
         ),
-        (lambda: TimmEncoder("resnet10t", 32), "image_size is for ViTs, and .resnet10t."),
+        (lambda: TimmEncoder("resnet10t", 32), "image_size is for ViTs, but .resnet10t."),
         (lambda: ResNetEncoder("resnet19"), "'resnet19'"),
         (lambda: ResNetEncoder(stem="tiny"), "'tiny'"),  # type: ignore[arg-type]
         (lambda: ConvEncoder(0), "in_channels must be at least 1, got 0"),

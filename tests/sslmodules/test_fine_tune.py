@@ -70,7 +70,7 @@ def test_every_encoder_and_head_learns(name: str, head: Any) -> None:
     torch.manual_seed(0)
     if name == "MLPEncoder" and head == "attentive":
         with pytest.raises(
-            ConfigError, match="head attentive needs an encoder with tokens or positions, and"
+            ConfigError, match="head attentive needs an encoder with tokens or positions, but"
         ):
             fine_tune(make(), head=head)
         return
@@ -164,7 +164,7 @@ def test_mixing_blends_two_samples_and_their_labels() -> None:
     share = ((seen[0] - y) * (x - y)).sum() / (x - y).square().sum()
     assert 0 < share < 1
     torch.testing.assert_close(seen[0], share * x + (1 - share) * y)
-    with pytest.raises(ConfigError, match="mixup and cutmix mix images"):
+    with pytest.raises(ConfigError, match="mixup and cutmix need images"):
         module.check_batch({"input": torch.zeros(2, 5), "label": torch.zeros(2)})
 
 
@@ -185,7 +185,7 @@ def test_the_running_mean_follows_and_is_what_is_evaluated() -> None:
 
 def test_what_cannot_be_trained() -> None:
     for options, message in (
-        ({"drop_path": 0.1}, "drop_path is for ViTs, and the encoder is ConvEncoder: leave it out"),
+        ({"drop_path": 0.1}, "drop_path is for ViTs, but the encoder is ConvEncoder: leave it out"),
         ({"class_weights": [1.0]}, r"class_weights must be 3 numbers, got \[1.0\]"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"head": "deep"}, "head must be one of linear, mlp, attentive, got 'deep'"),
@@ -200,7 +200,7 @@ def test_training_samples_without_labels_are_refused() -> None:
     module.check_data(data)
     data.dataset("train").labels[:] = -1  # type: ignore[attr-defined]
     with pytest.raises(
-        ConfigError, match="and no training sample of Digits has one: give data whose training"
+        ConfigError, match="but no training sample of Digits has one: give data whose training"
     ):
         module.check_data(data)
 
@@ -239,9 +239,9 @@ def test_a_run_is_evaluated_at_its_best_validation(
     [
         (
             ["--model.num_classes=3"],
-            "Digits has 10 classes, and num_classes is 3: give --model.num_classes 10",
+            "Digits has 10 classes, but num_classes is 3: give --model.num_classes 10",
         ),
-        (["--data=TextFiles", "--data.views=null"], "FineTune learns from labels, and TextFiles has none"),
+        (["--data=TextFiles", "--data.views=null"], "FineTune learns from labels, but TextFiles has none"),
     ],
 )
 def test_labels_that_do_not_fit(

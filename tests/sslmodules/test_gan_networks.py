@@ -67,7 +67,7 @@ def test_the_generator_reaches_black_and_white_and_nothing_beyond() -> None:
 def test_data_that_the_generator_cannot_make_is_refused() -> None:
     with pytest.raises(ValueError, match=r"makes samples of shape \(1, 8, 8\), the data's are \(1, 28, 28\)"):
         gan().check_batch({"input": torch.zeros(2, 1, 28, 28)})
-    with pytest.raises(ValueError, match=r"values lie in -0.81 to 1.84, the data's in -2.10 to 3.00"):
+    with pytest.raises(ValueError, match=r"values are in -0.81 to 1.84, the data's in -2.10 to 3.00"):
         gan().check_batch({"input": torch.linspace(-2.1, 3.0, 128).view(2, 1, 8, 8)})
     module = gan("batch")
     before = state(module)

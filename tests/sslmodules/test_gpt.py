@@ -303,13 +303,13 @@ def test_padding_is_that_of_the_data(tmp_path: Any) -> None:
         (
             method(),
             Padded(batch_size=4),
-            f"Padded fills up short samples with token {V - 1}, and padding is None: give --model.padding "
-            f"{V - 1}, or padding is counted as text",
+            f"Padded pads short samples with token {V - 1}, but padding is None: give --model.padding "
+            f"{V - 1}, otherwise padding is treated as text",
         ),
         (
             method(padding=0),
             Chain(batch_size=4),
-            "Chain has no padding, and padding is 0: give --model.padding null, or padding is counted "
+            "Chain has no padding, but padding is 0: give --model.padding null, otherwise padding is treated "
             "as text",
         ),
     ):
@@ -541,7 +541,7 @@ def test_a_knob_out_of_range_is_named(make: Any, message: str) -> None:
         (
             method,
             torch.full((2, 5), V),
-            f"the data has token {V}, and the encoder only {V}: set model.encoder.vocab_size",
+            f"the data has token {V}, but the encoder knows only {V} tokens: increase model.encoder.vocab_size",
         ),
         (
             method,
@@ -550,7 +550,7 @@ def test_a_knob_out_of_range_is_named(make: Any, message: str) -> None:
         ),
         (method, torch.zeros(2, 1, dtype=torch.int64), "no next one to predict"),
         (method, torch.rand(2, 1, 4, 4), "for images set model.pixels to PixelTokens"),
-        (pictures, 2 * torch.rand(2, 1, 6, 4) - 1, "set data.mean to 0, data.std to 1"),
+        (pictures, 2 * torch.rand(2, 1, 6, 4) - 1, "set data.mean to 0 and data.std to 1"),
     ],
 )
 def test_data_that_does_not_fit_is_named(module: Any, x: Tensor, message: str) -> None:

@@ -363,5 +363,5 @@ def test_a_vit_of_one_size_is_refused_for_local_views_and_what_is_advised_works(
     assert net.losses(inputs)["loss"].isfinite()
     with pytest.raises(ValueError, match=r"multiples of the encoder's patches \(8, 8\), got \(12, 12\)"):
         net.check_batch({"views": [*inputs["views"], torch.randn(2, 3, 12, 12)]})
-    with pytest.raises(ValueError, match="any_size is for ViTs, and 'resnet10t'"):
+    with pytest.raises(ValueError, match="any_size is for ViTs, but 'resnet10t'"):
         TimmEncoder("resnet10t", any_size=True)
