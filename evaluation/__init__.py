@@ -1,7 +1,6 @@
-"""Evaluation of frozen features: pure functions of tensors (probes, neighbors, health) and the code that
-feeds them.
+"""Evaluation of frozen features: probes, neighbors and collapse metrics, and the code that runs them.
 
-Everything here reads features that an encoder has already produced. Nothing touches the self-supervised loss,
+Everything here reads features that an encoder has already computed. Nothing touches the self-supervised loss,
 the optimizer or the encoder's gradients, so training is the same with and without evaluation.
 """
 
@@ -13,7 +12,7 @@ from runtime.discovery import exported, exports
 
 
 def __getattr__(name: str) -> Any:
-    """``from evaluation import FeatureProbe``: imported when it is first asked for."""
+    """Import a public name on first use: ``from evaluation import FeatureProbe``."""
     return exported(__name__, name)
 
 

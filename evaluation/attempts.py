@@ -13,7 +13,7 @@ class Attempts:
     """Collects the errors of the parts that failed.
 
     Attributes:
-        failed: by the part's name its error, on one line.
+        failed: error of each failed part by name, on one line.
     """
 
     def __init__(self) -> None:
@@ -21,9 +21,9 @@ class Attempts:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Run the block; an exception ends the block, not the program, and is noted under ``name``.
+        """Run the block; an exception ends the block, not the program, and is recorded under ``name``.
 
-        The traceback of a bug is printed on stderr; errors of the user's files and settings have none.
+        The traceback of a bug is printed to stderr; errors in the user's files and settings have none.
         """
         try:
             yield

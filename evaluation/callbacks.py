@@ -24,11 +24,9 @@ from evaluation.probes.linear import fit_linear_probe
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor | None:
-    """All ranks' rows in the order of the sampler, when rank r holds rows r, r + W, ... (``ShardSampler``):
-    every row once, on rank 0 alone.
-
+    """All ranks' rows in the order of ``ShardSampler`` (rank r has rows r, r + W, ...), on rank 0 only.
     Args:
-        local: (n_r, ...) rows of this rank; the n_r may differ by one.
+        local: (n_r, ...) rows of this rank; numbers may differ by one between ranks.
 
     Returns:
         (sum of n_r, ...) on rank 0, None on the others.
@@ -44,29 +42,29 @@ def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor | None:
         return None
     everyone = local.new_empty(trainer.world_size, *local.shape)  # (W, longest, ...)
     distributed.gather(local.contiguous(), list(everyone.unbind()), dst=0)
-    # interleaved, the padding of the shorter ranks ends up behind the last real row
+    # after interleaving, the padding of ranks with fewer rows comes after the last real row
     return everyone.transpose(0, 1).flatten(0, 1)[: int(counts.sum())]
 
 
 class MetricsCallback(Callback):
-    """A callback that names the metrics it logs: what monitors them can be checked before training."""
+    """A callback that lists the metrics it logs, so that monitors can be checked before training."""
 
     def metrics(self, data: Any) -> list[str]:
-        """Names of the metrics that are logged for a DataModule."""
+        """Names of the metrics logged for a DataModule."""
         return []
 
 
 class FeatureProbe(MetricsCallback):
-    """At validation: a linear probe and weighted kNN, fitted afresh on the bank and counted on val.
+    """At validation: a linear probe and weighted kNN, fitted anew on the bank and evaluated on val.
 
-    Logs ``val/linear_top1`` and ``val/knn_top1``: the accuracy of the frozen encoder as it is at that moment,
-    over all ranks, every sample once. Both are measured on validation data with fixed settings; the test
-    split is for ``eval.py``. On data without labels it prints a note once and does nothing.
+    Logs ``val/linear_top1`` and ``val/knn_top1``: accuracies of the current encoder, over all ranks, with
+    each sample counted once. Both use validation data and fixed settings; the test split is left to
+    ``eval.py``. On data without labels it prints a note once and does nothing.
 
     Args:
-        every_n_validations: run at each n-th validation.
-        l2: of the linear probe, on standardized features.
-        knn_k: neighbors (Caron et al. 2021 report 20); at most the bank's size is used.
+        every_n_validations: run at every n-th validation.
+        l2: L2 penalty of the linear probe, on standardized features.
+        knn_k: number of neighbors (20 in Caron et al. 2021); at most the bank's size is used.
         knn_temperature: T of the votes exp(similarity / T).
     """
 
@@ -95,7 +93,7 @@ class FeatureProbe(MetricsCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._num_classes(trainer) is None:
-            rank_zero_info("This data has no labels: it trains without probes.")
+            rank_zero_info("This data has no labels: training without probes.")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {0: [], 1: []}
@@ -126,9 +124,9 @@ class FeatureProbe(MetricsCallback):
             k = min(self.knn_k, len(bank[0]))
             votes = knn_predict(val[0], *bank, num_classes, k=k, temperature=self.knn_temperature)
             accuracies = [top1(probe.predict(val[0]), val[1]), top1(votes, val[1])]
-        # numbers: a tensor would reach each process in the memory of GPU 0
+        # numbers, because tensors would be received in the memory of GPU 0
         linear, knn = trainer.strategy.broadcast(accuracies)
-        # every rank logs the broadcast value: the checkpoint callback of each rank must see the same number
+        # every rank logs the same value, because every rank's checkpoint callback decides by it
         pl_module.log_dict({"val/linear_top1": linear, "val/knn_top1": knn})
         self.rows = {}
 
@@ -148,16 +146,15 @@ class FeatureProbe(MetricsCallback):
 
 
 class OnlineLinearProbe(MetricsCallback):
-    """A linear head trained beside the method on the features of each training batch: a curve per step, at
-    extra cost.
+    """A linear head trained on each training batch's features: a curve over steps, at extra cost.
 
     It embeds the clean ``input`` in eval mode without gradients, and has its own head and optimizer: the
-    backbone's gradients, batch statistics, clipping and gradient scaling are the same with and without it,
-    bit for bit. Its accuracy lags behind the true one (the encoder moves under it): report ``FeatureProbe``
-    or ``eval.py``. Logs ``train/online_top1``.
+    backbone's gradients, batch statistics, clipping and gradient scaling are bit for bit the same with and
+    without it. Its accuracy lags behind the true one, because the encoder keeps changing: report
+    ``FeatureProbe`` or ``eval.py``. Logs ``train/online_top1``.
 
     Args:
-        lr: of its Adam optimizer.
+        lr: learning rate of its Adam optimizer.
     """
 
     def __init__(self, lr: float = 1e-3) -> None:
@@ -181,14 +178,16 @@ class OnlineLinearProbe(MetricsCallback):
         data = data_of(trainer)
         num_classes = None if data is None else data.num_classes
         if num_classes is None:
-            rank_zero_info("This data has no labels: it trains without an online probe.")
+            rank_zero_info("This data has no labels: training without an online probe.")
             return
         width: Any = pl_module.encoder.num_features  # type: ignore[union-attr]
-        with torch.random.fork_rng(devices=[]):  # building the head must not move the method's random numbers
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # building the head must not change the method's random numbers
             linear = nn.Linear(int(width), num_classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-        # running statistics only: the head sees standardized features, whatever their scale
+        # only for its running statistics: the head sees standardized features, whatever their scale
         self.head = nn.Sequential(nn.BatchNorm1d(int(width), affine=False), linear).to(pl_module.device)
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr)
         if self.restored:
@@ -209,7 +208,7 @@ class OnlineLinearProbe(MetricsCallback):
         labels = batch["label"]
         with torch.enable_grad():
             logits = self.head(features)
-            # -1 is an unknown label: neither in the loss nor in the accuracy
+            # -1 = unknown label: excluded from the loss and the accuracy
             loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / (
                 labels >= 0
             ).sum().clamp(min=1)
@@ -225,16 +224,14 @@ class OnlineLinearProbe(MetricsCallback):
 
 
 class CollapseMetrics(MetricsCallback):
-    """Collapse diagnostics on validation features: RankMe, feature std, alignment and uniformity of the
-    validation features.
+    """Collapse diagnostics on validation features: RankMe, feature std, alignment and uniformity.
 
-    Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 when isotropic, 0 when collapsed),
-    ``val/uniformity`` and, where the method has views, ``val/alignment`` of the first two. A collapsed
-    representation gives a warning in the terminal and in the loggers (``warning``), with the number and what
-    to do.
+    Logs ``val/rankme`` (at most min(N, D)), ``val/feature_std`` (1 if isotropic, 0 if collapsed),
+    ``val/uniformity`` and, with views, ``val/alignment`` of the first two. A collapsed representation is
+    reported in the terminal and in the loggers (``warning``), with the measured value and advice.
 
     Args:
-        max_samples: at most so many validation samples are used: the cost grows with their square.
+        max_samples: maximum number of validation samples; the cost grows with its square.
     """
 
     def __init__(self, max_samples: int = 2048) -> None:
@@ -292,8 +289,7 @@ class CollapseMetrics(MetricsCallback):
             self.warned = True
             text = (
                 f"the representation has collapsed at step {trainer.global_step}: {reason}. Probes will be "
-                "at chance. "
-                "Look at the learning rate, the stop-gradient and the batch size"
+                "at chance level. Check the learning rate, the stop-gradient and the batch size"
             )
             rank_zero_warn(text)
             if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""A table over runs: in which options they differ, and what came out."""
+"""A table of runs: the options in which they differ, and their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
 
-#: Where a run computes and what it shows and saves: it does not distinguish runs.
+#: Options for hardware, logging and saving, which do not distinguish runs.
 PASSED_OVER = (
     *("trainer.callbacks", "trainer.logger", "trainer.accelerator", "trainer.enable_", "trainer.profiler"),
     *("data.root", "data.num_workers", "data.download", "data.vocabulary"),
@@ -26,13 +26,13 @@ SEED = "seed_everything"
 
 @dataclass
 class Run:
-    """What is known of a run.
+    """The files of a run.
 
     Attributes:
         path: its folder.
-        options: of its config.yaml, by short dotted names.
+        options: options in its config.yaml, by short dotted names.
         results: content of results.json; empty without one.
-        curves: of its TensorBoard events.
+        curves: metrics in its TensorBoard events.
         hardware: GPU, or CPU.
     """
 
@@ -43,14 +43,14 @@ class Run:
     hardware: str
 
     def protocol(self) -> dict[str, Any]:
-        """How its test scores were measured, without what was chosen on val and what names the method."""
+        """How its test scores were measured, without choices made on val and the method's name."""
         given = self.results.get("protocol", {})
         chosen = {key.removesuffix("_by_encoder") for key in given if key.endswith("_by_encoder")}
         left_out = {*chosen, *(f"{key}_by_encoder" for key in chosen), "features", "seed"}
         return {"data": self.results.get("data"), **{k: v for k, v in given.items() if k not in left_out}}
 
     def numbers(self) -> dict[str, float]:
-        """Scores by column: last values of val, test of results.json, and minutes."""
+        """Scores by column: last validation values, test scores of results.json, and minutes."""
         found = {
             name: points[-1].value
             for name, points in self.curves.items()
@@ -68,11 +68,10 @@ class Run:
 
 
 def find_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
-    """Runs of folders and patterns, those below a folder that is no run included; and a line for each without
-    results.
+    """Runs in folders and patterns, including those below other folders; and a line for each without results.
 
     Raises:
-        ConfigError: a name that is no run and holds none.
+        ConfigError: a name that is neither a run nor contains one.
     """
     folders: dict[Path, None] = {}
     for name in names:
@@ -80,8 +79,8 @@ def find_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
         found = [folder for place in places for folder in _runs_in(Path(place))]
         if not found:
             raise ConfigError(
-                f"{name}: no run there (no folder with a config.yaml of train.py): expected run folders, or "
-                "a pattern such as 'runs/*'"
+                f"{name}: contains no run (no folder with a config.yaml of train.py): expected run folders, "
+                "or a pattern such as 'runs/*'"
             )
         folders |= dict.fromkeys(found)
     runs = [read_run(folder) for folder in folders]
@@ -95,13 +94,13 @@ def _runs_in(place: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ConfigError if its config.yaml is not that of a run."""
+    """Read a run; raise ConfigError if its config.yaml is not that of a run."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         options = dict(_flat({key: config[key] for key in config}))
         method = options["model"]
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
-        raise ConfigError(f"{folder}/config.yaml is not of a run that train.py made") from None
+        raise ConfigError(f"{folder}/config.yaml was not written by train.py") from None
     assert method
     hardware = _json(folder / "environment.json").get("hardware", {})
     where = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu", "unknown")
@@ -139,8 +138,9 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """Names of the options in which the runs differ, the seed last. An option that some classes do not have
-    is one only if it differs between those that have it.
+    """Names of the options in which the runs differ, the seed last.
+
+    An option that only some runs have counts if it differs between those.
     """
     names = dict.fromkeys(name for run in runs for name in run.options if not name.startswith(PASSED_OVER))
     found = [n for n in names if len({str(run.options[n]) for run in runs if n in run.options}) > 1]
@@ -148,7 +148,7 @@ def differing(runs: list[Run]) -> list[str]:
 
 
 def protocols(runs: list[Run]) -> list[str]:
-    """A line for each setting of the protocol in which runs on the same data differ."""
+    """One line for each protocol setting in which runs on the same data differ."""
     lines = []
     measured = [run for run in runs if run.results]
     for data in dict.fromkeys(run.results.get("data") for run in measured):
@@ -158,21 +158,23 @@ def protocols(runs: list[Run]) -> list[str]:
             for run in same:
                 values.setdefault(json.dumps(run.protocol().get(key)), []).append(str(run.path))
             if len(values) > 1:
-                told = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
-                lines.append(f"note: {key} of the protocol differs ({told}): these test scores are not alike")
+                both = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
+                lines.append(
+                    f"note: {key} in the protocol differs ({both}): do not compare these test scores"
+                )
     return lines
 
 
 def table(
     runs: list[Run], sort: str | None = None, columns: list[str] | None = None, label: str = "run"
 ) -> Table:
-    """A row for each setting; runs that differ in the seed alone are one, with mean and standard deviation.
+    """A row for each setting; runs that differ only in the seed share one, with mean and standard deviation.
 
-    Test scores that were measured by different protocols have columns of their own.
+    Test scores measured by different protocols have separate columns.
 
     Args:
-        sort: a column, the largest first.
-        columns: which; None = all.
+        sort: column to sort by, largest value first.
+        columns: columns to show; None = all.
         label: heading of the first column.
 
     Raises:
@@ -206,7 +208,7 @@ def table(
     )
     for name in [*(columns or []), *([sort] if sort else [])]:
         if name not in headings:
-            raise ConfigError(f"there is no column {name}: expected some of {', '.join(headings)}")
+            raise ConfigError(f"there is no column {name}: expected one of {', '.join(headings)}")
     if sort is not None:
         rows.sort(key=_sorting(sort))
     headings = headings if columns is None else [label, *(c for c in columns if c != label)]
@@ -226,7 +228,7 @@ def _sorting(column: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _protocol_names(runs: list[Run]) -> dict[int, str]:
-    """What is added to the names of test scores: nothing if all protocols are alike, else a letter."""
+    """Suffixes of the names of test scores: none if all protocols are equal, else a letter for each."""
     seen: dict[str, list[str]] = {}
     for run in runs:
         if run.results:
@@ -252,7 +254,7 @@ def _cell(value: Any) -> str:
 
 
 def as_markdown(found: Table) -> str:
-    """A table of GitHub's Markdown."""
+    """A table in GitHub's Markdown."""
     headings, rows = found
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -43,8 +43,7 @@ Lines = dict[str, list[tuple[float, float]]]
 
 
 def draw_lines(panels: Sequence[tuple[str, Lines]]) -> Image.Image:
-    """Panels side by side, each with its title, axes with their least and largest values, and a line for each
-    name; the names below, in the colors of their lines.
+    """Draw panels side by side: one line per name, axes with their smallest and largest values, and a legend.
 
     Args:
         panels: title of the horizontal axis, and (x, y) points by name.

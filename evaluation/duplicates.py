@@ -1,4 +1,4 @@
-"""Samples of one split that are also in another."""
+"""Counts test samples that are also training samples."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from datamodules.base import SSLDataModule, raw_input
 from datamodules.splits import Split
 
 NEAR = 0.999
-"""Cosine of two standardized inputs from which on they count as near duplicates."""
+"""Minimum cosine of two standardized inputs that count as near duplicates."""
 
 MOST_TRAIN, MOST_TEST = 20_000, 5_000
-"""At most so many samples of each are looked at: the cost grows with their product."""
+"""Maximum number of samples checked in each split; the cost grows with their product."""
 
 
 def count_duplicates(
     seen: SSLDataModule, data: SSLDataModule, train: Split = "train", test: Split = "test"
 ) -> dict[str, int]:
-    """How many test samples occur among the training samples: ``exact``, ``near`` (which holds the exact
-    ones), and how many of each split were looked at. Of tokens ``near`` is ``exact``.
+    """Number of test samples found among the training samples: ``exact``, and ``near`` including exact ones.
+
+    Also the number of samples checked in each split. For tokens, ``near`` equals ``exact``.
 
     Args:
-        seen: holds the split ``train``.
-        data: holds the split ``test``.
+        seen: data with the split ``train``.
+        data: data with the split ``test``.
     """
     keys, first = _read(seen, train, MOST_TRAIN)
     mine, second = _read(data, test, MOST_TEST)
@@ -41,7 +42,7 @@ def count_duplicates(
 
 
 def _read(data: SSLDataModule, split: Split, most: int) -> tuple[list[bytes], Tensor | None]:
-    """Hashes of the samples, and their directions (N, D); no directions of tokens."""
+    """Hashes of the samples, and their directions (N, D); None for tokens."""
     keys, rows = [], []
     dataset = data.dataset(split)
     n = min(most, len(dataset))  # type: ignore[arg-type]

@@ -22,28 +22,28 @@ Encode = Callable[[Tensor], Tensor]
 SPLITS: tuple[Split, ...] = ("bank", "val", "test")
 
 MANY_SAMPLES = 2**17
-"""Labeled training samples above which encoders are embedded one after the other, in the run's precision. Of
-fewer, all are embedded in one pass over the files, in float32.
+"""Number of labeled training samples above which encoders run one after the other, in the run's precision;
+below it, all run in one pass over the files, in float32.
 """
 
 
 class Extraction:
-    """Embeds splits by name of encoder; every process of the run makes one.
+    """Computes the features of splits with named encoders; every process of the run creates one.
 
     Args:
-        module: with trained weights; goes to ``device``, in eval mode.
+        module: with trained weights; moved to ``device``, in eval mode.
         random_init: the same method with random weights; likewise.
         data: ``prepare_data`` and ``setup`` are called here.
         device: where networks compute.
-        means: the processes, precision and place.
-        attempts: notes the encoders that fail.
-        inside: more encoders, of one process: parts of ``module``.
+        means: processes, precision and storage.
+        attempts: records the encoders that fail.
+        inside: further encoders, parts of ``module``; one process only.
 
     Attributes:
-        encoders: by name, the baselines among them.
-        baselines: the data's, by name.
-        many: are there more samples than ``MANY_SAMPLES``?
-        groups: those of them that are embedded in one pass.
+        encoders: all encoders by name, including the baselines.
+        baselines: the data's baselines by name.
+        many: whether there are more samples than ``MANY_SAMPLES``.
+        groups: names of the encoders that run in the same pass.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Extraction:
         self.groups = [[name] for name in self.encoders] if self.many else [list(self.encoders)]
 
     def features(self, names: Iterable[str]) -> dict[Split, dict[str, Labeled]]:
-        """Rank 0: features of every split and encoder, without the encoders that failed on the way."""
+        """Rank 0: features of every split and encoder, without encoders that failed."""
         self.means.team.begin("extract", names=list(names))
         return self._extract(names)
 
     def follow(self) -> None:
-        """The other ranks: do their share until rank 0 is done."""
+        """The other ranks: do their share of the work until rank 0 is done."""
 
         def extract(names: list[str]) -> None:
             with self.attempts.of("probes"):
@@ -102,7 +102,7 @@ class Extraction:
         }
 
     def _guarded(self, name: str) -> Encode:
-        """The encoder; when it has failed once, it gives one column of zeros."""
+        """The encoder; after its first failure it returns a column of zeros."""
         part = f"features of {name}"
 
         def encode(x: Tensor) -> Tensor:

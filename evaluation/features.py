@@ -22,24 +22,24 @@ from runtime.files import temporary_beside
 Features = dict[str, tuple[Tensor, Tensor]]
 
 FULL_PRECISION_UP_TO = 2**28
-"""Values (N * D) of an encoder and split that are kept in float32, on the device: 1 GiB, 130,000 samples of
-ResNet-50. More are kept on the host, in half precision.
+"""Maximum number of values (N * D) of an encoder and split that are kept in float32 on the device: 1 GiB,
+130,000 samples of ResNet-50. Larger features are kept on the host, in half precision.
 """
 
 
 IN_MEMORY_UP_TO = 2**34
-"""Bytes of the features of an encoder and split that are kept in memory; more are in a file."""
+"""Maximum size in bytes of an encoder's features of a split in memory; larger ones are kept in a file."""
 
 
 class Means(NamedTuple):
-    """What an evaluation computes with.
+    """The processes, precision and storage that an evaluation uses.
 
     Attributes:
         team: the processes, each of which embeds its share.
-        precision: of the networks, as Lightning's Trainer takes it; only ``bf16-mixed`` and ``16-mixed``
-            change anything here, because the weights of the others are what they are.
-        folder: where features lie that are too many for memory, in a file that has no name and ends with the
-            process; None = in memory.
+        precision: precision of the networks, as for Lightning's Trainer; only ``bf16-mixed`` and
+            ``16-mixed`` have an effect here, because other precisions are those of the weights.
+        folder: where features too large for memory are stored, in a nameless file that disappears with the
+            process; None = always in memory.
     """
 
     team: Team = Team()
@@ -55,29 +55,29 @@ class Means(NamedTuple):
 
 
 class Rows:
-    """Rows that are filled in order, in one array that is made once: nothing is held twice.
+    """An array that is allocated once and filled row by row, so that nothing is held in memory twice.
 
     Args:
         count: N.
-        first: the first batch (n, D), which is not added; its width is that of all.
+        first: the first batch (n, D), which gives the width; it is not added.
         folder: see ``Means``.
     """
 
     def __init__(self, count: int, first: Tensor, folder: Path | None = None) -> None:
         shape = (count, first.shape[1])
         self.filled = 0
-        self.largest = 0.0  # of what does not fit
+        self.largest = 0.0  # largest value that does not fit
         if math.prod(shape) <= FULL_PRECISION_UP_TO:
             self.values = torch.empty(shape, device=first.device)
             return
-        # a network's own half precision loses nothing; of float32 11 bits are kept
+        # features in half precision are stored exactly; of float32, 11 bits are kept
         half = first.dtype if first.dtype == torch.bfloat16 else torch.float16
         if folder is None or math.prod(shape) * half.itemsize <= IN_MEMORY_UP_TO:
             self.values = torch.empty(shape, dtype=half)
             return
         file = temporary_beside(folder / "features")
         self.values = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=half).view(shape)
-        file.unlink()  # the memory stays, and after a kill nothing is left
+        file.unlink()  # the mapping stays valid, and nothing is left behind after a kill
 
     def add(self, batch: Tensor) -> None:
         part = self.values[self.filled : self.filled + len(batch)]
@@ -87,15 +87,15 @@ class Rows:
             self.largest = max(self.largest, batch.abs().max().item())
 
     def check(self) -> None:
-        """Raises ConfigError for values that half precision cannot hold."""
+        """Raise ConfigError for values beyond the range of half precision."""
         if self.largest:
             raise ConfigError(
-                f"features of up to {self.largest:.1e} do not fit into float16, in which more "
-                f"than {FULL_PRECISION_UP_TO} values of a split are kept"
+                f"features of up to {self.largest:.1e} do not fit into float16, which is used for more "
+                f"than {FULL_PRECISION_UP_TO} values of a split"
             )
 
     def keep(self, wanted: Tensor) -> Tensor:
-        """The rows for which ``wanted`` (N,) is true, moved to the front of the same memory."""
+        """The rows where ``wanted`` (N,) is true, moved to the front of the same memory."""
         if bool(wanted.all()):
             return self.values
         places, end = wanted.nonzero().squeeze(1).to(self.values.device), 0
@@ -121,11 +121,11 @@ def embed_split(
         split: "bank", "val" or "test".
         device: where ``encoders`` compute.
         rows: which samples; None = all.
-        means: with several processes all of them call this, and rank 0 gets the features.
+        means: with several processes, all of them call this, and rank 0 gets the features.
 
     Returns:
         name -> (N, D) float32 on ``device`` (half precision on the host above ``FULL_PRECISION_UP_TO``), and
-        labels (N,) on ``device``, -1 = unknown. Other ranks have neither: an empty dict, no labels.
+        labels (N,) on ``device``, -1 = unknown. On other ranks: an empty dict and no labels.
     """
     filled, labels = _filled_rows(encoders, data, split, device, rows, means)
     return {name: rows.values for name, rows in filled.items()}, labels
@@ -138,7 +138,7 @@ def extract_features(
     device: torch.device,
     means: Means = Means(),  # noqa: B008  it holds nothing that changes
 ) -> Features:
-    """As ``embed_split``, of the samples that have a label: name -> (features (N, D), labels (N,))."""
+    """As ``embed_split``, for labeled samples only: name -> (features (N, D), labels (N,))."""
     filled, labels = _filled_rows(encoders, data, split, device, None, means)
     known = labels >= 0
     return {name: (rows.keep(known), labels[known]) for name, rows in filled.items()}
@@ -153,7 +153,7 @@ def _filled_rows(
     rows: Sequence[int] | None,
     means: Means,
 ) -> tuple[dict[str, Rows], Tensor]:
-    """Batches are dealt to the ranks in turn and are the same for any number of them."""
+    """Batches are dealt to the ranks in turn and do not depend on the number of ranks."""
     dataset: Any = data.dataset(split) if rows is None else Subset(data.dataset(split), rows)
     team, count, size = means.team, len(dataset), data.batch_size
     if team.size > 1:
@@ -173,7 +173,7 @@ def _filled_rows(
                 with means.autocast(device):
                     found = {name: encode(x).flatten(1) for name, encode in encoders.items()}
                 known = raw["label"].to(device)
-        except Exception as error:  # raised when all ranks are here, not while they wait for rows
+        except Exception as error:  # raised once all ranks are here, not while others wait for rows
             problem = error
         if begin == 0:
             shapes = _shapes(found, team, device)
@@ -194,8 +194,9 @@ def _filled_rows(
 
 
 def _shapes(found: dict[str, Tensor], team: Team, device: torch.device) -> dict[str, Tensor]:
-    """For each encoder no rows (0, D) of its width and type, which a rank without a batch cannot know. The
-    widest counts: an encoder that fails on a rank has one column there.
+    """For each encoder an empty tensor (0, D) of its width and type, for ranks without a batch.
+
+    The largest width counts, since an encoder that failed on a rank has one column there.
     """
     local = {name: (rows.shape[1], str(rows.dtype).removeprefix("torch.")) for name, rows in found.items()}
     shapes: dict[str, Tensor] = {}
@@ -211,14 +212,13 @@ def _as_wide(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def known_labels(data: SSLDataModule, split: Split) -> Tensor | None:
-    """The labels (N,) of a split's labeled samples without reading the samples; None if the data set keeps no
-    list of them.
-    """
+    """Labels (N,) of a split's labeled samples, without reading samples; None if the data does not list "
+    "them."""
     labels = labels_of(data.dataset(split))
     return None if labels is None else torch.as_tensor(labels[labels >= 0])
 
 
 def names_of_classes(data: SSLDataModule) -> Sequence[str]:
-    """A name for each of the K classes: the data set's own, or its number."""
+    """A name for each of the K classes: the data set's, or its number."""
     names = data.class_names
     return names or [str(number) for number in range(data.num_classes or 0)]

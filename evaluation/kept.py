@@ -1,4 +1,4 @@
-"""What is measured already of an evaluation that is not done, in the run folder."""
+"""Stores finished parts of an evaluation in the run folder, so that an interrupted one can continue."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from datamodules.errors import DataFileError
 from runtime.files import write_json
 
 NAME = ".evaluation"
-"""Of the file in the run folder, before the suffix that the results have and ``.json``."""
+"""Start of the file's name in the run folder, followed by the suffix of the results and ``.json``."""
 
 
 class Kept:
-    """Parts of a report in a file, from which an evaluation that was ended goes on.
+    """Finished parts of a report, in a file from which an interrupted evaluation continues.
 
     Args:
-        file: None = nothing is kept.
+        file: None = nothing is stored.
         origin: plain values that identify what the parts were measured on; parts of another origin are
-            not used.
+            ignored.
     """
 
     def __init__(self, file: Path | None, origin: dict[str, Any]) -> None:
         self.file, self.origin = file, json.loads(json.dumps(origin, default=str))
 
     def take(self) -> dict[str, Any]:
-        """The parts that an earlier evaluation has left; empty if there are none of this origin."""
+        """The parts stored by an earlier evaluation; empty if there are none of this origin."""
         if self.file is None:
             return {}
         try:
@@ -41,7 +41,7 @@ class Kept:
             return {}
 
     def put(self, parts: dict[str, Any]) -> None:
-        """In place of earlier ones. Where nothing can be written, nothing is kept."""
+        """Replace the stored parts; do nothing if the file cannot be written."""
         if self.file is not None:
             with suppress(DataFileError):
                 write_json(self.file, {"origin": self.origin, "parts": parts})

@@ -1,4 +1,4 @@
-"""Few labels and many: the same draws for frozen features, for fine-tuning and for training from scratch."""
+"""Accuracy by number of labels: the same draws for frozen features, fine-tuning and training from scratch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from sslmodules.optim import warmup_cosine
 PER_CLASS, SHARES = (1, 5, 10, 20), (0.01, 0.1, 1.0)
 BATCH, EPOCHS, FEWEST, MOST = 64, 20, 100, 2000
 FEW_L2 = 1e-2
-"""L2 of a linear probe where there are too few labels to choose it on as many of val."""
+"""L2 of a linear probe with too few labels to choose it on equally many samples of val."""
 
 PROTOCOL = {
-    "draws": "of the labeled training samples, stratified by class, the same for every row",
-    "linear": "standardized features; L2 chosen on as many samples of val as there are labels, from 100 on; "
-    f"below, {FEW_L2}",
-    "training": f"AdamW, weight decay 0.01, batch {BATCH}, {EPOCHS} epochs but {FEWEST} to {MOST} steps, a "
-    "tenth of them warm-up, then a cosine; gradients clipped to norm 1; no augmentation; the last weights",
+    "draws": "from the labeled training samples, stratified by class, the same for every row",
+    "linear": "standardized features; L2 chosen on as many samples of val as there are labels; with fewer "
+    f"than 100, {FEW_L2}",
+    "training": f"AdamW, weight decay 0.01, batch {BATCH}, {EPOCHS} epochs, but {FEWEST} to {MOST} steps, "
+    "a tenth of them warm-up, then a cosine; gradients clipped to norm 1; no augmentation; final weights",
     "l2_grid": list(L2_GRID),
 }
 
 
 class Budget(NamedTuple):
-    """How many labels: so many of each class, or a share of all."""
+    """A number of labels: per class, or a share of all."""
 
     per_class: int | None = None
     share: float | None = None
@@ -50,11 +50,12 @@ BUDGETS = (*(Budget(per_class=n) for n in PER_CLASS), *(Budget(share=s) for s in
 
 
 def draw(labels: Tensor, budget: Budget, seed: int) -> Tensor | None:
-    """Indices (n,) of the samples whose labels are known, in ascending order; None if a class has too few.
+    """Indices (n,) of the samples whose labels are used, in ascending order; None if a class has too few.
 
     Args:
         labels: (N,), -1 = unknown.
-        seed: of the draw.
+        budget: number of labels.
+        seed: seed of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
@@ -102,9 +103,9 @@ def train_classifier(
     """Train the network behind ``embed`` and a linear classifier on it.
 
     Args:
-        module: its weights are where the training begins; it stays as it is.
-        rows: (n,) indices of the split "bank".
-        labels: (n,) of these.
+        module: training starts from its weights; it is not changed.
+        rows: (n,) indices in the split "bank".
+        labels: (n,) their labels.
 
     Returns:
         ``input`` -> class scores (B, K), in eval mode.
@@ -141,10 +142,10 @@ def train_classifier(
 
 
 def equal_labels(curve: dict[int, float], score: float) -> float | None:
-    """How many labels give ``score``, between the points of a curve (labels -> accuracy), linear in the
-    logarithm of their number; None if none of them does.
+    """Smallest number of labels that gives ``score`` on a curve (labels -> accuracy); None if none does.
 
-    Of several answers the smallest number; the smallest point's if that is above already.
+    Interpolated linearly in the logarithm of the number. If the first point is above ``score`` already, it is
+    that point's number.
     """
     points = sorted(curve.items())
     if not points or score <= points[0][1]:
@@ -157,7 +158,7 @@ def equal_labels(curve: dict[int, float], score: float) -> float | None:
 
 
 def verdict(table: dict[str, dict[str, Any]], counts: dict[str, int]) -> str:
-    """Did pre-training help? One sentence, at 10 % of the labels.
+    """Whether pre-training helped, in one sentence, at 10 % of the labels.
 
     Args:
         table: scores of each draw by row and budget.

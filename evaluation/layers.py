@@ -1,4 +1,4 @@
-"""Features of the blocks inside of an encoder."""
+"""Features of the blocks inside an encoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ LAST_FOUR = "last4"
 def layer_encoders(
     module: SSLModule, asked: str, padding: int | None = None
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Functions of ``input`` that give features of blocks: the mean of a block's output over its positions or
-    tokens, those that are padding left out.
+    """Functions of ``input`` that return features of blocks: the mean output over positions or tokens.
+
+    Padding is left out of the mean.
 
     Args:
         module: in eval mode.
-        asked: ``all``, or comma-separated numbers of blocks from 1 on, and ``last4`` for the last four side
-            by side.
-        padding: the token that fills up short samples.
+        asked: ``all``, or comma-separated numbers of blocks from 1, and ``last4`` for the last four
+            concatenated.
+        padding: the padding token.
 
     Returns:
         By name, ``block 1``, ``block 2``, ..., ``blocks 9-12``.
@@ -35,7 +36,7 @@ def layer_encoders(
     """
     encoder = module.feature_encoder
     if not offers(encoder, "block_list"):
-        raise ConfigError(f"--layers needs blocks, and {type(encoder).__name__} does not list its blocks")
+        raise ConfigError(f"--layers needs blocks, but {type(encoder).__name__} does not list its blocks")
     blocks = encoder.block_list()
     n, known = len(blocks), [str(i + 1) for i in range(len(blocks))]
     words = [*known, LAST_FOUR] if asked == "all" else [word.strip() for word in asked.split(",")]
@@ -51,7 +52,7 @@ def layer_encoders(
 
 
 class _Outputs:
-    """Outputs of all blocks for a batch: several functions of the same batch share one pass."""
+    """Outputs of all blocks for a batch; functions of the same batch share one forward pass."""
 
     def __init__(self, module: SSLModule, blocks: list[nn.Module], padding: int | None) -> None:
         self.module, self.blocks, self.padding = module, blocks, padding
@@ -59,7 +60,7 @@ class _Outputs:
         self.means: list[Tensor] = []
 
     def of(self, *chosen: int) -> Callable[[Tensor], Tensor]:
-        """A function of ``input`` (B, ...) to these blocks' features side by side, (B, D)."""
+        """A function of ``input`` (B, ...) that concatenates these blocks' features, (B, D)."""
         return lambda x: torch.cat([self._all(x)[i] for i in chosen], dim=1)
 
     def _all(self, x: Tensor) -> list[Tensor]:

@@ -1,14 +1,14 @@
-"""Sends images, texts and audio to every logger that takes them.
+"""Sends images, texts and audio to every logger that accepts them.
 
-Lightning gives all loggers the scalars; for the rest each has its own methods. A logger gets
+Lightning sends scalars to all loggers; for everything else, each has its own methods. A logger gets
 
 - images, if it has ``log_image(key, images, step)``, as ``WandbLogger`` does: a list of one PIL image;
 - texts, if it has ``log_text(key, columns, data, step)``: a table, one row per text;
 - audio, if it has ``log_audio(key, audios, step, sample_rate)``: a list of one array (T,) in [-1, 1];
 
 or else if its ``experiment`` has ``add_image(tag, image, step)``, ``add_text(tag, markdown, step)`` and
-``add_audio(tag, wave, step, sample_rate)``, as a ``SummaryWriter`` of TensorBoard does. Other loggers are
-passed over, and so is what a logger has no method for.
+``add_audio(tag, wave, step, sample_rate)``, as TensorBoard's ``SummaryWriter`` does. Other loggers, and media
+that a logger has no method for, are skipped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torchvision.transforms.functional import to_pil_image
 
 
 def last_step(trainer: Trainer) -> int:
-    """The step that was made last, counted from 0 as Lightning logs it: a resumed run hides and repeats what
-    is logged at later ones, and nothing else.
+    """The last completed step, counted from 0 as Lightning logs it.
+
+    A resumed run hides and repeats what was logged at later steps, and nothing else.
     """
     return max(0, trainer.global_step - 1)
 
@@ -42,10 +43,10 @@ def log_texts(trainer: Trainer, tag: str, columns: list[str], texts: list[list[s
 
     Args:
         trainer: its loggers get the table.
-        tag: under which they show it.
-        columns: their names. TensorBoard shows no columns: there the parts of a row follow each
+        tag: name of the table.
+        columns: names of the columns. TensorBoard has none: it shows the parts of a row one after the
             other, the first of several in bold.
-        texts: rows of as many plain texts.
+        texts: rows, each with one plain text per column.
     """
     for is_tensorboard, log in _methods(trainer, "text"):
         if is_tensorboard:
@@ -64,7 +65,7 @@ def log_sound(trainer: Trainer, tag: str, wave: Tensor, sample_rate: int) -> Non
 
 
 def _methods(trainer: Trainer, kind: str) -> Iterator[tuple[bool, Callable[..., Any]]]:
-    """Of each logger that takes this kind of thing: is it called as TensorBoard is, and what to call."""
+    """For each logger that accepts this kind: whether to call it as TensorBoard, and its method."""
     for logger in trainer.loggers:
         if (method := getattr(logger, f"log_{kind}", None)) is not None:
             yield False, method
@@ -73,9 +74,9 @@ def _methods(trainer: Trainer, kind: str) -> Iterator[tuple[bool, Callable[..., 
 
 
 def as_markdown(parts: list[str]) -> str:
-    """The parts of a text as they are where Markdown is shown: its marks as letters, line breaks kept."""
+    """The parts of a text for display as Markdown: its markup is escaped, line breaks are kept."""
     *bold, rest = map(_quoted, parts)
-    # HTML, because Markdown knows no bold that begins or ends with a space
+    # HTML, because bold in Markdown cannot begin or end with a space
     return "".join(f"<strong>{part}</strong>" for part in bold) + rest
 
 

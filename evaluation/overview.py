@@ -23,16 +23,18 @@ from evaluation.probes.linear import fit_linear_probe
 from sslmodules.base import SSLModule
 
 POINTS, BANK = 1000, 5000
-"""At most so many samples of val are shown, and compared with so many of the bank."""
+"""Maximum number of samples of val that are shown, and of the bank that they are compared with."""
 
 QUERIES, NEIGHBORS = 8, 8
 SPRITE = 48
-"""Larger images are made smaller to this many pixels for the projector."""
+"""Side in pixels to which larger images are reduced for the projector."""
 
 
 def log_overview(trainer: Trainer, module: SSLModule, data: SSLDataModule, device: torch.device) -> None:
-    """To every logger that takes images: ``features`` (two principal components of val), ``confusion`` (of a
-    linear probe on val) and ``neighbors``; to TensorBoard also the features of val with classes and images.
+    """Log pictures of the features of val, and points for TensorBoard's projector.
+
+    The pictures are ``features`` (two principal components), ``confusion`` (of a linear probe) and
+    ``neighbors``. TensorBoard also gets the features with classes and images.
 
     Args:
         trainer: its loggers get them, at the last step.
@@ -68,12 +70,12 @@ def picture_of_neighbors(
     """Each query and the samples most similar to it, with their classes: (3, H, W) in [0, 1].
 
     Args:
-        data: whose images they are.
-        split: of the neighbors.
+        data: source of the images.
+        split: split of the neighbors.
         queries: (Q, C, H, W) in [0, 1].
-        labels: (Q,) of the queries, or more.
-        rows: indices of the split.
-        places: (Q, k), in ``rows``.
+        labels: labels of the queries, (Q,) or more.
+        rows: indices in the split.
+        places: (Q, k) positions in ``rows`` of the neighbors.
     """
     columns = [queries]
     for column in places.T.tolist():
@@ -90,7 +92,7 @@ def pixels(data: ImageDataModule, split: Split, rows: list[int]) -> Tensor:
 
 
 def first_rows(data: SSLDataModule, split: Split, most: int) -> list[int]:
-    """The first samples of the fixed order in which every part holds all classes."""
+    """The first samples of ``interleaved``, in which every prefix contains all classes."""
     return interleaved(data.dataset(split))[:most].tolist()
 
 

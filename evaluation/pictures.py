@@ -1,4 +1,4 @@
-"""Pictures made of pictures: rows of images with titles, a confusion matrix, points in colors."""
+"""Draws rows of images with titles, confusion matrices and colored points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 from evaluation.curves import COLORS
 
 SIDE = 64
-"""Images that are smaller are enlarged to about this many pixels."""
+"""Smaller images are enlarged to about this many pixels."""
 
 FONT = ImageFont.load_default(12)
 LINE = 15
@@ -26,7 +26,7 @@ def rows_of_images(
     """One image with a row for each sample.
 
     Args:
-        columns: each (n, C, H, W) in [0, 1]; small ones are enlarged by a whole number.
+        columns: each (n, C, H, W) in [0, 1]; small images are enlarged by an integer factor.
         titles: above each column, broken at spaces to its width; empty = none.
         names: left of each row; empty = none.
 
@@ -48,7 +48,7 @@ def titled(
     """A grid of pictures with titles above its columns and names left of its rows.
 
     Args:
-        grid: (C, H, W) in [0, 1], with a gap before each row and column.
+        grid: (C, H, W) in [0, 1], with a gap before each row and column of pictures.
         cell: height and width of a picture in pixels.
         gap: pixels between two pictures.
         titles: above each column, broken at spaces to its width; empty = none.
@@ -76,8 +76,9 @@ def titled(
 
 
 def matrix_of_counts(counts: Tensor, names: Sequence[str]) -> Tensor:
-    """A confusion matrix (K, K) as an image (3, H, W) in [0, 1]: a row for each true class, a column for each
-    predicted one, darker for a larger share of its row; with the counts where there is room.
+    """A confusion matrix (K, K) as an image (3, H, W) in [0, 1], with counts where there is room.
+
+    Rows are true classes, columns predicted ones; the darker a cell, the larger its share of the row.
     """
     k = len(counts)
     cell = max(4, min(34, 700 // k))
@@ -104,7 +105,7 @@ def matrix_of_counts(counts: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 480) -> Tensor:
-    """Features (N, D) along their two directions of largest variance, a color for each label (N,), -1 gray.
+    """Features (N, D) along their two directions of largest variance, colored by label (N,); -1 is gray.
 
     Returns:
         An image (3, H, W) in [0, 1], with the share of the variance that each axis has.
@@ -121,7 +122,7 @@ def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 
     for (across, up), label in zip(points, labels.tolist(), strict=True):
         color = shown[label][1] if label >= 0 else "#bbbbbb"
         place = (across, side - up)
-        # of more classes than colors every second round is drawn as rings
+        # with more classes than colors, every second round of colors is drawn as rings
         ring = label >= 0 and (label // len(COLORS)) % 2 == 1
         box = (place[0] - 3, place[1] - 3, place[0] + 3, place[1] + 3)
         draw.ellipse(box, fill=None if ring else color, outline=color)
@@ -133,7 +134,7 @@ def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """Broken at spaces into lines of ``width`` pixels, where words allow it."""
+    """Break a text at spaces into lines of ``width`` pixels; longer words are not broken."""
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word

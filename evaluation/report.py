@@ -1,11 +1,11 @@
 """The report: frozen features next to their baselines.
 
-The same clean samples are seen by the pre-trained encoder, by the same network with random weights, and by
-the baselines of the data (the input itself, a bag of words). Everything chosen is chosen on ``val``, a piece
-of the training data; ``test`` is only counted.
+The pre-trained encoder, the same network with random weights, and the data's baselines (the input itself, a
+bag of words) see the same clean samples. Every choice is made on ``val``, a part of the training data;
+``test`` is used once.
 
-What is measured is in ``evaluation/probes`` (of features with labels) and ``evaluation/measures`` (the
-rest). One that cannot run leaves the others alone and is named in the report.
+Measurements are in ``evaluation/probes`` (of features with labels) and ``evaluation/measures`` (all others).
+One that fails does not affect the others and is named in the report.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ def evaluate(
     means: Means = Means(),  # noqa: B008  it holds nothing that changes
     kept: Path | None = None,
 ) -> dict[str, Any]:
-    """The whole report of a trained method on a data set.
+    """The complete report of a trained method on a data set.
 
     Args:
         module: with trained weights.
         random_init: the same method with random weights.
         data: ``prepare_data`` and ``setup`` are called here.
-        checkpoint: where the weights come from, for the report.
-        probes: names of probes; None = all that need not be named. Data without labels has none.
+        checkpoint: source of the weights, for the report.
+        probes: names of probes; None = the default ones. Data without labels has none.
         device: where features are computed and probes fitted.
-        seed: of the few-shot draws: the run's.
-        also: names of measures that are made only where they are named.
-        layers: blocks of the trained encoder that are probed too, see ``layer_encoders``.
-        means: the processes of the run, of which rank 0 calls this and the others ``assist``, precision of
-            the networks, and where features lie that are too many for memory.
-        kept: a file that keeps what is measured of each encoder, for an evaluation that begins again; the
-            caller removes it when the report is written. None = nothing is kept.
+        seed: seed of the few-shot draws: the run's.
+        also: names of optional measures to include.
+        layers: blocks of the trained encoder to probe too, see ``layer_encoders``.
+        means: processes (rank 0 calls this function, the others ``assist``), precision, and storage for
+            features too large for memory.
+        kept: stores finished parts, so that an interrupted evaluation can continue; the caller removes the
+            file once the report is written. None = nothing is stored.
 
     Returns:
-        What ``results.json`` holds: method, data, checkpoint, protocol, results by encoder, a section for
-        each measure that applies, and by name what was ``left_out`` and what ``failed``, with the reason.
+        The content of ``results.json``: method, data, checkpoint, protocol, results by encoder, a section for
+        each measure that applies, and, with reasons, what was ``left_out`` and what ``failed``.
 
     Raises:
         ConfigError: an unknown probe or measure.
@@ -116,7 +116,7 @@ def evaluate(
 def assist(
     module: SSLModule, random_init: SSLModule, data: SSLDataModule, device: torch.device, means: Means
 ) -> None:
-    """What the other ranks do while rank 0 is in ``evaluate``: their share of the features and neighbors."""
+    """Called on the other ranks while rank 0 is in ``evaluate``: compute their share of the features."""
     Extraction(module, random_init, data, device, means, Attempts()).follow()
 
 
@@ -128,7 +128,7 @@ def _origin(
     means: Means,
     layers: str | None,
 ) -> dict[str, Any]:
-    """What a kept part of a report was made of."""
+    """Identifies what a stored part of a report was measured on."""
     return {
         "schema": SCHEMA,
         "weights": checksum(module),
@@ -141,7 +141,7 @@ def _origin(
 
 
 def named_probes(names: Iterable[str] | None) -> list[FeatureScore]:
-    """The probes called so, in the order of the table; None = all that need not be named.
+    """The probes with these names, in the order of the table; None = the default ones.
 
     Raises:
         ConfigError: there is no such probe.
@@ -154,7 +154,7 @@ def named_probes(names: Iterable[str] | None) -> list[FeatureScore]:
 
 
 def named_measures(names: Iterable[str]) -> dict[str, Measure]:
-    """By name those that are always made, and those of the others that are called so.
+    """The default measures, and the optional ones with these names.
 
     Raises:
         ConfigError: there is no such measure.
@@ -169,7 +169,7 @@ def named_measures(names: Iterable[str]) -> dict[str, Measure]:
 def obstacles(
     probes: Iterable[FeatureScore], labels: dict[Split, Tensor], data: SSLDataModule
 ) -> dict[str, str]:
-    """By the probe's name, why it cannot run on samples with these labels (N,) of each split."""
+    """Why probes cannot run with these labels (N,) of each split, by the probe's name."""
     empty = [split for split, values in labels.items() if len(values) == 0]
     if empty:
         return {probe.name: f"no sample of the split {empty[0]} has a label" for probe in probes}
@@ -179,7 +179,7 @@ def obstacles(
 
 
 def foreseen_obstacles(data: SSLDataModule) -> dict[str, str]:
-    """As ``obstacles`` of all probes, before training: from the labels alone, without reading a sample."""
+    """As ``obstacles`` for all probes, before training: from the labels alone, without reading samples."""
     if data.num_classes is None:
         return {}
     labels = {split: known_labels(data, split) for split in SPLITS}
@@ -188,7 +188,7 @@ def foreseen_obstacles(data: SSLDataModule) -> dict[str, str]:
 
 
 def is_complete(results: Path) -> bool:
-    """Does a ``results.json`` exist, of any version, in which nothing failed?"""
+    """Whether a ``results.json`` of any version exists in which nothing failed."""
     try:
         return not json.loads(results.read_text(encoding="utf-8")).get("failed")
     except (OSError, ValueError, AttributeError):
@@ -196,7 +196,7 @@ def is_complete(results: Path) -> bool:
 
 
 def _probe(report: dict[str, Any], probes: list[FeatureScore], extraction: Extraction, kept: Kept) -> None:
-    """Add the accuracies of every encoder and baseline to the report, and the protocol that they need."""
+    """Add the accuracies of every encoder and baseline to the report, with their protocol."""
     baselines = {name: first_paragraph(inspect.getdoc(f)) for name, f in extraction.baselines.items()}
     report["protocol"] |= baselines
     if extraction.many:
@@ -206,7 +206,7 @@ def _probe(report: dict[str, Any], probes: list[FeatureScore], extraction: Extra
         todo = [name for name in group if name not in report["results"]]
         splits = extraction.features(todo) if todo else {}
         for encoder in list(splits.get("test", {})):
-            # taken out: the features of one encoder are gone before those of the next are made
+            # removed here, so that the features of one encoder are freed before the next ones are computed
             _measure_encoder(report, probes, extraction, encoder, {s: splits[s].pop(encoder) for s in SPLITS})
             kept.put(_complete(report))
 
@@ -218,7 +218,7 @@ def _measure_encoder(
     encoder: str,
     splits: dict[Split, Labeled],
 ) -> None:
-    """Add a row of accuracies, and before the first one what is the same for all."""
+    """Add a row of accuracies; before the first, also the values common to all rows."""
     protocol, data = report["protocol"], extraction.data
     if "samples" not in protocol:
         labels = {split: of_split for split, (_, of_split) in splits.items()}
@@ -246,7 +246,7 @@ def _measure_encoder(
 
 
 def _complete(report: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a report that need not be measured again: an encoder of which a probe failed is."""
+    """The parts of a report that need not be measured again: encoders without a failed probe."""
     failed = {part.rpartition(" of ")[2] for part in report["failed"]}
     results = {encoder: row for encoder, row in report["results"].items() if encoder not in failed}
     same = ("protocol", "left_out", "majority_share")

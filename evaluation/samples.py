@@ -1,4 +1,4 @@
-"""Callbacks that show the first validation samples: images, texts, spectrograms."""
+"""Callbacks that log images, texts and spectrograms of the first validation samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sslmodules.networks import class_attention
 
 @contextmanager
 def fixed_noise(device: torch.device) -> Iterator[None]:
-    """Images draw the same noise every time, and leave the method's random state as it was."""
+    """Give the block the same random numbers every time, and restore the random state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_noise(device, 3)
         yield
@@ -39,12 +39,12 @@ def log_columns(
     titles: Sequence[str] = (),
     labels: Tensor | None = None,
 ) -> None:
-    """An image with a row per sample.
+    """Log an image with a row per sample.
 
     Args:
-        columns: each (n, C, H, W), standardized as the data's; small ones are enlarged.
-        titles: of the columns.
-        labels: (n,) of the samples, whose classes are named left of the rows.
+        columns: each (n, C, H, W), standardized like the data; small images are enlarged.
+        titles: titles of the columns.
+        labels: (n,) labels of the samples; the classes are shown left of the rows.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     names = row_names(data, labels)
@@ -52,7 +52,7 @@ def log_columns(
 
 
 def row_names(data: Any, labels: Tensor | None) -> list[str]:
-    """The class of each sample, "" where it is unknown; no names for data without classes."""
+    """The class of each sample, "" if unknown; no names for data without classes."""
     if labels is None or data.num_classes is None:
         return []
     classes = names_of_classes(data)
@@ -60,11 +60,11 @@ def row_names(data: Any, labels: Tensor | None) -> list[str]:
 
 
 class FirstSamples(Callback, ABC):
-    """What can be seen or heard of the first samples at validation; a subclass gives ``show``.
+    """Logs media of the first validation samples; subclasses implement ``show``.
 
     Args:
-        num_samples: how many.
-        every_n_epochs: at validations of every n-th epoch and of the first and last.
+        num_samples: number of samples.
+        every_n_epochs: log at validations of every n-th epoch, the first and the last.
 
     Raises:
         ValueError: a number below 1.
@@ -99,31 +99,28 @@ class FirstSamples(Callback, ABC):
 
     @abstractmethod
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
-        """Log it. ``batch`` and ``views`` are cut to ``num_samples``; draws have a random state of their
-        own.
-        """
+        """Log the samples. ``batch`` and ``views`` are cut to ``num_samples``; the random state is fixed."""
 
 
 class ImageGrid(FirstSamples):
-    """Images at validation: the views, and what the method makes of an image, as far as batch and method
-    have them.
+    """Images at validation: views, and what the method can show of an image.
 
-    A row per sample, small images enlarged so that pixels can be seen; data that is not images is passed
-    over. By tag:
+    One row per sample; small images are enlarged so that pixels can be seen. Data other than images is
+    skipped. By tag:
 
     - ``views``: input, view 1, view 2, ...
-    - ``reconstruction``, of ``reconstruct(batch)``: with a mask: input, the same with gray where it is
-      hidden, prediction, input with the hole filled; with a corrupted image: that, prediction, input;
-      otherwise input and prediction.
-    - ``samples``, of ``sample(n) -> (n, C, H, W)``: a square of them, from the same noise every time.
-    - ``interpolations``, of ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the
+    - ``reconstruction``, from ``reconstruct(batch)``: with a mask, the input, the input with hidden parts in
+      gray, the prediction, and the input with the hole filled; with a corrupted image, that image, the
+      prediction and the input; otherwise input and prediction.
+    - ``samples``, from ``sample(n) -> (n, C, H, W)``: a square of samples, from the same noise every time.
+    - ``interpolations``, from ``interpolate(x, steps) -> (B, steps, C, H, W)``: a row from each image to the
       next.
-    - ``attention`` of a ViT, the one that gives the features: input, and for each head of the last block
-      where the class token looks (white = most).
+    - ``attention``, of the ViT that gives the features: input, and the class token's attention in each head
+      of the last block (white = most).
 
     Args:
-        num_samples: rows.
-        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+        num_samples: number of rows.
+        every_n_epochs: log at validations of every n-th epoch, the first and the last.
     """
 
     def __init__(self, num_samples: int = 8, every_n_epochs: int = 1) -> None:
@@ -158,7 +155,7 @@ class ImageGrid(FirstSamples):
 
     @staticmethod
     def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> dict[str, Tensor]:
-        """By title."""
+        """Columns of the reconstruction by title."""
         if "mask" in batch:
             hidden, filled = (torch.where(batch["mask"], under, x) for under in (gray, prediction))
             return {"input": x, "hidden": hidden, "prediction": prediction, "filled": filled}
@@ -168,19 +165,19 @@ class ImageGrid(FirstSamples):
 
 
 class Continuations(FirstSamples):
-    """Continuations at validation, drawn by methods that offer ``complete`` (images) or ``extend`` (tokens).
+    """Continuations at validation, sampled by methods with ``complete`` (images) or ``extend`` (tokens).
 
-    Of the first validation samples the first half is kept. By kind of data, in TensorBoard:
+    The first half of the first validation samples is kept. In TensorBoard:
 
     - tokens (Text tab, ``continuations``): the beginning in bold, then what ``extend(tokens, length)`` adds.
-    - images (``completions``): input, its upper half, and three images that begin with it.
+    - images (``completions``): input, its upper half, and three completions of that half.
 
     Args:
-        num_samples: how many beginnings.
-        length: tokens that are added to a text.
-        temperature: of the draws; 1 is the model's own distribution.
-        top_k: draw among so many likeliest tokens; None for all.
-        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+        num_samples: number of samples to continue.
+        length: number of tokens to add to a text.
+        temperature: sampling temperature; 1 is the model's own distribution.
+        top_k: sample from this many likeliest tokens; None = all.
+        every_n_epochs: log at validations of every n-th epoch, the first and the last.
     """
 
     def __init__(
@@ -218,9 +215,7 @@ class Continuations(FirstSamples):
 
 
 def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
-    """Standardized log-mel, each (B, 1, M, T), in its own units, -inf where the first one has padding
-    frames.
-    """
+    """Standardized log-mel, each (B, 1, M, T), unstandardized; -inf where the first has padding frames."""
     sound = (columns[0] != 0).any(2, keepdim=True)
     return [data.unstandardize(c.float()).masked_fill(~sound, float("-inf")) for c in columns]
 
@@ -228,12 +223,12 @@ def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
 def spectrogram_image(
     columns: list[Tensor], height: int = 120, titles: Sequence[str] = (), names: Sequence[str] = ()
 ) -> Tensor:
-    """Spectrograms as one image with white lines between: a row per clip, high frequencies at the top.
+    """Spectrograms as one image, separated by white lines: a row per clip, high frequencies at the top.
 
     Args:
-        columns: each (n, 1, M, T), log-mel in the same units, -inf where nothing is to be seen. Black to
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where there is nothing to show. Black to
             white is the range of the first column; -inf is black.
-        height: of a spectrogram in pixels; a multiple of M as far as that goes.
+        height: height of a spectrogram in pixels, rounded to a multiple of M if possible.
         titles: above each column; empty = none.
         names: left of each row; empty = none.
 
@@ -253,17 +248,17 @@ def spectrogram_image(
 
 
 class Spectrograms(FirstSamples):
-    """At validation, of clips; data that is not audio is passed over. By tag:
+    """Spectrograms and audio of clips at validation; data other than audio is skipped. By tag:
 
-    - ``spectrograms``, of ``fill(batch) -> (B, 1, M, T)``: input, masked, input with the hidden patches
-      predicted.
-    - ``continuations`` (image and audio), of ``continue_clip(x, steps)``: the clip, and its first half
-      continued. In the Audio tab ``clip`` is the first half and the rest as recorded, ``continued`` what the
-      method makes of it; both go through the log-mel spectrogram, so that they can be compared.
+    - ``spectrograms``, from ``fill(batch) -> (B, 1, M, T)``: input, masked input, and input with the hidden
+      patches predicted.
+    - ``continuations`` (image and audio), from ``continue_clip(x, steps)``: the clip, and its first half
+      continued. In the Audio tab, ``clip`` is the whole clip as recorded, ``continued`` its first half with
+      the method's continuation; both go through the log-mel spectrogram, so that they can be compared.
 
     Args:
-        num_samples: rows.
-        every_n_epochs: draw at validations of every n-th epoch and of the first and last.
+        num_samples: number of rows.
+        every_n_epochs: log at validations of every n-th epoch, the first and the last.
     """
 
     def __init__(self, num_samples: int = 4, every_n_epochs: int = 1) -> None:

@@ -1,12 +1,12 @@
-"""The linear probe by SGD on random crops, as papers on images report it, with a head for each learning rate.
+"""The linear probe by SGD on random crops, as reported in papers on images, with a head per learning rate.
 
-The heads are trained at once on one pass of the frozen encoder per step, as DINOv2 does (Oquab et al. 2023,
+All heads are trained together, with one pass of the frozen encoder per step, as in DINOv2 (Oquab et al. 2023,
 https://arxiv.org/abs/2304.07193, appendix B.3): SGD with momentum 0.9, no weight decay, a cosine to 0, random
-resized crops and flips. The one that is best on ``val`` is counted on ``test``.
+resized crops and flips. The best one on ``val`` is evaluated on ``test``.
 
-Differs from DINOv2: features are the method's ``embed``, not a choice of layers; rates go up to 50 and not to
-0.1, because features that end without a layer norm need them (MoCo, He et al. 2020: 30 for ResNet-50); ten
-epochs, which DINOv2's 12,500 steps of 1,024 are on ImageNet, but at least 2,000 steps.
+Differs from DINOv2: features are the method's ``embed``, not a choice of layers; learning rates go up to 50,
+not 0.1, because features without a final layer norm need them (MoCo, He et al. 2020: 30 for ResNet-50); ten
+epochs (DINOv2's 12,500 steps of 1,024 on ImageNet), but at least 2,000 steps.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class RandomCrops(Views):
 class SGDProbe(LightningModule):
     """Linear heads on a frozen encoder, one for each of ``RATES``.
 
-    The encoder is no part of this module: it is neither saved nor sent to other processes.
+    The encoder is not part of this module, so it is neither saved nor synchronized between processes.
 
     Args:
         module: with trained weights.
         data: images with labels, set up.
         means: the precision of the encoder; heads are in float32.
-        file: where the training goes on after a kill; written ten times, at the end of epochs.
-        seed: of the heads' initial weights, which are the same for all rates.
+        file: checkpoint from which a killed training continues; written ten times, at the end of epochs.
+        seed: seed of the heads' initial weights, which are the same for all rates.
     """
 
     def __init__(self, module: SSLModule, data: ImageDataModule, means: Means, file: Path, seed: int) -> None:
@@ -92,7 +92,7 @@ class SGDProbe(LightningModule):
         self.data.views = RandomCrops(self.data.image_shape[1])
 
     def train_dataloader(self) -> DataLoader:
-        """The labeled training samples without ``val``; of files, crops are cut out of the full images."""
+        """The labeled training samples without ``val``; crops of files are taken from the full images."""
         bank: Dataset = copy.copy(self.data.dataset("bank"))
         if isinstance(bank, FolderDataset):
             bank.crops = self.data.view_crops("train")
@@ -102,7 +102,7 @@ class SGDProbe(LightningModule):
         return self.data.on_after_batch_transfer(batch, dataloader_idx)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The sum of the heads' losses: the gradient of each is that of its own."""
+        """The sum of the heads' losses; each head's gradient is that of its own loss."""
         label = batch["label"]
         with torch.no_grad(), self.means.autocast(self.device):
             h = self.frozen[0].embed(batch["views"][0]).flatten(1)
@@ -139,18 +139,18 @@ class SGDProbe(LightningModule):
         checkpoint["origin"] = self.origin
 
     def begun(self) -> Path | None:
-        """The file, if it holds a part of this very training."""
+        """The checkpoint, if it belongs to this training."""
         try:
             content = torch.load(self.file, map_location="cpu", weights_only=True)
             return self.file if content["origin"] == self.origin else None
-        except Exception:  # none, damaged, or something else: it begins anew
+        except Exception:  # missing, damaged or something else: start again
             return None
 
 
 def train_and_count(
     module: SSLModule, data: ImageDataModule, device: torch.device, means: Means, file: Path, seed: int
 ) -> dict[str, Any] | None:
-    """Train the heads, choose one on ``val``, count it on ``test``; called by all processes of the run.
+    """Train the heads, choose one on ``val`` and evaluate it on ``test``; called by all processes of the run.
 
     Returns:
         ``top1``, ``macro`` and for many classes ``top5`` on ``test``, ``lr`` (for a batch of 256),
@@ -171,7 +171,7 @@ def train_and_count(
         return None
     val, test = (found[""] for found in of_splits)
     scores = [_accuracies(head.to(device), *val)["top1"] for head in probe.heads]
-    best = max(range(len(RATES)), key=scores.__getitem__)  # of equal ones the smallest rate
+    best = max(range(len(RATES)), key=scores.__getitem__)  # the smallest rate among equals
     return {
         **_accuracies(probe.heads[best], *test),
         "lr": RATES[best],
@@ -188,7 +188,7 @@ def train_and_count(
 
 
 def check_data(data: SSLDataModule) -> ImageDataModule:
-    """ConfigError unless these are images with labels."""
+    """Raise ConfigError unless the data is images with labels."""
     if not isinstance(data, ImageDataModule) or data.num_classes is None:
         raise ConfigError(
             f"--protocol sgd trains on random crops of labeled images, which {type(data).__name__} does "
@@ -204,7 +204,7 @@ def _epochs(data: SSLDataModule, world_size: int) -> int:
 
 
 def _trainer_on(device: torch.device) -> Trainer:
-    """On all GPUs of this machine, or on those that torchrun or srun has started a process for."""
+    """A Trainer on all GPUs of this machine, or on those for which torchrun or srun started a process."""
     devices = os.environ.get("LOCAL_WORLD_SIZE")
     nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
     if "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS_PER_NODE" in os.environ:

@@ -11,11 +11,11 @@ from evaluation.measures import measures
 from evaluation.probes import probes
 
 FILE_WIDTH = 160
-"""Columns where the output is no terminal: tables in a log are not squeezed into 80."""
+"""Width in columns if the output is not a terminal, so that tables in a log are not squeezed into 80."""
 
 
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Accuracies by encoder, what else was measured, what was left out, what failed; on stdout by default."""
+    """Print accuracies by encoder, other measures, and what was left out or failed; default: to stdout."""
     if console is None:
         console = Console(soft_wrap=True)
         console.width = console.width if console.is_terminal else FILE_WIDTH
@@ -35,7 +35,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
 
 
 def print_accuracies(reports: dict[str, dict[str, Any]]) -> None:
-    """Several reports in one table on stdout: a row for each name and encoder."""
+    """Print several reports in one table: a row for each name and encoder."""
     rows = {f"{name}: {encoder}": row for name, r in reports.items() for encoder, row in r["results"].items()}
     print_table("accuracy on the test split", *_accuracies(rows))
 
@@ -56,7 +56,7 @@ def _accuracies(rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list
 
 
 def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, as wide as it needs to be where the output is no terminal."""
+    """Print a table, as wide as needed if the output is not a terminal."""
     console = Console(soft_wrap=True)
     console.width = console.width if console.is_terminal else max(FILE_WIDTH, 30 * len(headings))
     console.print(_table(title, headings, rows))

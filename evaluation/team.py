@@ -1,4 +1,4 @@
-"""The processes of a run evaluate together: rank 0 leads, the others do their share of what it asks for."""
+"""Lets the processes of a run evaluate together: rank 0 leads, the others do their share of its tasks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from runtime.peers import Exchange
 
 
 class Team:
-    """One process, or all processes of a run, each of which makes its own ``Team`` at the same place.
+    """One process, or all processes of a run, each of which creates its own ``Team`` at the same point.
 
-    Questions and answers go through the store in which the processes have met: whoever waits there needs
-    neither processor nor GPU, and may wait for any time. Tensors go through the process group.
+    Plain values go through the rendezvous store: waiting there uses neither CPU nor GPU, and has no timeout.
+    Tensors go through the process group.
 
     Args:
-        together: are there other processes?
+        together: whether there are other processes.
 
     Attributes:
         rank, size: of this process, and the number of processes.
@@ -32,23 +32,23 @@ class Team:
         self.rank, self.size = (self.exchange.rank, self.exchange.size) if self.exchange else (0, 1)
 
     def ask(self, word: Any) -> list[Any]:
-        """The plain values of all ranks, in their order; waits for all of them."""
+        """The plain values of all ranks, in rank order; waits for all of them."""
         if self.exchange is None:
             return [word]
         return [json.loads(line) for line in self.exchange.share(json.dumps(word))]
 
     def begin(self, task: str, **options: Any) -> None:
-        """Rank 0: the others do this task of ``follow`` too, with these plain values."""
+        """Rank 0: start this task of ``follow`` on the other ranks, with these plain values."""
         self.ask([task, options])
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Rank 0: at the end of the block the others stop following."""
+        """Rank 0: the other ranks stop following at the end of the block."""
         yield
         self.ask(["end", {}])
 
     def follow(self, tasks: Mapping[str, Callable[..., Any]]) -> None:
-        """The other ranks: do the tasks that rank 0 begins, until it is done."""
+        """The other ranks: do the tasks that rank 0 starts, until it is done."""
         while True:
             task, options = self.ask(None)[0]
             if task == "end":
@@ -56,33 +56,34 @@ class Team:
             tasks[task](**options)
 
     def gather(self, local: Tensor, rows: int) -> Tensor | None:
-        """The rows of all ranks, one rank after the other, on rank 0; None on the others.
+        """The rows of all ranks in rank order, (size * rows, ...), on rank 0; None on the others.
 
         Args:
-            local: (n, ...) with n <= ``rows``; zeros are added.
-            rows: of each rank in the result, (size * rows, ...).
+            local: (n, ...) with n <= ``rows``; padded with zeros.
+            rows: number of rows per rank in the result.
         """
         if self.size == 1:
             return local
         padded = local.new_zeros(rows, *local.shape[1:])
         padded[: len(local)] = local
-        flat = padded.view(torch.uint8)  # gloo does not know every type of number
+        flat = padded.view(torch.uint8)  # gloo does not support every dtype
         everyone = flat.new_empty(self.size, *flat.shape) if self.rank == 0 else None
         distributed.gather(flat, None if everyone is None else list(everyone.unbind()))
         return None if everyone is None else everyone.view(local.dtype).flatten(0, 1)
 
     def share(self, rows: Tensor | None, like: Tensor) -> Tensor:
-        """Part r of the rows (size * n, ...) that rank 0 gives, on rank r: (n, ...) as ``like``."""
+        """Part r of rank 0's rows (size * n, ...) on rank r: (n, ...), with the shape and dtype of "
+        "``like``."""
         distributed.scatter(like, None if rows is None else list(rows.split(len(like))))
         return like
 
     def spread(self, values: Tensor) -> Tensor:
-        """The values of rank 0, on all ranks, in the place of theirs."""
+        """The values of rank 0, on all ranks."""
         distributed.broadcast(values, 0)
         return values
 
     def raise_first(self, problem: Exception | None) -> None:
-        """All ranks: raise the own error, or else that of the first rank that has one, with its message."""
+        """All ranks: raise this rank's error, or else that of the first rank with one, with its message."""
         own = None
         if problem is not None:
             given = isinstance(problem, (ConfigError, DataFileError))

@@ -45,7 +45,7 @@ def test_a_class_with_few_images(capsys: pytest.CaptureFixture[str]) -> None:
     report = results()
     reason = report["left_out"]["fewshot"]
     assert reason.startswith("class 'cat' has ")
-    assert reason.endswith(" labeled training samples, 5 of each class are needed")
+    assert reason.endswith(" labeled training samples, but 5 per class are needed")
     said = f"the results will be without the fewshot probe: {reason}\n"
     assert (
         out.index(said)

@@ -1,5 +1,4 @@
-"""The commands of ``eval.py``, one per file. A new file is known at once, without an edit here.
+"""The commands of ``eval.py``, one per file. A new file is discovered automatically.
 
-``runtime/eval_help.py`` finds them, ``runtime/eval_main.py`` opens the run and calls the one that was asked
-for.
+``runtime/eval_help.py`` finds them, ``runtime/eval_main.py`` opens the run and calls the requested one.
 """

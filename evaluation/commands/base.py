@@ -1,4 +1,4 @@
-"""The base of ``eval.py`` commands, and the run they work on."""
+"""The base class of ``eval.py`` commands, and the run they work on."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class TrainedRun:
 
     Attributes:
         module: with trained weights, in eval mode, on ``device``.
-        data: the run's data set, or another one that the command line names.
-        random_init: builds the same method with random weights, of the run's seed or of one that is given.
+        data: the run's data set, or another one named on the command line.
+        random_init: builds the same method with random weights, from the run's seed or a given one.
         pretraining_data: builds the data set that the run was trained on.
-        checkpoint: where the weights come from.
-        folder: of the run, where results go unless another place is given.
-        suffix: of the names of results: marks another checkpoint than ``last.ckpt`` and another data set.
-        seed: the run's.
+        checkpoint: source of the weights.
+        folder: the run's folder, the default place for results.
+        suffix: suffix of the names of results, for another checkpoint than ``last.ckpt`` or other data.
+        seed: the run's seed.
         device: where to compute.
-        precision: in which the run was trained, as the Trainer takes it.
-        origin: what the run's environment.json records about the weights it began from, if any.
+        precision: precision of the training, as for the Trainer.
+        origin: the initial weights recorded in the run's environment.json, if any.
     """
 
     module: SSLModule
@@ -47,21 +47,21 @@ class TrainedRun:
 
 
 class Command(ABC):
-    """A file in ``evaluation/commands`` with a subclass is a command, called as the file is.
+    """A command: a file in ``evaluation/commands`` with a subclass, named after the file.
 
-    Its docstring begins with how it is called, ``command RUN MORE: what it does.``: ``eval.py --help`` shows
-    that line.
+    The docstring of the subclass begins with its usage, ``command RUN MORE: what it does.``, which
+    ``eval.py --help`` shows.
 
-    The attributes are read from the file, without importing it: they must be plain values.
+    The attributes are read from the file without importing it, so they must be plain values.
 
     Attributes:
-        reads_data: the samples of the data set go through the encoder, so that it has to take them.
-        options: arguments and options after ``RUN``, by name, each with what ``argparse``'s ``add_argument``
-            takes; ``type`` is "int", "float" or "path". In ``help``, ``{probes}``, ``{more_probes}`` and
-            ``{measures}`` are lists of their names.
-        output: where results go without ``--output``. None: there is no such option.
-        overwrite: is there an option ``--overwrite``?
-        takes_several: ``--data`` may be given several times; there is a ``run_several``.
+        reads_data: samples go through the encoder, so it must accept them.
+        options: arguments and options after ``RUN``, by name, each with the arguments of ``argparse``'s
+            ``add_argument``; ``type`` is "int", "float" or "path". In ``help``, ``{probes}``,
+            ``{more_probes}`` and ``{measures}`` are replaced by lists of their names.
+        output: default place of the results; None: there is no option ``--output``.
+        overwrite: whether there is an option ``--overwrite``.
+        takes_several: ``--data`` may be given several times, for ``run_several``.
     """
 
     reads_data: ClassVar[bool] = False
@@ -72,26 +72,24 @@ class Command(ABC):
 
     @abstractmethod
     def run(self, run: TrainedRun, given: Namespace) -> int:
-        """Do it, with lines on the terminal; returns the exit status."""
+        """Run the command, printing lines on the terminal; returns the exit status."""
 
     def run_several(self, runs: list[TrainedRun], given: Namespace) -> int:
-        """As ``run``, of one method on several data sets, whose results have suffixes that differ."""
+        """As ``run``, for one method on several data sets, whose results have different suffixes."""
         raise NotImplementedError
 
 
 class FolderCommand(Command, ABC):
-    """A command on folders, for which no network and no data set is built. Its positional argument is its
-    own.
-    """
+    """A command on folders, without a network or a data set; it defines its own positional arguments."""
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         return self.run_on(given)
 
     @abstractmethod
     def run_on(self, given: Namespace) -> int:
-        """Do it, with lines on the terminal; returns the exit status."""
+        """Run the command, printing lines on the terminal; returns the exit status."""
 
 
 def say(line: str) -> None:
-    """Print a line; names of files may hold bytes that no terminal can show."""
+    """Print a line; file names may contain bytes that a terminal cannot show."""
     print(line.encode("utf-8", "backslashreplace").decode(), flush=True)

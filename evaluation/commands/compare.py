@@ -18,7 +18,7 @@ ENDINGS = (".md", ".csv")
 
 
 class CompareCommand(FolderCommand):
-    """compare RUNS: a table over runs, with the options in which they differ, scores, time and hardware."""
+    """compare RUNS: a table of runs, with the options in which they differ, scores, time and hardware."""
 
     options: ClassVar = {
         "runs": {"metavar": "RUN", "nargs": "+", "help": "run folders, or patterns such as 'runs/*'"},
@@ -52,7 +52,7 @@ class CompareCommand(FolderCommand):
 
 
 def as_csv(headings: list[str], rows: list[list[str]]) -> str:
-    """Comma-separated values, quoted where that is needed."""
+    """Comma-separated values, quoted where needed."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([headings, *rows])
     return buffer.getvalue().rstrip("\n")

@@ -38,7 +38,7 @@ def feature_arrays(run: TrainedRun) -> dict[str, np.ndarray]:
     Returns:
         Arrays with a row per sample: ``features`` (N, D) float32, ``labels`` (N,) int64 (-1 = unknown),
         ``split`` (N,) "train" (the probes' bank: the labeled training samples), "val" or "test", ``index``
-        (N,) int64 within the split, ``files`` (N,) where the data offers them, and ``class_names``.
+        (N,) int64 within the split, ``files`` (N,) if the data has them, and ``class_names``.
     """
     data = run.data
     parts: dict[str, list[Any]] = {name: [] for name in ("features", "labels", "split", "index", "files")}

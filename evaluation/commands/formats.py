@@ -1,4 +1,4 @@
-"""The formats of ``eval.py export``: each writes into a folder, and gives the Python that loads it."""
+"""The formats of ``eval.py export``: each writes to a folder, and returns the Python code that loads it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from runtime.optional import offers
 from sslmodules import FineTune
 
 TOLERANCE = 1e-4
-"""How far what is exported may be from the run's own features, absolutely and relatively."""
+"""Absolute and relative tolerance between the exported network's features and the run's."""
 
 
 def write_safetensors(run: TrainedRun, folder: Path) -> str:
-    """The encoder's weights under the names of the library that it comes from."""
+    """Write the encoder's weights under the names used by the library that it comes from."""
     from safetensors.torch import save_file
 
     encoder = run.module.feature_encoder
@@ -39,7 +39,7 @@ def write_safetensors(run: TrainedRun, folder: Path) -> str:
 
 
 def _classifier(run: TrainedRun, folder: Path) -> str:
-    """Of a fine-tuned run its classifier, ``classifier.safetensors``, and the Python that loads it."""
+    """Write the classifier of a fine-tuned run, ``classifier.safetensors``; the Python code that loads it."""
     from safetensors.torch import save_file
 
     module = run.module
@@ -57,12 +57,12 @@ def _classifier(run: TrainedRun, folder: Path) -> str:
 
 
 def output_names(run: TrainedRun) -> list[str]:
-    """What a traced network gives: features, and of a method with a classifier the scores of the classes."""
+    """Outputs of a traced network: features and, for methods with a classifier, class scores."""
     return ["features", "scores"] if offers(run.module, "classify") else ["features"]
 
 
 class _Outputs(nn.Module):
-    """``embed``, and ``classify`` if there is one, as a network of its own, for tracing."""
+    """``embed``, and ``classify`` if there is one, as a network for tracing."""
 
     def __init__(self, run: TrainedRun) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class _Outputs(nn.Module):
 
 
 def example_input(data: SSLDataModule, samples: int) -> Tensor:
-    """Random ``input`` of the form of the data's; no file is read.
+    """Random ``input`` of the data's shape; no file is read.
 
     Raises:
-        ConfigError: data of a kind whose form is not known.
+        ConfigError: data of an unknown kind.
     """
     generator = torch.Generator().manual_seed(samples)
     if isinstance(data, ImageDataModule):
@@ -87,7 +87,7 @@ def example_input(data: SSLDataModule, samples: int) -> Tensor:
     length = getattr(data, "length", None)
     if length is None or data.vocab_size is None:
         raise ConfigError(
-            f"--format: the form of samples of {type(data).__name__} is not known: use safetensors"
+            f"--format: the shape of {type(data).__name__}'s samples is not known: use safetensors"
         )
     return torch.randint(len(SPECIALS), data.vocab_size, (samples, length), generator=generator)
 
@@ -96,7 +96,7 @@ def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.Exporte
     network = _Outputs(run).eval()
     try:
         return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # of many kinds, of a network that was not written to be traced
+    except Exception as error:  # tracing fails in many ways
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"--format {name}: torch.export cannot trace {type(run.module).__name__}.embed ({reason}): use "
@@ -105,7 +105,7 @@ def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.Exporte
 
 
 def _check(run: TrainedRun, name: str, outputs: Callable[[Tensor], Any]) -> None:
-    """Features and scores of another number of samples are the run's own."""
+    """Check that features and scores of another number of samples equal the run's."""
     x = example_input(run.data, 3)
     with torch.no_grad():
         expected, found = _Outputs(run).eval()(x), outputs(x)
@@ -114,13 +114,13 @@ def _check(run: TrainedRun, name: str, outputs: Callable[[Tensor], Any]) -> None
     for what, ours, theirs in zip(output_names(run), expected, map(torch.as_tensor, found), strict=True):
         if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
             raise ConfigError(
-                f"--format {name}: the exported network gives other {what} than the run's, by up to "
+                f"--format {name}: {what} of the exported network differ from the run's by up to "
                 f"{(ours - theirs).abs().max().item():.2g}: nothing was written"
             )
 
 
 def write_pt2(run: TrainedRun, folder: Path) -> str:
-    """``embed`` with its weights, as ``torch.export`` saves it."""
+    """Write ``embed`` with its weights in the format of ``torch.export``."""
     run.module.cpu()
     torch.export.save(_traced(run, example_input(run.data, 2), "pt2"), folder / "model.pt2")
     _check(run, "pt2", torch.export.load(folder / "model.pt2").module())
@@ -128,7 +128,7 @@ def write_pt2(run: TrainedRun, folder: Path) -> str:
 
 
 def write_onnx(run: TrainedRun, folder: Path) -> str:
-    """``embed`` with its weights, for onnxruntime, with any number of samples."""
+    """Write ``embed`` with its weights for onnxruntime, for any number of samples."""
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
     if missing:
         raise ConfigError(f"--format onnx needs {' and '.join(missing)}: pip install 'lightning-ssl[export]'")
@@ -155,14 +155,15 @@ def write_onnx(run: TrainedRun, folder: Path) -> str:
 
 
 def write_hf(run: TrainedRun, folder: Path) -> str:
-    """A text network and its tokenizer, as ``AutoModel.from_pretrained`` loads them. A bpe or wordpiece
-    tokenizer is written as ``AutoTokenizer`` reads it, another one as ``vocabulary.json`` in this project's
-    form.
+    """Write a text network and its tokenizer for ``AutoModel.from_pretrained``.
+
+    A bpe or wordpiece tokenizer is written for ``AutoTokenizer``, another one as ``vocabulary.json`` in this
+    project's format.
     """
     module = run.module
     if not offers(module.encoder, "to_transformers"):
         raise ConfigError(
-            "--format hf writes text networks (BertEncoder, GPTEncoder), and this run's is "
+            "--format hf writes text networks (BertEncoder, GPTEncoder), but this run's is "
             f"{type(module.encoder).__name__}: use --format safetensors"
         )
     source: Any = module if offers(module, "to_transformers") else module.encoder
@@ -185,7 +186,7 @@ def _write_tokenizer(data: TextDataModule, folder: Path) -> None:
 
     fast, inputs = Tokenizer.from_str(tokenizer.to_json()), ["input_ids", "attention_mask"]
     pad, unk, cls, sep, mask = SPECIALS
-    if data.pad_id is not None:  # the samples of this run stood between special tokens
+    if data.pad_id is not None:  # samples of this run are enclosed in special tokens
         inputs.insert(1, "token_type_ids")
         fast.post_processor = TemplateProcessing(
             single=f"{cls} $A {sep}",

@@ -1,6 +1,6 @@
 """Generates samples with a trained method: images, text or audio.
 
-All is checked before anything is computed.
+All arguments are checked before anything is computed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from evaluation.commands.outputs import (
 from sslmodules import SSLModule
 
 GRID_LIMIT = 256
-"""The most samples drawn in the image of ``generate``; the array file holds all."""
+"""Maximum number of samples shown in the image of ``generate``; the array file contains all."""
 
 PROMPT_LIMIT = 2**20
-"""Bytes of a prompt's file."""
+"""Maximum size of a prompt file in bytes."""
 
 
 class GenerateCommand(Command):
@@ -77,15 +77,15 @@ class GenerateCommand(Command):
 
 
 class Target(NamedTuple):
-    """Where results go."""
+    """Where to write results."""
 
-    path: Path  # with the ending ``ending(data)``
+    path: Path  # with the extension ``ending(data)``
     overwrite: bool
-    checkpoint: str  # where the weights come from, noted in array files
+    checkpoint: str  # source of the weights, stored in array files
 
 
 class Request(NamedTuple):
-    """What was asked for."""
+    """What to generate."""
 
     number: int  # of images, of tokens to add to a text, of frames to add to a clip; at least 1
     target: Target
@@ -96,19 +96,19 @@ class Request(NamedTuple):
 
 @torch.no_grad()
 def generate(module: SSLModule, data: SSLDataModule, asked: Request, seed: int) -> Iterator[str]:
-    """Draw new data: images as a grid and arrays, or the continuation of a text or an audio clip.
+    """Generate data: images as a grid and arrays, or the continuation of a text or an audio clip.
 
     Args:
         module: in eval mode.
-        data: the run's data set, for the way back to pixels or letters; its files are not read.
-        asked: what.
-        seed: of the draws.
+        data: the run's data set, to convert back to pixels or letters; its files are not read.
+        asked: what to generate.
+        seed: random seed.
 
     Yields:
         Lines for the terminal.
 
     Raises:
-        ConfigError: a setting out of range, or something that method or data cannot do.
+        ConfigError: a setting out of range, or one that the method or the data does not support.
     """
     check(asked.number >= 1, "N", "at least 1", asked.number)
     check_within(0, math.inf, "[)", **{"--temperature": asked.temperature})
@@ -121,8 +121,9 @@ def generate(module: SSLModule, data: SSLDataModule, asked: Request, seed: int) 
 
 
 def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterator[str]:
-    """An image of all samples (at most ``GRID_LIMIT``), and beside it an array file with ``images`` (N, H,
-    W, C) uint8 and ``labels`` (N,) of -1.
+    """Write an image of the samples (at most ``GRID_LIMIT``) and an array file with all of them.
+
+    The arrays are ``images`` (N, H, W, C) uint8 and ``labels`` (N,) of -1.
     """
     if asked.prompt is None:
         check_able(module, "sample", "generate")
@@ -135,7 +136,7 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
     options: dict[str, Any] = {}
     if asked.temperature is not None:
         if "temperature" not in inspect.signature(module.sample).parameters:
-            raise ConfigError(f"--temperature: {type(module).__name__} draws without one; leave it out")
+            raise ConfigError(f"--temperature: {type(module).__name__} has no temperature: leave it out")
         options["temperature"] = asked.temperature
     beginning = None if asked.prompt is None else _picture(asked.prompt, data).to(asked.device)
     parts: list[np.ndarray] = []
@@ -149,12 +150,13 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
             first = samples
         elif asked.temperature != 0 and torch.equal(samples, first[: len(samples)]):
             raise ConfigError(
-                f"{type(module).__name__}.sample gives the same samples in every call: it must draw new ones"
+                f"{type(module).__name__}.sample returns the same samples in every call: it must draw new "
+                "ones"
             )
         parts.append(pixels_of(shown_images(data, samples, module)))
     pixels = np.concatenate(parts)  # (N, H, W, C)
     tiles = torch.from_numpy(pixels[:GRID_LIMIT]).permute(0, 3, 1, 2)  # (n, C, H, W)
-    enlarge = max(1, 64 // tiles.shape[-1])  # a whole multiple keeps pixels square
+    enlarge = max(1, 64 // tiles.shape[-1])  # an integer factor keeps pixels square
     tiles = tiles.repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
     grid = make_grid(tiles, nrow=int(np.ceil(len(tiles) ** 0.5)), padding=2, pad_value=128)
     part = "" if asked.number <= GRID_LIMIT else f" (the first {GRID_LIMIT})"
@@ -165,17 +167,15 @@ def _images(module: SSLModule, data: ImageDataModule, asked: Request) -> Iterato
 
 
 def _picture(prompt: str, data: ImageDataModule) -> Tensor:
-    """The largest center square of an image file at the size of the data's images, (1, C, H, W)
-    standardized.
-    """
+    """The largest center square of an image file, resized to the data's size: (1, C, H, W) standardized."""
     channels, height, width = data.image_shape
     if not Path(prompt).is_file():
         raise ConfigError(
-            f"--prompt {prompt} is no file: {type(data).__name__} needs an image, whose upper half is kept"
+            f"--prompt {prompt} is not a file: {type(data).__name__} needs an image, whose upper half is kept"
         )
     if height != width:
         raise ConfigError(
-            f"--prompt reads square images, and images of {type(data).__name__} are {height}x{width}"
+            f"--prompt reads square images, but images of {type(data).__name__} are {height}x{width}"
         )
     pixels = torch.from_numpy(read_image(prompt.encode(), height, channels, height).copy())[None].permute(
         0, 3, 1, 2
@@ -187,8 +187,9 @@ def _picture(prompt: str, data: ImageDataModule) -> Tensor:
 
 
 def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> Iterator[str]:
-    """The prompt and what follows it, on the terminal and in a text file; without a prompt it begins on a new
-    line, or with a random token where the data has no line breaks.
+    """Print and write the prompt and its continuation.
+
+    Without a prompt, text begins on a new line, or with a random token if the data has no line breaks.
     """
     check_able(module, "extend", "generate")
     check_target(asked.target.path, ".txt", asked.target.overwrite)
@@ -196,7 +197,9 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
     ids = data.encode(prompt)
     if asked.prompt is not None:
         if not ids:
-            raise ConfigError(f"--prompt {_short(prompt)}: none of it is in the vocabulary of the run's data")
+            raise ConfigError(
+                f"--prompt {_short(prompt)}: none of its characters are in the run's vocabulary"
+            )
         if isinstance(data, TextDataModule) and (
             lost := data.tokenizer.count_unknown(prompt, np.asarray(ids))
         ):
@@ -209,18 +212,16 @@ def _text(module: SSLModule, data: TextDataModule | Fasta, asked: Request) -> It
 
 
 def _words(prompt: str) -> str:
-    """The content of the file ``prompt``, or ``prompt`` itself where there is no such file."""
+    """The content of the file ``prompt``, or ``prompt`` itself if there is no such file."""
     try:
         is_file = Path(prompt).is_file()
-    except OSError:  # longer than a name may be
+    except OSError:  # too long for a file name
         is_file = False
     if not is_file:
         return prompt
     path = Path(prompt)
     if path.stat().st_size > PROMPT_LIMIT:
-        raise ConfigError(
-            f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: only the last words count anyway"
-        )
+        raise ConfigError(f"--prompt {prompt} is larger than {PROMPT_LIMIT} bytes: give a shorter text")
     try:
         with readable(path):
             return path.read_text(encoding="utf-8")
@@ -236,15 +237,13 @@ def _short(prompt: str) -> str:
 
 
 def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator[str]:
-    """A clip and the frames that follow it, as a wav file: all of it from its log-mel spectrogram, by Griffin
-    and Lim.
+    """Write a clip and the frames that follow it as a wav file, from its log-mel spectrogram (Griffin-Lim).
 
-    What is continued: the file ``prompt``; without one, the first half of the first validation clip, whose
-    files are read.
+    The clip is the file ``prompt``, or else the first half of the first validation clip.
     """
     check_able(module, "continue_clip", "generate")
     if asked.temperature is not None:
-        raise ConfigError(f"--temperature: {type(module).__name__} draws nothing; leave it out")
+        raise ConfigError(f"--temperature: {type(module).__name__} is deterministic: leave it out")
     check_target(asked.target.path, ".wav", asked.target.overwrite)
     if asked.prompt is None:
         samples = data.dataset("val").__getitems__([0])["input"][0].numpy()  # type: ignore[attr-defined]
@@ -254,16 +253,14 @@ def _sound(module: SSLModule, data: AudioDataModule, asked: Request) -> Iterator
         samples = read_clip(asked.prompt, data.scale.sample_rate)
     else:
         raise ConfigError(
-            f"--prompt {asked.prompt} is no file: {type(data).__name__} needs a wav or flac file"
+            f"--prompt {asked.prompt} is not a file: {type(data).__name__} needs a wav or flac file"
         )
     x = data.spectrogram(torch.from_numpy(samples)[None].to(asked.device))
     if x.shape[3] == 0:
         raise ConfigError(f"--prompt {asked.prompt}: shorter than one frame of {data.scale.hop_ms:g} ms")
     whole = module.continue_clip(x, asked.number)
     if not whole.isfinite().all():
-        raise ConfigError(
-            f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
-        )
+        raise ConfigError(f"{type(module).__name__} returned non-finite values: the checkpoint is unusable")
     sound = (data.waveform(whole)[0] * 32767).round().short().cpu().numpy()
     seconds = [n * data.scale.hop / data.scale.sample_rate for n in (x.shape[3], asked.number)]
     written = write_sound(asked.target.path, sound, data.scale.sample_rate)
@@ -278,16 +275,16 @@ KINDS: dict[type, tuple[str, Callable[[Any, Any, Request], Iterator[str]]]] = {
     Fasta: (".txt", _text),
     AudioDataModule: (".wav", _sound),
 }
-"""Data class -> ending of its file, and what draws and writes it."""
+"""Data class -> extension of its file, and the function that generates and writes it."""
 
 
 def _kind(data: SSLDataModule) -> tuple[str, Callable[[Any, Any, Request], Iterator[str]]]:
     for cls, kind in KINDS.items():
         if isinstance(data, cls):
             return kind
-    raise ConfigError(f"generate: there is no way to show samples of {type(data).__name__}")
+    raise ConfigError(f"generate cannot show samples of {type(data).__name__}")
 
 
 def ending(data: SSLDataModule) -> str:
-    """The ending of the file that ``generate`` writes for this data."""
+    """The extension of the file that ``generate`` writes for this data."""
     return _kind(data)[0]

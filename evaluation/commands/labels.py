@@ -52,13 +52,14 @@ class LabelsCommand(Command):
     overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
-        """Results go to ``labels.json`` after each number: the same command goes on where it was ended."""
+        """``labels.json`` is written after each score, so that the same command continues an interrupted "
+        "one."""
         check_at_least(1, **{"--draws": given.draws})
         check_positive(**{"--lr": given.lr})
         name = type(run.data).__name__
         run.data.setup("test")
         if run.data.num_classes is None:
-            raise ConfigError(f"labels needs data with labels, and {name} has none: give --data NAME")
+            raise ConfigError(f"labels needs data with labels, but {name} has none: give --data NAME")
         target = run.folder / f"labels{run.suffix}.json"
         settings = {"checkpoint": str(run.checkpoint), "data": name, "draws": given.draws, "lr": given.lr}
         report = _begin(target, settings, given.overwrite)
@@ -83,7 +84,7 @@ class LabelsCommand(Command):
 
 
 def _begin(target: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """What an earlier start with the same settings has found, or an empty report."""
+    """The scores of an earlier start with the same settings, or an empty report."""
     if target.exists() and not overwrite:
         try:
             found = json.loads(target.read_text(encoding="utf-8"))
@@ -91,7 +92,8 @@ def _begin(target: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
             found = {}
         if not isinstance(found, dict) or found.get("settings") != settings:
             raise ConfigError(
-                f"{target} holds results of other settings: give --overwrite to replace it, or repeat those"
+                f"{target} contains results of other settings: give --overwrite to replace it, or those "
+                "settings"
             )
         return found
     return {"settings": settings, "protocol": PROTOCOL, "scores": {}, "seconds": {}}
@@ -112,7 +114,7 @@ def _about_duplicates(found: dict[str, int]) -> str:
 
 
 class _Tasks:
-    """The numbers of the table, each computed on its own; features are extracted once."""
+    """The scores of the table, each computed separately; features are extracted once."""
 
     def __init__(self, run: TrainedRun, lr: float) -> None:
         self.run, self.lr, self.classes = run, lr, run.data.num_classes or 0
@@ -131,11 +133,11 @@ class _Tasks:
         drawn = {budget: draw(self.labels["bank"].cpu(), budget, 0) for budget in BUDGETS}
         self.budgets = [budget for budget, rows in drawn.items() if rows is not None]
         for budget in drawn.keys() - set(self.budgets):
-            say(f"left out: {budget.name}: a class has fewer labeled training samples")
+            say(f"left out: {budget.name}: a class has too few labeled training samples")
         self.counts = {b.name: len(rows) for b, rows in drawn.items() if rows is not None}
 
     def missing(self, report: dict[str, Any], draws: int) -> Iterator[tuple[str, Budget, int]]:
-        """(row, budget, number of the draw) of what is not in the report yet."""
+        """(row, budget, number of the draw) of scores that are not in the report yet."""
         for budget in self.budgets:
             for row in ROWS:
                 done = len(report["scores"].get(row, {}).get(budget.name, []))
@@ -160,12 +162,12 @@ class _Tasks:
 
 
 def _tfidf(run: TrainedRun) -> Callable[[Tensor], Tensor]:
-    """Replaces the raw input for text: the last baseline of its data."""
+    """The last baseline of the data, which replaces the raw input for text."""
     return list(run.data.baselines().values())[-1]
 
 
 def show(report: dict[str, Any]) -> None:
-    """The table, and the sentence below it."""
+    """Print the table and the verdict below it."""
     headings = ["", *(f"{name}\n{count} labels" for name, count in report["labels"].items()), "seconds"]
     rows = []
     for row in ROWS:

@@ -1,4 +1,4 @@
-"""The model card of an exported network, and what its samples have to look like."""
+"""The model card of an exported network, and the format of its input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sslmodules.base import SSLModule
 
 
 def preprocessing(run: TrainedRun) -> dict[str, Any]:
-    """What ``preprocess.json`` holds: how a sample becomes ``input``, and the width of the features."""
+    """The content of ``preprocess.json``: how a sample becomes ``input``, and the width of the features."""
     data = run.data
     classes = {"classes": list(names_of_classes(data))} if offers(run.module, "classify") else {}
     width = run.module.encoder.num_features
@@ -60,27 +60,27 @@ def model_card(run: TrainedRun, name: str, code: str) -> str:
     """Markdown: method, data, results with their protocol, how to load it, license.
 
     Args:
-        name: of the format.
-        code: Python that loads the network from the folder as ``model``.
+        name: name of the format.
+        code: Python code that loads the network from the folder as ``model``.
     """
     method, data = type(run.module).__name__, type(run.data).__name__
     results = _read(run.folder / "results.json")
     environment = _read(run.folder / "environment.json")
     parts = [
         f"# {method} on {data}",
-        f"An encoder of {run.module.encoder.num_features} features, trained with {method} "
+        f"An encoder with {run.module.encoder.num_features} features, trained with {method} "
         f"({first_paragraph(inspect.getdoc(type(run.module)))}) on {data}. Checkpoint: `{run.checkpoint}`.",
         f"## Load it ({name})",
         f"```python\n{code}\n```",
-        "How a sample becomes `input`: `preprocess.json`. The features of the run, which the results below "
-        f"are of: {_features(run.module)}{_scores(run.module, name)}",
+        "`preprocess.json` describes how a sample becomes `input`. The results below are for the run's "
+        f"features: {_features(run.module)}{_scores(run.module, name)}",
         "## Results",
         _results(results),
         "## Made with",
         _made_with(environment, run.origin),
         "## License",
-        "The code that made it, lightning-ssl, is under Apache-2.0. The license of the weights is for those "
-        "to choose who trained them, within that of the data.",
+        "The code, lightning-ssl, is under Apache-2.0. Whoever trained the weights chooses their license, "
+        "within the license of the data.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -93,17 +93,17 @@ def _features(module: SSLModule) -> str:
 
 
 def _scores(module: SSLModule, name: str) -> str:
-    """What a fine-tuned method gives besides."""
+    """Additional outputs of a fine-tuned method, in words."""
     if not offers(module, "classify"):
         return ""
     if name in ("onnx", "pt2"):
-        return " `model` gives them and the scores of the classes, whose names are in `preprocess.json`."
+        return " `model` returns them and the scores of the classes named in `preprocess.json`."
     if module.hparams.get("head") == "attentive":
         return (
-            " `classifier` makes the scores of the classes, whose names are in `preprocess.json`, of tokens "
-            "(B, N, D) and which of them are no padding (B, N): `Encoder.tokens` gives both."
+            " `classifier` computes the scores of the classes named in `preprocess.json` from tokens (B, N, "
+            "D) and a mask (B, N) of those that are not padding: `Encoder.tokens` returns both."
         )
-    return " `classifier` makes of them the scores of the classes, whose names are in `preprocess.json`."
+    return " `classifier` computes from them the scores of the classes named in `preprocess.json`."
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def _results(results: dict[str, Any]) -> str:
 
 def _made_with(environment: dict[str, Any], origin: dict[str, Any]) -> str:
     if not environment:
-        return "The run's environment.json is not there."
+        return "The run's environment.json is missing."
     versions = ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items())
     command = " ".join(environment.get("command", [])[1:])
     lines = [f"`{command}`", f"Commit {environment.get('git_commit')}; {versions}."]
     if started := origin.get("init_from"):
-        lines.append(f"It began from {started['source']} ({started['method'] or 'a file of weights'}).")
+        lines.append(f"Initial weights: {started['source']} ({started['method'] or 'a file of weights'}).")
     return "\n\n".join(lines)

@@ -1,4 +1,4 @@
-"""Draws test images and the training images whose features are most like theirs."""
+"""Draws test images and the training images with the most similar features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NeighborsCommand(Command):
         check_at_least(1, **{"--count": given.count})
         data = run.data
         if not isinstance(data, ImageDataModule):
-            raise ConfigError(f"neighbors draws images, and {type(data).__name__} holds none")
+            raise ConfigError(f"neighbors draws images, but {type(data).__name__} has none")
         data.setup("test")
         rows = first_rows(data, "test", given.count)
         queries, labels = embed_split({"": run.module.embed}, data, "test", run.device, rows)

@@ -1,4 +1,4 @@
-"""Shared by the commands: complete files that never replace a user's own."""
+"""Functions shared by the commands: write complete files, and never replace a user's file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 def check_place(path: Path, ending: str, option: str = "--output") -> None:
-    """May a file be called so? The right ending, in a folder that exists, and not itself a folder."""
+    """Check a file name: the right extension, in an existing folder, and not itself a folder."""
     if path.suffix != ending:
         raise ConfigError(f"{option} {path}: expected a name that ends in {ending}")
     if not path.parent.is_dir():
@@ -35,14 +35,14 @@ def check_place(path: Path, ending: str, option: str = "--output") -> None:
 
 
 def check_target(path: Path, ending: str, overwrite: bool, option: str = "--output") -> None:
-    """May a file be written here? As ``check_place``, and nothing is replaced unless that was asked for."""
+    """As ``check_place``; also refuse to replace a file without ``overwrite``."""
     check_place(path, ending, option)
     if path.exists() and not overwrite:
         raise ConfigError(f"{option} {path} exists: give --overwrite to replace it, or another name")
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:
-    """Written completely or not at all. Returns the line to print."""
+    """Write a file completely or not at all; returns the line to print."""
     told = f"{'replaced' if path.exists() else 'written'}: {path}"
     with whole_file(path) as file:
         write(file)
@@ -50,23 +50,23 @@ def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> str:
-    """(H, W, C) uint8 with 1 or 3 channels as a PNG file."""
+    """Write (H, W, C) uint8 with 1 or 3 channels as a PNG file."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return _write(path, lambda file: image.save(file, format="PNG"))
 
 
 def write_image(path: Path, image: Image.Image) -> str:
-    """A PNG file."""
+    """Write a PNG file."""
     return _write(path, lambda file: image.save(file, format="PNG"))
 
 
 def write_text(path: Path, text: str) -> str:
-    """A UTF-8 file that ends with a line break."""
+    """Write a UTF-8 file that ends with a line break."""
     return _write(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def write_sound(path: Path, samples: np.ndarray, sample_rate: int) -> str:
-    """int16 samples (S,) as a wav file."""
+    """Write int16 samples (S,) as a wav file."""
 
     def write(file: BinaryIO) -> None:
         with wave.open(file, "wb") as sound:
@@ -77,15 +77,15 @@ def write_sound(path: Path, samples: np.ndarray, sample_rate: int) -> str:
 
 
 def write_arrays(path: Path, checkpoint: str, arrays: dict[str, Any]) -> str:
-    """An npz file that ``numpy.load`` reads without pickle, with where the weights come from."""
+    """Write an npz file that ``numpy.load`` reads without pickle, with the source of the weights."""
     return _write(path, lambda file: np.savez(file, **arrays, checkpoint=checkpoint))
 
 
-# ---- what a method and its data must be able to do ---------------------------------------------------------
+# ---- requirements of methods and data ----------------------------------------------------------------------
 
 
 def check_able(module: SSLModule, function: str, what: str) -> None:
-    """ConfigError for a method that does not offer ``function``, with the methods that do.
+    """Raise ConfigError, listing suitable methods, if a method has no ``function``.
 
     Args:
         what: the command or option that needs it.
@@ -106,12 +106,10 @@ def pixels_of(images: Tensor) -> np.ndarray:
 def shown_images(data: ImageDataModule, x: Tensor, module: SSLModule) -> Tensor:
     """A network's output in standardized units as images in [0, 1]; never an image of NaN."""
     if not x.isfinite().all():
-        raise ConfigError(
-            f"{type(module).__name__} gave values that are not finite: the checkpoint is no good"
-        )
+        raise ConfigError(f"{type(module).__name__} returned non-finite values: the checkpoint is unusable")
     if x.ndim != 4 or x.shape[1] != data.image_shape[0]:
         raise ConfigError(
-            f"{type(module).__name__} gave {tuple(x.shape)}, and images of {type(data).__name__} have "
+            f"{type(module).__name__} returned {tuple(x.shape)}, but images of {type(data).__name__} have "
             f"shape {data.image_shape}"
         )
     return data.unstandardize(x.float())

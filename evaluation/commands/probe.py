@@ -1,4 +1,4 @@
-"""Measure a trained method: ``python eval.py probe RUN``, or shorter ``python eval.py RUN``."""
+"""Measures a trained method: ``python eval.py probe RUN``, or shorter ``python eval.py RUN``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ProbeCommand(Command):
         "--layers": {
             "metavar": "NAMES",
             "help": "also probe blocks of the encoder: all, or numbers from 1 and last4, "
-            "the last four side by side",
+            "the last four concatenated",
         },
         "--protocol": {
             "choices": ("features", "sgd"),
@@ -52,9 +52,9 @@ class ProbeCommand(Command):
         return 1 if self._measure(run, given)["failed"] else 0
 
     def run_several(self, runs: list[TrainedRun], given: Namespace) -> int:
-        """A table with a row for each data set and encoder follows those of each data set."""
+        """Print the tables of each data set, then one with a row for each data set and encoder."""
         if given.output is not None:
-            raise ConfigError(f"--output names one file, and --data is given {len(runs)} times: leave it out")
+            raise ConfigError(f"--output names one file, but --data is given {len(runs)} times: leave it out")
         if given.protocol == "sgd":
             return max(self.run(run, given) for run in runs)
         reports = {run.suffix.removeprefix("-"): self._measure(run, given) for run in runs}
@@ -92,7 +92,7 @@ class ProbeCommand(Command):
 
 
 def _target(run: TrainedRun, given: Namespace) -> Path:
-    """Where results go."""
+    """Where to write the results."""
     target: Path = given.output or run.folder / f"results{run.suffix}.json"
     check_place(target, ".json")
     if target.exists() and not read_results(target):
@@ -101,9 +101,9 @@ def _target(run: TrainedRun, given: Namespace) -> Path:
 
 
 def _add_sgd_probe(run: TrainedRun, given: Namespace, target: Path) -> int:
-    """Train and count the SGD probe; several processes may be in here, of which rank 0 writes."""
+    """Train and evaluate the SGD probe, possibly in several processes; rank 0 writes."""
     if given.probes or given.measures or given.layers:
-        raise ConfigError("--protocol sgd takes no --probes, --measures and --layers: leave them out")
+        raise ConfigError("--protocol sgd does not use --probes, --measures or --layers: leave them out")
     data, report = check_data(run.data), read_results(target)
     if not report:
         raise ConfigError(
@@ -124,12 +124,12 @@ def _add_sgd_probe(run: TrainedRun, given: Namespace, target: Path) -> int:
 
 
 def _names(given: str | None) -> list[str] | None:
-    """The names in a comma-separated list; None where the option is not given."""
+    """The names in a comma-separated list; None if the option is not given."""
     return None if given is None else [name.strip() for name in given.split(",")]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What ``evaluate`` has written there, of any version; empty if there is nothing or something else."""
+    """A report written by any version of ``evaluate``; empty if there is none or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

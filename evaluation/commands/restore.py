@@ -1,4 +1,4 @@
-"""Fills in what is hidden or damaged in a user's images."""
+"""Fills in hidden or damaged parts of a user's images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ from evaluation.measures.reconstruction import psnr
 from sslmodules import SSLModule
 
 HIDDEN_FROM = 26
-"""A pixel of a mask image hides from this value on (of 255), a tenth: where it is made smaller, no damage
-is left in.
-"""
+"""A mask pixel of at least this value (of 255) hides: a tenth, so that resizing uncovers no damage."""
 
 
 class RestoreCommand(Command):
-    """restore RUN IMAGES: what is hidden or damaged in an image, or in a folder of them, filled in."""
+    """restore RUN IMAGES: fill in the hidden or damaged parts of an image, or of a folder of images."""
 
     options: ClassVar = {
         "images": {"metavar": "IMAGES", "type": "path", "help": "an image or a folder of them"},
@@ -64,7 +62,7 @@ class RestoreCommand(Command):
 
 
 class SourceImages(NamedTuple):
-    """What to restore. Files go by their name without ending: it names the result and finds the truth."""
+    """What to restore. Files are matched by name without extension, which also names the result."""
 
     files: dict[str, str]
     truths: dict[str, str]  # a truth for each file, or empty
@@ -72,14 +70,15 @@ class SourceImages(NamedTuple):
 
 
 def find_images(source: Path, mask: Path | None = None, truth: Path | None = None) -> SourceImages:
-    """The images of ``source``, a file or a folder of which the files directly in it are taken.
+    """The image ``source``, or the images directly in the folder ``source``.
 
     Args:
+        source: a file or a folder.
         mask: an image of the same shape as each of them.
         truth: the undamaged image, or a folder with images of the same names.
 
     Raises:
-        ConfigError: two images of the same name, one without truth, or of another shape than its mask or
+        ConfigError: two images of the same name, one without truth, or with another shape than its mask or
             truth.
     """
     files, truths = _by_stem(source, "IMAGES"), {}
@@ -98,15 +97,11 @@ def find_images(source: Path, mask: Path | None = None, truth: Path | None = Non
 
 
 def check_folder(output: Path, images: SourceImages, overwrite: bool) -> None:
-    """May the results be written to ``output``? A folder apart from the images; nothing in it is replaced
-    unless that was asked for.
-    """
+    """Check the results' folder: not that of the images, and no file replaced without ``overwrite``."""
     if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
         raise ConfigError(f"--output {output}: expected a folder, new or not, in a folder that exists")
     if any(output.resolve() == Path(file).parent.resolve() for file in images.files.values()):
-        raise ConfigError(
-            f"--output {output} is the folder of the images: choose another, so that they stay apart"
-        )
+        raise ConfigError(f"--output {output} is the folder of the images: choose another one")
     if output.is_dir():
         for stem in images.files:
             check_target(_result(output, stem), ".png", overwrite)
@@ -121,27 +116,26 @@ def restore(
     device: torch.device,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Fill in what is hidden of images and save them as ``<name>-restored.png``, at the size of the run's
-    images.
+    """Fill in hidden parts of images and save them as ``<name>-restored.png``, at the run's image size.
 
-    What is hidden: the white part of the mask; else, for a method that learnt from masks, what the run's own
-    mask hides (the truth is then the image itself); else the whole image counts as damaged. The method
-    sees hidden pixels as the data's mean color, and visible ones are kept as they are.
+    Hidden parts are the white part of the mask; without one, for a method trained with masks, what the run's
+    own mask hides (the truth is then the image itself); otherwise the whole image is treated as damaged. The
+    method sees hidden pixels in the data's mean color; visible pixels are kept unchanged.
 
     Args:
         module: in eval mode, on ``device``, with ``reconstruct``.
         data: the run's image data set, for size, standardization and masks; its files are not read.
         images: what to restore.
-        output: the folder of the results; made if its parent exists.
+        output: the folder of the results; created if its parent exists.
         device: where to compute.
-        seed: of the run's own masks.
+        seed: seed of the run's own masks.
 
     Yields:
-        Lines for the terminal: each file, with the PSNR of the hidden region where the truth is known.
+        Lines for the terminal: each file, with the PSNR of the hidden region if the truth is known.
     """
     check_able(module, "reconstruct", "restore")
     if not isinstance(data, ImageDataModule):
-        raise ConfigError(f"restore writes images, and {type(data).__name__} holds none")
+        raise ConfigError(f"restore writes images, but {type(data).__name__} has none")
     mask = None if images.mask is None else _read_mask(images.mask, data).to(device)
     if mask is None and "mask" in module.batch_keys and data.views is None:
         raise ConfigError(
@@ -176,7 +170,7 @@ def restore(
 def _restored(
     module: SSLModule, data: ImageDataModule, raw: Tensor, mask: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The images (B, C, H, W) in [0, 1] with the hidden part predicted, and what that is, (B, 1, H, W)."""
+    """The images (B, C, H, W) in [0, 1] with the hidden part predicted, and its mask (B, 1, H, W)."""
     own_mask = mask is None and "mask" in module.batch_keys
     generator = torch.Generator(raw.device).manual_seed(seed) if own_mask else None
     batch: Batch = data.transform({"input": raw}, generator)
@@ -188,9 +182,9 @@ def _restored(
         hidden = mask.expand(len(raw), -1, -1, -1)
     if own_mask or mask is not None:
         batch["mask"] = hidden
-        # whatever is there, the method must not see it
+        # the method must not see the hidden pixels
         batch["input"] = batch["input"].masked_fill(hidden, 0.0)
-    batch["corrupted"] = batch["input"]  # what a denoising method starts from
+    batch["corrupted"] = batch["input"]  # the input of denoising methods
     prediction = shown_images(data, module.reconstruct(batch), module)
     return torch.where(hidden, prediction, data.decode(raw)), hidden
 
@@ -203,14 +197,14 @@ def _result(output: Path, stem: str) -> Path:
 
 
 def _by_stem(source: Path, option: str) -> dict[str, str]:
-    """Image files by name without ending."""
+    """Image files by name without extension."""
     found: dict[str, str] = {}
     for file in image_files(source):
         stem = Path(file).stem
         if stem in found:
             one, two = (os.path.basename(f) for f in (found[stem], file))
             raise ConfigError(
-                f"{option} {source}: {one} and {two} have the same name but for the ending: rename one"
+                f"{option} {source}: {one} and {two} differ only in their extension: rename one"
             )
         found[stem] = file
     return found
@@ -221,7 +215,7 @@ def _read(files: list[str], data: ImageDataModule, channels: int | None = None) 
     depth, height, width = data.image_shape
     if height != width:
         raise ConfigError(
-            f"restore reads square images, and images of {type(data).__name__} are {height}x{width}"
+            f"restore reads square images, but images of {type(data).__name__} are {height}x{width}"
         )
     pixels = np.stack([read_image(file, height, channels or depth, height) for file in files])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -232,17 +226,17 @@ def _read_mask(file: Path, data: ImageDataModule) -> Tensor:
     mask = _read([str(file)], data, channels=1) >= HIDDEN_FROM
     if not mask.any():
         raise ConfigError(
-            f"--mask {file} hides nothing: white is hidden, and it has no white at the run's size"
+            f"--mask {file} hides nothing: white is hidden, but it has no white at the run's size"
         )
     return mask
 
 
 def _check_same_frame(option: str, other: str, file: str) -> None:
-    """Images of another shape are refused: the center squares would show different places."""
+    """Reject images of different shapes, whose center squares would not match."""
     (width, height), (w, h) = image_size(other), image_size(file)
     if width * h != w * height:
         raise ConfigError(
-            f"{option} {other} is {width}x{height} and {file} is {w}x{h}: expected the same shape"
+            f"{option} {other} is {width}x{height}, but {file} is {w}x{h}: expected the same shape"
         )
 
 

@@ -1,6 +1,4 @@
-"""Measures of a trained method that need no labels, one per file. A new file is known at once, without an
-edit here.
-"""
+"""Measures of trained methods that need no labels, one per file. A new file is discovered automatically."""
 
 from __future__ import annotations
 
@@ -13,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def measures() -> dict[str, Measure]:
-    """Every measure of the project by its name, in alphabetical order."""
+    """All measures of the project by name, in alphabetical order."""
     found: list[Measure] = [cls() for cls in implementations("Measure")]
     return {measure.name: measure for measure in sorted(found, key=lambda measure: measure.name)}

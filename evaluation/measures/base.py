@@ -1,4 +1,4 @@
-"""The base of measures: numbers of a trained method that need no labels."""
+"""The base class of measures: numbers of a trained method that need no labels."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from sslmodules.base import SSLModule
 
 
 class Measure(ABC):
-    """A file in ``evaluation/measures`` with a subclass is all that a new measure needs.
+    """A measure: a new one is a file in ``evaluation/measures`` with a subclass.
 
     Attributes:
-        name: its section in ``results.json``; a plain value, as ``by_name`` is.
-        by_name: it is measured only where ``--measures`` names it.
+        name: its section in ``results.json``; a plain value, like ``by_name``.
+        by_name: it is measured only if ``--measures`` names it.
     """
 
     name: ClassVar[str]
     by_name: ClassVar[bool] = False
 
     def applies(self, module: SSLModule, data: SSLDataModule) -> bool:
-        """Is there something to measure of this method on this data?"""
+        """Whether the measure applies to this method and this data."""
         return True
 
     @abstractmethod
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-        """What ``results.json`` holds under ``name``: plain values, dicts and lists of them.
+        """The section ``name`` of ``results.json``: plain values, dicts and lists.
 
         Args:
             module: in eval mode, on ``device``.
@@ -38,8 +38,8 @@ class Measure(ABC):
 
     @abstractmethod
     def table(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
-        """Title and cells by heading of the table on the terminal, for what ``measure`` has returned."""
+        """Title and cells by heading of the table on the terminal, for the result of ``measure``."""
 
     def scalars(self, values: dict[str, Any]) -> dict[str, float]:
-        """Numbers to compare runs by, logged at the end as ``test/<name>``."""
+        """Numbers for comparing runs, logged at the end as ``test/<name>``."""
         return {}

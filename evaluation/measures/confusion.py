@@ -1,4 +1,4 @@
-"""Which classes does a linear probe take for which?"""
+"""Which classes a linear probe confuses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fréchet distance and mode counts of generated samples.
 
-A Fréchet distance means nothing without the network that made the features: name it beside the number, and
-give the distance between two sets of real samples (the floor) with it.
+A Fréchet distance is meaningless without the network that computed the features: report both, together with
+the distance between two sets of real samples (the floor).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
     With features of an Inception network it is called FID (Heusel et al. 2017,
-    https://arxiv.org/abs/1706.08500). In float64, by eigenvalues of symmetric matrices: no square root of a
-    matrix that rounding has made complex. Covariances are unbiased, as in the official code; with few samples
-    the distance itself is still biased upwards, so that only numbers of equal sample sizes compare.
+    https://arxiv.org/abs/1706.08500). Computed in float64 from eigenvalues of symmetric matrices, so that
+    rounding cannot make a square root complex. Covariances are unbiased, as in the official code; with few
+    samples the distance itself is still biased upwards, so compare only numbers of equal sample sizes.
 
     Args:
         features_a: (N, D) with N >= 2; D should be well below N.
@@ -65,9 +65,7 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def mode_counts(samples: Tensor, centers: Tensor, radius: float) -> Tensor:
-    """How many samples lie within ``radius`` of each center, each counted at its nearest: modes that a
-    generator covers.
-
+    """Number of samples within ``radius`` of each center, counted at the nearest: the modes that are covered.
     Args:
         samples: (N, D).
         centers: (K, D).

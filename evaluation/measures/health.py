@@ -1,7 +1,7 @@
 """Collapse metrics of features, without labels.
 
 All functions take features of a FIXED set of samples, embedded in evaluation mode; on augmented or changing
-samples they would follow the augmentation. They compute in float32 also inside autocast, and return plain
+samples they would measure the augmentation. They compute in float32 even inside autocast, and return plain
 floats. N samples, D features.
 """
 
@@ -29,7 +29,7 @@ MAX_SAMPLES = 2048
 
 
 class Collapse(Measure):
-    """Is the representation alive? Collapse metrics of the features of test samples."""
+    """Collapse diagnostics on the features of test samples."""
 
     name = "collapse"
 
@@ -37,7 +37,7 @@ class Collapse(Measure):
         return len(data.dataset("test")) >= 2  # type: ignore[arg-type]
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-        """Of up to ``MAX_SAMPLES`` samples, spread evenly over the split."""
+        """Metrics of up to ``MAX_SAMPLES`` samples, spread evenly over the split."""
         n = len(data.dataset("test"))  # type: ignore[arg-type]
         rows = torch.linspace(0, n - 1, min(n, MAX_SAMPLES)).round().long().tolist()
         features, _ = embed_split({"": module.embed}, data, "test", device, rows)
@@ -51,8 +51,9 @@ class Collapse(Measure):
 
 
 def collapse_report(features: Tensor) -> dict[str, Any]:
-    """``collapsed``: the reason or None, ``samples``, and where the features allow it ``rankme``,
-    ``feature_std`` and ``uniformity`` of features (N, D).
+    """Collapse metrics of features (N, D): ``collapsed`` (the reason or None) and ``samples``.
+
+    Also ``rankme``, ``feature_std`` and ``uniformity``, unless the features are not finite or all zero.
     """
     reason = _unusable(features)
     report: dict[str, Any] = {"samples": len(features), "collapsed": reason}
@@ -67,8 +68,8 @@ def rankme(features: Tensor) -> float:
     """RankMe, a smooth count of the directions that the features use (Garrido et al. 2023, Eq. 1).
 
     exp(-sum_k p_k log p_k), p_k = sigma_k / ||sigma||_1 + 1e-7, with sigma the singular values of the
-    features as they are: neither centered nor normalized. It is at most min(N, D), so the values of two sets
-    compare only for equal N (the paper uses 25,600 samples), and one strong common offset lowers it.
+    features, neither centered nor normalized. It is at most min(N, D), so compare values only for equal N
+    (the paper uses 25,600 samples); a large common offset lowers it.
     https://arxiv.org/abs/2210.02885
 
     Args:
@@ -93,17 +94,17 @@ def rankme(features: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Spread of the unit-length features relative to a uniform spread over the sphere (SimSiam, Chen & He
-    2021, 4.1).
+    """Spread of unit-length features relative to a uniform spread over the sphere.
 
-    Mean over dimensions of the standard deviation over samples of h / ||h||, divided by 1 / sqrt(D).
+    Chen & He 2021 (SimSiam), section 4.1. Mean over dimensions of the standard deviation over samples of
+    h / ||h||, divided by 1 / sqrt(D).
 
     Args:
         features: (N, D) floating point.
 
     Returns:
-        About 1 for directions spread evenly over the sphere, 0 when all samples have one direction; NaN where
-        a feature is not finite.
+        About 1 for directions spread evenly over the sphere, 0 if all samples have one direction; NaN if a
+        feature is not finite.
 
     Raises:
         ValueError: not a non-empty (N, D) tensor.
@@ -115,14 +116,12 @@ def feature_std(features: Tensor) -> float:
 
 
 def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
-    """Mean distance between the two views of a sample, E ||h1 - h2||^alpha, on the unit sphere; lower is
-    closer.
-
+    """Mean distance of two views of a sample, E ||h1 - h2||^alpha, on the unit sphere; lower is closer.
     Wang & Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on
     the Hypersphere", https://arxiv.org/abs/2005.10242
 
     Args:
-        h1: (N, D) features of one view; brought to unit length here.
+        h1: (N, D) features of one view; normalized to unit length here.
         h2: (N, D) features of the other view of the same samples, in the same order.
         alpha: exponent > 0, default 2 as in the paper.
 
@@ -146,11 +145,11 @@ def alignment(h1: Tensor, h2: Tensor, alpha: float = 2.0) -> float:
 def uniformity(h: Tensor, t: float = 2.0) -> float:
     """Log of the mean Gaussian potential of all distinct pairs on the unit sphere; lower is more uniform.
 
-    log E exp(-t ||h_i - h_j||^2), i < j (Wang & Isola 2020, see `alignment`). Holds N (N - 1) / 2 distances:
-    use a few thousand samples.
+    log E exp(-t ||h_i - h_j||^2), i < j (Wang & Isola 2020, see `alignment`). Keeps N (N - 1) / 2 distances
+    in memory: use a few thousand samples.
 
     Args:
-        h: (N, D) features, N >= 2; brought to unit length here.
+        h: (N, D) features, N >= 2; normalized to unit length here.
         t: sharpness > 0, default 2 as in the paper.
 
     Returns:
@@ -169,22 +168,21 @@ def uniformity(h: Tensor, t: float = 2.0) -> float:
 
 
 def is_collapsed(features: Tensor) -> str | None:
-    """Why the features are useless whatever the task, or None when they are not. The first of these rules
-    that holds:
-
+    """Why the features are useless for any task, or None. The first of these rules that applies:
     1. a feature is NaN or infinite;
     2. all features are zero;
     3. `feature_std` < 0.01: all samples point in one direction (complete collapse);
     4. `rankme` < 1.5: the samples differ, but along little more than one line (the last stage of dimensional
        collapse).
 
-    The thresholds lie well below randomly initialized networks (ResNet-18, ResNet-50 and ViT-Ti on digits:
-    feature std 0.07 to 0.19, RankMe 4 to 48), so that a start from scratch is not called a collapse. They
-    detect ruin, not mediocrity: features of rank 5 pass. An encoder that ends in batch normalization can keep
-    spread features while the loss sees only collapsed projections; check the projections as well.
+    The thresholds are well below the values of randomly initialized networks (ResNet-18, ResNet-50 and ViT-Ti
+    on digits: feature std 0.07 to 0.19, RankMe 4 to 48), so that a fresh network does not count as collapsed.
+    They detect complete failure, not mediocre features: rank 5 passes. An encoder that ends in batch
+    normalization can have spread-out features while the loss sees only collapsed projections; check the
+    projections as well.
 
     Args:
-        features: (N, D) features or projections, floating point, N >= 2 different samples. Costs one singular
+        features: (N, D) features or projections, floating point, N >= 2 different samples. Takes one singular
             value decomposition.
 
     Returns:
@@ -203,7 +201,7 @@ def _unusable(features: Tensor) -> str | None:
         raise ValueError(f"is_collapsed needs at least 2 samples, got {len(features)}")
     bad = (~features.isfinite().all(dim=1)).sum().item()
     if bad:
-        return f"the features of {bad} of {len(features)} samples hold NaN or infinity"
+        return f"the features of {bad} of {len(features)} samples contain NaN or infinity"
     return None if features.any() else "all features are zero"
 
 

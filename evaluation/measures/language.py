@@ -18,11 +18,11 @@ from sslmodules.base import SSLModule
 from sslmodules.networks import PixelTokens
 
 COUNTED = 5_000_000
-"""At most about so many tokens of the training split are counted for the tables."""
+"""Approximate maximum number of training tokens counted for the tables."""
 
 
 class Language(Measure):
-    """Cross entropy of a model of tokens beside that of two tables of frequencies."""
+    """Cross entropy of a token model beside that of two frequency tables."""
 
     name = "language"
 
@@ -43,9 +43,7 @@ class Language(Measure):
 
 
 def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Cross entropy in nats of ``test`` under the frequencies of ``train``, each count one higher so that
-    none is 0.
-
+    """Cross entropy in nats of ``test`` under the frequencies of ``train``, with one added to each count.
     Args:
         train: (n,) token ids.
         test: (m,) token ids, m >= 1.
@@ -56,14 +54,13 @@ def unigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> flo
 
 
 def bigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> float:
-    """Cross entropy in nats of the second token of each pair of ``test``, given the first, under the pairs of
-    ``train``.
+    """Cross entropy in nats of the second token of ``test``'s pairs given the first, from those of ``train``.
 
     Smoothed with the unigram table after Witten and Bell: P(b | a) = (n(ab) + t(a) P(b)) / (n(a) + t(a)),
     t(a) = number of different tokens seen after a; after a token that was never seen, P(b).
 
     Args:
-        train: (n, 2) pairs of neighboring token ids.
+        train: (n, 2) pairs of consecutive token ids.
         test: (m, 2), m >= 1.
         vocab_size: V.
     """
@@ -84,7 +81,7 @@ def bigram_entropy(train: np.ndarray, test: np.ndarray, vocab_size: int) -> floa
 def _batches(
     data: SSLDataModule, split: Split, limit: int, pixels: PixelTokens | None
 ) -> Iterator[np.ndarray]:
-    """(B, T) tokens of a split, of images their values, until there are ``limit``."""
+    """Batches (B, T) of a split's tokens or pixel values, up to about ``limit`` in total."""
     for raw in data.eval_dataloader(data.dataset(split)):
         x = data.transform({"input": raw["input"]}, None)["input"]
         tokens = (x if pixels is None else pixels(x)[:, 1:]).numpy()
@@ -97,11 +94,10 @@ def _batches(
 def frequency_entropies(
     data: SSLDataModule, split: Split = "test", pixels: PixelTokens | None = None
 ) -> dict[str, float]:
-    """``unigram`` and ``bigram`` cross entropy of a split in nats per token, of tables counted on the
-    training split.
+    """``unigram`` and ``bigram`` cross entropy of a split, in nats per token, from training-split counts.
 
-    Special tokens are not counted where the data has padding (``pad_id`` 0). ``pixels`` makes tokens of
-    images.
+    Special tokens are not counted if the data has padding (``pad_id`` 0). ``pixels`` converts images to
+    tokens.
     """
     first = len(SPECIALS) if data.pad_id is not None else 0
     tokens, pairs = {}, {}
@@ -123,7 +119,7 @@ def frequency_entropies(
 def held_out_terms(
     module: SSLModule, data: SSLDataModule, device: torch.device, split: Split = "test"
 ) -> dict[str, float]:
-    """What ``losses`` gives on a split, a mean over its tokens or samples; masks have a fixed seed.
+    """The terms of ``losses`` on a split, averaged over its tokens or samples; masks have a fixed seed.
 
     ``perplexity`` is the exponential of the mean loss in nats per predicted token.
     """
@@ -144,18 +140,16 @@ def held_out_terms(
 
 
 def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-    """The ``language`` part of a report: held-out losses, and the two tables of frequencies beside them.
+    """The section ``language`` of a report: held-out losses beside two frequency tables.
 
     Args:
         module: in eval mode, on ``device``; a method whose loss is in nats per token.
-        data: with ``vocab_size``, its ``input`` token ids; or images, of which the method's ``pixels`` makes
-            tokens.
+        data: token ids with ``vocab_size``, or images that the method's ``pixels`` converts to tokens.
         device: where to compute.
 
     Returns:
         ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``;
-        ``bits_per_character`` of a method that predicts every token, where the data knows how many characters
-        a token has.
+        ``bits_per_character`` for methods that predict every token, if the data has ``characters_per_token``.
     """
     terms = held_out_terms(module, data, device)
     model = terms.get("masked_word_loss", terms["loss"])

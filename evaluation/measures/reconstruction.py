@@ -1,4 +1,4 @@
-"""PSNR of predicted pixels and of denoising, next to simple baselines."""
+"""PSNR of predicted hidden pixels and of denoising, next to simple baselines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sslmodules.base import SSLModule
 
 
 class Reconstruction(Measure):
-    """PSNR of what a method predicts where the views hide pixels."""
+    """PSNR of a method's prediction of pixels that the views hide."""
 
     name = "reconstruction"
 
@@ -36,7 +36,7 @@ class Reconstruction(Measure):
 
 
 class Denoising(Measure):
-    """PSNR of what a method makes of images to which the views add noise."""
+    """PSNR of a method's output for images to which the views add noise."""
 
     name = "denoising"
 
@@ -53,16 +53,20 @@ class Denoising(Measure):
 
 
 def _views_of_one(data: SSLDataModule) -> Batch:
-    """A batch of one test sample with what the views add."""
+    """A batch of one test sample with the keys that the views add."""
     raw = data.dataset("test").__getitems__([0])  # type: ignore[attr-defined]
     return data.transform(raw, torch.Generator(raw["input"].device).manual_seed(0))
 
 
 def psnr(squared_error: Tensor | float, peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error, for values in [0, ``peak``]: 10 log10(peak^2
-    / mse).
+    """Peak signal-to-noise ratio in dB of a mean squared error: 10 log10(peak^2 / mse).
 
-    ``torchmetrics`` has it for whole images only and sums in float32; here a region may count, in float64.
+    Hand-written, because ``torchmetrics`` computes it for whole images only and in float32. Here it can be
+    that of a region, in float64.
+
+    Args:
+        squared_error: mean squared error.
+        peak: the values are in [0, ``peak``].
     """
     mse = torch.as_tensor(squared_error, dtype=torch.float64)
     return float(10 * torch.log10(peak**2 / mse))
@@ -70,7 +74,7 @@ def psnr(squared_error: Tensor | float, peak: float = 1.0) -> float:
 
 @torch.no_grad()
 def reconstruction_psnr(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-    """PSNR of the hidden pixels of the test split, the mean squared error taken over all of them at once.
+    """PSNR of the hidden pixels of the test split, from the mean squared error over all of them.
 
     Args:
         module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)``.
@@ -80,7 +84,7 @@ def reconstruction_psnr(module: SSLModule, data: SSLDataModule, device: torch.de
     Returns:
         ``{"psnr_hidden": {"model": dB, "mean_image": dB, "best_constant": dB}, ...}``: the model's
         prediction, clamped to [0, 1]; the mean training image (bank split); and the constant color with the
-        least error ON THE TEST PIXELS THEMSELVES, which is more than any method without a network could know.
+        smallest error ON THE TEST PIXELS THEMSELVES, an upper bound for any constant prediction.
     """
     mean_image, count = torch.zeros((), device=device, dtype=torch.float64), 0
     for raw in data.eval_dataloader(data.dataset("bank")):
@@ -116,9 +120,7 @@ def reconstruction_psnr(module: SSLModule, data: SSLDataModule, device: torch.de
 
 
 def median_filter(images: Tensor, size: int = 3) -> Tensor:
-    """Each value becomes the median of the size x size values around it, in its channel; borders are
-    mirrored.
-
+    """Replace each value by the median of size x size values around it in its channel; borders are mirrored.
     Args:
         images: (B, C, H, W).
         size: odd side of the window, in pixels.
@@ -137,7 +139,7 @@ def median_filter(images: Tensor, size: int = 3) -> Tensor:
 
 @torch.no_grad()
 def denoising_psnr(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-    """PSNR against the clean images of the test split, the mean squared error taken over all pixels at once.
+    """PSNR against the clean images of the test split, from the mean squared error over all pixels.
 
     Args:
         module: in eval mode, with ``reconstruct(batch) -> (B, C, H, W)``.
@@ -146,7 +148,7 @@ def denoising_psnr(module: SSLModule, data: SSLDataModule, device: torch.device)
 
     Returns:
         ``{"psnr": {"model": dB, "noisy": dB, "median_filter": dB}, "pixels": count}``: of the model's output,
-        clamped to [0, 1]; of the noisy image itself; and of its 3x3 median filter.
+        clamped to [0, 1]; of the noisy image itself; and of the noisy image after a 3x3 median filter.
     """
     errors: dict[str, Tensor] = {}
     count = 0

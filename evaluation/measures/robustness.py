@@ -1,4 +1,4 @@
-"""Is a frozen linear probe still right on damaged images?"""
+"""Accuracy of a frozen linear probe on damaged images."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from sslmodules.base import SSLModule
 
 
 def noise(images: Tensor, strength: float) -> Tensor:
-    """Normal noise of this standard deviation, the same for the same shape."""
+    """Normal noise with this standard deviation, the same for all batches of a shape."""
     generator = torch.Generator(images.device).manual_seed(mix_seed(7, round(1e6 * strength)))
     drawn = torch.randn(images.shape, generator=generator, device=images.device)
     return (images + strength * drawn).clamp(0, 1)
 
 
 def blur(images: Tensor, strength: float) -> Tensor:
-    """Gaussian blur with this share of the side as standard deviation."""
+    """Gaussian blur with a standard deviation of this share of the side."""
     side = min(images.shape[2:])
     sigma = strength * side
     radius = min(math.ceil(3 * sigma), side // 2 - 1)
@@ -41,25 +41,25 @@ def blur(images: Tensor, strength: float) -> Tensor:
 
 
 def contrast(images: Tensor, strength: float) -> Tensor:
-    """This share of the contrast, around each image's mean."""
+    """Contrast reduced to this share, around each image's mean."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return (images - mean) * strength + mean
 
 
 def brightness(images: Tensor, strength: float) -> Tensor:
-    """Brighter by this much."""
+    """Brightness increased by this much."""
     return (images + strength).clamp(0, 1)
 
 
 def pixelate(images: Tensor, strength: float) -> Tensor:
-    """Made smaller to this share of the side, and large again without smoothing."""
+    """Reduced to this share of the side, then enlarged again without smoothing."""
     height, width = images.shape[2:]
     small = (max(1, round(height * strength)), max(1, round(width * strength)))
     return F.interpolate(F.interpolate(images, size=small, mode="area"), size=(height, width), mode="nearest")
 
 
 def jpeg(images: Tensor, strength: float) -> Tensor:
-    """Stored as JPEG of this quality (1 to 100)."""
+    """Stored as a JPEG of this quality (1 to 100)."""
     pixels = (images * 255).round().to(torch.uint8).cpu()
     stored = [decode_jpeg(encode_jpeg(image, int(strength))) for image in pixels]
     return torch.stack(stored).to(images.device, images.dtype) / 255
@@ -73,15 +73,15 @@ STRENGTHS: dict[Callable[[Tensor, float], Tensor], tuple[float, ...]] = {
     pixelate: (0.6, 0.5, 0.4, 0.3, 0.25),
     jpeg: (25, 18, 15, 10, 7),
 }
-"""Those of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), but for blur: theirs are in
-pixels, which mean something else in images of another size.
+"""Strengths of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), except for blur, which they
+define in pixels, independently of the image size.
 """
 
 # ---- the measure -------------------------------------------------------------------------------------------
 
 
 class Robustness(Measure):
-    """Top-1 on damaged test images of linear probes that were fitted to clean features."""
+    """Top-1 on damaged test images of linear probes fitted to clean features."""
 
     name = "robustness"
     by_name = True
@@ -90,9 +90,7 @@ class Robustness(Measure):
         return isinstance(data, ImageDataModule) and data.num_classes is not None
 
     def measure(self, module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
-        """For the method and the raw input: ``clean``, ``mean`` over all corruptions, and by corruption the
-        accuracy at each of the five strengths.
-        """
+        """Accuracies of the method and the raw input: ``clean``, ``mean``, and by corruption and strength."""
         assert isinstance(data, ImageDataModule)
         encoders = {"pretrained": module.embed, **data.baselines()}
         bank, val = (extract_features(encoders, data, split, device) for split in ("bank", "val"))
@@ -125,7 +123,7 @@ def _right(
     data: ImageDataModule,
     device: torch.device,
 ) -> dict[str, dict[str, list[float]]]:
-    """By encoder and corruption the top-1 at each strength."""
+    """Top-1 at each strength, by encoder and corruption."""
     predicted: dict[tuple[str, str, int], list[Tensor]] = {}
     labels = []
     for raw in data.eval_dataloader(data.dataset("test")):

@@ -1,4 +1,4 @@
-"""How many directions do features use, and how fast does their variance fall? LiDAR and alpha-ReQ."""
+"""How many directions features use, and how fast their variance decays: LiDAR and alpha-ReQ."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from evaluation.measures.health import MAX_SAMPLES, rankme
 from sslmodules.base import SSLModule
 
 SAMPLES, VIEWS = 500, 10
-"""Of LiDAR; the paper has 1,000 samples with 50 views each."""
+"""Samples and views for LiDAR; the paper uses 1,000 samples with 50 views each."""
 
 
 class Spectrum(Measure):
-    """RankMe and alpha-ReQ of the features of test samples, and LiDAR where the data makes views."""
+    """RankMe and alpha-ReQ of the features of test samples, and LiDAR if the data makes views."""
 
     name = "spectrum"
     by_name = True
@@ -47,10 +47,10 @@ class Spectrum(Measure):
 def alpha_req(features: Tensor) -> float:
     """Exponent of the power law that the variances of the principal directions follow (Agrawal et al. 2022).
 
-    -slope of log(variance of direction j) over log(j), j = 1, 2, ..., weighted by 1 / j so that each octave
-    counts alike, as Stringer et al. 2019 weight it. Directions with less than 1e-6 of the largest variance
-    are left out: float32 holds no more. About 1 is what the paper finds good; large values are few
-    directions, 0 all alike. https://openreview.net/forum?id=ii9X4vtZGTZ
+    -slope of log(variance of direction j) over log(j), j = 1, 2, ..., weighted by 1 / j, as in Stringer et
+    al. 2019, so that each octave has the same weight. Directions with less than 1e-6 of the largest variance
+    are left out, as they are below float32's precision. The paper finds values near 1 good; large values mean
+    few directions, 0 means equal variances. https://openreview.net/forum?id=ii9X4vtZGTZ
 
     Args:
         features: (N, D) floating point, N > 2.
@@ -59,10 +59,10 @@ def alpha_req(features: Tensor) -> float:
         ConfigError: fewer than two directions have variance.
     """
     x = features.double()
-    variance = torch.linalg.svdvals(x - x.mean(0)).square()  # falling
+    variance = torch.linalg.svdvals(x - x.mean(0)).square()  # descending
     variance = variance[variance > 1e-6 * variance[0]]
     if len(variance) < 2:
-        raise ConfigError("alpha-ReQ needs two directions with variance, and the features have fewer")
+        raise ConfigError("alpha-ReQ needs two directions with variance, but the features have fewer")
     place = torch.arange(1, len(variance) + 1, dtype=torch.float64, device=x.device)
     weight = (1 / place) / (1 / place).sum()
     log_place, log_variance = place.log(), variance.log()
@@ -71,15 +71,14 @@ def alpha_req(features: Tensor) -> float:
 
 
 def lidar(features: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
-    """LiDAR: the effective rank of what distinguishes samples, relative to what views change (Thilak et al.
-    2023). https://arxiv.org/abs/2312.04000
+    """LiDAR: effective rank of the differences between samples, relative to those between their views.
 
-    exp(-sum_k p_k log p_k), p_k = lambda_k / sum + epsilon, with lambda the eigenvalues of
-    W^-1/2 B W^-1/2: B the covariance of the means of each sample's views, W that of views around these means,
-    with ``delta`` added on its diagonal.
+    Thilak et al. 2023, https://arxiv.org/abs/2312.04000. exp(-sum_k p_k log p_k), p_k = lambda_k / sum +
+    epsilon, with lambda the eigenvalues of W^-1/2 B W^-1/2: B is the covariance of the means of each sample's
+    views, W that of views around these means, with ``delta`` added to its diagonal.
 
     Args:
-        features: (N, V, D): of V views of each of N samples, V >= 2.
+        features: (N, V, D) features of V >= 2 views of each of N samples.
 
     Returns:
         1 to min(N - 1, D).
@@ -98,7 +97,7 @@ def lidar(features: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float
 
 @torch.no_grad()
 def _views(module: SSLModule, data: SSLDataModule, rows: list[int], device: torch.device) -> Tensor | None:
-    """Features (N, VIEWS, D) of views of some test samples; None where the data makes none of images."""
+    """Features (N, VIEWS, D) of views of some test samples; None if the data makes no views of images."""
     drawn = []
     for start in range(0, len(rows), data.batch_size):
         raw = data.dataset("test").__getitems__(rows[start : start + data.batch_size])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Probes of frozen features, one per file. A new file is known at once, without an edit here."""
+"""Probes of frozen features, one per file. A new file is discovered automatically."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def probes() -> dict[str, FeatureScore]:
-    """Every probe of the project by its name, in the order of the table."""
+    """All probes of the project by name, in the order of the table."""
     found: list[FeatureScore] = [cls() for cls in implementations("FeatureScore")]
     return {probe.name: probe for probe in sorted(found, key=lambda probe: (probe.order, probe.name))}

@@ -1,4 +1,4 @@
-"""The base of probes: how well frozen features separate the classes."""
+"""The base classes of probes, which measure how well frozen features separate the classes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Labeled = tuple[Tensor, Tensor]
 
 
 class Fitted(NamedTuple):
-    """A probe that has seen the training features.
+    """A fitted probe.
 
     Attributes:
-        predictors: each makes class scores (M, K) of features (M, D). Of several, which are repetitions on
-            other draws, the mean and the standard deviation of the accuracy are reported.
+        predictors: each maps features (M, D) to class scores (M, K). Several are repetitions on different
+            draws, for which the mean and the standard deviation of the accuracy are reported.
         chosen: settings chosen on the validation split, by their key in ``results.json``.
     """
 
@@ -30,17 +30,18 @@ class Fitted(NamedTuple):
 
 
 class FeatureScore(ABC):
-    """Numbers of frozen features with labels. A file in ``evaluation/probes`` with a subclass is all that a
-    new one needs; one that has accuracies is a ``Probe``.
+    """Scores of frozen features with labels; those with accuracies are subclasses of ``Probe``.
+
+    A new one is a file in ``evaluation/probes`` with a subclass.
 
     Attributes:
-        name: as in ``--probes`` and in the keys of ``results.json``; a plain value, which help reads without
-            importing the file, as ``order`` and ``by_name`` are.
-        heading: of its columns in the table on the terminal.
-        metrics: what it gives: the end of each key in ``results.json``, and how the table calls it.
-        order: of its columns in that table, the smallest first.
-        by_name: it runs only where ``--probes`` names it.
-        team: the processes of the run; the others ``follow`` this one and can be asked to help.
+        name: name in ``--probes`` and in the keys of ``results.json``. Like ``order`` and ``by_name`` a plain
+            value, which the help reads without importing the file.
+        heading: heading of its columns in the table on the terminal.
+        metrics: end of each key in ``results.json``, and its name in the table.
+        order: position of its columns in that table, smallest first.
+        by_name: it runs only if ``--probes`` names it.
+        team: the processes of the run; the others ``follow`` this one and can be given tasks.
     """
 
     name: ClassVar[str]
@@ -55,14 +56,14 @@ class FeatureScore(ABC):
         return {}
 
     def obstacle(self, train_labels: Tensor, class_names: Sequence[str]) -> str | None:
-        """Why the probe cannot be fitted to these training samples (N,) of these K classes, or None."""
+        """Why the probe cannot be fitted with these training labels (N,) of K classes, or None."""
         return None
 
     @abstractmethod
     def score(
         self, train: Labeled, val: Labeled, test: Labeled, num_classes: int, seed: int = 0
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Numbers of ``test`` by their key in ``results.json``, and what was chosen on ``val``."""
+        """Scores on ``test`` by their key in ``results.json``, and what was chosen on ``val``."""
 
 
 class Probe(FeatureScore, ABC):
@@ -72,7 +73,7 @@ class Probe(FeatureScore, ABC):
 
     @abstractmethod
     def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
-        """Fit to ``train``. Whatever is chosen is chosen on ``val``; draws come from ``seed``."""
+        """Fit to ``train``. All choices are made on ``val``; draws come from ``seed``."""
 
     def score(
         self, train: Labeled, val: Labeled, test: Labeled, num_classes: int, seed: int = 0

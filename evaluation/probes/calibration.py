@@ -1,4 +1,4 @@
-"""Calibration: is a linear probe as certain as it is right?"""
+"""Calibration: whether the confidence of a linear probe matches its accuracy."""
 
 from __future__ import annotations
 

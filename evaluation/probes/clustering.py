@@ -1,4 +1,4 @@
-"""Do features form the classes by themselves? k-means, compared with the labels."""
+"""Whether features form the classes by themselves: k-means, compared with the labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STARTS = 10
 
 
 class Clustering(FeatureScore):
-    """k-means with as many clusters as classes on the training features; the labels only compare."""
+    """k-means with one cluster per class on the training features; labels are used only to compare."""
 
     name = "clustering"
     heading = "k-means"
@@ -39,13 +39,13 @@ class Clustering(FeatureScore):
 
 
 def clusters(train: Tensor, test: Tensor, k: int, seed: int = 0) -> Tensor:
-    """The cluster of each test sample, of k-means (Lloyd 1982) on the training samples.
+    """The cluster of each test sample, by k-means (Lloyd 1982) on the training samples.
 
     Args:
-        train: (N, D) features, brought to unit length here; N >= k.
+        train: (N, D) features, normalized to unit length here; N >= k.
         test: (M, D).
         k: number of clusters.
-        seed: of the ``STARTS`` beginnings, of which the one with the least spread counts.
+        seed: seed of the ``STARTS`` initializations; the one with the smallest spread is used.
 
     Returns:
         (M,) int64 on the CPU.

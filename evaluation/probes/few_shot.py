@@ -1,19 +1,19 @@
 """Few-shot probe: a linear probe on a few labels per class.
 
 A linear probe (``evaluation.probes.linear``) fitted on ``shots`` examples of every class, repeated over
-several draws of those examples. Where a full linear probe saturates, this one still separates good features
-from fair ones.
+several draws of those examples. When a full linear probe saturates, this one still distinguishes good
+features from fair ones.
 
 Protocol, the same for every encoder:
 
-- Draws come from a CPU generator and the labels alone: the same labels and seed give every encoder the same
+- Draws depend only on the labels and a CPU generator: the same labels and seed give every encoder the same
   examples on every device, so differences between encoders are paired by draw.
-- Features are standardized by mean and deviation of ALL training features, labels unused. In pre-training
-  those samples were available without labels, so the statistics cost no label; from 5 shots per class they
-  would mostly measure the draw (a feature that happens to be nearly constant in the shots would be blown up
-  on the test split).
-- l2 is fixed: a few shots leave no labels to select it on, and choosing it on a large labeled split would no
-  longer be few-shot.
+- Features are standardized by mean and deviation of ALL training features, without using labels: in
+  pre-training, those samples were available without labels. Statistics of 5 shots per class would mostly
+  measure the draw (a feature that happens to be nearly constant in the shots would be blown up on the test
+  split).
+- l2 is fixed: a few shots leave no labels to select it on, and selection on a large labeled split would not
+  be few-shot.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOTS, DRAWS, L2 = 5, 10, 1e-2
 
 
 class FewShotProbe(Probe):
-    """Linear probes on a few training samples of each class: mean and deviation over draws of them."""
+    """Linear probes on a few training samples per class: mean and deviation over several draws."""
 
     name = "fewshot"
     heading = f"{SHOTS}-shot"
@@ -53,7 +53,7 @@ class FewShotProbe(Probe):
         if not short:
             return None
         more = f" ({len(short)} classes have too few)" if len(short) > 1 else ""
-        return f"class {short[0]} labeled training samples, {SHOTS} of each class are needed{more}"
+        return f"class {short[0]} labeled training samples, but {SHOTS} per class are needed{more}"
 
     def fit(self, train: Labeled, val: Labeled, num_classes: int, seed: int) -> Fitted:
         fitted = fit_few_shot_probes(*train, num_classes, SHOTS, DRAWS, seed, L2)
@@ -72,12 +72,12 @@ def fit_few_shot_probes(
     """Linear probes, each fitted on a draw of ``shots`` examples per class.
 
     Args:
-        train_features: (N, D); the shots are drawn from them, and all of them give the standardization.
+        train_features: (N, D); the shots are drawn from them, and all are used for standardization.
         train_labels: (N,) integers in [0, num_classes), every class at least ``shots`` times.
         num_classes: K.
         shots: labeled examples per class, default 5, drawn without replacement.
-        draws: independent draws, default 10. More draws leave the first ones as they are.
-        seed: of the draws, default 0.
+        draws: independent draws, default 10. Additional draws do not change the first ones.
+        seed: seed of the draws, default 0.
         l2: as in ``fit_linear_probe``, default 1e-2.
 
     Returns:

@@ -1,8 +1,8 @@
 """Weighted k-nearest-neighbor probe, which needs no fitting.
 
 Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4, with
-the temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). A figure
-means little without its k and T.
+the temperature and k that DINO reports (Caron et al. 2021: T = 0.07, k = 20; Wu et al. use k = 200). Always
+report accuracies with their k and T.
 
 Shapes: Q queries, N bank samples, D features, K classes.
 """
@@ -46,14 +46,14 @@ class KNNProbe(Probe):
 HALF = (torch.float16, torch.bfloat16)
 
 BANK_ROWS = 2**17
-"""Bank samples that are compared with at once: similarities of more would be gigabytes."""
+"""Bank samples compared at once; similarities of more would take gigabytes."""
 
 HALF_ROWS = BANK_ROWS // 32
-"""The same of a bank in half precision, of which each block is held in float32 as well."""
+"""The same for a bank in half precision, of which each block is also held in float32."""
 
 
 def _unit_blocks(bank: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A bank (N, D) as unit vectors, in blocks: made once of float32 features, else when they are needed."""
+    """A bank (N, D) as unit vectors, in blocks: computed once for float32 features, otherwise on demand."""
     if bank.dtype in HALF:
         for part in bank.split(HALF_ROWS):
             yield F.normalize(part.to(device).float(), dim=1)
@@ -62,10 +62,10 @@ def _unit_blocks(bank: Tensor, device: torch.device) -> Iterator[Tensor]:
 
 
 class _Neighbors:
-    """Similarities and places (Q, k) of the nearest bank samples so far, the most similar first.
+    """Similarities and indices (Q, k) of the nearest bank samples so far, the most similar first.
 
     Args:
-        query: (Q, D), of any length.
+        query: (Q, D), not necessarily of unit length.
         k: at most the bank's size.
         chunk_size: queries compared at once.
         device: where they are compared.
@@ -168,8 +168,9 @@ def nearest(
 
 @torch.no_grad()
 def nearest_samples(query: Tensor, bank: Tensor, k: int) -> Tensor:
-    """Places (Q, k) in ``bank`` (N, D) of the samples most similar to each ``query`` (Q, D) by cosine, the
-    most similar first; k <= N.
+    """Indices (Q, k) in ``bank`` (N, D) of the samples most similar to each ``query`` (Q, D) by cosine.
+
+    The most similar sample comes first; k <= N.
     """
     check_features(query, "query features")
     check_features(bank, "bank features")
@@ -201,10 +202,10 @@ def knn_votes(
 ) -> Tensor:
     """Votes of the k bank samples most similar to each query, with weight exp(s / T), s = cosine similarity.
 
-    The query must not be in the bank: it would be its own nearest neighbor. Features are brought to unit
-    length, not centered. Works in float32 whatever the input's type and inside autocast. Of a float32 bank it
-    makes one copy; one in half precision is read in blocks. Holds ``chunk_size`` times at most ``BANK_ROWS``
-    similarities.
+    Queries must not be in the bank, as each would be its own nearest neighbor. Features are normalized to
+    unit length, not centered. Works in float32 whatever the input's type, also inside autocast. A float32
+    bank is copied once; one in half precision is read in blocks. Memory: ``chunk_size`` times at most
+    ``BANK_ROWS`` similarities.
 
     Args:
         query: (Q, D) features to classify, any floating-point type, CPU or GPU.
@@ -212,8 +213,8 @@ def knn_votes(
         bank_labels: (N,) integers in [0, num_classes).
         num_classes: K.
         k: neighbors that vote, default 20, at most N (pass ``min(k, N)`` for tiny banks and report that k).
-        temperature: T > 0, default 0.07; small values let the nearest neighbor decide, large ones count
-            heads.
+        temperature: T > 0, default 0.07; with small values the nearest neighbor decides, with large ones the
+            majority.
         chunk_size: queries compared at once, default 1024; changes memory, not the result.
         team: processes that share the queries of a bank in half precision; this one is rank 0.
 
@@ -235,7 +236,7 @@ def knn_votes(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         labels = bank_labels.long()
         similarity, index = nearest(query, bank, k, labels.device, chunk_size, team)  # (Q, k)
-        # Measured from the nearest neighbor, which scales a query's votes alike and cannot overflow for
+        # Relative to the nearest neighbor, which scales all votes of a query equally and cannot overflow for
         # small T.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         empty = weights.new_zeros(len(query), num_classes)

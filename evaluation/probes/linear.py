@@ -1,8 +1,8 @@
 """Linear probe: logistic regression on frozen features, fitted to convergence.
 
-A full-batch L-BFGS fit has no learning rate, no batch size and no random numbers, so two encoders are
-compared by their features and not by the luck of a probe's schedule (Kornblith et al. 2019, "Do Better
-ImageNet Models Transfer Better?", fit their linear probes this way).
+A full-batch L-BFGS fit has no learning rate, no batch size and no random numbers, so encoders are compared by
+their features, not by the luck of a probe's schedule (Kornblith et al. 2019, "Do Better ImageNet Models
+Transfer Better?", fit their linear probes in this way).
 
 Objective, for N features x_i of D dimensions and labels y_i of K classes:
 
@@ -47,9 +47,8 @@ class LinearProbe(Probe):
 
 
 class LinearClassifier(NamedTuple):
-    """A fitted probe. ``weight`` (K, D) and ``bias`` (K,) act on features standardized by ``mean`` and
-    ``std`` (D,).
-    """
+    """A fitted probe: ``weight`` (K, D) and ``bias`` (K,) for features standardized by ``mean``, ``std`` "
+    "(D,)."""
 
     weight: Tensor
     bias: Tensor
@@ -70,15 +69,15 @@ class LinearClassifier(NamedTuple):
 def check_labeled_features(
     features: Tensor, labels: Tensor, num_classes: int, name: str = "features"
 ) -> None:
-    """Raise a ValueError unless ``features`` (N, D) are finite and ``labels`` (N,) lie in [0, num_classes).
+    """Raise ValueError unless ``features`` (N, D) are finite and ``labels`` (N,) are in [0, num_classes).
 
-    Unknown labels (-1) are refused, not skipped: the caller knows whether dropping them is right.
+    Unknown labels (-1) are rejected, not skipped: the caller knows whether it is right to drop them.
 
     Args:
         features: (N, D) floating point.
         labels: (N,) integers.
         num_classes: K.
-        name: how messages call this set, e.g. "train features".
+        name: name of this set in messages, e.g. "train features".
     """
     check_features(features, name)
     if labels.shape != features.shape[:1]:
@@ -96,27 +95,25 @@ def check_labeled_features(
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
-    """Raise a ValueError unless ``features`` is a non-empty, finite, floating-point (N, D) tensor."""
+    """Raise ValueError unless ``features`` is a non-empty, finite, floating-point (N, D) tensor."""
     if features.ndim != 2 or features.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty (N, D) tensor, got shape {tuple(features.shape)}")
     if not features.is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {features.dtype}")
-    # NaN and infinity survive a sum: a cheap test. Only where it fails (also by overflow) are the elements
-    # looked at.
+    # NaN and infinity survive a sum: a cheap test. The elements are checked only if it fails, possibly from
+    # overflow.
     blocks = features.split(_block_size(features))
     if all(bool(rows.sum(dim=1, dtype=torch.float32).isfinite().all()) for rows in blocks):
         return
     bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in blocks)
     if bad:
         raise ConfigError(
-            f"{name}: {bad} of {len(features)} rows hold NaN or infinity: the encoder has diverged"
+            f"{name}: {bad} of {len(features)} rows contain NaN or infinity: the encoder has diverged"
         )
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,), float32, of each feature; the deviation of a constant feature is
-    given as 1.
-
+    """Mean and standard deviation (D,) of each feature, float32; 1 for the deviation of a constant feature.
     Args:
         features: (N, D), finite.
 
@@ -137,7 +134,7 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
             f"features: values up to {features.abs().max().item():.1e} are too large to standardize"
         )
     # Rounding gives a constant float32 column a deviation of about 1e-7 of its value. Dividing by that would
-    # blow the rounding up to a feature of unit variance.
+    # turn the rounding error into a feature of unit variance.
     return mean, torch.where(std <= 1e-6 * mean.abs(), torch.ones_like(std), std)
 
 
@@ -149,18 +146,17 @@ def fit_linear_probe(
     standardize: bool = True,
     max_iterations: int = 100,
 ) -> LinearClassifier:
-    """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights: deterministic, in
-    float32.
+    """Fit a multinomial logistic regression by full-batch L-BFGS from zero weights, in float32.
 
-    Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops need. Of
-    float32 features it makes one copy; in half precision they are read in blocks.
+    Deterministic. Works inside ``torch.no_grad``, ``torch.inference_mode`` and autocast, as validation loops
+    require. Float32 features are copied once; those in half precision are read in blocks.
 
     Args:
         features: (N, D) frozen features, any floating-point type, CPU or GPU.
-        labels: (N,) integers in [0, num_classes), on the device that computes: the features' own, or a GPU
+        labels: (N,) integers in [0, num_classes), on the device to compute on: that of the features, or a GPU
             for half-precision features on the host.
         num_classes: K. A class without examples is allowed.
-        l2: weight of ||W||^2 / 2 beside the MEAN cross-entropy (see the module's docstring), default 1e-5.
+        l2: weight of ||W||^2 / 2 added to the MEAN cross-entropy (see the module's docstring), default 1e-5.
         standardize: give each feature zero mean and unit variance over ``features`` first, default True. It
             makes the fit independent of each feature's scale and offset, and several times faster.
         max_iterations: L-BFGS iterations, default 100. The fit ends earlier when no component of the gradient
@@ -198,11 +194,10 @@ def select_linear_probe(
     standardize: bool = True,
     max_iterations: int = 100,
 ) -> tuple[LinearClassifier, float]:
-    """Fit one probe per l2 on the training split and keep the one with the best top-1 on the validation
-    split.
+    """Fit a probe for each l2 on the training split, and keep the one with the best validation top-1.
 
-    Equal accuracies go to the stronger l2. There is no test split among the arguments, so it cannot be
-    selected on; the validation split must be a piece of the training data that the probe was not fitted on.
+    Ties go to the stronger l2. There is no test split among the arguments, so it cannot be used for
+    selection; the validation split must be a part of the training data that the probe was not fitted on.
 
     Args:
         train_features: (N, D). ``train_labels``: (N,).
@@ -214,11 +209,11 @@ def select_linear_probe(
 
     Returns:
         The chosen probe (fitted on the training split only) and its l2. Fits run from strong to weak l2, each
-        from the last one's weights, so that where ``max_iterations`` ends a fit early it differs a little
-        from ``fit_linear_probe`` at that l2.
+        starting from the previous weights, so a fit that ``max_iterations`` ends early differs slightly from
+        ``fit_linear_probe`` at that l2.
 
     Raises:
-        ValueError: as ``fit_linear_probe``; an empty grid; train and val of different widths.
+        ValueError: as for ``fit_linear_probe``; an empty grid; train and val of different widths.
     """
     check_labeled_features(train_features, train_labels, num_classes, "train features")
     check_labeled_features(val_features, val_labels, num_classes, "val features")
@@ -232,8 +227,8 @@ def select_linear_probe(
 
     best: tuple[LinearClassifier, float] | None = None
     best_accuracy = -1.0
-    # Neighboring optima are close: on digits, starting at the last one takes a third less time than from
-    # zero.
+    # Neighboring optima are close: on digits, starting from the previous one takes a third less time than
+    # starting from zero.
     weight, bias = _zero_init(train_features, train_labels, num_classes)
     mean, std = mean.to(weight), std.to(weight)
     for l2 in sorted(l2_grid, reverse=True):
@@ -249,8 +244,8 @@ def select_linear_probe(
 def _block_size(features: Tensor) -> int:
     """Rows to work on at once, so that temporaries stay small for millions of rows and thousands of classes.
 
-    On the CPU a block stays in cache between the two matrix products that need it; a GPU wants few, large
-    blocks.
+    On a CPU, a block stays in cache between the two matrix products that need it; a GPU is fastest with few,
+    large blocks.
     """
     return 1024 if features.device.type == "cpu" else 65536
 
@@ -270,10 +265,10 @@ def _statistics_or_identity(features: Tensor, standardize: bool) -> tuple[Tensor
 
 
 class Standardized:
-    """Features (N, D) as zero mean and unit variance, block by block on the device that computes.
+    """Features (N, D) standardized to zero mean and unit variance, in blocks on the computing device.
 
     float32 features on that device are standardized once, which takes as much memory again. Others, in half
-    precision or on the host, are too many for a copy: each block is made when it is needed.
+    precision or on the host, are too large for a copy: each block is computed on demand.
     """
 
     def __init__(self, features: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -299,14 +294,14 @@ def _zero_init(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
 def _minimize(
     inputs: Standardized, targets: Tensor, l2: float, max_iterations: int, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Minimize the objective from (``weight``, ``bias``), which stay as they are; returns the new pair.
+    """Minimize the objective from (``weight``, ``bias``), which are not changed; returns the new pair.
 
-    The gradient is written out rather than taken by autograd: autograd is unavailable in inference mode,
-    where validation runs, and would keep all N rows of logits.
+    The gradient is written out instead of computed by autograd, which is unavailable in inference mode, where
+    validation runs, and would keep all N rows of logits.
     """
     device, rows, count = targets.device, _block_size(targets), len(inputs)
-    # The line search compares losses that differ by less than float32 resolves, and would try many steps in
-    # vain.
+    # The line search compares losses that differ by less than float32's precision, and would try many steps
+    # in vain.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -336,7 +331,7 @@ def _minimize(
             [weight, bias],
             max_iter=max_iterations,
             max_eval=2 * max_iterations,
-            tolerance_grad=1e-6,  # below these two, rounding of float32 leads the search
+            tolerance_grad=1e-6,  # below these two, float32 rounding dominates
             tolerance_change=3e-8,
             history_size=10,
             line_search_fn="strong_wolfe",

@@ -1,4 +1,4 @@
-"""Retrieval: are the training samples most like a test sample of its class? No fitting."""
+"""Retrieval: whether the training samples most similar to a test sample are of its class. No fitting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.probes.base import FeatureScore, Labeled
 from evaluation.probes.linear import check_features, check_labeled_features
 
 QUERIES = 256
-"""Test samples that are ranked at once."""
+"""Test samples ranked at once."""
 
 
 class Retrieval(FeatureScore):
@@ -36,7 +36,7 @@ def retrieval(query: Tensor, query_labels: Tensor, bank: Tensor, bank_labels: Te
     """Recall@1 and mean average precision of ranking the whole bank by cosine similarity to each query.
 
     The average precision of a query is the mean, over the bank's samples of its class, of the share of its
-    class among the samples up to that one. A query whose class the bank does not hold counts 0.
+    class among the samples ranked up to that one. It is 0 if the bank has no sample of the query's class.
 
     Args:
         query: (Q, D), not in the bank.

@@ -28,7 +28,7 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
         ),
         (
             ["labels", "RUN", *UNLABELED],
-            "labels needs data with labels, and ImageFolder has none: give --data NAME",
+            "labels needs data with labels, but ImageFolder has none: give --data NAME",
         ),
         (
             ["export", "RUN", "out", "--format", "tar"],
@@ -36,7 +36,7 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
         ),
         (
             ["compare", "images"],
-            "images: no run there (no folder with a config.yaml of train.py): expected run folders, or a "
+            "images: contains no run (no folder with a config.yaml of train.py): expected run folders, or a "
             "pattern such as 'runs/*'",
         ),
         (

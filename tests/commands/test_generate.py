@@ -100,11 +100,11 @@ def test_samples_that_cannot_be_used(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.full((n, 1, 8, 8), float("nan")))
-    assert "Inpainting gave values that are not finite" in error_of(
+    assert "Inpainting returned non-finite values" in error_of(
         capsys, "generate", run, 2, "--output", "s.png"
     )
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: torch.zeros(n, 2))
-    assert "gave (2, 2)" in error_of(capsys, "generate", run, 2, "--output", "s.png")
+    assert "returned (2, 2)" in error_of(capsys, "generate", run, 2, "--output", "s.png")
     fixed = torch.rand(64, 1, 8, 8)
     monkeypatch.setattr(Inpainting, "sample", lambda self, n: fixed[:n])
     assert "the same samples in every call" in error_of(capsys, "generate", run, 65, "--output", "s.png")

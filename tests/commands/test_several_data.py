@@ -59,5 +59,5 @@ def test_what_several_data_sets_do_not_go_with(run: Path, capsys: pytest.Capture
         "error: features reads one data set, and --data is given 2 times\n"
     )
     assert error_of(capsys, "probe", run, "--output", "r.json", *data) == (
-        "error: --output names one file, and --data is given 2 times: leave it out\n"
+        "error: --output names one file, but --data is given 2 times: leave it out\n"
     )

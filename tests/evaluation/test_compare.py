@@ -74,7 +74,8 @@ def test_different_protocols_have_columns_of_their_own(
     make_run(runs / "runs/d", 0.7, knn_k=200)
     assert script.main(["compare", "runs/a", "runs/d", "--output=table.csv"]) == 0
     assert capsys.readouterr().out.startswith(
-        "note: knn_k of the protocol differs (20 in runs/a; 200 in runs/d): these test scores are not alike\n"
+        "note: knn_k in the protocol differs (20 in runs/a; 200 in runs/d): do not compare these test "
+        "scores\n"
     )
     assert (runs / "table.csv").read_text() == (
         "run,val/linear_top1,test/linear_top1 [A],test/linear_top1 [B],minutes\n"
@@ -94,11 +95,11 @@ def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture
     [
         (
             ["empty"],
-            "empty: no run there (no folder with a config.yaml of train.py): expected run folders, or",
+            "empty: contains no run (no folder with a config.yaml of train.py): expected run folders, or",
         ),
         (
             ["runs/*", "--sort=lr"],
-            "there is no column lr: expected some of run, model.temperature, val/linear",
+            "there is no column lr: expected one of run, model.temperature, val/linear",
         ),
         (["runs/*", "--output=x.txt"], "--output x.txt: expected a name that ends in .md or .csv"),
         (
@@ -106,7 +107,7 @@ def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture
             "--metric loss: no run has logged it; they have val/lin",
         ),
         (["runs/*", "--data=Digits"], "compare reads no data and has no option --data"),
-        (["broken"], "broken/config.yaml is not of a run that train.py made"),
+        (["broken"], "broken/config.yaml was not written by train.py"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -153,7 +153,7 @@ def test_the_model_card_tells_method_results_and_license(runs: Any, tmp_path: Pa
     [
         (
             ["--format=hf"],
-            "--format hf writes text networks (BertEncoder, GPTEncoder), and this run's is Conv",
+            "--format hf writes text networks (BertEncoder, GPTEncoder), but this run's is Conv",
         ),
         (["--format=tf"], "--format must be one of safetensors, onnx, pt2, hf, got 'tf'"),
     ],
@@ -182,7 +182,7 @@ def test_another_network_than_the_runs_is_not_written(
     other = SimpleNamespace(module=lambda: lambda x: torch.zeros(len(x), 128))
     monkeypatch.setattr("torch.export.load", lambda file: other)
     assert script.main(["export", str(runs("conv")), str(tmp_path / "out"), "--format=pt2"]) == 2
-    assert "the exported network gives other features than the run's, by up to" in capsys.readouterr().err
+    assert "features of the exported network differ from the run's by up to" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -128,7 +128,7 @@ def test_bad_input_is_refused(change, message):
 def test_classes_with_too_few_samples_are_named():
     labels = torch.tensor([0] * 9 + [1] * 4 + [2] * 5)
     probe, enough = FewShotProbe(), torch.arange(15) % 3
-    needed = "labeled training samples, 5 of each class are needed"
+    needed = "labeled training samples, but 5 per class are needed"
     assert probe.obstacle(enough, "abc") is None
     assert probe.obstacle(labels, "abc") == f"class 'b' has 4 {needed}"
     assert probe.obstacle(labels, "abcd") == f"class 'b' has 4 {needed} (2 classes have too few)"

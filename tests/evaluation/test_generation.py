@@ -67,7 +67,7 @@ def test_is_zero_for_the_same_set_and_ignores_order_and_dead_features() -> None:
     [
         (torch.zeros(1, 3), torch.zeros(4, 3), "features_a: a covariance needs at least 2 rows, got 1"),
         (torch.zeros(4, 3), torch.zeros(4, 2), "features_a are 3 wide, features_b 2"),
-        (torch.zeros(4, 3), torch.full((4, 3), torch.nan), "features_b: 4 of 4 rows hold NaN"),
+        (torch.zeros(4, 3), torch.full((4, 3), torch.nan), "features_b: 4 of 4 rows contain NaN"),
     ],
 )
 def test_refuses_what_has_no_distance(a: Tensor, b: Tensor, match: str) -> None:

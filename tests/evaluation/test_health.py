@@ -139,7 +139,7 @@ def test_collapse_is_detected_with_its_reason(features, reason):
 def test_non_finite_features_have_their_own_reason(value):
     features = gaussian(50, 16)
     features[3, 5] = features[7, 0] = value
-    assert is_collapsed(features) == "the features of 2 of 50 samples hold NaN or infinity"
+    assert is_collapsed(features) == "the features of 2 of 50 samples contain NaN or infinity"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_float32_inside_autocast_and_inference_mode():
         ({"bank_labels": torch.full((150,), -1)}, "bank features: 150 of 150 labels are negative"),
         ({"query": torch.zeros(3, 5)}, "query features are 5 wide, bank features 6"),
         ({"query": torch.empty(0, 6)}, "query features: expected a non-empty"),
-        ({"query": torch.full((2, 6), math.nan)}, "query features: 2 of 2 rows hold NaN"),
+        ({"query": torch.full((2, 6), math.nan)}, "query features: 2 of 2 rows contain NaN"),
     ],
 )
 def test_bad_input_is_refused(change, message):

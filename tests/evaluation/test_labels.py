@@ -102,7 +102,7 @@ def test_a_table_that_goes_on_where_it_ended(
     monkeypatch.setattr(label_budgets, "MOST", 3)
     assert script.main(["labels", str(run), "--draws=2"]) == 0
     told = capsys.readouterr().out
-    assert "left out: 500 per class: a class has fewer labeled training samples" in told
+    assert "left out: 500 per class: a class has too few labeled training samples" in told
     assert "of 360 test samples 0 are among 1077 pre-training samples, 0 nearly" in told
     report = json.loads((run / "labels.json").read_text())
     assert report["labels"] == {"20 per class": 200, "10%": 109, "100%": 1077}
@@ -129,7 +129,7 @@ def test_a_table_that_goes_on_where_it_ended(
     capsys.readouterr()
     assert script.main(["labels", str(run), "--draws=3"]) == 2
     assert capsys.readouterr().err == (
-        f"error: {run}/labels.json holds results of other settings: give --overwrite to replace it, or "
+        f"error: {run}/labels.json contains results of other settings: give --overwrite to replace it, or "
         "repeat those\n"
     )
 

@@ -76,7 +76,7 @@ def test_many_features_are_kept_on_the_host_in_half_precision(monkeypatch: pytes
     assert own.dtype == torch.bfloat16  # of a network in bf16: nothing is lost
     with pytest.raises(ConfigError) as refused:
         extract_features({"raw": lambda x: 1e6 * x.flatten(1)}, data, "bank", CPU)
-    assert "do not fit into float16, in which more than 1000 values of a split are kept" in str(refused.value)
+    assert "do not fit into float16, which is used for more than 1000 values of a split" in str(refused.value)
 
 
 @pytest.mark.slow

@@ -217,8 +217,8 @@ def test_selection_cannot_see_a_test_split():
     [
         (lambda a: a["labels"].__setitem__(slice(0, 3), -1), "3 of 8 labels are negative"),
         (lambda a: a["labels"].__setitem__(0, 4), "found label 4, but num_classes is 4"),
-        (lambda a: a["features"].__setitem__((0, 1), math.nan), "1 of 8 rows hold NaN"),
-        (lambda a: a["features"].__setitem__((2, 1), math.inf), "1 of 8 rows hold NaN or infinity"),
+        (lambda a: a["features"].__setitem__((0, 1), math.nan), "1 of 8 rows contain NaN"),
+        (lambda a: a["features"].__setitem__((2, 1), math.inf), "1 of 8 rows contain NaN or infinity"),
         (
             lambda a: a.update(features=torch.empty(0, 3), labels=torch.empty(0, dtype=torch.long)),
             "non-empty",

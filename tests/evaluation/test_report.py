@@ -258,7 +258,7 @@ def test_what_was_given_fails_without_a_traceback(
     monkeypatch.setattr(module, "embed", lambda x: torch.full((len(x), 4), float("nan")))
     report = evaluate(module, module, data, "x.ckpt", probes=("knn",))
     n = len(data.dataset("test"))  # type: ignore[arg-type]
-    reason = f"query features: {n} of {n} rows hold NaN or infinity: the encoder has diverged"
+    reason = f"query features: {n} of {n} rows contain NaN or infinity: the encoder has diverged"
     assert report["failed"] == {"knn of pretrained": reason, "knn of random_init": reason}
     assert "knn_top1" in report["results"]["raw_input"] and report["collapse"]["collapsed"]
     assert capsys.readouterr().err == ""
@@ -270,7 +270,7 @@ def test_a_class_with_few_samples_costs_the_few_shot_probe_only() -> None:
     bank: Any = data.dataset("bank")
     few = np.flatnonzero(bank.labels == 3)[2:]
     bank.labels[few] = -1
-    reason = "class '3' has 2 labeled training samples, 5 of each class are needed"
+    reason = "class '3' has 2 labeled training samples, but 5 per class are needed"
     assert foreseen_obstacles(data) == {"fewshot": reason}
     report = evaluate(module, module, data, "x.ckpt")
     assert report["left_out"] == {"fewshot": reason} and report["failed"] == {}

@@ -87,7 +87,7 @@ def test_what_of_a_prompt_is_unknown_is_told(
     assert "2 of its characters are not in the vocabulary" in capsys.readouterr().out
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
     for options, message in (
-        (["--prompt", "\u4e2d"], "none of it is in the vocabulary"),
+        (["--prompt", "\u4e2d"], "none of its characters are in the run's vocabulary"),
         (["--prompt", str(tmp_path / "latin1.txt")], "is not UTF-8"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature must be in [0, inf), got -1.0"),
         (["--prompt", "a", "--output", str(tmp_path / "a.png")], "ends in .txt"),

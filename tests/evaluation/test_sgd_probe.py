@@ -147,7 +147,7 @@ def test_the_command_adds_to_the_results_and_they_are_kept(
     expected = f"--protocol sgd adds to {results}, which is missing: run eval.py probe without it first"
     assert error_of(capsys, "probe", copy, "--protocol", "sgd") == f"error: {expected}\n"
     both = error_of(capsys, "probe", copy, "--protocol", "sgd", "--probes", "knn")
-    assert both == "error: --protocol sgd takes no --probes, --measures and --layers: leave them out\n"
+    assert both == "error: --protocol sgd does not use --probes, --measures or --layers: leave them out\n"
 
 
 def test_it_needs_labeled_images_and_a_whole_batch(tmp_path: Path) -> None:

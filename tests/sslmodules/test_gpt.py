@@ -541,7 +541,8 @@ def test_a_knob_out_of_range_is_named(make: Any, message: str) -> None:
         (
             method,
             torch.full((2, 5), V),
-            f"the data has token {V}, but the encoder knows only {V} tokens: increase model.encoder.vocab_size",
+            f"the data has token {V}, but the encoder knows only {V} tokens: increase "
+            "model.encoder.vocab_size",
         ),
         (
             method,

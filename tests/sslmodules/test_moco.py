@@ -296,8 +296,8 @@ def test_groups_and_synchronized_statistics_exclude_each_other() -> None:
     with pytest.raises(ConfigError) as refused:
         module.setup("fit")
     assert str(refused.value) == (
-        "batch_norm_groups 2 gives each group its own statistics, but trainer.sync_batchnorm true shares them "
-        "among all processes: give --trainer.sync_batchnorm false, or --model.batch_norm_groups 1"
+        "batch_norm_groups 2 gives each group its own statistics, but trainer.sync_batchnorm true shares "
+        "them among all processes: give --trainer.sync_batchnorm false, or --model.batch_norm_groups 1"
     )
     module = small()
     module._trainer = synchronized  # type: ignore[assignment]
