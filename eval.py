@@ -11,7 +11,7 @@ from runtime.messages import flush
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status. Help and wrong arguments are dealt with before torch is imported."""
+    """Run the command line; returns the exit status. Help and wrong arguments are handled without torch."""
     try:
         if not argv or argv[0] in HELP:
             print(help_text())
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 
 def start() -> NoReturn:
-    """What ``ssl-eval`` runs."""
+    """Entry point of ``ssl-eval``."""
     try:
         sys.exit(main(sys.argv[1:]))
     finally:

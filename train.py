@@ -1,6 +1,4 @@
-"""Pre-train a method on a data set, then probe its frozen features: ``python train.py --config
-configs/digits/simclr.yaml``.
-"""
+"""Pre-train a method, then probe its features: ``python train.py --config configs/digits/simclr.yaml``."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ def show(text: str, status: int = 0) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit status. Help and broken files are dealt with before torch is
-    imported.
-    """
+    """Run the command line; returns the exit status. Help and broken files are handled without torch."""
     with receiver.listening():
         try:
             if not argv or set(argv) & {"--help", "-h"}:
@@ -45,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def start() -> NoReturn:
-    """What ``ssl-train`` runs."""
+    """Entry point of ``ssl-train``."""
     try:
         sys.exit(main(sys.argv[1:]))
     finally:

@@ -1,1 +1,1 @@
-"""One run from the command line to its folder: parsing, trust, files, checkpoints, stopping."""
+"""Everything around a run: command line, trust, files, checkpoints, stopping."""

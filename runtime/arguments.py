@@ -22,10 +22,10 @@ from runtime.trust import enforce, trust
 
 
 class Given(NamedTuple):
-    """A command line, its files read.
+    """A command line, with its files read.
 
     Attributes:
-        files: name and content, those that every run shares first.
+        files: name and content of each file, the project's defaults first.
         words: the other options.
     """
 
@@ -33,19 +33,17 @@ class Given(NamedTuple):
     words: list[str]
 
     def replaced(self) -> Iterator[str]:
-        """A line for each class of the files that ``--model NAME`` or ``--data NAME`` replaces."""
+        """A line for each class in the files that ``--model NAME`` or ``--data NAME`` replaces."""
         for group in ("model", "data"):
             specs = [content.get(group) for _, content in self.files]
             olds = [spec.get("class_path") if isinstance(spec, dict) else spec for spec in specs]
             old = next((public_name(str(name)) for name in reversed(olds) if name), None)
             new = next((value for option, value in pairs(self.words) if option == f"--{group}"), None)
             if old and new and (find_class(new) or "." in new) and public_name(new) != old:
-                yield (
-                    f"--{group} {new} replaces {old}: its options from the file are kept where both have them"
-                )
+                yield (f"--{group} {new} replaces {old}: options in the file that both have are kept")
 
     def for_parser(self) -> list[str]:
-        """The arguments as the parser takes them: each file as JSON, every class known."""
+        """The arguments in the parser's form: each file as JSON, every class known."""
         for source, content in self.files:
             if not isinstance(content.get("trainer", {}), (dict, type(None))):
                 raise ConfigError(
@@ -61,10 +59,10 @@ class Given(NamedTuple):
 
 
 def read_arguments(args: list[str]) -> Given:
-    """The command line with its files read and its trusted packages noted.
+    """Read the files of a command line, and register its trusted packages.
 
     Raises:
-        ConfigError: a file is missing or broken, or a name is no package.
+        ConfigError: a file is missing or broken, or a name is not a package.
     """
     args = trusted_packages(args)
     names = [str(DEFAULTS), *config_arguments(args)]
@@ -78,9 +76,7 @@ def read_arguments(args: list[str]) -> Given:
 
 
 def trusted_packages(args: list[str]) -> list[str]:
-    """Obey ``--trust_config_classes PACKAGE[,PACKAGE]`` and take it out: it is given on the command line,
-    never in a file.
-    """
+    """Apply ``--trust_config_classes PACKAGE[,PACKAGE]`` and remove it; it is never accepted from a file."""
     rest, words = [], iter(args)
     for word in words:
         option, equals, value = word.partition("=")
@@ -88,29 +84,27 @@ def trusted_packages(args: list[str]) -> list[str]:
             rest.append(word)
             continue
         trust((value if equals else next(words, "")).split(","))
-        if os.getcwd() not in sys.path:  # a package of the user's may lie there; installed ones come first
+        if os.getcwd() not in sys.path:  # for the user's packages; installed ones come first
             sys.path.append(os.getcwd())
     enforce()
     return rest
 
 
 def import_named(texts: list[str]) -> None:
-    """Import every class of the project that a text names: the parser knows what is imported."""
+    """Import every class of the project that a text names, so that the parser knows it."""
     for name in set(re.findall(r"\w+", " ".join(texts))) & classes().keys():
         find_class(name)
 
 
 def full_name(value: Any) -> Any:
-    """The full name for a short one of the project, which others may have too, such as ``CSVLogger``."""
+    """The full name for a short one of the project, since others may share it, such as ``CSVLogger``."""
     if isinstance(value, list):
         return [full_name(item) for item in value]
     return current_path(value) or value if isinstance(value, str) else value
 
 
 def with_full_names(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with every class of the project by its full name, and the name of a timm model
-    replaced by the encoder of that name.
-    """
+    """The configuration with full names of the project's classes, and timm models' names as encoders."""
     content = with_current_paths({key: value for key, value in content.items() if value is not None})
     if isinstance(trainer := content.get("trainer"), dict):
         content = {**content, "trainer": {key: full_name(value) for key, value in trainer.items()}}
@@ -122,10 +116,10 @@ def with_full_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_with_full_names(words: list[str]) -> list[str]:
-    """Likewise for the command line: each option and its value in one word."""
+    """The same for the command line, with each option and its value in one word."""
     out = []
     for option, value in pairs(words):
-        if option == "--trainer":  # the parser would take the name of a file
+        if option == "--trainer":  # the parser would accept the name of a file
             raise ConfigError(f"--trainer: expected options such as --trainer.max_epochs 10, got {value!r}")
         if value is None:
             out.append(option)

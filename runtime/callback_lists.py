@@ -15,7 +15,7 @@ from runtime.names import resolve
 from runtime.strict_yaml import read_yaml
 
 OPTION = "--trainer.callbacks"
-#: Every run has these beside the ones in configs/default.yaml.
+#: Every run has these in addition to the ones in configs/default.yaml.
 EVERY_RUN = (
     "Throughput",
     "FiniteLoss",
@@ -29,11 +29,10 @@ Spec = dict[str, Any]
 
 
 def merge(layers: Iterable[dict[str, Any]]) -> list[Spec]:
-    """The callbacks of all layers. Those of a later one are added; of a class that both have, only the later
-    layer's are kept.
+    """The callbacks of all layers: a later layer adds callbacks, and replaces those of the same class.
 
     Args:
-        layers: configurations: the project's, each file's, the command line's.
+        layers: configurations of the project, of each file and of the command line.
     """
     callbacks: list[Spec] = []
     for layer in layers:
@@ -51,7 +50,7 @@ def _listed(layer: dict[str, Any]) -> list[Spec]:
 
 
 def _full(given: Any) -> Spec:
-    """A callback by the full name of its class; a name that does not exist stays, for the parser to refuse.
+    """A callback with the full name of its class; unknown names are left for the parser to reject.
 
     Raises:
         ConfigError: neither a name nor a mapping with one.
@@ -69,7 +68,7 @@ def _full(given: Any) -> Spec:
 
 
 def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer without its list: the parser would put the last one in the place of all others."""
+    """A layer without its list, since the parser would replace all others by the last one."""
     if not isinstance(layer.get("trainer"), dict):
         return layer
     rest = {k: v for k, v in layer["trainer"].items() if k not in ("callbacks", "callbacks+")}
@@ -77,10 +76,10 @@ def without_callbacks(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_command_line(args: list[str]) -> tuple[list[Spec], list[str]]:
-    """The callbacks that a command line lists, and the rest of the command line.
+    """The callbacks listed on the command line, and the rest of the command line.
 
     ``--trainer.callbacks NAME`` (also with ``+=``) adds one, ``--trainer.callbacks.OPTION VALUE`` sets an
-    option of the one before. A list or mapping in YAML adds all its entries; ``null`` adds none.
+    option of the previous one. A list or mapping in YAML adds all its entries; ``null`` adds none.
 
     Raises:
         ConfigError: an option before any callback, or a value that is not YAML.
@@ -121,10 +120,10 @@ def turned_off(given: str | list[str] | None) -> set[str]:
     """Names of the callbacks that ``--disable_callbacks`` turns off.
 
     Args:
-        given: a name, names with commas between, or a list.
+        given: a name, comma-separated names, or a list.
 
     Raises:
-        ConfigError: a callback that is not the project's; the message names the nearest.
+        ConfigError: a callback that is not the project's; the message suggests the nearest.
     """
     known = [*(public_name(spec["class_path"]) for spec in _listed(read_config(str(DEFAULTS)))), *EVERY_RUN]
     names = given.split(",") if isinstance(given, str) else given or []
@@ -132,20 +131,20 @@ def turned_off(given: str | list[str] | None) -> set[str]:
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"--disable_callbacks {name}{did_you_mean(name, known)}: expected some of {', '.join(known)}"
+                f"--disable_callbacks {name}{did_you_mean(name, known)}: expected one of {', '.join(known)}"
             )
     return set(names)
 
 
 def check_state_keys(callbacks: list[Callback]) -> None:
-    """ConfigError for two callbacks whose states a checkpoint cannot distinguish."""
+    """Raise ConfigError for two callbacks whose states a checkpoint cannot distinguish."""
     seen: set[str] = set()
     for callback in callbacks:
         if type(callback).state_dict is Callback.state_dict:
             continue
         if callback.state_key in seen:
             raise ConfigError(
-                f"trainer.callbacks: {type(callback).__name__} is there twice with the same settings "
+                f"trainer.callbacks: {type(callback).__name__} is listed twice with the same settings "
                 f"({callback.state_key}): expected one, or several that differ in what they monitor"
             )
         seen.add(callback.state_key)

@@ -24,9 +24,8 @@ SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN
 
 
 class ProgressBar(EpochsFromOne):
-    """Rich progress bar with the loss and the last probe accuracies; a line per validation where there is no
-    terminal.
-    """
+    """Rich progress bar with the loss and the last probe accuracies; without a terminal, a line per "
+    "validation."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)
@@ -52,11 +51,12 @@ class ProgressBar(EpochsFromOne):
 
 
 class Throughput(Callback):
-    """Logs ``time/samples_per_s`` (all ranks) and ``time/data_wait_share`` (0 to 1) over the steps since the
-    last log, and on a GPU ``time/gpu_memory_gib``, the most that tensors of rank 0 have needed so far.
+    """Logs throughput, the share of time spent waiting for data, and GPU memory.
 
-    The data wait is the time between the end of a training step and the start of the next: fetching, moving,
-    and launching the views. The clock is the host's, so nothing waits for the device; validation is left out.
+    ``time/samples_per_s`` (all ranks) and ``time/data_wait_share`` (0 to 1) are over the steps since the last
+    log; on a GPU, ``time/gpu_memory_gib`` is the peak memory of rank 0's tensors so far. The data wait is the
+    time between the end of a training step and the start of the next: fetching, moving, and launching the
+    views. The clock is the host's, so nothing waits for the device. Validation is excluded.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Throughput(Callback):
 
 
 class _Reading(NamedTuple):
-    """Loss and gradient norm of a step on their way to the host."""
+    """Loss and gradient norm of a step, being copied to the host."""
 
     step: int
     epoch: int
@@ -112,44 +112,41 @@ class _Reading(NamedTuple):
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The values on the host; from CUDA without waiting, valid once the event has happened."""
+    """The values on the host; from CUDA without waiting, valid once the event has occurred."""
     if values.device.type != "cuda":
         return values, None
     host = values.to("cpu", non_blocking=True)  # to pinned memory
-    arrived = torch.cuda.Event(blocking=True)  # a host that waits for it sleeps
+    arrived = torch.cuda.Event(blocking=True)  # a waiting host sleeps
     arrived.record()
     return host, arrived
 
 
 class FiniteLoss(Callback):
-    """Stops training within one step of a loss or gradient that is NaN or infinite, and before weights or
-    statistics that are not finite would be saved.
+    """Stops training within one step of a non-finite loss or gradient, and before saving non-finite weights.
 
-    On CPU the step is looked at before the optimizer makes it, so the weights are those of the step before.
-    On CUDA the two numbers are copied to pinned memory without blocking and looked at while the device works
-    on the next step: the host is never more than one step ahead, and the device never waits. Validation and
-    checkpoints, for which the host waits anyway, first look at whatever is on its way.
+    On CPU, values are checked before the optimizer step, so the weights are those of the previous step. On
+    CUDA, the two numbers are copied to pinned memory without blocking and checked while the device works on
+    the next step: the host is never more than one step ahead, and the device never waits. Validation and
+    checkpoints, for which the host waits anyway, first check pending values.
 
-    Infinite gradients are not an error where a gradient scaler (``16-mixed``) skips such steps, unless it has
-    to skip ``max_skipped`` in a row; a NaN loss is one there too. ``train/skipped_steps`` counts what was
-    skipped, in the logs. ``train/grad_norm`` is the norm of all gradients of a step, before clipping; where a
-    step has several optimizers, ``train/grad_norm/0`` is that of the first, and so on.
+    With a gradient scaler (``16-mixed``), which skips steps with infinite gradients, these are an error only
+    after ``max_skipped`` skipped steps in a row; a NaN loss is always an error. ``train/skipped_steps``
+    counts skipped steps. ``train/grad_norm`` is the norm of all gradients of a step, before clipping; with
+    several optimizers, ``train/grad_norm/0`` is that of the first, and so on.
 
     Args:
-        checkpoint: the run's last checkpoint, for the message; None: the one in the run folder.
-        max_skipped: steps in a row. Each halves the scale, 65536 at the start, so that 20 leave it below 1.
+        checkpoint: the run's last checkpoint, for the message; None = the one in the run folder.
+        max_skipped: skipped steps in a row. Each halves the scale, initially 65536, so 20 leave it below 1.
     """
 
     def __init__(self, checkpoint: Path | None = None, max_skipped: int = 20) -> None:
         self.checkpoint, self.max_skipped = checkpoint, max_skipped
         self.skipped, self.skipped_in_a_row = 0, 0
-        self.loss: Tensor | None = (
-            None  # of the batches since the last optimizer step; one that is not finite stays so
-        )
-        self.step = 0  # of the batch; a second optimizer finds Lightning's counter one further
+        self.loss: Tensor | None = None  # of the batches since the last optimizer step; stays non-finite
+        self.step = 0  # of the batch; for a second optimizer, Lightning's counter is one ahead
         self.pending: _Reading | None = None
         self.norm_before: float | None = None
-        self.as_built: set[str] = set()  # never finite, such as a mask of -inf
+        self.as_built: set[str] = set()  # non-finite from the start, such as a mask of -inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.as_built = set(_not_finite(pl_module))
@@ -162,15 +159,15 @@ class FiniteLoss(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         loss = loss.detach()
-        if (scaler := scaler_of(trainer)) is not None:  # it has multiplied the loss, for 16-mixed
+        if (scaler := scaler_of(trainer)) is not None:  # for 16-mixed, it has scaled the loss
             loss = loss / scaler.scale(torch.ones_like(loss))
         self.loss = loss if self.loss is None else self.loss + loss
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        # here and not at the backward: every rank has the same gradients by now, so all of them stop at the
-        # same step
+        # here, not in the backward pass: all ranks have the same gradients by now, so they stop at the same
+        # step
         if self.loss is None:
             return
         gradients = [
@@ -195,7 +192,7 @@ class FiniteLoss(Callback):
             self._look_at_pending(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look_at_pending(trainer)  # the best checkpoint is written after it
+        self._look_at_pending(trainer)  # before the best checkpoint is written
         self._look_at_state(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -216,9 +213,9 @@ class FiniteLoss(Callback):
             self._look(reading, trainer)
 
     def _look(self, reading: _Reading, trainer: Trainer) -> None:
-        """Raises ``ConfigError`` for a step whose numbers are not finite."""
+        """Raise ``ConfigError`` for a step with non-finite numbers."""
         if reading.arrived is not None:
-            reading.arrived.synchronize()  # of the step before the one that the device is at
+            reading.arrived.synchronize()  # from the step before the current one
         loss, norm = reading.values.tolist()
         scaled = scaler_of(trainer) is not None
         if math.isfinite(loss) and math.isfinite(norm):
@@ -247,9 +244,10 @@ class FiniteLoss(Callback):
         )
 
     def _look_at_state(self, trainer: Trainer, module: LightningModule) -> None:
-        """Raises ``ConfigError`` if the weights or statistics that a checkpoint would hold are not finite.
+        """Raise ``ConfigError`` if weights or statistics that a checkpoint would contain are not finite.
 
-        With finite losses, too: a running variance overflows where each batch is normalized by its own.
+        This can happen with finite losses: batches are normalized by their own variance, while the running
+        variance overflows.
         """
         if wrong := [name for name in _not_finite(module) if name not in self.as_built]:
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -262,9 +260,9 @@ class FiniteLoss(Callback):
     def _advice(self) -> str:
         assert self.checkpoint is not None
         kept = (
-            f"{self.checkpoint} is of an earlier step"
+            f"{self.checkpoint} is from an earlier step"
             if self.checkpoint.is_file()
-            else "no checkpoint was written yet"
+            else "no checkpoint has been written yet"
         )
         return (
             f"Training stopped; {kept}. Try a lower learning rate, a longer warm-up, "
@@ -278,7 +276,7 @@ def scaler_of(trainer: Trainer) -> Any:
 
 
 def _not_finite(module: LightningModule) -> list[str]:
-    """Names of the parameters and buffers that hold NaN or infinity; the host waits for the device once."""
+    """Names of parameters and buffers that contain NaN or infinity; the host waits for the device once."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
     if not tensors:

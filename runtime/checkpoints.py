@@ -22,8 +22,8 @@ from sslmodules.base import SSLModule
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
-#: The state of a run's own two checkpoint callbacks is stored under these names; before they had classes of
-#: their own, they were plain ModelCheckpoints.
+#: The states of a run's own two checkpoint callbacks are stored under these names; in earlier versions they
+#: were plain ModelCheckpoints.
 _EVERY_EPOCH = "'every_n_train_steps': 0, 'every_n_epochs': 1, 'train_time_interval': None}"
 RENAMED_CALLBACKS = {
     f"ModelCheckpoint{what}, {_EVERY_EPOCH}": f"{name}{what}, {_EVERY_EPOCH}"
@@ -36,41 +36,37 @@ RENAMED_CALLBACKS = {
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: at every moment the old file or the new one is there,
-    whole.
+    """Writes a temporary file, syncs and renames it, so that there is always a complete checkpoint.
 
-    ``last.ckpt`` of before stays as ``previous.ckpt``. Lightning's own writes to the system's temporary
-    folder and moves the file, which across file systems is a copy over the good checkpoint.
+    The former ``last.ckpt`` is kept as ``previous.ckpt``. Lightning's own class writes to the system's
+    temporary folder and moves the file; across file systems, that copies over the good checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises DataFileError with the path, the size needed and the space left; the old file stays."""
+        """Save a checkpoint; on failure raise DataFileError with path, size and free space, and keep the "
+        "old."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with whole_file(target) as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())  # whole, before the file that it replaces is touched
+                os.fsync(file.fileno())  # complete before the file that it replaces is touched
                 if target.name == LAST and target.exists():
                     _keep(target, target.with_name(PREVIOUS))
-        except (OSError, RuntimeError) as error:  # torch wraps some failures of the system
+        except (OSError, RuntimeError) as error:  # torch wraps some system errors
             why = not_written(target, error.__cause__ or error, _size(checkpoint))
             raise DataFileError(f"{why}: make room, then repeat the command to resume") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values only: reading runs no code from the file. On the CPU unless
-        ``map_location`` is given.
-        """
+        """Load tensors and plain values only, so that no code in the file is run; default: to the CPU."""
         return with_current_names(torch.load(path, map_location=map_location or "cpu", weights_only=True))
 
 
 def with_current_names(content: Any) -> Any:
-    """The content of a checkpoint of this or an earlier version, its weights under the names that they have
-    now.
-    """
+    """The content of a checkpoint of this or an earlier version, with the current names of its weights."""
     if isinstance(content, dict) and isinstance(state := content.get("state_dict"), dict):
         content["state_dict"] = {RENAMED_STATE.get(k, k): v for k, v in state.items()}
         callbacks = content.get("callbacks", {})
@@ -80,17 +76,17 @@ def with_current_names(content: Any) -> Any:
 
 
 def _keep(file: Path, name: Path) -> None:
-    """``file`` under a second name; it keeps its own."""
+    """Give ``file`` a second name; it keeps its own."""
     link = temporary_beside(name)
     try:
         os.link(file, link)
-    except OSError:  # a file system without hard links: until the coming rename there is the second name only
+    except OSError:  # no hard links here: until the next rename, only the second name exists
         os.replace(file, name)
     else:
         os.replace(link, name)
         link.unlink(
             missing_ok=True
-        )  # where both were the same file, after a kill at this place: rename does nothing then
+        )  # if both are the same file after a kill at this point, rename does nothing
 
 
 def _size(node: Any) -> int:
@@ -102,24 +98,22 @@ def _size(node: Any) -> int:
 
 
 class DamagedCheckpoint(DataFileError):
-    """A checkpoint of which something is missing or has changed on the disk."""
+    """A checkpoint that is incomplete or has changed on disk."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.what = f"{path} {what}"
         others = [p for p in path.parent.glob("*.ckpt") if p != path and p.stat().st_size > 0]
         newest = max(others, key=lambda p: p.stat().st_mtime, default=None)
-        super().__init__(
-            f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint beside it'}"
-        )
+        super().__init__(f"{self.what}: {f'try {newest}' if newest else 'there is no other checkpoint'}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, read without running code from it.
 
     Raises:
-        DamagedCheckpoint: empty, truncated, or the checksum (CRC-32) that torch writes with each tensor does
-            not fit it; torch itself does not compare them.
-        DataFileError: missing, holding objects other than tensors and plain values, or not a Lightning
+        DamagedCheckpoint: empty, truncated, or a tensor does not match the checksum (CRC-32) that torch
+            writes with it, but does not verify itself.
+        DataFileError: missing, containing objects other than tensors and plain values, or not a Lightning
             checkpoint.
     """
     path = Path(path)
@@ -127,11 +121,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DataFileError(f"{path} does not exist: expected a checkpoint such as RUN/checkpoints/last.ckpt")
     if path.stat().st_size == 0:
         raise DamagedCheckpoint(path, "is empty (0 bytes)")
-    # before torch looks at it: what has changed on the disk may also look like code
+    # before torch reads it: damaged data could look like code
     try:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
-    except Exception as error:  # of a dozen kinds when the list of contents is damaged
+    except Exception as error:  # damaged tables of contents raise many kinds of errors
         raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
     if changed is not None:
         raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
@@ -140,40 +134,43 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # likewise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise DataFileError(
-                f"{path} holds objects that are not tensors or plain values; loading them could run code, "
+                f"{path} contains objects other than tensors and plain values; loading them could run code, "
                 "so it was refused"
             ) from None
         raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise DataFileError(
-            f"{path} is not a Lightning checkpoint (no state_dict): expected one that train.py wrote"
+            f"{path} is not a Lightning checkpoint (no state_dict): expected one written by train.py"
         )
     return with_current_names(content)
 
 
 def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
-    """A method with initial weights from what a checkpoint records: ``_class_path`` and its options.
+    """Build a method with initial weights from the class and options recorded in a checkpoint.
 
-    Args: given: objects to use in place of what is recorded, such as ``encoder``.
+    Args:
+        hyper_parameters: ``_class_path`` and the options.
+        given: objects to use instead of the recorded ones, such as ``encoder``.
 
     Raises:
-        DataFileError: no class is named, or one that is not a method of this project; a network is not
+        DataFileError: no class is named, or one that is not a method of this project; or a network is not
             recorded.
     """
     recorded = {k: v for k, v in hyper_parameters.items() if not k.startswith("_") and k not in given}
     options = _without_downloads(recorded)
     class_path = str(hyper_parameters.get("_class_path", ""))
     cls = find_class(class_path)
-    if cls is None and is_trusted(class_path):  # of a package that the user trusts
+    if cls is None and is_trusted(class_path):  # from a package that the user trusts
         cls = find(class_path, "the checkpoint")
     if not (isinstance(cls, type) and issubclass(cls, SSLModule)):
         raise DataFileError(
-            f"the checkpoint names {class_path or 'no class'!r}, which is no method of this project (known: "
-            f"{', '.join(methods())}). If it was saved from Python, build the method and use load_state_dict"
+            f"the checkpoint names {class_path or 'no class'!r}, which is not a method of this project "
+            f"(known: {', '.join(methods())}). If it was saved from Python, build the method and use "
+            "load_state_dict"
         )
     unknown = dict(gaps(options))
     has_optimizer = unknown.pop("optimizer", None) is None
-    if not has_optimizer:  # features need none
+    if not has_optimizer:  # not needed for features
         options["optimizer"] = {"class_path": "torch.optim.SGD"}
     for place, kind in unknown.items():
         name = place.partition(".")[0]
@@ -190,7 +187,7 @@ def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
         reason = str(error).strip().splitlines()[-1].strip()
         if denied := denied_name(error):
             reason = outside(denied, "model")
-        raise DataFileError(f"the checkpoint does not build {cls.__name__}: {reason}") from None
+        raise DataFileError(f"{cls.__name__} cannot be built from the checkpoint: {reason}") from None
     set_hyperparameters(module, {**hyper_parameters, **given})
     if not has_optimizer:
         module.optimizer = _unknown_optimizer
@@ -198,8 +195,9 @@ def build_module(hyper_parameters: dict[str, Any], **given: Any) -> SSLModule:
 
 
 def _without_downloads(options: Any) -> Any:
-    """Networks that began from published weights begin from random ones: those of the checkpoint follow, and
-    a baseline of random weights must not hold others.
+    """Disable published initial weights of networks.
+
+    The checkpoint's weights replace them anyway, and a baseline with random weights must not contain them.
     """
     if isinstance(options, dict):
         is_off = {key: key == "pretrained" and value is True for key, value in options.items()}
@@ -209,33 +207,33 @@ def _without_downloads(options: Any) -> Any:
 
 def _unknown_optimizer(parameters: Any) -> Any:
     raise ConfigError(
-        "the checkpoint does not record which optimizer it was trained with: set module.optimizer before "
-        "training, such as functools.partial(torch.optim.AdamW, lr=1e-3)"
+        "the checkpoint does not record its optimizer: set module.optimizer before training, for example to "
+        "functools.partial(torch.optim.AdamW, lr=1e-3)"
     )
 
 
 def initial_module(checkpoint: dict[str, Any], seed: int | None = None) -> SSLModule:
-    """The method of a checkpoint as it was before training: initial weights drawn from the run's seed."""
+    """The method of a checkpoint before training: initial weights drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checkpoint.get("seed", 0) if seed is None else seed)
         return build_module(checkpoint.get("hyper_parameters", {})).eval()
 
 
 def evaluated_checkpoint(module: SSLModule, last: Path) -> Path:
-    """Of a run the checkpoint that its results are of: ``best.ckpt`` where the method has a ``best_metric``
-    and the run has validated, else ``last.ckpt``.
+    """The checkpoint that a run's results are from.
+
+    It is ``best.ckpt`` if the method has a ``best_metric`` and the run has validated, else ``last.ckpt``.
     """
     best = last.with_name(BEST)
     return best if module.best_metric is not None and best.is_file() else last
 
 
 def load_module(path: str | Path, **given: Any) -> SSLModule:
-    """The method of a checkpoint of ``train.py`` or of any Trainer, with its trained weights, on the CPU, in
-    eval mode.
+    """The trained method of a checkpoint of ``train.py`` or any Trainer, on the CPU, in eval mode.
 
     Args:
         path: such as ``RUN/checkpoints/last.ckpt``.
-        given: networks that the checkpoint cannot record, because they are of no class of this project:
+        given: networks that the checkpoint cannot record, because their classes are not the project's:
             ``encoder=MyNetwork()``. Their weights are replaced by the trained ones.
 
     Raises:

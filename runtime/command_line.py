@@ -37,13 +37,13 @@ from sslmodules.base import SSLModule
 
 
 class SSLCommandLine(LightningCLI):
-    """Parses, opens the run folder, and builds method, data and trainer. Training itself is the caller's.
+    """Parses, opens the run folder, and builds method, data and trainer; the caller trains.
 
     Args:
         args: the command line without the program's name.
 
     Raises:
-        ConfigError: anything wrong with what was given; the message is one line.
+        ConfigError: any invalid input; the message is one line.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -58,7 +58,7 @@ class SSLCommandLine(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 run=False,
-                save_config_callback=None,  # the run folder keeps the configuration, and survives a restart
+                save_config_callback=None,  # the run folder stores the configuration, also across restarts
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 parser_kwargs={
@@ -73,7 +73,7 @@ class SSLCommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run_dir", type=str, default=None, help="The run folder; resumed if it holds a checkpoint."
+            "--run_dir", type=str, default=None, help="The run folder; resumed if it contains a checkpoint."
         )
         parser.add_argument(
             "--evaluate", type=bool, default=True, help="Probe the features on the test split at the end."
@@ -91,18 +91,21 @@ class SSLCommandLine(LightningCLI):
             help="Names of the project's callbacks to turn off.",
         )
         parser.add_argument(
-            "--save_every_n_steps", type=int | None, default=None, help="Save also after so many steps."
+            "--save_every_n_steps", type=int | None, default=None, help="Also save every so many steps."
         )
         parser.add_argument(
-            "--save_every_minutes", type=float | None, default=15.0, help="Save also after so long."
+            "--save_every_minutes", type=float | None, default=15.0, help="Also save this often."
         )
         parser.add_argument(
-            "--save_in_background", type=bool, default=False, help="Train on while a checkpoint is written."
+            "--save_in_background",
+            type=bool,
+            default=False,
+            help="Continue training while a checkpoint is written.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():
-            # LightningCLI warns about arguments from Python while sys.argv has some: here both are the same
+            # LightningCLI warns about arguments from Python besides those in sys.argv: here they are the same
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         try:
@@ -148,16 +151,15 @@ class SSLCommandLine(LightningCLI):
         writer = AtomicCheckpointIO()
         plugin = AsyncCheckpointIO(writer) if self.config.save_in_background else writer
         config["plugins"] = [*_as_list(config.get("plugins")), plugin]
-        # torch has no synchronized batch norm on the CPU and would refuse it
+        # torch has no synchronized batch norm on the CPU and would reject it
         on_gpus = torch.cuda.is_available() and config.get("accelerator") in ("auto", "gpu", "cuda")
         config["sync_batchnorm"] = config.get("sync_batchnorm", False) and on_gpus
         config["default_root_dir"] = str(self.run_folder.path)
-        # one line about parameters is enough for a template: the table of modules is
-        # `--trainer.enable_model_summary true`
+        # one line about parameters is enough; `--trainer.enable_model_summary true` shows the table
         config["enable_model_summary"] = bool(config.get("enable_model_summary"))
         try:
             return Trainer(**{**config, **kwargs})
-        except (TypeError, ValueError) as error:  # of options only: no data and no method yet
+        except (TypeError, ValueError) as error:  # from options only: no data and no method yet
             raise ConfigError(f"trainer: {error}") from error
 
     def _with_every_runs_callbacks(self, listed: list[Callback]) -> list[Callback]:
@@ -184,13 +186,13 @@ class SSLCommandLine(LightningCLI):
         own = [c for c in own if type(c) not in given and type(c).__name__ not in self.off]
         callbacks = [*listed, *own, self.ending]
         callback_lists.check_state_keys(callbacks)
-        # Lightning calls checkpoints in the order of the list: each has to hold the states of those before it
+        # Lightning calls checkpoint callbacks in this order; each saves the states of those before it
         order = [Ending, BestCheckpoint, LastCheckpoint, Preemption]
         return sorted(callbacks, key=lambda c: order.index(type(c)) if type(c) in order else -1)
 
 
 def _name_enums(node: Any) -> None:
-    """Strings that are enums, such as a default of ``Timer``, become plain ones, which fit into YAML."""
+    """Convert strings that are enums, such as a default of ``Timer``, to plain ones for YAML."""
     if isinstance(node, Namespace):
         for key, value in vars(node).items():
             if isinstance(value, str) and isinstance(value, Enum):
@@ -202,11 +204,11 @@ def _name_enums(node: Any) -> None:
 
 
 def check_trainer(options: dict[str, Any]) -> None:
-    """Refuse options that Lightning takes and that would train nothing, never end, or fail at a step."""
+    """Reject options that Lightning accepts but that would train nothing, never end, or fail at a step."""
     if options["max_epochs"] == -1 and options["max_steps"] == -1 and options["max_time"] is None:
         raise ConfigError(
-            "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps "
-            "or max_time"
+            "--trainer.max_epochs -1 would never end: expected a number of epochs, --trainer.max_steps or "
+            "max_time"
         )
     for name in ("limit_train_batches", "max_steps", "max_epochs"):
         if options[name] == 0:
@@ -238,10 +240,10 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an exception: the option, what was expected, and what came.
+    """One line for an exception: the option, what was expected, and what was given.
 
-    The parser wraps the reason in a message per nesting level and union member; the reason itself is the
-    innermost cause. An error that is not the parser's has its own advice.
+    The parser wraps the reason in a message per nesting level and union member; the innermost cause is the
+    reason itself. Errors that are not the parser's contain their own advice.
     """
     root = error
     wrapped = isinstance(error, ArgumentError) or "Parser key" in str(error)
@@ -250,7 +252,7 @@ def explain(error: BaseException) -> str:
         and (inner := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None
     ):
         root = inner
-    tried = str(root).startswith("File does not exist")  # whether the configuration is the name of a file
+    tried = str(root).startswith("File does not exist")  # the parser tried it as a file name
     if tried or isinstance(root, (KeyError, AttributeError, ImportError)):  # not the reason
         root = error
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', str(error))))
@@ -274,7 +276,7 @@ def explain(error: BaseException) -> str:
 
 
 def _union(text: str) -> str:
-    """``expected A or B, got v`` from the parser's account of a value that fits no member of a union."""
+    """``expected A or B, got v`` from the parser's message about a value that fits no member of a union."""
     members = re.search(r"Subtypes: \[(.*?)\]\n", text, flags=re.DOTALL)
     value = re.search(r"Given value: (.*)", text)
     expected = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", members.group(1)) if members else "another type"

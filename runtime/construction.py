@@ -12,11 +12,11 @@ from typing import Any
 from runtime.discovery import public_name, with_public_names
 
 UNRECORDED = "unrecorded"
-"""Key of the entry in a record for an object whose construction is not known: its class."""
+"""Key in a record for an object whose construction is unknown; the value is its class."""
 
 
 class Recorded:
-    """Remembers the arguments it is built with. Networks and transforms derive from it, before ``nn.Module``.
+    """Records its constructor's arguments. Networks and transforms inherit from it, before ``nn.Module``.
 
     Example::
 
@@ -33,7 +33,7 @@ class Recorded:
 
 
 def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Arguments by name, defaults included, as plain values; None where they cannot be found."""
+    """Arguments by name, including defaults, as plain values; None if they cannot be determined."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = signature.bind(None, *args, **kwargs)
@@ -53,10 +53,10 @@ def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 def plain(value: Any) -> Any:
-    """A value as a checkpoint can hold it.
+    """Convert a value to a form that a checkpoint can store.
 
     Numbers, strings, None, and lists and dicts of those are unchanged; a tuple becomes a list, a path a
-    string. An object that knows how it was built (``Recorded``, or a ``functools.partial`` of a class)
+    string. An object that records how it was built (``Recorded``, or a ``functools.partial`` of a class)
     becomes ``{"class_path": ..., "init_args": ...}``.
 
     Everything else becomes ``{"unrecorded": CLASS}``: the object itself would make a checkpoint unreadable
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, Integral):  # also what numpy computed
+    if isinstance(value, Integral):  # also NumPy's
         return int(value)
     if isinstance(value, Real):
         return float(value)
@@ -93,15 +93,14 @@ def _spec(cls: type, arguments: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def record(module: Any, arguments: Any) -> dict[str, Any]:
-    """What a LightningModule or DataModule keeps as its hyper-parameters: its arguments as plain values, and
-    its class.
-    """
+    """The hyper-parameters of a LightningModule or DataModule: its arguments as plain values, and its "
+    "class."""
     kept = with_public_names({key: plain(value) for key, value in dict(arguments).items()})
     return {"_class_path": _name(type(module)), **kept}
 
 
 def gaps(recorded: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Each place of a record that cannot be built, such as ``encoder.net``, and the class of its object."""
+    """Each place in a record that cannot be rebuilt, such as ``encoder.net``, and the class of its object."""
     if isinstance(recorded, dict):
         if recorded.keys() == {UNRECORDED}:
             yield place, recorded[UNRECORDED]

@@ -1,4 +1,4 @@
-"""Errors that constructors raise during parsing, in their own words."""
+"""Shows errors that constructors raise during parsing without the parser's wrapping."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from datamodules.errors import ConfigError
 
 @contextmanager
 def own_words(config: dict[str, Any]) -> Iterator[None]:
-    """Take off what the parser wraps around an exception of a constructor.
+    """Remove what the parser wraps around a constructor's exception.
 
     Args:
-        config: the classes that are built and their options: ``{"model": {"class_path": ...}, ...}``.
+        config: the classes to build and their options: ``{"model": {"class_path": ...}, ...}``.
 
     Raises:
-        ConfigError: a constructor refused what it was given; the option comes first.
-        Exception: any other that a constructor raised, with its own traceback.
+        ConfigError: a constructor rejected an argument; the message begins with the option.
+        Exception: any other exception of a constructor, with its own traceback.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def own_words(config: dict[str, Any]) -> Iterator[None]:
 
 
 def _of_the_constructor(error: BaseException) -> BaseException:
-    """The first exception of the chain that the parser did not raise itself; ``error`` if it raised all."""
+    """The first exception in the chain that the parser did not raise itself; ``error`` if there is none."""
     link: BaseException | None = error
     while link is not None:
         if not str(_frames(link)[-1].f_globals["__name__"]).startswith("jsonargparse"):
@@ -46,10 +46,10 @@ def _of_the_constructor(error: BaseException) -> BaseException:
 
 
 def with_option(error: BaseException, config: dict[str, Any]) -> str:
-    """The message with the option that it is about in front: ``model.temperature must be positive, got -1``.
+    """The message, beginning with its option: ``model.temperature must be positive, got -1``.
 
     The class is the innermost one under construction that ``config`` names; the option is the first word of
-    the message if the class has it.
+    the message, if the class has an option of that name.
     """
     text = str(error)
     word = text.partition(" ")[0].partition(".")[0].rstrip(":")

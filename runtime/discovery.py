@@ -1,10 +1,10 @@
 """Finds the project's classes by their public names.
 
-The files are parsed, not imported: neither torch nor anything else of the project is needed here, so help is
-immediate and every package may import this module. A new file in one of the packages is known at once.
+The files are parsed, not imported: this module needs neither torch nor the rest of the project, so help is
+immediate and every package may import it. A new file in one of the packages is discovered automatically.
 
-Configurations, checkpoints and run folders hold public names (``SimCLR``, ``Digits``), never the module a
-class lives in, so files can move without breaking old runs. Classes from elsewhere keep their dotted path.
+Configurations, checkpoints and run folders contain public names (``SimCLR``, ``Digits``), never module paths,
+so files can move without breaking old runs. Classes from elsewhere keep their dotted path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datamodules", "sslmodules", "evaluation", "runtime")
 
-#: Classes and options of earlier versions that old runs may hold, and what they are called now.
+#: Classes and options in runs of earlier versions, and their current names.
 RENAMED = {"CentreHole": "CenterHole", "RepresentationHealth": "CollapseMetrics"}
 RENAMED_OPTIONS = {
     "centre_momentum": "center_momentum",
@@ -28,14 +28,12 @@ RENAMED_OPTIONS = {
     "normalise_patches": "normalize_patches",
     "normalise_target": "normalize_target",
 }
-#: Likewise for entries of a state dict.
+#: The same for entries of a state dict.
 RENAMED_STATE = {"centre": "center"}
 
 
 class Found(NamedTuple):
-    """A public class of the project: where it is defined, what it is derived from, and what its docstring
-    begins with.
-    """
+    """A class of the project: its module, its bases, and the first paragraph of its docstring."""
 
     module: str
     bases: tuple[str, ...]
@@ -43,17 +41,17 @@ class Found(NamedTuple):
 
     @property
     def is_abstract(self) -> bool:
-        """Marked as a base class, not to be built itself: ``ABC`` is among its bases."""
+        """Whether it is marked as a base class: ``ABC`` is among its bases."""
         return "ABC" in self.bases
 
 
 def first_paragraph(docstring: str | None) -> str:
-    """The first sentence of a docstring, on one line."""
+    """The first paragraph of a docstring, on one line."""
     return " ".join((docstring or "").split("\n\n")[0].split())
 
 
 def _parsed(*packages: str) -> Iterator[tuple[str, ast.Module]]:
-    """Every file of these packages: the name of its module and its syntax tree."""
+    """Every file of these packages: name of the module, and syntax tree."""
     for path in sorted(p for name in packages for p in (ROOT / name.replace(".", "/")).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         yield module, ast.parse(path.read_text(encoding="utf-8"))
@@ -61,9 +59,7 @@ def _parsed(*packages: str) -> Iterator[tuple[str, ast.Module]]:
 
 @cache
 def classes() -> dict[str, Found]:
-    """Every class of the project by its name, in alphabetical order; one that begins with ``_`` only serves
-    those below it.
-
+    """All classes of the project by name, in alphabetical order, including private base classes.
     Raises:
         ValueError: two files define a class of the same name.
     """
@@ -74,8 +70,8 @@ def classes() -> dict[str, Found]:
                 continue
             if node.name in found and not node.name.startswith("_"):
                 raise ValueError(
-                    f"two classes are called {node.name}: in {found[node.name].module} and {module}; "
-                    "rename one"
+                    f"two classes are named {node.name}, in {found[node.name].module} and {module}: rename "
+                    "one"
                 )
             bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
             found[node.name] = Found(module, bases, first_paragraph(ast.get_docstring(node)))
@@ -95,7 +91,7 @@ def below(roots: Iterable[str]) -> list[str]:
 
 
 def literals(name: str) -> dict[str, Any]:
-    """The attributes of a class of the project that are written as plain values, with those of its bases."""
+    """The plain-value attributes in the source of a class of the project and of its bases."""
     found: dict[str, Any] = {}
     if name not in classes():
         return found
@@ -117,13 +113,13 @@ def literals(name: str) -> dict[str, Any]:
 
 
 def current_path(name: str) -> str | None:
-    """Where the class of the project called ``name`` is defined, as a dotted path, or None.
+    """The dotted path of the project's class ``name``, or None.
 
     Args:
         name: a public name, or a dotted path of this or an earlier version of the project.
     """
     package, short = name.partition(".")[0], name.rsplit(".", 1)[-1]
-    if "." in name and package not in (*PACKAGES, "experiment"):  # what runtime was called
+    if "." in name and package not in (*PACKAGES, "experiment"):  # the former name of runtime
         return None
     short = RENAMED.get(short, short)
     found = None if short.startswith("_") else classes().get(short)
@@ -131,17 +127,16 @@ def current_path(name: str) -> str | None:
 
 
 def public_name(path: str) -> str:
-    """The name to store for a class: the public one for the project's, the dotted path as it is for any
-    other.
-    """
+    """The name to store for a class: the public name for the project's, the unchanged path for any other."""
     current = current_path(path)
     return current.rsplit(".", 1)[-1] if current else path
 
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """Public classes and functions of a package by name, each with its module. Left out: a name that several
-    files use, or that is also a file of the package.
+    """Public classes and functions of a package by name, with their modules.
+
+    Names used in several files, or that are also a file of the package, are left out.
     """
     found: dict[str, list[str]] = {}
     files = {path.stem for path in (ROOT / package.replace(".", "/")).iterdir()}
@@ -153,10 +148,10 @@ def exports(package: str) -> dict[str, str]:
 
 
 def exported(package: str, name: str) -> Any:
-    """The public class or function ``name`` of a package, imported now: what its ``__getattr__`` returns.
+    """Import the public class or function ``name`` of a package, for its ``__getattr__``.
 
     Raises:
-        AttributeError: the package has none of this name.
+        AttributeError: the package has no such name.
     """
     if name == "__all__":  # of ``from package import *``
         return list(exports(package))
@@ -166,14 +161,12 @@ def exported(package: str, name: str) -> Any:
 
 
 def with_public_names(node: Any) -> Any:
-    """A copy of a configuration in which every class goes by the name to store."""
+    """A copy of a configuration with every class under the name to store."""
     return _with_names(node, public_name)
 
 
 def with_current_paths(node: Any) -> Any:
-    """A copy of a configuration in which every class of the project goes by the dotted path that can be
-    imported now.
-    """
+    """A copy of a configuration with every class of the project under its current dotted path."""
     return _with_names(node, lambda name: current_path(name) or name)
 
 
@@ -189,7 +182,7 @@ def _with_names(node: Any, rename: Callable[[str], str]) -> Any:
 
 
 def find_class(name: str) -> type | None:
-    """The project's class called ``name`` (see ``current_path``), imported, or None."""
+    """Import the project's class ``name`` (see ``current_path``); None if there is none."""
     path = current_path(name)
     if path is None:
         return None
@@ -198,5 +191,5 @@ def find_class(name: str) -> type | None:
 
 
 def implementations(root: str) -> list[Any]:
-    """The project's public classes derived from the one called ``root``, imported, by name."""
+    """Import the project's public classes derived from the class ``root``; sorted by name."""
     return [find_class(name) for name in below([root])]

@@ -16,7 +16,7 @@ TYPES = {"int": int, "float": float, "path": Path}
 
 
 def commands() -> dict[str, str]:
-    """The class of each command by the command's name, the file's; the default comes first."""
+    """The class of each command by the command's name (the file's); the default comes first."""
     found = {classes()[name].module.rpartition(".")[2]: name for name in below(["Command"])}
     return {DEFAULT: found[DEFAULT], **found}
 
@@ -25,8 +25,7 @@ def choose(argv: list[str]) -> tuple[str, list[str]]:
     """The command and its arguments: the first word names it, or it is the default.
 
     Raises:
-        ConfigError: an option of earlier versions that is a command now, or a word that is neither a command
-            nor a file.
+        ConfigError: a former option that is now a command, or a word that is neither a command nor a file.
     """
     known = commands()
     if argv[0] in known:
@@ -34,7 +33,7 @@ def choose(argv: list[str]) -> tuple[str, list[str]]:
     for word in argv:
         name = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and name in known:
-            raise ConfigError(f"{word} is a command now: {usages()[name]}")
+            raise ConfigError(f"{word} is now a command: {usages()[name]}")
     if not argv[0].startswith("-") and not Path(argv[0]).exists():
         near = did_you_mean(argv[0], known, cutoff=0.75)
         raise ConfigError(
@@ -45,14 +44,14 @@ def choose(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def usages() -> dict[str, str]:
-    """How each command is called."""
+    """The usage of each command."""
     return {
         name: f"python eval.py {classes()[cls].summary.partition(':')[0]}" for name, cls in commands().items()
     }
 
 
 def help_text() -> str:
-    """What ``python eval.py --help`` prints."""
+    """The output of ``python eval.py --help``."""
     summaries = [classes()[cls].summary.partition(": ") for cls in commands().values()]
     width = max(len(call) for call, _, _ in summaries)
     rows = "\n".join(f"  {call:<{width}}  {text.rstrip('.')}" for call, _, text in summaries)
@@ -67,31 +66,31 @@ commands (python eval.py COMMAND --help shows the options of one):
 options of every command:
   --device NAME             auto, cpu or cuda (default: auto)
   --data NAME               another data set than the run's, and any of its options: --data.root DIR,
-                            --data.batch_size N. All other options are the run's. probe takes
+                            --data.batch_size N. All other options are the run's. probe accepts
                             several: --data A --data.root X --data B gives one table
   --trust_config_classes P  also build classes of your package P that a checkpoint names
   --help                    this text
 
 data sets: {", ".join(data_sets())}
 
-Results go to the run folder unless another place is given. Files that exist are replaced only with
---overwrite, an earlier results.json always. Examples: docs/using_what_was_trained.md
+Results go to the run folder unless another place is given. Existing files are replaced only with --overwrite,
+except an earlier results.json. Examples: docs/using_what_was_trained.md
 """
 
 
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of the command called ``name``, and the options of the data as they were written.
+    """The arguments of the command ``name``, and the unparsed options of the data.
 
     Raises:
         ConfigError: wrong arguments.
-        SystemExit: help was asked for, and is printed.
+        SystemExit: help was requested and printed.
     """
     own, overrides = _split(argv)
     return _parser(name).parse_args(own), overrides
 
 
 class _Parser(argparse.ArgumentParser):
-    """A wrong option is one line, as everywhere."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -127,7 +126,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _names() -> dict[str, str]:
-    """What replaces ``{probes}``, ``{more_probes}`` and ``{measures}`` in the help of an option."""
+    """The values for ``{probes}``, ``{more_probes}`` and ``{measures}`` in the help of an option."""
     probes = sorted(map(literals, below(["FeatureScore"])), key=lambda probe: probe["order"])
     named = [measure for measure in map(literals, below(["Measure"])) if measure["by_name"]]
     lists: dict[str, list[dict[str, Any]]] = {
@@ -139,7 +138,7 @@ def _names() -> dict[str, str]:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Own arguments, and those that begin with ``--data``."""
+    """The command's arguments, and those that begin with ``--data``."""
     own, rest, words = [], [], iter(argv)
     for word in words:
         if word == "--data" or word.startswith(("--data.", "--data=")):

@@ -23,9 +23,10 @@ from runtime.saved_run import build_data, checkpoint_of, notes
 
 
 def run(name: str, given: Namespace, overrides: list[str]) -> int:
-    """Do what the command called ``name`` does; returns the exit status.
+    """Run the command ``name``; returns the exit status.
 
     Args:
+        name: name of the command.
         given: its arguments.
         overrides: options of the data, as words of the command line.
     """
@@ -40,7 +41,7 @@ def run(name: str, given: Namespace, overrides: list[str]) -> int:
         return command.run_on(given)
     groups = data_sets(overrides)
     if len(groups) > 1 and not command.takes_several:
-        raise ConfigError(f"{name} reads one data set, and --data is given {len(groups)} times")
+        raise ConfigError(f"{name} reads one data set, but --data is given {len(groups)} times")
     runs = [_prepared(command, given, group) for group in groups]
     return command.run(runs[0], given) if len(runs) == 1 else command.run_several(_numbered(runs), given)
 
@@ -57,7 +58,7 @@ def data_sets(overrides: list[str]) -> list[list[str]]:
 
 
 def _prepared(command: Command, given: Namespace, overrides: list[str]) -> TrainedRun:
-    """The run with a data set that its network takes."""
+    """The run with a data set that its network accepts."""
     opened, content = _open(given, overrides)
     if command.reads_data:
         opened.data.prepare_data()
@@ -68,7 +69,7 @@ def _prepared(command: Command, given: Namespace, overrides: list[str]) -> Train
 
 
 def _numbered(runs: list[TrainedRun]) -> list[TrainedRun]:
-    """With different suffixes: of several data sets of one class the second ends in ``-2``."""
+    """Give the runs different suffixes: the second of two data sets of the same class gets ``-2``."""
     found: list[TrainedRun] = []
     for opened in runs:
         before = sum(other.suffix == opened.suffix for other in runs[: len(found)])
@@ -109,5 +110,5 @@ def _open(given: Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str,
 def _device(name: str) -> torch.device:
     cuda = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not cuda):
-        raise ConfigError(f"--device {name}: expected auto, cpu or cuda, and cuda only where there is a GPU")
+        raise ConfigError(f"--device {name}: expected auto, cpu or, on a machine with a GPU, cuda")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and cuda) else "cpu")

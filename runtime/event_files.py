@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def put_before_now(folder: Path) -> None:
-    """Rename event files so that their names sort in the order in which they were written, before a new one.
+    """Rename event files so that their names sort in the order of writing, and before a new file's.
 
     TensorBoard reads ``events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER`` in the order of the names. That is
-    another one where the clock was set back, or where two of a process are of one second and numbered 9 and
-    10.
+    not the order of writing if the clock was set back, or if two files of one process and second are numbered
+    9 and 10.
     """
 
     def written(path: Path) -> tuple[int, int]:

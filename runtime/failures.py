@@ -16,13 +16,12 @@ from datamodules.errors import ConfigError, DataFileError
 from runtime.peers import LostProcess
 from runtime.signals import REQUEUED
 
-if TYPE_CHECKING:  # help and simple errors come without torch
+if TYPE_CHECKING:  # help and simple errors do not need torch
     from lightning import Trainer
 
 
 def finish(error: Exception) -> int:
-    """How a command ends that raised ``error``: one line for what was given and for files, at any time of the
-    run; everything else is raised again, and so keeps its traceback.
+    """End a command that raised ``error``: one line for invalid input and files; others are raised again.
 
     Returns:
         The exit status, 2. ``SSL_TRACEBACK=1`` shows the traceback before the line.
@@ -37,7 +36,7 @@ def finish(error: Exception) -> int:
 
 
 def one_line(error: Exception) -> str | None:
-    """What the user can mend, in one line; None for an error in the code."""
+    """One line for an error that the user can fix; None for an error in the code."""
     if isinstance(error, (ConfigError, DataFileError, LostProcess)):
         return " ".join(str(error).split())
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -46,21 +45,19 @@ def one_line(error: Exception) -> str | None:
 
 
 def hint(error: BaseException) -> str | None:
-    """One line for errors of the system whose own text gives no advice, or None."""
+    """One line with advice for system errors whose own text gives none, or None."""
     text = str(error)
     if re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text) or isinstance(
         error, ConnectionResetError
     ):
         return (
             f"a data-loading worker was killed ({text.splitlines()[0].strip().rstrip('.')}): most often "
-            "memory ran out, or "
-            "shared memory (/dev/shm) is too small. Give fewer --data.num_workers, a smaller "
-            "--data.batch_size, or more memory "
-            "to the container (docker run --shm-size 8g)"
+            "memory ran out, or shared memory (/dev/shm) is too small. Give fewer --data.num_workers, a "
+            "smaller --data.batch_size, or the container more memory (docker run --shm-size 8g)"
         )
     if missing := re.match(r"Early stopping conditioned on metric `(.+?)` .*following: (.*)", text):
         known = missing[2].replace("`", "") or "nothing yet (metrics are logged every log_every_n_steps)"
-        return f"trainer.callbacks: EarlyStopping monitors {missing[1]!r}, but logged so far is {known}"
+        return f"trainer.callbacks: EarlyStopping monitors {missing[1]!r}, but logged so far is only {known}"
     if "EADDRINUSE" in text:
         port = os.environ.get("MASTER_PORT", "that was chosen")
         return f"port {port} is in use by another program: set MASTER_PORT to a free one, or leave it unset"
@@ -68,10 +65,9 @@ def hint(error: BaseException) -> str | None:
 
 
 def is_first_failure() -> bool:
-    """Is this the first process of the run that fails? Those that only lost their peer fail after it, and
-    have nothing to report.
+    """Whether this is the first process of the run to fail; those that only lost a peer need not report.
 
-    The one that can create ``.failed`` in the run folder is the first. A run of one process always is.
+    The process that can create ``.failed`` in the run folder is the first; a single process always is.
     """
     import torch
 
@@ -82,25 +78,23 @@ def is_first_failure() -> bool:
         os.close(os.open(Path(folder) / ".failed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         return False
-    except OSError:  # a full disk: better twice than not at all
+    except OSError:  # a full disk: report twice rather than not at all
         return True
     return True
 
 
 def forget_failures(folder: Path) -> None:
-    """Called when a run starts: what an earlier start left behind does not count."""
+    """Called when a run starts: remove the mark of an earlier start."""
     for name in (".failed", REQUEUED):
         (folder / name).unlink(missing_ok=True)
 
 
 def end_other_processes(trainer: Trainer | None, patience: float) -> None:
-    """Kill the processes that this one has started, ``patience`` seconds from now: they may wait for it for
-    ever.
-    """
+    """Kill the processes that this one started, after ``patience`` seconds: they may wait for it forever."""
     launcher = getattr(getattr(trainer, "strategy", None), "launcher", None)
     for process in getattr(
         launcher, "procs", []
-    ):  # of Lightning's launcher; torchrun and SLURM see to it themselves
+    ):  # for Lightning's launcher; torchrun and SLURM do it themselves
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
         if process.poll() is None:

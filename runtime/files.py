@@ -1,4 +1,4 @@
-"""Writes files that are complete or absent: write beside, sync, rename.
+"""Writes files that are either complete or absent: write a temporary file, sync, rename.
 
 Every file that a later start or another process reads is written here. Any package may import this module.
 """
@@ -19,19 +19,19 @@ from datamodules.errors import DataFileError
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new hidden name in the folder of ``path``, another one for every host, process and call."""
+    """A new hidden name in the folder of ``path``, different for every host, process and call."""
     name, host = path.name[:40], socket.gethostname()[:40]
     return path.with_name(f".{name}.{host}.{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write ``path`` through: a reader sees the old content or the new, even after a power cut.
+    """Open ``path`` for writing so that readers see the old or the new content, even after a power failure.
 
-    An exception in the block, a full disk for example, leaves the old file and nothing else.
+    An exception in the block, such as a full disk, leaves the old file and nothing else.
 
     Raises:
-        DataFileError: the file cannot be written; names it, the reason and the space left.
+        DataFileError: the file cannot be written; the message has its name, the reason and the free space.
     """
     temporary = temporary_beside(path)
     try:
@@ -67,23 +67,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As ``Path.write_bytes``, whole or not at all."""
+    """As ``Path.write_bytes``, completely or not at all."""
     with whole_file(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8, whole or not at all."""
+    """Write UTF-8 text, completely or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON, whole or not at all."""
+    """Write indented JSON, completely or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Renames in ``folder`` survive a power cut from here on."""
+    """Make renames in ``folder`` survive a power failure."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -92,21 +92,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def not_written(path: Path, error: BaseException, size: int | None = None) -> str:
-    """One line: what could not be written and why, the space needed and left, and what is there now.
+    """One line: what could not be written and why, the needed and the free space, and what exists now.
 
     Args:
-        error: what the system answered.
+        path: the file.
+        error: the system's error.
         size: bytes needed, if known.
     """
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     needed = "" if size is None else f"about {size / 1e6:.1f} MB are needed, "
     folder = path.parent
     free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free" if folder.is_dir() else "no such folder"
-    kept = f"{path} is as it was before" if path.exists() else "there is no earlier one"
+    kept = f"{path} is unchanged" if path.exists() else "there is no earlier one"
     return f"{path} could not be written ({reason}): {needed}{free}. {kept}"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes had begun to write. Only for the one run that uses the folder."""
+    """Remove unfinished files of killed processes. Only for the one run that uses the folder."""
     for file in folder.glob(".*.tmp"):
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Checks with two samples that the method accepts the data."""
+"""Checks, with two samples, that the method accepts the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sslmodules.networks.timm_encoder import patch_layer
 
 
 def check_interval(trainer: Trainer, data: SSLDataModule) -> None:
-    """ConfigError if validations are asked for after more batches than an epoch has."""
+    """Raise ConfigError if the validation interval is longer than an epoch."""
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None:
         return
@@ -32,12 +32,12 @@ def check_interval(trainer: Trainer, data: SSLDataModule) -> None:
         )
 
 
-TRAINED = "the network is trained, so give data that fits it"
+TRAINED = "the network is trained, so give data that matches it"
 
 
 @torch.no_grad()
 def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
-    """Two samples through views and encoder: what does not fit stops here, before anything is written.
+    """Pass two samples through views and encoder, to find a mismatch before anything is written.
 
     Raises:
         ConfigError: too few samples for a batch, views that lack what the method reads, samples of another
@@ -58,13 +58,15 @@ def check_fit(module: SSLModule, data: SSLDataModule, world_size: int) -> None:
 
 @torch.no_grad()
 def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = None) -> None:
-    """Does the encoder take samples ``x`` (B, ...) of the data?
+    """Check that the encoder accepts samples ``x`` (B, ...) of the data.
 
     Args:
-        x: None = two test samples, for a network that is trained: only the data can still be changed.
+        module: the method.
+        data: set up.
+        x: None = two test samples, for a trained network, when only the data can still be changed.
 
     Raises:
-        ConfigError, Exception: as ``check_fit``.
+        ConfigError, Exception: as for ``check_fit``.
     """
     name, is_trained = type(data).__name__, x is None
     if x is None:
@@ -75,19 +77,21 @@ def check_samples(module: SSLModule, data: SSLDataModule, x: Tensor | None = Non
     given, needed = module.encoder.vocab_size, data.vocab_size
     if given is not None and needed is not None and given < needed:
         remedy = TRAINED if is_trained else f"give --model.encoder.vocab_size {needed}"
-        raise ConfigError(f"the encoder knows {given} tokens and {name} has {needed}: {remedy}")
+        raise ConfigError(f"the encoder knows {given} tokens, but {name} has {needed}: {remedy}")
     h = _embedded(module, x, name, is_trained)
     width = module.encoder.num_features
     if h.flatten(1).shape != (len(x), width):
         raise ConfigError(
-            f"{type(module).__name__}.embed gave {tuple(h.shape)} for {len(x)} samples, expected "
+            f"{type(module).__name__}.embed returned {tuple(h.shape)} for {len(x)} samples, expected "
             f"({len(x)}, {width})"
         )
 
 
 def _embedded(module: SSLModule, x: Tensor, name: str, is_trained: bool) -> Tensor:
-    """``module.embed(x)`` in eval mode. An exception is the encoder's misfit only if the encoder was called
-    with samples as they are and declares another size; otherwise it is an error in the code.
+    """``module.embed(x)`` in eval mode.
+
+    An exception is reported as a mismatch only if the encoder was called with the unchanged samples and
+    declares another size; otherwise it is an error in the code.
     """
     encoder, shapes, was_training = module.feature_encoder, [], module.training
 
@@ -104,7 +108,7 @@ def _embedded(module: SSLModule, x: Tensor, name: str, is_trained: bool) -> Tens
         found = misfit(encoder, x) if shapes and shapes[-1] == x.shape else None
         if found:
             raise ConfigError(
-                f"{type(encoder).__name__} does not take samples of {name} of shape {tuple(x.shape[1:])}: "
+                f"{type(encoder).__name__} does not accept samples of {name} of shape {tuple(x.shape[1:])}: "
                 f"{found.declared}; {TRAINED if is_trained else found.remedy}"
             ) from error
         print(
@@ -119,14 +123,14 @@ def _embedded(module: SSLModule, x: Tensor, name: str, is_trained: bool) -> Tens
 
 
 class Misfit(NamedTuple):
-    """What an encoder declares that samples do not have, and the option to give before training."""
+    """A declaration of the encoder that the samples do not match, and the option to give before training."""
 
     declared: str
     remedy: str
 
 
 def misfit(encoder: Encoder, x: Tensor) -> Misfit | None:
-    """The size that ``encoder`` declares and ``x`` (B, ...) does not have; None if all fit."""
+    """The declaration of ``encoder`` that ``x`` (B, ...) does not match; None if all match."""
     channels, features = encoder.in_channels, encoder.in_features
     if channels is not None and x.ndim < 3:
         remedy = "choose an encoder for tokens, such as BertEncoder or GPTEncoder"
@@ -138,5 +142,5 @@ def misfit(encoder: Encoder, x: Tensor) -> Misfit | None:
     patches = patch_layer(encoder)
     if patches is not None and patches.strict_img_size and tuple(x.shape[2:]) != patches.img_size:
         remedy = f"give --model.encoder.image_size {x.shape[2]}, or any_size true"
-        return Misfit(f"it takes {patches.img_size} only", remedy)
+        return Misfit(f"it accepts only {patches.img_size}", remedy)
     return None

@@ -1,4 +1,4 @@
-"""The run folder, and the rules for using one twice."""
+"""The run folder, and the rules for using one again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from runtime.lock import LOCK, only_run_in, wait_for_first_process
 from runtime.signals import slurm_job
 from sslmodules import SSLModule
 
-#: May differ between the start and the resumption of a run: where it runs and what it shows, not what it
-#: computes.
+#: Options that may change when a run is resumed: they affect where it runs and what it shows, not results.
 MACHINE = (
     "trainer.accelerator",
     "trainer.enable_progress_bar",
@@ -38,7 +37,7 @@ MACHINE = (
     "data.init_args.download",
     "data.init_args.num_workers",
     "evaluate",
-    "disable_callbacks",  # what it turns off is missing in trainer.callbacks
+    "disable_callbacks",  # its effect is visible in trainer.callbacks
     "save_every_n_steps",
     "save_every_minutes",
     "save_in_background",
@@ -46,8 +45,9 @@ MACHINE = (
 
 
 def link_log(folder: Path) -> None:
-    """``slurm.log`` in the run folder: the job's log under a second name, which ``slurm.sbatch`` gives as
-    SSL_LOG, because the folder is not known when SLURM opens the log.
+    """Link the job's log to ``slurm.log`` in the run folder.
+
+    ``slurm.sbatch`` passes it as SSL_LOG, because the folder is not known when SLURM opens the log.
     """
     log = Path(os.environ.get("SSL_LOG", ""))
     if not log.is_file():
@@ -62,8 +62,7 @@ def link_log(folder: Path) -> None:
 
 
 class RunFolder:
-    """A run folder; ``prepare`` decides whether it is new, resumed, finished or not ours, before anything is
-    built.
+    """A run folder; ``inspect`` decides whether it is new or resumed, before anything is built.
 
     Args:
         path: the folder, which need not exist.
@@ -72,21 +71,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last = path / "checkpoints" / LAST
-        self.resume: Path | None = None  # the checkpoint to go on from
+        self.resume: Path | None = None  # the checkpoint to resume from
         self.content: dict[str, Any] = {}  # of the checkpoint, until ``forget``
         self.results = path / "results.json"
         self.saved_config = path / "config.yaml"
         self.environment = path / "environment.json"
-        self.damaged: list[Path] = []  # of the files above: those that cannot be read
-        self.rebuilt: dict[str, Any] | None = None  # config.yaml as the checkpoint holds it
+        self.damaged: list[Path] = []  # those of the files above that cannot be read
+        self.rebuilt: dict[str, Any] | None = None  # config.yaml as stored in the checkpoint
 
     @classmethod
     def choose(cls, run_dir: str | None, data: str, method: str) -> RunFolder:
         """``run_dir``, or ``runs/<data set>-<method>/<date-time>``, the same for all processes of the run."""
         if os.environ.get("LOCAL_RANK", "0") != "0" and "SSL_RUN_DIR" in os.environ:
-            return cls(
-                Path(os.environ["SSL_RUN_DIR"])
-            )  # from the process that Lightning started this one from
+            return cls(Path(os.environ["SSL_RUN_DIR"]))  # from the process that started this one
         if run_dir is not None:
             return cls(_local_path(run_dir))
         parent = Path("runs") / f"{data.lower()}-{method.lower()}"
@@ -96,14 +93,12 @@ class RunFolder:
             raise ConfigError("under torchrun the processes cannot agree on a date: give --run_dir DIR")
         path = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         others = itertools.count(2)
-        while path.exists():  # a run that was started in the same second
+        while path.exists():  # a run started in the same second
             path = path.with_name(f"{path.name[:19]}_{next(others)}")
         return cls(path)
 
     def inspect(self, config: dict[str, Any], method: str) -> Path | None:
-        """Is the folder new, or does it hold this very run? Writes nothing; called when no other process can,
-        ``in_use``.
-
+        """Find out whether the folder is new or contains this run. Writes nothing; called within ``in_use``.
         Args:
             config: the resolved configuration, plain values.
             method: class name of the method.
@@ -112,10 +107,12 @@ class RunFolder:
             The checkpoint to resume from, or None for a new run.
 
         Raises:
-            ConfigError: no run folder, another configuration, another method, or an unreadable checkpoint.
+            ConfigError: not a run folder, another configuration or method, or an unreadable checkpoint.
         """
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        earlier = self._earlier_config() if first else None  # another would see the folder that rank 0 makes
+        earlier = (
+            self._earlier_config() if first else None
+        )  # other ranks would see the folder created by rank 0
         if earlier is not None:
             self._check_config(earlier, config, method)
         self._read_newest()
@@ -134,15 +131,15 @@ class RunFolder:
             )
         if "optimizer_states" not in self.content:
             raise ConfigError(
-                f"{self.resume} holds weights only and cannot be resumed: choose another --run_dir"
+                f"{self.resume} contains only weights and cannot be resumed: choose another --run_dir"
             )
         return self.resume
 
     def _read_newest(self) -> None:
-        """``last.ckpt``, or the one before it if that is missing or damaged; a line reports the damage.
+        """Read ``last.ckpt``, or the one before it if that is missing or damaged, which is reported.
 
         Raises:
-            DamagedCheckpoint: the only one there is cannot be read.
+            DamagedCheckpoint: the only checkpoint cannot be read.
             ConfigError: neither of the two can be read.
         """
         self.resume, self.content = None, {}
@@ -158,69 +155,73 @@ class RunFolder:
             self.resume = file
             if problems:
                 rank_zero_only(print)(
-                    f"warning: {problems[0].what}; going on from {file}", file=sys.stderr, flush=True
+                    f"warning: {problems[0].what}; resuming from {file}", file=sys.stderr, flush=True
                 )
             return
         if len(problems) == 1:
             raise problems[0]
         if problems:
             what = " and ".join(problem.what for problem in problems)
-            raise ConfigError(
-                f"{what}: nothing is left to resume from; the same command with a new --run_dir starts again"
-            )
+            raise ConfigError(f"{what}: nothing is left to resume from; use a new --run_dir to start again")
 
     def forget(self) -> None:
-        """Give back the memory of the checkpoint."""
+        """Free the memory of the checkpoint."""
         self.content = {}
 
     def _earlier_config(self) -> dict[str, Any] | None:
-        """What ``config.yaml`` holds; None in a new folder, and where the file is damaged, which is noted.
+        """The content of ``config.yaml``; None in a new folder, or if the file is damaged, which is recorded.
 
         Raises:
-            ConfigError: this is no run folder.
+            ConfigError: this is not a run folder.
         """
         path = self.path
         if not self.saved_config.is_file():
             if path.is_dir() and any(not _is_begun(file) for file in path.iterdir()):
                 raise ConfigError(
-                    f"--run_dir {path} holds other files and no config.yaml: it is no run folder, choose "
-                    "another"
+                    f"--run_dir {path} contains other files but no config.yaml, so it is not a run folder: "
+                    "choose another"
                 )
             return None
         earlier = _content(self.saved_config, yaml.safe_load)
         if isinstance(earlier, dict) and isinstance(earlier.get("model"), dict):
             return with_public_names(earlier)
         if earlier is not None or not self.last.parent.is_dir():
-            raise ConfigError(f"{self.saved_config} is not of a run: --run_dir {path} is no run folder")
+            raise ConfigError(
+                f"{self.saved_config} is not that of a run: --run_dir {path} is not a run folder"
+            )
         self.damaged.append(self.saved_config)
         return None
 
     def _check_config(self, earlier: dict[str, Any], config: dict[str, Any], method: str) -> None:
-        """ConfigError unless the run that is there is the one that was asked for."""
+        """Raise ConfigError unless the existing run is the requested one."""
         found = str(earlier["model"].get("class_path", "")).rsplit(".", 1)[-1]
         if found != method:
             raise ConfigError(
-                f"--run_dir {self.path} holds a run of {found}, not of {method}: choose another folder"
+                f"--run_dir {self.path} contains a run of {found}, not of {method}: choose another folder"
             )
         if differences := difference(earlier, config):
             if all(line.startswith(("trainer.max_epochs:", "trainer.max_steps:")) for line in differences):
                 raise ConfigError(
-                    f"--run_dir {self.path} holds a run of another length ({'; '.join(differences)}), "
-                    "whose learning rate has fallen to its end by then. Train on from its weights, with a "
-                    f"schedule of its own: --init_from {self.path} --run_dir NEW; or give the whole length "
-                    "from the start and stop at will: a run that is interrupted goes on in its folder"
+                    f"--run_dir {self.path} contains a run of another length ({'; '.join(differences)}), "
+                    "whose learning-rate schedule cannot be extended. Continue from its weights with a new "
+                    f"schedule: --init_from {self.path} --run_dir NEW; or give the full length from the "
+                    "start and interrupt the run at any time: the same command resumes it"
                 )
             shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
             raise ConfigError(
-                f"--run_dir {self.path} holds a run of another configuration ({shown}): "
+                f"--run_dir {self.path} contains a run with another configuration ({shown}): "
                 "repeat its options to resume it, or choose another folder"
             )
 
     def create(self, config: dict[str, Any], resumed: bool, init_from: dict[str, Any] | None = None) -> None:
-        """Make the folder and write ``config.yaml`` and ``environment.json``, the latter with each restart.
-        Rank 0 does: it looks whether the folder is new, which another rank that is faster must not change.
+        """Create the folder and write ``config.yaml`` and ``environment.json``, the latter for each restart.
 
-        Args: init_from: what the run begins from, if not from random weights.
+        Only rank 0 does so, because it checks whether the folder is new.
+
+        Args:
+            config: the resolved configuration, plain values.
+            resumed: whether the run is resumed.
+            init_from: the initial weights, if not random.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -232,10 +233,10 @@ class RunFolder:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps other runs out of the folder. One that was made for it and is not used is removed again.
+        """Lock the folder for this run; a new folder that stays unused is removed again.
 
         Raises:
-            ConfigError: another process is at it, or it cannot be made.
+            ConfigError: another process uses it, or it cannot be created.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"--run_dir {self.path} is a file: expected a folder, new or of an earlier run")
@@ -247,14 +248,12 @@ class RunFolder:
             yield
 
     def check_weights(self, module: SSLModule) -> None:
-        """ConfigError with the first five differences if the checkpoint does not fit the method as it is
-        now.
-        """
+        """Raise ConfigError with the first five differences if the checkpoint does not match the method."""
         stored, now = self.content["state_dict"], module.state_dict()
         shapes = {k: (tuple(stored[k].shape), tuple(now[k].shape)) for k in stored.keys() & now.keys()}
-        wrong = [f"{k} is {a} there, {b} now" for k, (a, b) in sorted(shapes.items()) if a != b]
-        wrong += [f"{k} is not there" for k in sorted(now.keys() - stored.keys())]
-        wrong += [f"{k} is not here" for k in sorted(stored.keys() - now.keys())]
+        wrong = [f"{k} was {a}, is {b}" for k, (a, b) in sorted(shapes.items()) if a != b]
+        wrong += [f"{k} is new" for k in sorted(now.keys() - stored.keys())]
+        wrong += [f"{k} is gone" for k in sorted(stored.keys() - now.keys())]
         if wrong:
             more = f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
             raise ConfigError(
@@ -272,7 +271,7 @@ class RunFolder:
         return self.content["callbacks"].get("Ending", {}).get("stopped")
 
     def is_validated(self) -> bool:
-        """Was the checkpoint's last validation completed?"""
+        """Whether the checkpoint's last validation was completed."""
         return not self.content["callbacks"].get("Ending", {}).get("validating", False)
 
     @rank_zero_only
@@ -285,7 +284,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"--run_dir {path} cannot be written ({error.strerror}): choose a folder where you may write"
+                f"--run_dir {path} cannot be written ({error.strerror}): choose a writable folder"
             ) from None
         forget_failures(path)
         for folder in (path, self.last.parent):
@@ -293,7 +292,7 @@ class RunFolder:
         if self.resume is not None and self.resume != self.last and self.last.exists():
             os.replace(
                 self.last, self.last.with_name("damaged.ckpt")
-            )  # or the next save would keep it as the one before
+            )  # otherwise the next save would keep it as previous.ckpt
         now = describe_environment() | ({} if init_from is None else {"init_from": init_from})
         if resumed and self.environment.is_file():
             first = _content(self.environment, json.loads)
@@ -304,9 +303,7 @@ class RunFolder:
         for file in self.damaged:
             aside = file.with_stem(f"{file.stem}.damaged")
             os.replace(file, aside)
-            print(
-                f"warning: {file} is damaged: kept as {aside.name}, written anew", file=sys.stderr, flush=True
-            )
+            print(f"warning: {file} is damaged: kept as {aside.name}, rewritten", file=sys.stderr, flush=True)
         if not self.saved_config.is_file():
             text = f"# python train.py --config {self.saved_config}   repeats this run in a new folder\n"
             write_text(self.saved_config, text + yaml.safe_dump(self.rebuilt or config, sort_keys=False))
@@ -315,10 +312,10 @@ class RunFolder:
 
 
 def _local_path(run_dir: str) -> Path:
-    """A folder of this machine's file systems.
+    """A folder on this machine.
 
     Raises:
-        ConfigError: an address, or a name that Lightning and fsspec would take for one.
+        ConfigError: a URL, or a name that Lightning and fsspec would take for one.
     """
     if not run_dir.strip():
         raise ConfigError("--run_dir is empty: expected the name of a folder")
@@ -331,7 +328,7 @@ def _local_path(run_dir: str) -> Path:
 
 
 def _content(file: Path, parse: Callable[[str], Any]) -> Any:
-    """What a file holds; None if it is damaged."""
+    """The parsed content of a file; None if it is damaged."""
     try:
         with readable(file):
             return parse(file.read_text(encoding="utf-8"))
@@ -340,14 +337,14 @@ def _content(file: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def _is_begun(file: Path) -> bool:
-    """Is this all that a run leaves which is killed before it has written ``config.yaml``?"""
+    """Whether a file can be left by a run that was killed before it wrote ``config.yaml``."""
     if file.name == "checkpoints" and file.is_dir():
         return not any(file.iterdir())
     return file.name in (LOCK, ".failed") or file.suffix == ".tmp"
 
 
 def difference(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``key: old -> new`` for every value that differs and matters to the result."""
+    """One line for every value that differs and affects the results."""
 
     def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(node, dict) and node:

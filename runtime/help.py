@@ -18,7 +18,7 @@ WIDTH = 108
 
 
 class Option(NamedTuple):
-    """An argument of a constructor: its type, default and meaning as they are written."""
+    """An argument of a constructor: its type, default and description in the source."""
 
     name: str
     hint: str
@@ -27,8 +27,10 @@ class Option(NamedTuple):
 
 
 def class_help(argv: list[str]) -> str | None:
-    """The answer to the first ``--X.help [NAME]`` of a command line; None if there is none, or the class is
-    not found without importing it: then the parser answers.
+    """The answer to the first ``--X.help [NAME]`` on a command line.
+
+    None if there is no such option, or if the class cannot be found without importing it; the parser then
+    answers.
 
     Raises:
         ConfigError: there is no such method or data set.
@@ -58,7 +60,7 @@ def class_help(argv: list[str]) -> str | None:
 
 
 class Source(NamedTuple):
-    """A class as it is written, and its module."""
+    """The source of a class, and its module."""
 
     node: ast.ClassDef
     module: str
@@ -78,9 +80,7 @@ def _class(name: str, module: str = "") -> Source | None:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of the project or of an installed package; only the package's place is looked up,
-    which imports nothing.
-    """
+    """The file of a module of the project or of an installed package, found without importing anything."""
     package, *rest = module.split(".")
     if not package:
         return None
@@ -95,7 +95,7 @@ def _file(module: str) -> Path | None:
 
 
 def _by_class(source: Source | None) -> Iterator[tuple[str, list[Option]]]:
-    """The options of a class, then those that it hands on to its base, and so on."""
+    """The options of a class, then those it passes on to its base class, and so on."""
     seen: set[str] = set()
     title = "its own options:"
     while source is not None:
@@ -133,7 +133,7 @@ def _options(node: ast.ClassDef, arguments: ast.arguments) -> Iterator[Option]:
 
 
 def _type(node: ast.expr) -> str:
-    """An annotation as it is written today: without modules, unions with ``|``."""
+    """An annotation in modern notation: without modules, unions with ``|``."""
     if isinstance(node, ast.Subscript) and (kind := _type(node.value)) in ("Union", "Optional"):
         members = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return " | ".join([*map(_type, members), *(["None"] if kind == "Optional" else [])])
@@ -158,7 +158,7 @@ def _texts(docstring: str | None) -> dict[str, str]:
 
 
 def _lines(option: Option, prefix: str, longest: int) -> Iterator[str]:
-    """Name, type and default; then what it means, and the classes to choose from."""
+    """Name, type and default; then the description, and the classes to choose from."""
     default = "required" if option.default is None else f"default {option.default}"
     yield f"  {prefix}.{option.name}  {option.hint}, {default}"
     names = below(re.findall(r"\b[A-Z]\w+", option.hint))

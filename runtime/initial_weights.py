@@ -1,4 +1,4 @@
-"""Starts a run from weights that exist: ``--init_from``."""
+"""Starts a run from existing weights: ``--init_from``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sslmodules.base import SSLModule
 from sslmodules.networks import MomentumCopy
 
 ENOUGH = 0.9
-"""Share of the encoder's tensors that a source has to hold."""
+"""Share of the encoder's tensors that a source must contain."""
 
 WEIGHTS = "model.safetensors"
-"""The file of weights in a folder that ``eval.py export`` made."""
+"""The file of weights in a folder written by ``eval.py export``."""
 
 State = dict[str, Tensor]
 
@@ -32,13 +32,12 @@ class Weights(NamedTuple):
     """Weights to start from.
 
     Attributes:
-        path: the file that holds them.
-        state: every tensor by its name.
-        encoder: the weights of the network behind the features; None if only their names can tell which they
-            are.
-        method: that made them; empty for a file of weights only.
-        step: optimizer steps that they were trained for, if known.
-        vocabulary: of the tokens that they know, if they were trained on text.
+        path: the file with the weights.
+        state: all tensors by name.
+        encoder: the weights of the network behind the features; None if they can only be matched by name.
+        method: the method that trained them; empty for a file with only weights.
+        step: number of optimizer steps they were trained for, if known.
+        vocabulary: vocabulary of their tokens, if they were trained on text.
     """
 
     path: Path
@@ -50,14 +49,14 @@ class Weights(NamedTuple):
 
 
 def read_weights(name: str) -> Weights:
-    """The weights that ``--init_from`` names; no code of the file is run.
+    """Read the weights named by ``--init_from``; no code in the file is run.
 
     Args:
-        name: a run folder, a checkpoint, a folder that ``eval.py export`` made, a ``.safetensors`` file, or a
-            state dict that ``torch.save`` wrote, such as torchvision's and timm's.
+        name: a run folder, a checkpoint, a folder written by ``eval.py export``, a ``.safetensors`` file, or
+            a state dict written by ``torch.save``, such as torchvision's and timm's.
 
     Raises:
-        ConfigError, DataFileError: there is no such file, or it holds no weights.
+        ConfigError, DataFileError: there is no such file, or it contains no weights.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -77,7 +76,9 @@ def read_weights(name: str) -> Weights:
 def _of_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
     state = _tensors(content)
     if not state:
-        raise DataFileError(f"{path} holds no weights: expected tensors by name, or a 'state_dict' of them")
+        raise DataFileError(
+            f"{path} contains no weights: expected tensors by name, or a 'state_dict' of them"
+        )
     options = content.get("hyper_parameters")
     if not isinstance(options, dict) or "_class_path" not in options:
         return Weights(path, state)
@@ -85,7 +86,7 @@ def _of_checkpoint(path: Path, content: dict[str, Any]) -> Weights:
         module = build_module(options)
         module.load_state_dict(content["state_dict"])
         encoder = dict(module.feature_encoder.published_state())
-    except (DataFileError, RuntimeError):  # a network of the user's: names have to do
+    except (DataFileError, RuntimeError):  # a network of the user: match by name
         encoder = None
     vocabulary = content.get("datamodule_hyper_parameters", {}).get("vocabulary")
     method = public_name(str(options["_class_path"])).rpartition(".")[2]
@@ -99,22 +100,22 @@ def _safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataFileError(f"{path} is no safetensors file, or a damaged one ({error})") from None
+        raise DataFileError(f"{path} is not a safetensors file, or is damaged ({error})") from None
 
 
 def _torch_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # of a dozen kinds, as in read_checkpoint
+    except Exception:  # of many kinds, as in read_checkpoint
         raise DataFileError(
-            f"{path} is no file of tensors alone, and nothing else is read: expected a state dict that "
-            "torch.save wrote, or a .safetensors file"
+            f"{path} contains more than tensors, which is not read: expected a state dict written by "
+            "torch.save, or a .safetensors file"
         ) from None
     return content if isinstance(content, dict) else {}
 
 
 def _tensors(content: dict[str, Any]) -> State:
-    """Tensors by name, of the file itself or below one of the usual keys."""
+    """Tensors by name, at the top of the file or under one of the usual keys."""
     for node in (content, *(content.get(key) for key in ("state_dict", "model", "teacher"))):
         if isinstance(node, dict):
             found = {k: v for k, v in node.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -127,7 +128,7 @@ def _tensors(content: dict[str, Any]) -> State:
 
 
 class Started(NamedTuple):
-    """What a method took over from a source, as it is kept in ``environment.json`` and ``results.json``."""
+    """What a method loaded from a source, as stored in ``environment.json`` and ``results.json``."""
 
     source: str
     method: str
@@ -138,7 +139,7 @@ class Started(NamedTuple):
     left: list[str]
 
     def line(self) -> str:
-        """What was loaded, what is new, and what of the source was left."""
+        """What was loaded, what is new, and what in the source was not used."""
         made_by = ", ".join([word for word in (self.method, self.step and f"step {self.step}") if word])
         total = self.loaded + len(self.new)
         text = f"{self.part}: {self.loaded} of {total} tensors from {self.source}"
@@ -152,12 +153,12 @@ def _few(names: list[str]) -> str:
 
 
 def start_from(module: SSLModule, source: Weights) -> Started:
-    """Give a method the weights of a source: all of them if it is the same method, else the encoder's.
+    """Load the weights of a source into a method: all of them for the same method, else the encoder's.
 
-    Momentum copies of the encoder begin as it does.
+    Momentum copies of the encoder start with the same weights.
 
     Raises:
-        ConfigError: the source holds less than nine tenths of the encoder's tensors.
+        ConfigError: the source contains less than nine tenths of the encoder's tensors.
     """
     encoder = module.encoder
     mine = encoder.published_state()
@@ -179,7 +180,7 @@ def start_from(module: SSLModule, source: Weights) -> Started:
             for copied in part.net.modules():
                 if type(copied) is type(encoder):
                     copied.load_state_dict(encoder.state_dict())
-    now = encoder.published_state()  # without what is fixed, such as positions
+    now = encoder.published_state()  # without fixed values, such as positions
     taken = [k for k, v in fitting.items() if torch.equal(now[k].cpu(), v.to(now[k].dtype))]
     if source.encoder is None:
         left = _without(source.state, (names[k] for k in taken))
@@ -196,30 +197,29 @@ def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _names(mine: State, source: Weights) -> dict[str, str]:
-    """Where in the source each of these tensors is: below the prefix under which most are found, such as
-    ``module.backbone.``.
-    """
+    """The name of each tensor in the source, with the prefix that finds most, such as "
+    "``module.backbone.``."""
     prefixes = {""} | {key[: i + 1] for key in source.state for i, c in enumerate(key) if c == "."}
     found = {p: {name: p + name for name in mine if p + name in source.state} for p in sorted(prefixes)}
     return max(found.values(), key=len)
 
 
 def _misfit(source: Weights, encoder: str, mine: State, theirs: State, fitting: int) -> str:
-    absent = [f"{name} is not there" for name in mine if name not in theirs]
+    absent = [f"{name} is missing" for name in mine if name not in theirs]
     shapes = {k: (tuple(theirs[k].shape), tuple(mine[k].shape)) for k in mine if k in theirs}
     differing = [f"{k} is {a} there, {b} here" for k, (a, b) in shapes.items() if a != b]
     wrong = [*differing, *absent]
     more = f"; ... ({len(wrong)} in all)" if len(wrong) > 3 else ""
-    holds = f" It holds {_few(sorted(source.state))}." if len(absent) == len(mine) else ""
+    holds = f" It contains {_few(sorted(source.state))}." if len(absent) == len(mine) else ""
     return (
-        f"--init_from {source.path} fits {fitting} of {len(mine)} tensors of {encoder}, at least "
+        f"--init_from {source.path} matches {fitting} of {len(mine)} tensors of {encoder}, but at least "
         f"{ENOUGH:.0%} are expected: {'; '.join(wrong[:3])}{more}.{holds} Give the options of "
         "--model.encoder that the weights were trained with"
     )
 
 
 def give_vocabulary(data: SSLDataModule, vocabulary: str | None) -> None:
-    """Tokens mean to the data what they mean to the weights.
+    """Give the data the vocabulary of the weights.
 
     Raises:
         ConfigError: the data was given another vocabulary.
@@ -228,14 +228,14 @@ def give_vocabulary(data: SSLDataModule, vocabulary: str | None) -> None:
         return
     if data.vocabulary is not None and data.tokenizer.to_json() != vocabulary:
         raise ConfigError(
-            "--data.vocabulary is another one than that of the weights of --init_from, whose tokens would be "
-            "other words: leave it out"
+            "--data.vocabulary differs from the vocabulary of --init_from, for whose weights tokens would "
+            "mean other words: leave it out"
         )
     data.vocabulary = vocabulary
 
 
 def starting_point(folder: Path) -> dict[str, Any]:
-    """``{"init_from": ...}`` as a run's ``environment.json`` has it; empty if its weights were random."""
+    """``{"init_from": ...}`` from a run's ``environment.json``; empty if its initial weights were random."""
     try:
         content = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

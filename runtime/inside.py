@@ -1,4 +1,4 @@
-"""Keeps what loggers, callbacks and profilers write inside the run folder."""
+"""Keeps the output of loggers, callbacks and profilers inside the run folder."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ ADDRESSES = ("tracking_uri", "artifact_location")
 
 
 def keep_inside(trainer: Namespace, folder: Path) -> None:
-    """Make the folders that a parsed configuration names relative to the run folder.
+    """Make folders named in a parsed configuration relative to the run folder.
 
     Args:
-        trainer: the options of the Trainer, of which loggers, callbacks and profiler are changed.
+        trainer: the Trainer's options; loggers, callbacks and profiler are changed.
         folder: the run folder.
 
     Raises:
-        ConfigError: one that lies elsewhere.
+        ConfigError: a folder elsewhere.
     """
     if trainer.default_root_dir is not None:
         raise ConfigError(
-            f"trainer.default_root_dir {trainer.default_root_dir}: all of a run goes into its run folder; "
-            "give --run_dir"
+            f"trainer.default_root_dir {trainer.default_root_dir}: a run writes to its run folder only; give "
+            "--run_dir"
         )
     for key in ("logger", "callbacks", "profiler", "strategy", "plugins"):
         _walk(trainer[key], f"trainer.{key}", folder)
@@ -83,13 +83,13 @@ def _inside(key: str, value: Any, where: str, folder: Path) -> Any:
 
 def _outside(key: str, value: Any, where: str, folder: Path) -> ConfigError:
     return ConfigError(
-        f"{where}: {key} {str(value)!r} leads out of the run folder {folder}, where all of a run is kept: "
-        "leave it out, or give a folder below it"
+        f"{where}: {key} {str(value)!r} is outside of the run folder {folder}, which keeps all files of a "
+        "run: leave it out, or give a folder below it"
     )
 
 
 def check_checkpoints(callbacks: list[Callback], folder: Path) -> None:
-    """Checkpoints of a user's callbacks are in the run folder, and are not the run's own.
+    """Put the checkpoints of a user's callbacks in the run folder.
 
     Raises:
         ConfigError: one would replace ``last.ckpt``, ``best.ckpt`` or another file of the run.
@@ -99,25 +99,25 @@ def check_checkpoints(callbacks: list[Callback], folder: Path) -> None:
         own_class = isinstance(callback, (BestCheckpoint, LastCheckpoint))
         if own_class or not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
             continue
-        callback.dirpath = callback.dirpath or own  # not a folder of the logger's
+        callback.dirpath = callback.dirpath or own  # instead of the logger's folder
         names = [f"{callback.filename}.ckpt"]
         if isinstance(callback, ModelCheckpoint) and callback.save_last:
             names.append(f"{callback.CHECKPOINT_NAME_LAST}.ckpt")
         taken = [name for name in names if name in (LAST, PREVIOUS, BEST, "damaged.ckpt")]
         if taken and os.path.realpath(callback.dirpath) == own:
             raise ConfigError(
-                f"trainer.callbacks: {type(callback).__name__} would replace checkpoints/{taken[0]}, which "
-                "the run keeps itself: give another filename or dirpath, and no save_last"
+                f"trainer.callbacks: {type(callback).__name__} would replace the run's own "
+                f"checkpoints/{taken[0]}: give another filename or dirpath, and no save_last"
             )
 
 
 def check_loggers(given: list[loggers.Logger]) -> None:
-    """ConfigError for a logger that would delete the metrics of an earlier start."""
+    """Raise ConfigError for a logger that would delete the metrics of an earlier start."""
     for logger in given:
         if isinstance(logger, loggers.CSVLogger) and not isinstance(logger, CSVLogger):
             file = Path(logger.log_dir) / "metrics.csv"
             if file.is_file():
                 raise ConfigError(
                     f"trainer.logger: {type(logger).__module__}.{type(logger).__name__} would delete {file}: "
-                    "give no version, or use the project's CSVLogger, which goes on in its file"
+                    "give no version, or use the project's CSVLogger, which continues its file"
                 )

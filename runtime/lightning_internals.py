@@ -1,7 +1,7 @@
 """Every use of Lightning's private attributes, each with its reason.
 
-Nothing else touches them (tests/test_lightning_internals.py), so a new version of Lightning can break no
-other file. Of the project it imports only ``runtime.construction``: any package may import it.
+No other file uses them (tests/test_lightning_internals.py), so a new version of Lightning can break only this
+one. It imports only ``runtime.construction`` from the project, so any package may import it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def trainer_of(module: LightningModule | LightningDataModule) -> Trainer | None:
 
 
 class PlainHyperparameters(HyperparametersMixin):
-    """Keeps the constructor's arguments as ``torch.load(weights_only=True)`` can read them: see ``record``.
+    """Stores the constructor's arguments so that ``torch.load(weights_only=True)`` can read them.
 
-    ``save_hyperparameters`` has no hook of its own: its ``ignore`` takes names, not kinds of values.
+    See ``record``. ``save_hyperparameters`` has no hook for this: its ``ignore`` takes names, not kinds of
+    values.
     """
 
     def _set_hparams(self, hp: Any) -> None:
@@ -37,52 +38,57 @@ class PlainHyperparameters(HyperparametersMixin):
 
 
 def set_hyperparameters(module: HyperparametersMixin, values: dict[str, Any]) -> None:
-    """What a checkpoint of ``module`` will hold, with the name of its class, which LightningCLI would add."""
+    """Set the hyper-parameters that checkpoints of ``module`` store, with the name of its class.
+
+    LightningCLI would add that name itself.
+    """
     module._set_hparams(values)
 
 
 def synchronizes_batch_norm(trainer: Trainer) -> bool:
-    """Will batch norm be converted (``sync_batchnorm``, several processes)? No public attribute shows it."""
+    """Whether batch norm will be converted (``sync_batchnorm``, several processes): no public attribute."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
 
 
 def log_no_hyperparameters(*objects: HyperparametersMixin) -> None:
-    """Lightning hands no hyper-parameters of these to the loggers. Its switch for that came with version 2.6,
-    and switches off the graph of the network as well.
+    """Keep Lightning from logging these hyper-parameters.
+
+    Its own switch exists since version 2.6 only, and also turns off the graph of the network.
     """
     for each in objects:
         each._log_hyperparams = False
 
 
 def keep_own_signal_handlers(trainer: Trainer) -> None:
-    """Lightning installs no handlers and does not vote on SIGTERM: ``Preemption`` does both.
+    """Keep Lightning from installing signal handlers and voting on SIGTERM; ``Preemption`` does both.
 
-    Its handlers end with status 0 and, under SLURM, save in the middle of a step. For its vote the host waits
-    for the GPU in every step. Neither has a switch.
+    Lightning's handlers end with status 0 and, under SLURM, save in the middle of a step. For its vote, the
+    host waits for the GPU in every step. Neither can be switched off.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def do_not_observe_processes() -> None:
-    """Lightning does not start its thread that silently kills all processes of a run when one of them dies;
+    """Keep Lightning from starting a thread that silently kills all processes of a run when one dies.
+
     ``peers.Watch`` reports which one died. Lightning has no option for it.
     """
     subprocess_script._launch_process_observer = lambda child_processes: None
 
 
 def log_at_global_step(trainer: Trainer) -> None:
-    """Log at the step that was taken. Resumed at the end of an epoch, Lightning counts one step too many."""
+    """Log at the actual step: resumed at the end of an epoch, Lightning counts one step too many."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def accumulates(trainer: Trainer) -> bool:
-    """Is the last batch part of an optimizer step that is still to come?"""
+    """Whether the last batch belongs to an optimizer step that is still to come."""
     return trainer.fit_loop._should_accumulate()
 
 
 def do_not_count_steps(optimizer: LightningOptimizer) -> None:
-    """In manual optimization: ``global_step`` counts the other optimizer's steps only.
+    """In manual optimization: exclude this optimizer's steps from ``global_step``.
 
     Lightning counts the steps of all optimizers, which would halve ``max_steps`` and the schedules.
     """
@@ -90,18 +96,17 @@ def do_not_count_steps(optimizer: LightningOptimizer) -> None:
 
 
 def resolved_config(cli: LightningCLI) -> dict[str, Any]:
-    """What was parsed, as plain values; available in ``before_instantiate_classes``, where the run folder is
-    chosen.
-    """
+    """The parsed configuration as plain values, for ``before_instantiate_classes``, which chooses the "
+    "folder."""
     cli._dump_config()
     return cli.config_dump
 
 
 @contextmanager
 def before_this_batch(trainer: Trainer) -> Iterator[None]:
-    """In ``on_train_batch_start``: the loop's state between two batches, as a checkpoint must hold it.
+    """In ``on_train_batch_start``: restore the loop's state between two batches, for a checkpoint.
 
-    Lightning has counted the coming batch already, and has noted whether it is the epoch's last.
+    Lightning has already counted the coming batch, and recorded whether it is the epoch's last.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     is_last = progress.is_last_batch
@@ -115,9 +120,9 @@ def before_this_batch(trainer: Trainer) -> Iterator[None]:
 
 
 def repeat_validation_when_resumed(trainer: Trainer) -> None:
-    """Inside of a validation: a checkpoint written now makes the resumed run validate anew.
+    """During a validation: make a run resumed from a checkpoint written now validate again.
 
-    Lightning goes on to the next epoch, unless a validation batch was begun and not processed.
+    Lightning continues with the next epoch, unless a validation batch was started but not processed.
     """
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     progress.reset()
@@ -126,10 +131,10 @@ def repeat_validation_when_resumed(trainer: Trainer) -> None:
 
 
 def validate_now(trainer: Trainer) -> None:
-    """In ``on_train_epoch_end`` or ``on_train_start``: validate, and log it at the last step.
+    """In ``on_train_epoch_end`` or ``on_train_start``: validate, and log at the last step.
 
     Lightning validates after a batch, which is too early for a callback that stops the run at the end of the
-    epoch, and never where a run is resumed that has no batch left.
+    epoch, and never if a resumed run has no batch left.
     """
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = trainer.global_step - 1
@@ -148,13 +153,13 @@ class EpochsFromOne(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         epochs = self.trainer.max_epochs
         text = f"Epoch {current_epoch + 1}" + ("" if epochs in (None, -1) else f"/{epochs}")
-        return text.ljust(len(self.validation_description))  # or the two bars flicker
+        return text.ljust(len(self.validation_description))  # otherwise the two bars flicker
 
 
 def hide_events_from(logger: TensorBoardLogger, step: int) -> None:
-    """TensorBoard hides what earlier event files hold for ``step`` and later ones.
+    """Make TensorBoard hide the entries of earlier event files for ``step`` and later ones.
 
-    An argument of the ``SummaryWriter``, which is made at the first write; the logger takes it in its
-    constructor only, before the step is known.
+    It is an argument of the ``SummaryWriter``, created at the first write; the logger accepts it only in its
+    constructor, before the step is known.
     """
     logger._kwargs["purge_step"] = step

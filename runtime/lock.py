@@ -13,9 +13,9 @@ from typing import TextIO
 from datamodules.errors import ConfigError
 
 LOCK = ".lock"
-PATIENCE = 10.0  # seconds; data-loading workers of a killed run hold its lock for some
-PAUSE = 0.1  # seconds between two tries
-#: Together the same for all processes that torchrun, SLURM or Kubernetes start at once, and for no others.
+PATIENCE = 10.0  # seconds; data-loading workers of a killed run hold its lock for a while
+PAUSE = 0.1  # seconds between two attempts
+#: Together they identify the processes that torchrun, SLURM or Kubernetes start in one launch.
 LAUNCH = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"),
@@ -24,12 +24,12 @@ LAUNCH = (
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of ``folder`` as long as this process lives, even if it is killed.
+    """Lock ``folder`` against other runs until this process ends, even if it is killed.
 
-    The folder is made for it. Where nothing else appears in it, it is afterwards as it was before.
+    The folder is created if necessary. If nothing else appears in it, its former state is restored.
 
     Raises:
-        ConfigError: another process is at it, or the folder cannot be made.
+        ConfigError: another process uses it, or the folder cannot be created.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     is_new = not (folder / LOCK).exists()
@@ -48,20 +48,22 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> TextIO | None:
-    """The open file whose lock this process has; None in a folder that cannot be written."""
+    """The open file whose lock this process holds; None in a read-only folder."""
     path, begin = folder / LOCK, time.monotonic()
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)  # each time: the one before may have removed it
+            folder.mkdir(
+                parents=True, exist_ok=True
+            )  # in each attempt: the previous holder may have removed it
         except OSError as error:
             raise ConfigError(
-                f"--run_dir {folder} cannot be made ({error.strerror}): choose a folder where you may write"
+                f"--run_dir {folder} cannot be created ({error.strerror}): choose a writable folder"
             ) from None
         try:
             lock = path.open("a+")
         except FileNotFoundError:  # removed between the two lines
             continue
-        except OSError:  # a finished run may be looked at where nothing can be written
+        except OSError:  # a finished run may be in a read-only place
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,11 +80,11 @@ def _acquire(folder: Path) -> TextIO | None:
         if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
             _write(lock, _launch())
             return lock
-        lock.close()  # of a file that the one before has removed
+        lock.close()  # of a file that the previous holder has removed
 
 
 def _write(lock: TextIO, text: str) -> None:
-    with suppress(OSError):  # a full disk: the others wait no longer than PATIENCE
+    with suppress(OSError):  # a full disk: the others wait at most PATIENCE
         lock.truncate(0)
         lock.write(text)
         lock.flush()
@@ -93,10 +95,10 @@ def _launch() -> str:
 
 
 def wait_for_first_process(folder: Path) -> None:
-    """In the other processes of a launch: until the first one has the lock, and sees what they will see.
+    """In the other processes of a launch: wait until the first one has the lock and has inspected the folder.
 
-    Lightning starts them when that is done. If nothing identifies the launch of a process, or the first
-    one is late, they go on after ``PATIENCE`` seconds at most.
+    Lightning starts them after that. If nothing identifies the launch, or the first process is late, they
+    continue after ``PATIENCE`` seconds at most.
     """
     begin = time.monotonic()
     while _launch() and time.monotonic() - begin < PATIENCE:

@@ -17,14 +17,13 @@ from runtime.lightning_internals import hide_events_from
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
-    """TensorBoard events straight in the run folder; the configuration is in config.yaml, so no hparams.yaml
-    beside it.
+    """TensorBoard events in the run folder, without hparams.yaml, as the configuration is in config.yaml.
 
     Args:
-        save_dir: below the run folder; by default the run folder itself.
+        save_dir: a folder below the run folder; default: the run folder itself.
         name: a folder below it.
         version: a folder below that.
-        **kwargs: of Lightning's logger.
+        **kwargs: options of Lightning's logger.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """What an earlier start has logged for this step and later ones is hidden: it is logged again."""
+        """Hide what an earlier start logged for this step and later ones, which are logged again."""
         put_before_now(Path(self.log_dir))
         hide_events_from(self, step)
 
@@ -44,14 +43,15 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
 
 class CSVLogger(loggers.CSVLogger):
-    """Scalars in ``metrics.csv`` and hyper-parameters in ``hparams.yaml``, straight in the run folder. A
-    resumed run goes on in the same file.
+    """Scalars in ``metrics.csv`` and hyper-parameters in ``hparams.yaml`` in the run folder.
+
+    A resumed run continues the same file.
 
     Args:
-        save_dir: below the run folder; by default the run folder itself.
+        save_dir: a folder below the run folder; default: the run folder itself.
         name: a folder below it.
         version: a folder below that.
-        **kwargs: of Lightning's logger.
+        **kwargs: options of Lightning's logger.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class CSVLogger(loggers.CSVLogger):
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """Keep what an earlier start has logged before this step; the rest is logged again.
+        """Keep what an earlier start logged before this step; the rest is logged again.
 
-        Lightning deletes the file that it finds. So it is moved aside until its rows are written anew, and
-        whenever this is interrupted, the next start finds all of them.
+        Lightning deletes an existing file, so it is moved aside until its rows have been rewritten. If that
+        is interrupted, the next start still finds all rows.
         """
         file = Path(self.log_dir) / "metrics.csv"
         aside = file.with_name(".metrics.csv.earlier")
@@ -80,8 +80,9 @@ class CSVLogger(loggers.CSVLogger):
 
 
 def log_hyperparameters(given: list[loggers.Logger], parameters: dict[str, Any]) -> None:
-    """Hyper-parameters to every logger before training. TensorBoard's HParams tab gets them with the results:
-    an entry of now would show a run without any.
+    """Send hyper-parameters to every logger before training, except to TensorBoard.
+
+    Its HParams tab gets them with the results; an earlier entry would show a run without results.
     """
     for logger in given:
         if parameters and not isinstance(logger, loggers.TensorBoardLogger):
@@ -91,11 +92,12 @@ def log_hyperparameters(given: list[loggers.Logger], parameters: dict[str, Any])
 def log_results(
     given: list[loggers.Logger], parameters: dict[str, Any], report: dict[str, Any], step: int
 ) -> dict[str, str]:
-    """The results on the test split to every logger, as scalars ``test/...``; to TensorBoard also as an entry
-    of its HParams tab, where runs are compared.
+    """Send the results on the test split to every logger, as scalars ``test/...``.
+
+    TensorBoard also gets an entry in its HParams tab, which compares runs.
 
     Returns:
-        By the name of each logger that failed its error.
+        The error of each logger that failed, by its name.
     """
     scores = {f"test/{k}": v for k, v in report["results"].get("pretrained", {}).items()}
     for name, measure in measures().items():
@@ -106,7 +108,7 @@ def log_results(
     for logger in given:
         with attempts.of(type(logger).__name__):
             if isinstance(logger, loggers.TensorBoardLogger) and lines:
-                logger.log_metrics(lines, step=0)  # a line from there to the end
+                logger.log_metrics(lines, step=0)  # a line from step 0 to the end
                 logger.experiment.add_custom_scalars(CHARTS)
             logger.log_metrics(lines, step=step)
             if parameters and isinstance(logger, loggers.TensorBoardLogger):
@@ -117,7 +119,7 @@ def log_results(
     return attempts.failed
 
 
-#: Probes whose curve on val TensorBoard shows in one chart with the lines of the baselines.
+#: Probes whose validation curves TensorBoard shows in one chart with the baselines.
 CHARTED = ("linear_top1", "knn_top1")
 CHARTS = {
     "probes and baselines": {
@@ -137,13 +139,12 @@ def baseline_lines(results: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-#: What people compare runs by comes first in the HParams tab.
+#: The most important metrics for comparing runs come first in the HParams tab.
 COMPARED = ("model", "model/optimizer/lr", "data/batch_size", "trainer/max_epochs", "seed_everything", "data")
 
 
 def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Method, data and the limits of training as one flat mapping, such as ``{"model": "SimCLR",
-    "model/temperature": 0.2}``.
+    """Method, data and training limits as a flat mapping: ``{"model": "SimCLR", "model/temperature": 0.2}``.
 
     Args:
         config: the resolved configuration, plain values.

@@ -36,10 +36,10 @@ from runtime.signals import LISTENED, Preempted, receiver
 
 
 def run(argv: list[str]) -> int:
-    """Train and evaluate as the command line asks; returns the exit status."""
+    """Train and evaluate according to the command line; returns the exit status."""
     silence_framework()
     alone = "RANK" not in os.environ and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
-    if alone:  # otherwise all processes have to leave together, when they have found each other
+    if alone:  # otherwise all processes leave together, once they have found each other
         receiver.end_if_asked()
     cli = SSLCommandLine(argv)
     try:
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
         try:
             if first:
                 explain_lost_connection(error)
-        finally:  # the first one has an error to print
+        finally:  # the first process has an error to print
             end_other_processes(cli.trainer, patience=0 if first else 10)
         if not first:
             return 1
@@ -77,20 +77,22 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     if alone:
         receiver.end_if_asked()
     _check(cli)
-    # only now: what cannot run leaves no folder behind
+    # only now, so that a run that cannot start leaves no folder behind
     folder.create(cli.plain_config, resume is not None, started and started._asdict())
     say(f"{cli.method_name} on {cli.data_name} in {folder.path}")
     if started is not None:
         say(started.line())
     for probe, reason in foreseen_obstacles(data).items() if cli.config.evaluate else ():
-        say(f"the results will be without the {probe} probe: {reason}")
+        say(f"the results will not include the {probe} probe: {reason}")
     if trainer.is_global_zero:
         data.save(folder.path)
     if resume is not None:
         say(f"resuming after epoch {epochs}, step {steps}")
         folder.forget()
     for logger in trainer.loggers:
-        if isinstance(logger, (TensorBoardLogger, CSVLogger)):  # also of a run killed before it saved
+        if isinstance(
+            logger, (TensorBoardLogger, CSVLogger)
+        ):  # also for a run killed before its first checkpoint
             logger.resume_at(steps)
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
     if not _fit(cli, resume, held):
@@ -99,7 +101,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
     cli.preemption.end_if_asked()
     if cli.ending.stopped:
         say(f"stopped early in step {trainer.global_step} ({cli.ending.stopped})")
-    receiver.raises = LISTENED  # the weights are saved; what remains is repeated by the next start
+    receiver.raises = LISTENED  # the weights are saved; the next start repeats the rest
     failed = False
     if cli.config.evaluate and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         failed = evaluate_run(cli)
@@ -109,7 +111,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
 
 
 def _check(cli: SSLCommandLine) -> None:
-    """ConfigError if data, validation interval or monitored metrics do not fit the method."""
+    """Raise ConfigError if data, validation interval or monitored metrics do not fit the method."""
     trainer, module, data = cli.trainer, cli.model, cli.datamodule
     check_fit(module, data, trainer.world_size)
     check_interval(trainer, data)
@@ -119,8 +121,8 @@ def _check(cli: SSLCommandLine) -> None:
 
 
 def _fit(cli: SSLCommandLine, resume: Path | None, held: ExitStack) -> bool:
-    """Train to the end; False if Ctrl-C has ended it."""
-    if "Preemption" in cli.off:  # nothing is there to save at a signal: it ends the run at once
+    """Train to the end; False if Ctrl-C ended it."""
+    if "Preemption" in cli.off:  # nothing saves at a signal, so it ends the run at once
         receiver.raises = LISTENED
     do_not_observe_processes()
     watch = Watch(cli.trainer.strategy.launcher)
@@ -128,13 +130,13 @@ def _fit(cli: SSLCommandLine, resume: Path | None, held: ExitStack) -> bool:
     held.callback(watch.over.set)
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume)
-    except SystemExit:  # how Lightning ends a run on Ctrl-C, after it has closed its loggers
+    except SystemExit:  # raised by Lightning on Ctrl-C, after it has closed its loggers
         return False
     return True
 
 
 def _begin(cli: SSLCommandLine, resumed: bool) -> Started | None:
-    """Give a new run the weights of ``--init_from``, and the data the vocabulary that the weights know."""
+    """Give a new run the weights of ``--init_from``, and the data the vocabulary of those weights."""
     if resumed:
         stored = cli.run_folder.content.get("datamodule_hyper_parameters", {})
         give_vocabulary(cli.datamodule, stored.get("vocabulary") if cli.config.init_from else None)
@@ -147,7 +149,7 @@ def _begin(cli: SSLCommandLine, resumed: bool) -> Started | None:
 
 
 def _finished(cli: SSLCommandLine, epochs: int, steps: int) -> str | None:
-    """One line if the run was trained, and evaluated if that is asked for; else None."""
+    """One line if the run is trained and, if requested, evaluated; else None."""
     trainer, folder = cli.trainer, cli.run_folder
     stopped = folder.stopped()
     complete = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
@@ -169,18 +171,19 @@ def _where_things_are(folder: Path) -> str:
 
 
 def evaluate_run(cli: SSLCommandLine) -> bool:
-    """Measure what was trained: tables on the terminal, scalars in the loggers, ``results.json``. All ranks
-    call it; rank 0 does what cannot be shared.
+    """Evaluate the run: tables on the terminal, scalars in the loggers, ``results.json``.
+
+    All ranks call it; rank 0 does what cannot be shared.
 
     Returns:
-        Whether a part failed. The report names it, and the other parts are there.
+        Whether a part failed. The report names it; the other parts are complete.
     """
     trainer, module, seed = cli.trainer, cli.model, run_seed()
     untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
     file = evaluated_checkpoint(module, cli.run_folder.last)
     if file != cli.run_folder.last:
         module.load_state_dict(read_checkpoint(file)["state_dict"])
-    module.float()  # of `bf16-true` and `64-true`: the data's samples are float32, as are eval.py's weights
+    module.float()  # for `bf16-true` and `64-true`: samples are float32, as are eval.py's weights
     where, device, folder = str(file), trainer.strategy.root_device, cli.run_folder.path
     means = Means(Team(trainer.world_size > 1), str(trainer.precision), folder)
     if not trainer.is_global_zero:
@@ -197,6 +200,6 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     report["failed"] |= attempts.failed
     report["failed"] |= log_results(trainer.loggers, cli.hyper_parameters, report, trainer.global_step)
     print_report(report)
-    write_json(cli.run_folder.results, report)  # last: with it the run counts as finished
+    write_json(cli.run_folder.results, report)  # last: it marks the run as finished
     kept.unlink(missing_ok=True)
     return bool(report["failed"])

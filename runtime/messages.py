@@ -1,4 +1,4 @@
-"""Help texts and lists of what can be run, made without importing torch."""
+"""Help texts and lists of methods, data sets and configs, made without importing torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config_files() -> list[Path]:
 
 
 def help_text() -> str:
-    """What ``python train.py --help`` prints."""
+    """The output of ``python train.py --help``."""
 
     def rows(entries: dict[str, str]) -> str:
         width = max(map(len, entries), default=0)
@@ -73,8 +73,8 @@ options:
   --init_from RUN_OR_FILE   start from the weights of a run or checkpoint, or of a torchvision or timm file
   --compile true            train with torch.compile of the encoder: each shape is compiled at its first batch
   --evaluate true|false     after training, probe the features on the test split (default true)
-  --save_every_minutes M    save the run's state so often inside an epoch, besides its end (default 15); also
-                            --save_every_n_steps N; --save_in_background true trains on meanwhile
+  --save_every_minutes M    save the run's state this often, and at the end of each epoch (default 15); also
+                            --save_every_n_steps N; with --save_in_background true, training continues
   --seed_everything N       seed of weights, order, views and noise (default 0)
   --trainer.X v             any option of Lightning's Trainer (--trainer.help lists them). Callbacks add:
                             --trainer.callbacks+=NAME --trainer.callbacks.OPTION=VALUE
@@ -86,7 +86,7 @@ options:
 
 
 def find_config(path: str) -> Path:
-    """The file that ``--config`` names: as seen from here, or one of those that come with the project.
+    """The file that ``--config`` names, in the current folder or among the project's configs.
 
     Raises:
         ConfigError: it is in neither place.
@@ -111,19 +111,19 @@ def read_config(path: str) -> dict[str, Any]:
         content = read_yaml(find_config(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         place, problem = reason(error)
-        raise ConfigError(f"--config {path}{place}: broken YAML ({problem}): mend that line") from None
+        raise ConfigError(f"--config {path}{place}: broken YAML ({problem}): correct that line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--config {path} cannot be read ({error}): expected a YAML file in UTF-8"
         ) from None
     if not isinstance(content, dict):
-        kind = "is empty" if content is None else f"holds {describe(content)}"
+        kind = "is empty" if content is None else f"contains {describe(content)}"
         raise ConfigError(f"--config {path} {kind}: expected keys such as model, data and trainer")
     return content
 
 
 def describe(value: Any) -> str:
-    """A value of the wrong kind in words."""
+    """A value of the wrong type, in words."""
     return "a list" if isinstance(value, list) else f"only {value!r}"
 
 
@@ -150,7 +150,7 @@ def pairs(words: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def flush() -> None:
-    """Write what was printed. Whoever read it may be gone, as in ``train.py --help | head``."""
+    """Flush stdout, whose reader may be gone, as in ``train.py --help | head``."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

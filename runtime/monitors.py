@@ -1,4 +1,4 @@
-"""Checks before the first step that monitored metrics are logged."""
+"""Checks, before the first step, that monitored metrics will be logged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.discovery import PACKAGES
 from runtime.messages import did_you_mean
 from sslmodules import SSLModule
 
-#: Where a method could log metrics of its own.
+#: Hooks in which a method could log its own metrics.
 HOOKS = {
     "train": ("training_step", "on_train_batch_end", "on_train_epoch_end"),
     "val": ("validation_step", "on_validation_batch_end", "on_validation_epoch_end"),
@@ -21,10 +21,10 @@ HOOKS = {
 
 
 def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataModule) -> None:
-    """ConfigError for a callback that monitors a metric which the run does not log.
+    """Raise ConfigError for a callback that monitors a metric that the run does not log.
 
-    Callbacks and hooks of a user's own may log anything: where there are some, an unknown name is accepted,
-    and Lightning finds out when it reads the metric.
+    A user's callbacks and hooks may log anything: if there are any, an unknown name is accepted, and
+    Lightning reports a missing metric when it reads it.
     """
     asked = {
         callback.monitor: type(callback).__name__
@@ -49,7 +49,7 @@ def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataMo
 
 @torch.no_grad()
 def _terms(module: SSLModule, data: SSLDataModule) -> list[str]:
-    """Names of the terms of the method's loss, of two samples in eval mode."""
+    """Names of the terms of the method's loss, found with two samples in eval mode."""
     dataset = data.dataset("train")
     rows = dataset.__getitems__(list(range(min(2, len(dataset)))))  # type: ignore[attr-defined, arg-type]
     batch = data.transform(rows, torch.Generator())
@@ -62,7 +62,7 @@ def _terms(module: SSLModule, data: SSLDataModule) -> list[str]:
 
 
 def _may_be_logged(monitor: str, callbacks: list[Callback], module: SSLModule) -> bool:
-    """Is there code that may log this metric without declaring it?"""
+    """Whether some code may log this metric without declaring it."""
     packages = {type(callback).__module__.partition(".")[0] for callback in callbacks}
     if packages - {*PACKAGES, "lightning"}:
         return True

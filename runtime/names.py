@@ -1,4 +1,4 @@
-"""Finds classes by name, and explains what the parser refused."""
+"""Finds classes by name, and explains what the parser rejected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sslmodules.base import SSLModule
 from sslmodules.networks import Encoder, TimmEncoder, WrappedEncoder
 
 SAVING = ("save_every_n_steps", "save_every_minutes", "save_in_background")
-#: Where classes of these kinds lie that are meant to be used beside the project's.
+#: Modules with classes of these kinds that can be used besides the project's.
 FRAMEWORKS = {
     Optimizer: "torch.optim",
     Callback: "lightning.pytorch.callbacks",
@@ -44,10 +44,10 @@ TOP_LEVEL = (
     "disable_callbacks",
     *SAVING,
 )
-#: Options that are no part of a configuration.
+#: Options that are not part of a configuration.
 OTHERS = ("config", "print_config", "trust_config_classes", "help")
 WRAPPED = "{{class_path: WrappedEncoder, init_args: {{net: {}, num_features: D}}}}"
-#: What others call an option, and what it is called here.
+#: Names of options in other projects, and their names here.
 USUAL_NAMES = {
     "learning_rate": "lr",
     "wd": "weight_decay",
@@ -72,9 +72,7 @@ def subclasses(base: type[Any]) -> Iterator[type[Any]]:
 
 
 def known_names(base: type) -> list[str]:
-    """Names to suggest for ``base``: the project's own classes that are meant to be built, or everybody's if
-    it has none.
-    """
+    """Names to suggest for ``base``: the project's classes that can be built, or all if it has none."""
     own = [base.__name__] if may_be_built(base, base) and base.__name__ in classes() else []
     own += below([base.__name__])
     if base is nn.Module:
@@ -90,7 +88,7 @@ def known_names(base: type) -> list[str]:
 
 
 def may_be_built(cls: Any, base: type) -> bool:
-    """Is it a class below ``base``, and not marked as a base class itself?"""
+    """Whether it is a subclass of ``base`` that is not marked as a base class itself."""
     return isinstance(cls, type) and issubclass(cls, base) and ABC not in cls.__bases__
 
 
@@ -99,13 +97,13 @@ def article(noun: str) -> str:
 
 
 def kind_of(base: type) -> str:
-    """What a class below ``base`` is called."""
+    """The noun for a subclass of ``base``."""
     kinds = {SSLModule: "method", SSLDataModule: "data set", Encoder: "encoder", nn.Module: "network"}
     return kinds.get(base, f"{base.__name__} class")
 
 
 def resolve(name: str, bases: type | tuple[type, ...], where: str) -> type:
-    """The class called ``name``, short or with its module, below one of ``bases``.
+    """The subclass ``name`` of one of ``bases``, given with or without its module.
 
     Raises:
         ConfigError: unknown; the message lists the known ones.
@@ -132,20 +130,20 @@ def resolve(name: str, bases: type | tuple[type, ...], where: str) -> type:
 
 
 def timm_by_name(encoder: Any) -> Any:
-    """What stands for an encoder, or, if it is the name of a timm model, the ``TimmEncoder`` of that name."""
+    """The encoder itself, or a ``TimmEncoder`` if it is the name of a timm model."""
     if isinstance(encoder, str) and find_class(encoder) is None and timm.is_model(encoder):
         return {"class_path": f"{TimmEncoder.__module__}.TimmEncoder", "init_args": {"name": encoder}}
     return encoder
 
 
 class Mistakes:
-    """Looks through what was given, in its order, for a name that does not exist.
+    """Searches files and options, in their order, for a name that does not exist.
 
-    Each method raises ``ConfigError`` with a sentence for the first one.
+    Each method raises ``ConfigError`` for the first one.
     """
 
     def __init__(self) -> None:
-        self.classes: dict[tuple[str, ...], type] = {("trainer",): Trainer}  # chosen so far, by their place
+        self.classes: dict[tuple[str, ...], type] = {("trainer",): Trainer}  # chosen so far, by position
 
     def in_file(self, content: dict[str, Any], source: str) -> None:
         for key, value in content.items():
@@ -156,7 +154,7 @@ class Mistakes:
             self._top(name, value, f"{source}: {name}")
 
     def in_words(self, words: list[str]) -> None:
-        """``--option value`` or ``--option=value``; a value is looked into where it is a list or mapping."""
+        """``--option value`` or ``--option=value``; values that are lists or mappings are searched too."""
         rest = iter(words)
         for word in rest:
             option, equals, value = word.partition("=")
@@ -185,14 +183,14 @@ class Mistakes:
             raise ConfigError(f"{where}: expected options such as max_epochs, got {value!r}")
 
     def _spec(self, value: Any, bases: tuple[type, ...], path: tuple[str, ...], where: str) -> None:
-        """A class by its name, or a mapping with its name, its options, or both."""
+        """A class by name, or a mapping with the name, options, or both."""
         if isinstance(value, list):
             for i, item in enumerate(value):
                 self._spec(item, bases, (*path, str(i)), f"{where}[{i}]")
             return
         if isinstance(timm_by_name(value), dict) and any(issubclass(TimmEncoder, base) for base in bases):
             value = timm_by_name(value)
-        if isinstance(value, str) and Path(value).is_file():  # the parser reads a class from a file, too
+        if isinstance(value, str) and Path(value).is_file():  # the parser also reads a class from a file
             where, value = value, read_config(value)
         if isinstance(value, str):
             value = {"class_path": value}
@@ -246,7 +244,7 @@ class Mistakes:
                 self._anything(value, place)
 
     def _anything(self, value: Any, where: str) -> None:
-        """A value of any type: classes in it must exist and be admitted."""
+        """A value of any type: classes in it must exist and be allowed."""
         if isinstance(value, list):
             for i, item in enumerate(value):
                 self._anything(item, f"{where}[{i}]")
@@ -257,8 +255,8 @@ class Mistakes:
                 self._anything(item, f"{where}.{key}")
 
     def _stands_for_a_class(self, value: Any, hint: Any, path: tuple[str, ...]) -> bool:
-        """Is it an object to build, and not plain data of a type that also takes data?"""
-        if value is None or value is True:  # the default, or a switch such as that of the logger
+        """Whether it is an object to build, not plain data for a type that also accepts data."""
+        if value is None or value is True:  # the default, or a switch such as the logger's
             return False
         if isinstance(value, list):
             return bool(value) and all(self._stands_for_a_class(v, hint, path) for v in value)
@@ -267,9 +265,7 @@ class Mistakes:
         return not takes_text(hint) and (isinstance(value, str) or bool not in members(hint))
 
     def _meant(self, name: str, cls: type | None = None) -> str:
-        """`` (did you mean '--X'?)`` with an option of this name, or of one that means the same, in a class
-        that is chosen.
-        """
+        """`` (did you mean '--X'?)`` with an option of this or an equivalent name in a chosen class."""
         usual = USUAL_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
         options = {
             f"--{'.'.join(path)}.{'init_args.' if len(path) > 1 else ''}{option}": option
@@ -283,7 +279,7 @@ class Mistakes:
 
 
 def takes_text(hint: Any) -> bool:
-    """May a value of this type be a plain word or number, as in ``Union[str, Strategy]``?"""
+    """Whether a value of this type may be a plain word or number, as in ``Union[str, Strategy]``."""
     if inner := members(hint):
         return any(takes_text(h) for h in inner)
     return hint in (str, int, float, Any) or get_origin(hint) is Literal
@@ -302,7 +298,7 @@ def _value(text: str, option: str) -> Any:
 def look_for_mistakes(
     files: list[tuple[str, dict[str, Any]]], words: list[str], groups: Iterable[str] = ("model", "data")
 ) -> None:
-    """Called when the parser has refused what was given.
+    """Called after the parser has rejected the input: find and explain the first mistake.
 
     Args:
         files: name and content, in their order.
@@ -310,7 +306,7 @@ def look_for_mistakes(
         groups: what has to be chosen.
 
     Raises:
-        ConfigError: a sentence for the first mistake, if one is found.
+        ConfigError: the first mistake, if one is found.
     """
     mistakes = Mistakes()
     for source, content in files:

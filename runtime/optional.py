@@ -1,4 +1,4 @@
-"""Optional methods: declared on a base class, offered by overriding them."""
+"""Optional methods: declared in a base class, provided by overriding them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MARK = "__declared_optional__"
 
 
 def optional(method: F) -> F:
-    """Declare a method that subclasses may define; the class that declares it does not offer it."""
+    """Declare a method that subclasses may define; the declaring class does not provide it."""
     setattr(method, _MARK, True)
     return method
 
 
 def offers(thing: object, name: str) -> bool:
-    """Does an object, or a class, define the optional method ``name`` that its base class declares?"""
+    """Whether an object, or a class, defines the optional method ``name`` that its base class declares."""
     cls = thing if isinstance(thing, type) else type(thing)
     return not hasattr(getattr(cls, name), _MARK)
 
@@ -33,9 +33,9 @@ def declared(cls: type) -> Iterator[tuple[type, str, Callable[..., Any]]]:
 
 
 def check_optional(thing: object) -> None:
-    """Compare what an object defines with the optional methods that its base classes declare.
+    """Compare an object's definitions with the optional methods that its base classes declare.
 
-    A definition takes the declared arguments, under their names and in their order; any others have defaults.
+    A definition must take the declared arguments, with their names and in their order; others need defaults.
 
     Raises:
         ConfigError: a definition takes other arguments, or an attribute hides the name of an optional method.
@@ -51,7 +51,7 @@ def check_optional(thing: object) -> None:
             )
         if offers(cls, name) and not _fits(getattr(cls, name), declaration):
             raise ConfigError(
-                f"{_shown(cls, name, getattr(cls, name))} does not fit the optional method {expected}: "
+                f"{_shown(cls, name, getattr(cls, name))} does not match the optional method {expected}: "
                 f"take the same arguments, or rename it, for example _{name}"
             )
 

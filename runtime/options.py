@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def options_of(cls: type) -> dict[str, inspect.Parameter]:
-    """Every option of a class by name, those that ``**kwargs`` hands to its bases included.
+    """Every option of a class by name, including those that ``**kwargs`` passes to its bases.
 
     The annotation is the type itself, or ``Any`` without one.
     """
@@ -23,7 +23,7 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
         function = inspect.unwrap(base.__init__)  # type: ignore[misc]
         try:
             hints = typing.get_type_hints(function)
-        except (NameError, TypeError):  # a type that exists for type checkers only: the name is all we need
+        except (NameError, TypeError):  # a type that exists only for type checkers: the name is enough
             hints = {}
         try:
             parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -43,9 +43,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def classes_in(hint: Any) -> tuple[type, ...]:
-    """The classes that a value of this type is built from: of ``X``, ``X | None``, ``list[X]`` and
-    ``Callable[..., X]``: X.
-    """
+    """The classes that a value of this type is built from: X for X | None, list[X], Callable[..., X]."""
     origin = typing.get_origin(hint)
     if members(hint) or origin in (list, tuple, Iterable):
         return tuple(dict.fromkeys(cls for h in typing.get_args(hint) for cls in classes_in(h)))
@@ -64,8 +62,10 @@ def classes_in(hint: Any) -> tuple[type, ...]:
 
 
 def takes_function(hint: Any) -> bool:
-    """May a value of this type be any function? ``Callable`` and ``Callable[..., float]`` take one;
-    ``Callable[..., Optimizer]`` takes the class of an optimizer.
+    """Whether a value of this type may be any function.
+
+    True for ``Callable`` and ``Callable[..., float]``; ``Callable[..., Optimizer]`` takes the class of an
+    optimizer.
     """
     if inner := members(hint):
         return any(takes_function(h) for h in inner)

@@ -1,4 +1,4 @@
-"""The processes of a run besides this one: which one died, and how the others end."""
+"""The other processes of a run: communication with them, and what to do when one dies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 3.0  # seconds in which this process may find out by itself that another one is gone
-PAUSE = 0.2  # seconds between two looks
+PATIENCE = 3.0  # seconds for this process to notice by itself that another one is gone
+PAUSE = 0.2  # seconds between two checks
 
-#: Messages of gloo, NCCL and the store when a process does not answer any more.
+#: Messages of gloo, NCCL and the store when a process no longer answers.
 CONNECTION = r"gloo|NCCL|TCPStore|DistStore|closed by peer|reset by peer|Broken pipe|failed to recv"
 
-#: (host, process) of every rank, once they have met.
+#: (host, process id) of every rank, after ``meet``.
 _ranks: list[tuple[int, int]] = []
 
-#: Numbers the exchanges of a process, because the store keeps the lines of earlier ones.
+#: Counts the exchanges of a process, because the store keeps the lines of earlier ones.
 _exchanges = itertools.count()
 
 
@@ -34,7 +34,7 @@ class LostProcess(RuntimeError):
 
 
 def explain_lost_connection(error: Exception) -> None:
-    """Raise ``LostProcess`` if ``error`` is only the consequence of the death of another process."""
+    """Raise ``LostProcess`` if ``error`` is only a consequence of another process's death."""
     if isinstance(error, (RuntimeError, OSError)) and re.search(CONNECTION, str(error)):
         line = lost()
         if line is not None:
@@ -42,11 +42,11 @@ def explain_lost_connection(error: Exception) -> None:
 
 
 class Exchange:
-    """Each rank sends a line to all others and reads theirs, any number of times.
+    """Each rank sends lines to all others and reads theirs, any number of times.
 
-    Through the store in which the processes have met, so that it opens no connections of its own: gloo
-    listens on the address of the host's name, which on Debian is 127.0.1.1, where no other machine can reach
-    it. All ranks make it, and all exchanges of a process in the same order.
+    It uses the rendezvous store and opens no connections of its own: gloo would listen on the address of the
+    host's name, which on Debian is 127.0.1.1, unreachable for other machines. All ranks must create their
+    exchanges in the same order.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,10 @@ class Exchange:
         self.sent += 1
 
     def receive(self) -> list[str]:
-        """What all ranks have sent, in the order of ranks, with the call of ``send`` that is the next to be
-        read.
+        """The lines of all ranks, in rank order, from the next unread call of ``send``.
 
         Raises:
-            LostProcess: one of this machine has died instead.
+            LostProcess: a process on this machine has died instead.
         """
         keys = [f"{self.read}/{rank}" for rank in range(self.size)]
         pause, looked = 0.0005, time.monotonic()  # seconds
@@ -79,7 +78,7 @@ class Exchange:
                 if (line := _gone()) is not None:
                     raise LostProcess(line)
         lines = [value.decode() for value in self.store.multi_get(keys)]
-        if self.read > 0:  # a rank that has sent a line has read the earlier ones
+        if self.read > 0:  # a rank that has sent a line has read all earlier ones
             self.store.delete_key(f"{self.read - 1}/{self.rank}")
         self.read += 1
         return lines
@@ -91,15 +90,16 @@ class Exchange:
 
 
 def meet() -> None:
-    """Exchange the process ids of all ranks; called by all of them."""
+    """Exchange the process ids of all ranks; called by all ranks."""
     lines = Exchange().share(f"{_host()} {os.getpid()}")
     _ranks[:] = [(int(host), int(process)) for host, process in (line.split() for line in lines)]
 
 
 def leave_together(size: int) -> None:
-    """Called by all ranks at the end: those with nothing left to do wait, without work for the processor or
-    the GPU, until rank 0 has evaluated. Schedulers end a job some time after its first process has left, and
-    NCCL may wait in its own end for a process that is gone.
+    """Called by all ranks at the end: wait, without using CPU or GPU, until rank 0 has evaluated.
+
+    Schedulers end a job some time after its first process has left, and NCCL's shutdown may wait for a
+    process that is gone.
 
     Args:
         size: number of ranks.
@@ -108,15 +108,15 @@ def leave_together(size: int) -> None:
         exchange = Exchange()
         exchange.share("done")
         exchange.send("left")
-        if exchange.rank == 0:  # it keeps the store, in which the others look until they have read
+        if exchange.rank == 0:  # it runs the store, which the others still read
             exchange.receive()
 
 
 def lost(patience: float = PATIENCE) -> str | None:
-    """One line that names the process that died, or None if those of this machine are alive.
+    """One line that names the process that died, or None if all on this machine are alive.
 
     Args:
-        patience: seconds; a connection may break before its process is gone.
+        patience: seconds to wait, since a connection may break before its process is gone.
     """
     begin = time.monotonic()
     while True:
@@ -142,7 +142,7 @@ def _line(rank: int, process: int, number: int | None = None) -> str:
     again = f"; the same command with --run_dir {shlex.quote(folder)} resumes the run" if folder else ""
     return (
         f"rank {rank} (process {process} on {socket.gethostname()}) {how}: most often memory ran "
-        f"out, which the system's log shows{again}"
+        f"out; see the system's log{again}"
     )
 
 
@@ -151,24 +151,23 @@ def _host() -> int:
 
 
 def _is_alive(process: int) -> bool:
-    """Does the process exist on this machine, and not only wait for its parent to notice its end?"""
+    """Whether the process exists on this machine and is not a zombie."""
     try:
         os.kill(process, 0)
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
-    except OSError:  # of another user, or a system without /proc
+    except OSError:  # another user's process, or a system without /proc
         return True
 
 
 class Watch(threading.Thread):
-    """Ends a run whose processes were started by this one, when one of them dies and this one waits for it.
+    """Ends a run when a process started by this one dies while this one waits for it.
 
-    It takes the place of Lightning's observer, which kills all of them silently.
+    It replaces Lightning's observer, which silently kills all processes.
 
     Args:
-        launcher: Lightning's, with its ``procs``: rank 1 and those after it. One that starts no processes has
-            none.
+        launcher: Lightning's launcher; its ``procs`` are ranks 1 and above, if it has started them.
     """
 
     def __init__(self, launcher: Any) -> None:
@@ -185,7 +184,7 @@ class Watch(threading.Thread):
     def _end(self, rank: int, dead: subprocess.Popen) -> None:
         if self.over.wait(PATIENCE):
             return
-        if dead.returncode < 0:  # any other has printed the reason itself
+        if dead.returncode < 0:  # otherwise it has printed the reason itself
             print(f"error: {_line(rank, dead.pid, -dead.returncode)}", file=sys.stderr, flush=True)
         for process in self.launcher.procs:
             process.kill()

@@ -23,14 +23,12 @@ from runtime.trust import build
 
 
 def checkpoint_of(run: str) -> tuple[Path, Path]:
-    """(checkpoint, run folder) of what the user named."""
+    """(checkpoint, run folder) for a run folder or a checkpoint."""
     path = Path(run)
     if path.is_dir():
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
-            raise ConfigError(
-                f"{path} holds no checkpoints/last.ckpt: expected the folder of a run that train.py made"
-            )
+            raise ConfigError(f"{path} contains no checkpoints/last.ckpt: expected a run folder of train.py")
         return checkpoint, path
     if not path.is_file():
         raise ConfigError(
@@ -40,20 +38,20 @@ def checkpoint_of(run: str) -> tuple[Path, Path]:
 
 
 def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
-    """The run's DataModule, or another one, from the checkpoint's options and the command line.
+    """Build the run's DataModule, or another one, from the checkpoint's options and the command line.
 
-    Samples look to the network as in the run: another data set takes the options that both have, and the
-    run's ``input_format``, unless the command line overrides it. ``synthetic`` is not taken over: it has to
-    be given again.
+    Samples have the format of the run: another data set gets the options that both have, and the run's
+    ``input_format``, unless the command line overrides them. ``synthetic`` is not carried over; give it again
+    if needed.
 
     Args:
         stored: the options of the run's data, with ``_class_path``.
         overrides: options of the command line that begin with ``--data``.
 
     Raises:
-        ConfigError: there is no such data set, or it does not take these options.
+        ConfigError: there is no such data set, or it does not accept these options.
     """
-    unknown = {place.partition(".")[0] for place, _ in gaps(stored)}  # such as views of a user's
+    unknown = {place.partition(".")[0] for place, _ in gaps(stored)}  # such as a user's views
     left_out = {"_class_path", "synthetic"} | unknown
     options = {name: value for name, value in stored.items() if name not in left_out}
     where, name, words = "the checkpoint", stored.get("_class_path"), []
@@ -71,18 +69,18 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     if cls is of_run:
         return _build(cls, options, words, where)
     format_of_run = _build(of_run, options, [], "the checkpoint").input_format()
-    channels = getattr(cls, "image_shape", (None,))[0]  # of data sets whose images have one shape
+    channels = getattr(cls, "image_shape", (None,))[0]  # for data sets whose images have a fixed shape
     if channels is not None and channels != format_of_run.get("channels"):
-        return _build(cls, options, words, where)  # the run's statistics do not fit; nor does the network
+        return _build(cls, options, words, where)  # neither the run's statistics nor its network fit
     return _build(cls, options | format_of_run, words, where)
 
 
 def notes(content: dict[str, Any], data: SSLDataModule) -> list[str]:
-    """Lines on what the network gets to see in ``data`` otherwise than in the run.
+    """Lines on how the network's input from ``data`` differs from that in the run.
 
     Args:
-        content: of the checkpoint.
-        data: what is evaluated; its files are there.
+        content: content of the checkpoint.
+        data: the data to evaluate on, set up.
     """
     stored = content.get("datamodule_hyper_parameters", {})
     lines, name, now = [], type(data).__name__, data.input_format()
@@ -103,23 +101,21 @@ def notes(content: dict[str, Any], data: SSLDataModule) -> list[str]:
 
 
 def _resized(data: ImageFolder) -> list[str]:
-    """A line if images are of another size than the network takes; it names the first one."""
+    """A line if images do not have the network's input size; it names the first one."""
     if not data.samples_are_files:
         return []
     side, first = data.image_shape[2], data.files("test")[0]
     try:
         width, height = image_size(first)
-    except ImageFileError:  # it is named, or passed over, where it is read
+    except ImageFileError:  # reported or skipped when it is read
         return []
     if (width, height) == (side, side):
         return []
-    return [
-        f"{first} is {width}x{height}; images are cut and resized to {side}x{side}, as the network takes them"
-    ]
+    return [f"{first} is {width}x{height}; images are cropped and resized to {side}x{side} for the network"]
 
 
 def _build(cls: type, options: dict[str, Any], words: list[str], where: str) -> SSLDataModule:
-    """A data set from those of the options that it has, and from words of the command line."""
+    """Build a data set from those of the options that it has, and from words of the command line."""
     shared = {name: value for name, value in options.items() if name in options_of(cls)}
     spec = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": with_current_paths(shared)}
     parser = ArgumentParser(exit_on_error=False)

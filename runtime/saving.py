@@ -14,14 +14,14 @@ from runtime.lightning_internals import log_at_global_step, validate_now
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """One file in the run's folder of checkpoints, wherever that folder is by now."""
+    """One file in the run's checkpoint folder, wherever that folder is now."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a run whose folder has moved Lightning drops the best score: a worse one would replace it."""
+        """Restore the best score: Lightning drops it for a run whose folder has moved."""
         assert self.dirpath is not None
         folder = str(self.dirpath)
 
@@ -37,8 +37,8 @@ class BestCheckpoint(_RunCheckpoint):
     """``best.ckpt``: the weights of the best validation.
 
     Args:
-        monitor: a logged metric, such as ``val/knn_top1``. Validations that do not log it are passed over.
-        mode: is the highest ("max") or the lowest ("min") value the best?
+        monitor: a logged metric, such as ``val/knn_top1``. Validations that do not log it are skipped.
+        mode: whether the highest ("max") or the lowest ("min") value is best.
     """
 
     def __init__(self, monitor: str, mode: Literal["min", "max"]) -> None:
@@ -47,7 +47,7 @@ class BestCheckpoint(_RunCheckpoint):
             monitor=monitor,
             mode=mode,
             save_weights_only=True,
-            save_on_train_epoch_end=False,  # after the validation: last.ckpt must hold the new score
+            save_on_train_epoch_end=False,  # after the validation: last.ckpt must contain the new score
             enable_version_counter=False,
         )
 
@@ -57,7 +57,7 @@ class BestCheckpoint(_RunCheckpoint):
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """``last.ckpt`` at the end of each epoch. It comes after all callbacks whose state it saves."""
+    """``last.ckpt`` at the end of each epoch, after all callbacks whose state it saves."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -69,7 +69,7 @@ class LastCheckpoint(_RunCheckpoint):
 
 
 class KeepConfig(Callback):
-    """Keeps the configuration in ``last.ckpt``, from which a damaged ``config.yaml`` is written anew.
+    """Stores the configuration in ``last.ckpt``, from which a damaged ``config.yaml`` can be rewritten.
 
     Args:
         config: plain values.
@@ -85,17 +85,16 @@ class KeepConfig(Callback):
 
 
 class Ending(Checkpoint):
-    """Validates at the end of a run, whatever the interval of validations, and knows who ended it early. A
-    resumed run logs at the right step, and repeats a validation that was interrupted, also where it has no
-    step left to train.
+    """Validates at the end of a run, whatever the validation interval, and records who ended it early.
 
-    A ``Checkpoint`` because Lightning calls those after all others: ``Timer`` and ``EarlyStopping`` have
-    decided by then.
+    A resumed run logs at the right step and repeats an interrupted validation, even if it has no step left to
+    train. It is a ``Checkpoint`` because Lightning calls those after all other callbacks, when ``Timer`` and
+    ``EarlyStopping`` have decided.
 
     Attributes:
-        stopped: why the run ended before its last epoch and step; None if it did not. It is kept in
+        stopped: why the run ended before its last epoch and step; None if it did not. Stored in
             ``last.ckpt``, so that the next start knows that the run is finished.
-        validating: is a validation under way? It is kept in ``last.ckpt`` too.
+        validating: whether a validation is in progress; also stored in ``last.ckpt``.
     """
 
     def __init__(self) -> None:
@@ -103,7 +102,7 @@ class Ending(Checkpoint):
         self.validating = False
         self.resumed = False
         self.validated_at = -1  # step of the last complete validation
-        self.lifted: tuple[int, bool] | None = None  # limits of the run, while it begins in spite of them
+        self.lifted: tuple[int, bool] | None = None  # limits of the run, lifted while it starts
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped": self.stopped, "validating": self.validating}
@@ -115,12 +114,12 @@ class Ending(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopped is not None:
             trainer.should_stop = True
-        if self.validating:  # Lightning begins nothing where no step is left
+        if self.validating:  # Lightning does nothing if no step is left
             self.lifted = (trainer.max_steps, trainer.should_stop)
             trainer.fit_loop.epoch_loop.max_steps, trainer.should_stop = -1, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validate_in_last_epoch(trainer)  # also where a run is resumed inside it
+        self._validate_in_last_epoch(trainer)  # also if a run is resumed within it
         if self.lifted is None:
             return
         trainer.fit_loop.epoch_loop.max_steps, trainer.should_stop = self.lifted
@@ -151,7 +150,7 @@ class Ending(Checkpoint):
     ) -> None:
         if _may_stop(trainer, trainer.current_epoch) or 0 < trainer.max_steps <= trainer.global_step:
             _validate_every_epoch(trainer)
-            trainer.should_stop = True  # with it set, Lightning validates after any batch
+            trainer.should_stop = True  # makes Lightning validate after any batch
         elif trainer.is_last_batch and trainer.check_val_every_n_epoch is None and _in_last_epoch(trainer):
             trainer.should_stop = True
 
@@ -167,7 +166,7 @@ class Ending(Checkpoint):
         complete = _in_last_epoch(trainer) or 0 < trainer.max_steps <= trainer.global_step
         if not complete and _may_stop(trainer, trainer.current_epoch + 1):
             self.stopped = _reason(trainer)
-            if self.validated_at < trainer.global_step:  # asked to stop at the end of the epoch only
+            if self.validated_at < trainer.global_step:  # asked to stop only at the end of the epoch
                 validate_now(trainer)
 
     @staticmethod
@@ -181,23 +180,23 @@ def _in_last_epoch(trainer: Trainer) -> bool:
 
 
 def _validate_every_epoch(trainer: Trainer) -> None:
-    if trainer.check_val_every_n_epoch is not None:  # None: by steps alone
+    if trainer.check_val_every_n_epoch is not None:  # None: by steps only
         trainer.check_val_every_n_epoch = 1
 
 
 def _may_stop(trainer: Trainer, epochs: int) -> bool:
-    """Has a callback asked to stop, and are the least numbers of epochs and steps reached?"""
+    """Whether a callback asked to stop, and the minimum numbers of epochs and steps are reached."""
     enough = epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
     return trainer.should_stop and enough
 
 
 def _reason(trainer: Trainer) -> str:
-    """Who asked to stop, in words."""
+    """Who asked to stop and why, in words."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer):
             remaining = callback.time_remaining()
             if remaining is not None and remaining <= 0:
-                return "the time limit is reached"
+                return "time limit reached"
         if isinstance(callback, EarlyStopping):
             message = getattr(callback, "stopping_reason_message", None)  # lightning 2.6 has it
             if message is None and callback.wait_count >= callback.patience:

@@ -1,7 +1,7 @@
 """Signals that ask a run to save or stop.
 
-No torch here: ``train.py`` listens before it is imported, so that a signal in those seconds neither kills nor
-gets lost.
+No torch here: ``train.py`` starts listening before torch is imported, so that a signal in those seconds
+neither kills the process nor is lost.
 """
 
 from __future__ import annotations
@@ -23,25 +23,23 @@ from types import FrameType
 
 from datamodules.errors import ConfigError
 
-REQUEUED = ".requeued"  # in the run folder, from the moment at which rank 0 has asked until the next start
-PATIENCE = 60.0  # seconds: scontrol is given as many
+REQUEUED = ".requeued"  # in the run folder, from rank 0's request until the next start
+PATIENCE = 60.0  # seconds: also the timeout of scontrol
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest(IntEnum):
-    """What a signal asks for. Of several, also of several ranks, the greatest counts."""
+    """What a signal asks for. Of several requests, from one or more ranks, the greatest counts."""
 
     NONE = 0
-    DUE = 1  # no signal: the interval at which a run saves has passed
+    DUE = 1  # no signal: the saving interval has passed
     END = 2  # SIGTERM, SIGUSR1, SIGUSR2: save and end with status 143
-    REQUEUE = 3  # SIGUSR1, SIGUSR2 under SLURM: put the job back in the queue, too
+    REQUEUE = 3  # SIGUSR1, SIGUSR2 under SLURM: also requeue the job
     INTERRUPT = 4  # SIGINT (Ctrl-C): save and end with status 130
 
 
 class Preempted(BaseException):
-    """The run ends because it was asked to. Not an ``Exception``: nothing on the way may take it for an
-    error.
-    """
+    """Ends a run that was asked to stop. Not an ``Exception``, so that nothing handles it as an error."""
 
     def __init__(self, request: StopRequest) -> None:
         super().__init__(request.name)
@@ -49,11 +47,11 @@ class Preempted(BaseException):
 
 
 class SignalReceiver:
-    """The request that arrived in this process and was not acted on yet.
+    """The pending request of this process.
 
     Attributes:
-        raises: the signals that end the process there and then, because nothing would be lost: Ctrl-C until
-            training begins, all of them once it is over.
+        raises: signals that end the process immediately, because nothing would be lost: Ctrl-C until training
+            begins, all signals after it.
     """
 
     def __init__(self) -> None:
@@ -62,7 +60,7 @@ class SignalReceiver:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive signals until the end of the block, in the main thread of Python."""
+        """Receive signals until the end of the block, in Python's main thread."""
         self.request, self.raises = StopRequest.NONE, (signal.SIGINT,)
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -75,12 +73,12 @@ class SignalReceiver:
                 signal.signal(number, handler)
 
     def take(self) -> StopRequest:
-        """The request, which is forgotten here: whoever takes it acts on it."""
+        """Return and clear the request, for the caller to act on."""
         request, self.request = self.request, StopRequest.NONE
         return request
 
     def end_if_asked(self) -> None:
-        """Preempted, if this process was asked to end."""
+        """Raise Preempted if this process was asked to end."""
         if self.request >= StopRequest.END:
             raise Preempted(self.take())
 
@@ -104,12 +102,12 @@ receiver = SignalReceiver()
 
 
 def end(stop: Preempted) -> int:
-    """Print how the run goes on, ask SLURM for it, and return the exit status."""
+    """Print how to resume the run, requeue it if requested, and return the exit status."""
     status = 130 if stop.request == StopRequest.INTERRUPT else 143
     local_rank = os.environ.get("LOCAL_RANK", "0")
     if "RANK" not in os.environ and local_rank != "0":
-        # started by another process of the run, whose status counts, and which would take another for a
-        # failure
+        # started by another process of the run, whose status counts, and which would treat another status as
+        # a failure
         return 0
     folder = os.environ.get("SSL_RUN_DIR")
     mark = None
@@ -132,8 +130,9 @@ def end(stop: Preempted) -> int:
 
 
 def wait_for_requeue(mark: Path) -> None:
-    """In ranks other than 0: until rank 0 has asked SLURM, or ``PATIENCE`` seconds. ``srun
-    --kill-on-bad-exit`` would end rank 0 before that.
+    """In ranks other than 0: wait until rank 0 has requeued the job, at most ``PATIENCE`` seconds.
+
+    Otherwise ``srun --kill-on-bad-exit`` would end rank 0 before that.
     """
     begin = time.monotonic()
     while time.monotonic() - begin < PATIENCE and not mark.exists():
@@ -141,16 +140,14 @@ def wait_for_requeue(mark: Path) -> None:
 
 
 def slurm_job() -> str:
-    """``12``, or ``12_3`` for task 3 of an array: what SLURM's commands take, and what a requeued job
-    keeps.
-    """
+    """``12``, or ``12_3`` for task 3 of an array: the id for SLURM's commands, unchanged by requeueing."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
 def requeue() -> None:
-    """Put this SLURM job, or this task of an array, back in the queue; one line if that does not work."""
+    """Requeue this SLURM job or array task; print one line if that fails."""
     job = slurm_job()
     command = ["scontrol", "requeue", job]
     try:
@@ -173,11 +170,10 @@ def requeue() -> None:
 
 
 def check_launch() -> None:
-    """Before anything slow: is this process one that can train?
+    """Check, before anything slow, that this process can train.
 
     Raises:
-        ConfigError: a SLURM job of several tasks that was started once, without srun: it would wait for the
-            others for ever.
+        ConfigError: a SLURM job with several tasks was started once, without srun, and would wait forever.
     """
     tasks = os.environ.get("SLURM_NTASKS", "1")
     inside = {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
@@ -189,15 +185,12 @@ def check_launch() -> None:
     ):
         raise ConfigError(
             f"this SLURM job has {tasks} tasks, but the command runs once: start it with `srun python "
-            "train.py ...`, or ask "
-            "for one task (#SBATCH --ntasks=1)"
+            "train.py ...`, or request one task (#SBATCH --ntasks=1)"
         )
 
 
 def die_with_parent() -> None:
-    """For a process that another one of the run has started: never outlive it, not even if it is killed.
-    Linux only.
-    """
+    """Make a process started by another one of the run end with it, even if that is killed (Linux only)."""
     started_by_a_rank = os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
     if sys.platform.startswith("linux") and (started_by_a_rank or "TORCHELASTIC_RUN_ID" in os.environ):
         parent_death_signal = 1  # PR_SET_PDEATHSIG

@@ -20,34 +20,33 @@ from runtime.lightning_internals import (
 from runtime.peers import Exchange, meet
 from runtime.signals import Preempted, StopRequest, receiver
 
-PAUSE = 0.25  # seconds between two votes in training, where batches are shorter
-MOST = 10  # batches from one vote to the next
+PAUSE = 0.25  # minimum seconds between two votes in training
+MOST = 10  # maximum number of batches between two votes
 
 
 class Preemption(Checkpoint):
-    """Saves at an interval and when a signal asks for it, always between two optimizer steps, and ends the
-    run if asked.
+    """Saves at intervals and on signals, always between two optimizer steps, and ends the run if asked.
 
-    A signal reaches one rank or all. So the ranks vote: at the end of a batch, and of each validation batch
-    that all of them have, every rank gives the greatest request it has received and gets the greatest of all.
-    The vote goes through the store in which the processes have met, is given at one vote and read at the
-    next: no rank waits for it, and it does not involve the GPU. All ranks thus act at the same step, the
-    second vote after the signal at the latest. Where batches take less than ``PAUSE`` seconds, a vote follows
-    after as many of them as fit into it, at most ``MOST``, because half a millisecond for each vote would be
-    some percent of such a step; the vote itself settles the number, so that all ranks have the same.
+    A signal may reach one rank or all, so the ranks vote: after a training batch, and after each validation
+    batch that all ranks have, every rank sends the greatest request it has received and reads the greatest of
+    all. Votes go through the rendezvous store and are read at the next vote, so no rank waits, and the GPU is
+    not involved. All ranks act at the same step, at the latest at the second vote after the signal. If
+    batches take less than ``PAUSE`` seconds, there is one vote for as many batches as fit into it, at most
+    ``MOST``, because half a millisecond per vote would be some percent of such a step; the number is part of
+    the vote, so that all ranks have the same.
 
-    It takes the place of Lightning's handlers, which end with status 0 and, under SLURM, save in the middle
-    of a step, and of Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
+    This replaces Lightning's handlers, which end with status 0 and, under SLURM, save in the middle of a
+    step, and Lightning's own vote on SIGTERM, for which the host waits for the GPU in every step.
 
-    Saving happens when the next batch begins, before anything is computed: every other callback has seen the
-    batch before, and its values are logged. Asked to end in a validation, the run saves its state of before,
-    and a resumed run repeats the validation.
+    Saving happens at the start of the next batch, before anything is computed, when all other callbacks have
+    processed the previous batch and its values are logged. If asked to end during a validation, the run saves
+    its state before it, and a resumed run repeats the validation.
 
     Args:
         last: the checkpoint.
-        every_n_steps: save after so many optimizer steps; None: not by steps.
-        every_minutes: save when the last time is so long ago; the end of an epoch saves in any case. None:
-            not by time.
+        every_n_steps: save every so many optimizer steps; None = not by steps.
+        every_minutes: save when the last save is this long ago (each epoch's end saves, too); None = not by
+            time.
 
     Raises:
         ValueError: an interval is not positive.
@@ -59,13 +58,15 @@ class Preemption(Checkpoint):
         check_positive(save_every_n_steps=every_n_steps, save_every_minutes=every_minutes)
         self.last, self.every_n_steps, self.every_minutes = last, every_n_steps, every_minutes
         self.request = StopRequest.NONE  # of all ranks; the same on each
-        self.ballots: Exchange | None = None  # of all ranks; one process needs none
-        self.under_way = False  # was a vote given that is not read yet?
-        self.pace = 1  # training batches from one vote to the next; the same on each rank
-        self.batches = 0  # of training, since the last vote
+        self.ballots: Exchange | None = None  # of all ranks; None for a single process
+        self.under_way = False  # whether a vote was sent but not read yet
+        self.pace = 1  # training batches between two votes; the same on each rank
+        self.batches = 0  # training batches since the last vote
         self.voted_at = time.monotonic()
         self.saved_at = time.monotonic()
-        self.common_batches: list[float] = []  # of each validation loader: the number that every rank has
+        self.common_batches: list[
+            float
+        ] = []  # number of batches that every rank has, for each validation loader
 
     # ---- the vote ------------------------------------------------------------------------------------------
 
@@ -77,11 +78,11 @@ class Preemption(Checkpoint):
             self.ballots = Exchange()
         self._vote(trainer)
         self._count()
-        if self.request >= StopRequest.END:  # nothing was trained since the checkpoint
+        if self.request >= StopRequest.END:  # nothing has been trained since the checkpoint
             raise Preempted(self.request)
 
     def _vote(self, trainer: Trainer) -> None:
-        """Read the vote that is under way, begin the next."""
+        """Read the pending vote and send the next one."""
         mine = receiver.take()
         if (
             trainer.is_global_zero
@@ -96,7 +97,7 @@ class Preemption(Checkpoint):
         now = time.monotonic()
         fit = (
             PAUSE * self.batches / max(now - self.voted_at, 1e-6)
-        )  # none in a validation: the vote after it comes at once
+        )  # none in a validation: the next vote follows at once
         self.batches, self.voted_at = 0, now
         self.ballots.send(f"{int(mine)} {min(max(int(fit), 1), MOST)}")
         self.under_way = True
@@ -116,7 +117,7 @@ class Preemption(Checkpoint):
         if self.request == StopRequest.NONE:
             return
         with before_this_batch(trainer):
-            if not accumulates(trainer):  # or the gradients gathered so far would be lost
+            if not accumulates(trainer):  # otherwise the accumulated gradients would be lost
                 self._save(trainer)
 
     def on_train_batch_end(
@@ -140,7 +141,7 @@ class Preemption(Checkpoint):
         self._count()
 
     def end_if_asked(self) -> None:
-        """Called after the last step: Preempted, if a rank was asked to end since."""
+        """Called after the last step: raise Preempted if a rank has been asked to end."""
         if self.request >= StopRequest.END:
             raise Preempted(self.request)
 
@@ -150,7 +151,7 @@ class Preemption(Checkpoint):
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.common_batches = [float(number) for number in batches]
         if self.ballots is not None:
-            self._count()  # ballots are read in the order in which they were given
+            self._count()  # ballots are read in the order in which they were sent
             lines = self.ballots.share(json.dumps(self.common_batches))
             self.common_batches = [min(column) for column in zip(*map(json.loads, lines), strict=True)]
         self._leave_validation(trainer)
@@ -190,7 +191,7 @@ class Preemption(Checkpoint):
         if self.request < StopRequest.END:
             self.request = StopRequest.NONE
             return
-        trainer.strategy.checkpoint_io.teardown()  # the last save is never left to the background
+        trainer.strategy.checkpoint_io.teardown()  # the last save must finish
         if trainer.is_global_zero:
             print(f"saved {self.last} at step {trainer.global_step}", flush=True)
 

@@ -11,9 +11,9 @@ from yaml.composer import ComposerError
 DEEPEST = 50
 LARGEST = 100_000
 _TAG = "tag:yaml.org,2002:"
-#: What JSON has too, and ``<<``, which merges mappings.
+#: The types that JSON also has, and ``<<``, which merges mappings.
 PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
-#: As in YAML 1.2: also without a point (1e-3) or a sign.
+#: As in YAML 1.2: also without a decimal point (1e-3) or a sign.
 FLOAT = re.compile(
     r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -21,18 +21,18 @@ FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what a configuration cannot mean, with its line."""
+    """Rejects what does not belong in a configuration, with its line."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0
-        self.begun: set[str] = set()  # anchors of the values around this place
-        self.sizes: dict[int, int] = {}  # values in a node, those of its aliases included
+        self.begun: set[str] = set()  # anchors of the enclosing values
+        self.sizes: dict[int, int] = {}  # number of values in a node, including those of its aliases
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            self.refuse(event.anchor in self.begun, f"*{event.anchor} lies within itself", event)
+            self.refuse(event.anchor in self.begun, f"*{event.anchor} contains itself", event)
             return super().compose_node(parent, index)
         self.depth += 1
         self.refuse(self.depth > DEEPEST, f"nested more than {DEEPEST} deep", event)
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
             self.refuse(not isinstance(key, yaml.ScalarNode), "expected a word as a key", key)
             if key.tag != f"{_TAG}merge":
                 first = lines.get(key.value)
-                self.refuse(first is not None, f"the key {key.value} is already given in line {first}", key)
+                self.refuse(first is not None, f"duplicate key {key.value}, first in line {first}", key)
                 lines[key.value] = key.start_mark.line + 1
         return node
 
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> None:
-    """A date is text, and 1e-3 is a number."""
+    """Read dates as text, and 1e-3 as a number."""
     table = {
         first: [(tag, regexp) for tag, regexp in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}float")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -81,8 +81,8 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML or JSON text.
 
     Raises:
-        yaml.YAMLError: not YAML, or more than plain values, equal keys, aliases within themselves, or far
-            more than a configuration.
+        yaml.YAMLError: not YAML, values that are not plain, duplicate keys, aliases that contain themselves,
+            or far too large for a configuration.
     """
     loader = _Loader(text)
     try:
@@ -92,7 +92,7 @@ def read_yaml(text: str) -> Any:
 
 
 def reason(error: yaml.YAMLError) -> tuple[str, str]:
-    """(``, line 3, column 5`` or nothing, what is wrong) for a message."""
+    """(position such as ``, line 3, column 5``, or empty; problem) for a message."""
     mark = getattr(error, "problem_mark", None)
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     return place, getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"

@@ -47,9 +47,9 @@ TRUSTED = (
     "timm",
     "lightning",
 )
-#: Modules of these packages that run a program when they are imported.
+#: Modules in these packages that run a program when they are imported.
 NEVER_IMPORTED = ("lightning.__setup__", "lightning.__main__")
-#: What a class has to be. Nothing else is built: no data set, no Trainer, no command line.
+#: Required base classes. Nothing else is built: no data set, no Trainer, no command line.
 KINDS = (
     nn.Module,
     Optimizer,
@@ -65,17 +65,17 @@ KINDS = (
     ClusterEnvironment,
     LayerSync,
 )
-#: Classes of these kinds that do more than hold what they are given, and what they do.
+#: Classes of these kinds that have side effects, and what they do.
 DENIED: dict[type, str] = {
-    LambdaCallback: "calls functions that it is given",
+    LambdaCallback: "calls functions passed to it",
     CometLogger: "connects to a server when it is built",
     XLAProfiler: "opens a port",
     torch.jit.ScriptModule: "runs compiled code",
     torch.fx.GraphModule: "runs generated code",
 }
-#: Likewise for packages.
+#: The same for packages.
 DENIED_PACKAGES = {"timm.task": "loads the weights of its teacher from any file or address"}
-#: Plain values, of which nothing is called.
+#: Plain values, which are never called.
 PLAIN = (
     type(None),
     bool,
@@ -94,15 +94,13 @@ _more: list[str] = []
 
 
 def trust(packages: Iterable[str]) -> None:
-    """Also trust these packages for the rest of the process: their classes and functions may be named from
-    now on.
-
+    """Trust these packages, too, for the rest of the process: their classes and functions may be named.
     Args:
         packages: dotted names such as ``mypackage``, ``mypackage.networks`` or
             ``lightning.pytorch.callbacks.LambdaCallback``.
 
     Raises:
-        ConfigError: a name that is no dotted name.
+        ConfigError: not a dotted name.
     """
     for package in packages:
         named = all(part.isidentifier() for part in package.split("."))
@@ -112,17 +110,16 @@ def trust(packages: Iterable[str]) -> None:
 
 
 def is_trusted(name: str, among: Iterable[str] | None = None) -> bool:
-    """Does the dotted ``name`` lie in a trusted package (or in one of ``among``)?"""
+    """Whether the dotted ``name`` is in a trusted package (or in one of ``among``)."""
     packages = (*TRUSTED, *_more) if among is None else among
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def enforce() -> None:
-    """Let the parser import what is trusted and nothing else, wherever in a value the name of a class is,
-    and read YAML as strictly as files.
+    """Let the parser import only trusted classes, anywhere in a value, and read YAML as strictly as files.
 
-    Called before every parse. The setting is jsonargparse's and holds for the whole process. It looks at
-    where an object is defined, so that ``timm.models.os.system`` does not pass for timm's.
+    Called before every parse. It is a setting of jsonargparse for the whole process, and checks where an
+    object is defined, so that ``timm.models.os.system`` does not pass as timm's.
     """
     set_loader("yaml", read_yaml, exceptions=(yaml.YAMLError,))
     set_parsing_settings(
@@ -133,21 +130,21 @@ def enforce() -> None:
 
 
 def denied_name(error: BaseException) -> str | None:
-    """The name that ``enforce`` kept the parser from importing, if that is what went wrong."""
+    """The name that ``enforce`` kept the parser from importing, if that was the error."""
     found = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
     return found[1] if found else None
 
 
 def build(parser: ArgumentParser, given: dict[str, Any] | list[str]) -> Namespace:
-    """The objects that a configuration describes, if all of it is admitted.
+    """Build the objects that a configuration describes, if all of it is allowed.
 
     Args:
-        parser: what it may hold.
+        parser: defines the possible options.
         given: the configuration, or the words of a command line.
 
     Raises:
-        ConfigError: it names what may not be built, or a constructor refuses its options.
-        ArgumentError: it does not fit the parser.
+        ConfigError: it names something that must not be built, or a constructor rejects its options.
+        ArgumentError: it does not match the parser.
     """
     enforce()
     config = parser.parse_args(given) if isinstance(given, list) else parser.parse_object(given)
@@ -157,17 +154,17 @@ def build(parser: ArgumentParser, given: dict[str, Any] | list[str]) -> Namespac
 
 
 def admit(node: Any, where: str = "") -> None:
-    """Refuse a parsed configuration that names anything but classes of the trusted kinds.
+    """Reject a parsed configuration that names anything but classes of the trusted kinds.
 
-    Parsing imports and builds nothing that is not trusted; afterwards every file is read, every short name is
-    a full one, and every function is there as an object. So nothing hides in a string.
+    Parsing imports and builds only what is trusted; afterwards every file has been read, every short name is
+    a full one, and every function is an object, so nothing can be hidden in a string.
 
     Args:
         node: the configuration.
-        where: its dotted place, for the message.
+        where: its dotted position, for the message.
 
     Raises:
-        ConfigError: one line with the place, the name and the way out.
+        ConfigError: one line with the position, the name and what to do.
     """
     if isinstance(node, (dict, Namespace)):
         items = vars(node) if isinstance(node, Namespace) else node
@@ -188,7 +185,7 @@ def _at(where: str, key: Any) -> str:
 
 
 def _admit_class(spec: dict[str, Any], where: str) -> None:
-    """A mapping with ``class_path``: the class, and all that it is given."""
+    """Check a mapping with ``class_path``: the class and all its arguments."""
     cls = find(str(spec["class_path"]), where)
     _admit_object(cls, where)
     options = options_of(cls) if isinstance(cls, type) else {}
@@ -201,7 +198,7 @@ def _admit_class(spec: dict[str, Any], where: str) -> None:
     for key, value in given.items():
         option = options.get(str(key))
         if option is not None and (value is option.default or _path_of(value) == _path_of(option.default)):
-            continue  # what the class takes anyway: no file has named it
+            continue  # the class's default: not named by a file
         if option is not None and takes_function(option.annotation):
             _admit_function(value, _at(where, key))
         else:
@@ -212,7 +209,7 @@ def find(name: str, where: str) -> Any:
     """The object with a public name of the project or a dotted name of a trusted package.
 
     Raises:
-        ConfigError: no such class. A name outside of the trusted packages is not looked up.
+        ConfigError: no such class. Names outside of the trusted packages are not looked up.
     """
     path = current_path(name) or name
     module, _, attribute = path.rpartition(".")
@@ -225,21 +222,21 @@ def find(name: str, where: str) -> Any:
 
 
 def _path_of(value: Any) -> str | None:
-    """Where a class or function is defined; None for anything else."""
+    """The dotted path of a class or function; None for anything else."""
     if not callable(value) or not hasattr(value, "__qualname__"):
         return None
     return f"{value.__module__}.{value.__qualname__}"
 
 
 def _user_trusts(value: Any) -> bool:
-    """Is it of a package that the user added, or itself what the user named?"""
+    """Whether it is in a package that the user trusts, or was named by the user itself."""
     return is_trusted(_path_of(value) or "", _more) or any(
         is_trusted(name, TRUSTED) and find(name, "--trust_config_classes") is value for name in _more
     )
 
 
 def _admit_function(value: Any, where: str) -> None:
-    """The framework would call it: plain values only, or what the user trusts."""
+    """Check an argument that the framework would call: only plain values, or what the user trusts."""
     if isinstance(value, (dict, Namespace)) and "class_path" in value:
         _admit_class(vars(value) if isinstance(value, Namespace) else value, where)
         value = find(str(value["class_path"]), where)
@@ -248,7 +245,7 @@ def _admit_function(value: Any, where: str) -> None:
 
 
 def _admit_object(value: Any, where: str) -> None:
-    """What a name refers to must be a class of the trusted kinds, whatever name it goes by."""
+    """Check that a name refers to a class of the trusted kinds, whatever the name."""
     if _user_trusts(value):
         return
     path = _path_of(value) or f"an object of {type(value).__name__}"
@@ -259,7 +256,7 @@ def _admit_object(value: Any, where: str) -> None:
     reason = next((text for cls, text in DENIED.items() if issubclass(value, cls)), None)
     reason = reason or next((text for p, text in DENIED_PACKAGES.items() if is_trusted(path, [p])), None)
     if reason is None and not issubclass(value, KINDS):
-        reason = f"is none of {', '.join(kind.__name__ for kind in KINDS)}"
+        reason = f"is not one of {', '.join(kind.__name__ for kind in KINDS)}"
     if reason is not None:
         raise ConfigError(f"{where}: {path!r} {reason}{_way_out(path)}")
 
@@ -277,7 +274,7 @@ def _no_function(value: Any, where: str) -> str:
 
 
 def outside(name: str, where: str) -> str:
-    """The line for a name that lies in no trusted package."""
+    """The error message for a name outside of the trusted packages."""
     return (
         f"{where}: {name!r} is outside of the project, torch.nn, torch.optim, torchvision, timm and "
         f"lightning, and a configuration may build only their classes{_way_out(name.split('.')[0])}"

@@ -130,7 +130,7 @@ def test_a_table_that_goes_on_where_it_ended(
     assert script.main(["labels", str(run), "--draws=3"]) == 2
     assert capsys.readouterr().err == (
         f"error: {run}/labels.json contains results of other settings: give --overwrite to replace it, or "
-        "repeat those\n"
+        "those settings\n"
     )
 
 
