@@ -126,7 +126,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
     except Exception as error:  # damaged tables of contents raise many kinds of errors
-        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+        raise DamagedCheckpoint(path, f"is truncated or not a checkpoint ({type(error).__name__})") from None
     if changed is not None:
         raise DamagedCheckpoint(path, f"is damaged (the checksum of {changed} is wrong)")
     try:
@@ -137,7 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{path} contains objects other than tensors and plain values; loading them could run code, "
                 "so it was refused"
             ) from None
-        raise DamagedCheckpoint(path, f"is truncated or no checkpoint ({type(error).__name__})") from None
+        raise DamagedCheckpoint(path, f"is truncated or not a checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise DataFileError(
             f"{path} is not a Lightning checkpoint (no state_dict): expected one written by train.py"

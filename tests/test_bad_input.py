@@ -27,7 +27,7 @@ BAD = [
     ),
     (["--config", "{top}"], r"unknown key 'trainr' \(did you mean 'trainer'\?\)"),
     (["--config", "{flat}"], "options of SimCLR go under init_args"),
-    (["--config", "{list}"], "holds a list: expected keys"),
+    (["--config", "{list}"], "contains a list: expected keys"),
     (
         [*DIGITS, "--model", "SimCRL"],
         r"unknown method 'SimCRL' \(did you mean 'SimCLR'\?\); known: .*Inpainting, .*SimCLR",
@@ -67,8 +67,8 @@ BAD = [
     ([*DIGITS, "--data.views", "null"], "SimCLR needs 'views' in the batch"),
     (
         [*DIGITS, "--data", "CIFAR10", "--data.synthetic", "true"],
-        r"^error: ConvEncoder does not take samples of CIFAR10 of shape \(3, 32, 32\): its in_channels is 1; "
-        r"give --model.encoder.in_channels 3$",
+        r"^error: ConvEncoder does not accept samples of CIFAR10 of shape \(3, 32, 32\): its in_channels is "
+        r"1; give --model.encoder.in_channels 3$",
     ),
     (
         [*DIGITS, "--data", "MNIST", "--data.root", "nowhere"],
@@ -81,7 +81,7 @@ BAD = [
         "`fsdp` requires a GPU accelerator",
     ),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
-    ([*DIGITS, "--run_dir", "{foreign}"], "holds other files and no config.yaml"),
+    ([*DIGITS, "--run_dir", "{foreign}"], "contains other files but no config.yaml"),
     ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be made"),
     ([*DIGITS, "--model.optimizer", "os.system"], "'os.system' is outside"),
 ]

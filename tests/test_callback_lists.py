@@ -161,7 +161,7 @@ def test_the_best_checkpoint_waits_for_a_probe_that_passes_validations_over(
     [
         (
             ["--disable_callbacks", "Imagegrid"],
-            "error: --disable_callbacks Imagegrid (did you mean 'ImageGrid'?): expected some of "
+            "error: --disable_callbacks Imagegrid (did you mean 'ImageGrid'?): expected one of "
             "FeatureProbe, CollapseMetrics, ImageGrid, Continuations, Spectrograms, Throughput, FiniteLoss, "
             "ProgressBar, BestCheckpoint, LastCheckpoint, Preemption",
         ),
@@ -185,8 +185,8 @@ def test_the_best_checkpoint_waits_for_a_probe_that_passes_validations_over(
         ),
         (
             ["--trainer.callbacks", "[Timer, Timer]"],
-            "error: trainer.callbacks: Timer is there twice with the same settings (Timer): expected one, or "
-            "several that differ in what they monitor",
+            "error: trainer.callbacks: Timer is listed twice with the same settings (Timer): expected one, "
+            "or several that differ in what they monitor",
         ),
     ],
 )

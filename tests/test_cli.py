@@ -275,7 +275,7 @@ def test_a_checkpoint_that_cannot_be_resumed(
     ("args", "expected"),
     [
         (["nowhere"], "nowhere does not exist: expected a run folder, a checkpoint, or one of the commands"),
-        (["."], r"holds no checkpoints/last.ckpt"),
+        (["."], r"contains no checkpoints/last.ckpt"),
         (["{run}", "--probes", "linaer"], "probes must be one of linear, knn, fewshot, .*, got 'linaer'"),
         (["{run}", "--data", "MNITS"], r"unknown data set 'MNITS' \(did you mean 'MNIST'\?\)"),
         (["{run}", "--data.rot", "x"], r"Digits has no option 'rot' \(did you mean 'root'\?\)"),

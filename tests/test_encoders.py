@@ -139,7 +139,7 @@ def test_a_wrapped_network_gives_what_it_promises() -> None:
     assert WrappedEncoder(nn.Conv2d(1, 2, 3), 8)(torch.zeros(5, 1, 4, 4)).shape == (5, 8)
     with pytest.raises(ConfigError, match=r"^num_features must be at least 1, got 0$"):
         WrappedEncoder(nn.Linear(4, 3), 0)
-    with pytest.raises(ConfigError, match=r"the width of what Linear gives \(3\), got 2$"):
+    with pytest.raises(ConfigError, match=r"the output width of Linear \(3\), got 2$"):
         WrappedEncoder(nn.Linear(4, 3), 2)(torch.zeros(1, 4))
 
 
@@ -174,7 +174,7 @@ def test_encoders_are_found_by_type() -> None:
     with pytest.raises(ConfigError) as refused:
         require(ConvEncoder(), FrameEncoder)
     assert str(refused.value) == (
-        "encoder must be a causal network over frames of sound (FrameEncoder: GRUFrames, TransformerFrames), "
+        "encoder must be a causal network over audio frames (FrameEncoder: GRUFrames, TransformerFrames), "
         "got ConvEncoder"
     )
 

@@ -144,9 +144,9 @@ def test_an_interval_beyond_the_epoch_is_one_line(capsys: pytest.CaptureFixture[
 def test_a_run_of_limited_time_is_finished(slow: None, capsys: pytest.CaptureFixture[str]) -> None:
     limits = [*options(max_time="00:00:30:00"), "--evaluate", "false"]
     assert train.main([*RUN, *limits]) == 0
-    assert "stopped early in step 1 (the time limit is reached)\n" in capsys.readouterr().out
+    assert "stopped early in step 1 (time limit reached)\n" in capsys.readouterr().out
     assert train.main([*RUN, *limits]) == 0
-    expected = "run is finished: 1 epochs, 1 steps, stopped early (the time limit is reached). "
+    expected = "run is finished: 1 epochs, 1 steps, stopped early (time limit reached). "
     assert capsys.readouterr().out.splitlines()[-1] == expected + "Results: run/results.json"
 
 

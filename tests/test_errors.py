@@ -280,7 +280,7 @@ def test_a_constructors_own_message_with_the_option_in_front(
     [
         (
             "3",
-            "ConvEncoder does not take samples of Digits of shape (1, 8, 8): its in_channels is 3; give "
+            "ConvEncoder does not accept samples of Digits of shape (1, 8, 8): its in_channels is 3; give "
             "--model.encoder.in_channels 1",
         ),
     ],

@@ -64,7 +64,7 @@ def test_a_full_disk(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files.write_json(old, {"a": 1})
     assert re.fullmatch(
         rf"{old} could not be written \(No space left on device\): [\d.]+ MB are free\. "
-        rf"{old} is as it was before",
+        rf"{old} is unchanged",
         str(caught.value),
     )
     assert old.read_text() == "old" and names(old.parent) == ["results.json"]

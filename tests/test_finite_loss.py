@@ -71,7 +71,7 @@ def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1 and error.startswith("error: the loss is nan in step 6 (epoch 2): ")
     assert re.search(r"learning rate 0\.00\d+, gradient norm nan \([\d.]+ in the step before\)", error)
-    assert "run/checkpoints/last.ckpt is of an earlier step" in error
+    assert "run/checkpoints/last.ckpt is from an earlier step" in error
     assert_untouched(before)
     assert read_checkpoint("run/checkpoints/last.ckpt")["global_step"] == 4
     assert all(v.isfinite().all() for v in load_module("run/checkpoints/last.ckpt").state_dict().values())
@@ -96,7 +96,7 @@ def test_infinity_and_a_gradient_alone(
 ) -> None:
     before = poison(monkeypatch, step=1, how=how)
     with pytest.raises(
-        ConfigError, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint was written yet"
+        ConfigError, match=rf"the {what} in step 1 \(epoch 1\): .*no checkpoint has been written yet"
     ):
         fit(tmp_path)
     assert_untouched(before)

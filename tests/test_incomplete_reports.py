@@ -46,7 +46,7 @@ def test_a_class_with_few_images(capsys: pytest.CaptureFixture[str]) -> None:
     reason = report["left_out"]["fewshot"]
     assert reason.startswith("class 'cat' has ")
     assert reason.endswith(" labeled training samples, but 5 per class are needed")
-    said = f"the results will be without the fewshot probe: {reason}\n"
+    said = f"the results will not include the fewshot probe: {reason}\n"
     assert (
         out.index(said)
         < out.index("SimCLR on ImageFolder: accuracy")

@@ -181,19 +181,21 @@ def test_what_does_not_fit(simclr: Path, tmp_path: Path, capsys: pytest.CaptureF
         f"layers.7.bias is (128,) there, (256,) here; ... (5 in all). {remedy}"
     )
     error = error_of([*config("digits/mae"), *options, f"--init_from={simclr}"], capsys)
-    assert f"{start} 0 of 54 tensors of ViTEncoder" in error and "It holds encoder.layers.0.weight" in error
+    assert (
+        f"{start} 0 of 54 tensors of ViTEncoder" in error and "It contains encoder.layers.0.weight" in error
+    )
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
     torch.save({"step": 3}, "none.pth")
     torch.save({"weights": ConvEncoder()}, "code.pth")
     (tmp_path / "folder").mkdir()
     for name, expected in {
-        "text.pth": "text.pth is no file of tensors alone, and nothing else is read: expected a state dict",
-        "text.safetensors": "text.safetensors is no safetensors file, or a damaged one",
-        "none.pth": "none.pth holds no weights: expected tensors by name",
-        "code.pth": "code.pth is no file of tensors alone",
+        "text.pth": "text.pth contains more than tensors, which is not read: expected a state dict",
+        "text.safetensors": "text.safetensors is not a safetensors file, or is damaged",
+        "none.pth": "none.pth contains no weights: expected tensors by name",
+        "code.pth": "code.pth contains more than tensors",
         "absent": "--init_from absent does not exist: expected a run folder, a checkpoint, or a file",
-        "folder": "folder holds no checkpoints/last.ckpt",
+        "folder": "folder contains no checkpoints/last.ckpt",
     }.items():
         assert expected in error_of([*config("digits/simclr"), *options, f"--init_from={name}"], capsys)
     assert not (tmp_path / "new").exists()
@@ -202,10 +204,10 @@ def test_what_does_not_fit(simclr: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_longer_run_is_told_the_ways(simclr: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = [*config("digits/simclr"), *QUICK, *SHORT, "--trainer.max_epochs=3", f"--run_dir={simclr}"]
     assert error_of(longer, capsys) == (
-        f"error: --run_dir {simclr} holds a run of another length (trainer.max_epochs: 1 there, 3 now), "
-        "whose learning rate has fallen to its end by then. Train on from its weights, with a schedule of "
-        f"its own: --init_from {simclr} --run_dir NEW; or give the whole length from the start and stop at "
-        "will: a run that is interrupted goes on in its folder\n"
+        f"error: --run_dir {simclr} contains a run of another length (trainer.max_epochs: 1 there, 3 now), "
+        "whose learning-rate schedule cannot be extended. Continue from its weights with a new schedule: "
+        f"--init_from {simclr} --run_dir NEW; or give the full length from the start and interrupt the run "
+        "at any time: the same command resumes it\n"
     )
 
 
@@ -214,7 +216,7 @@ def test_text_goes_on_with_the_tokens_that_the_weights_know(tmp_path: Path) -> N
     vocabulary = old.tokenizer.to_json().replace("ABC", "AEC")
     give_vocabulary(new, vocabulary)
     assert new.tokenizer.to_json() == vocabulary != old.tokenizer.to_json()
-    with pytest.raises(ValueError, match=r"--data\.vocabulary is another one than that of the weights"):
+    with pytest.raises(ValueError, match=r"--data\.vocabulary differs from the vocabulary of --init_from"):
         give_vocabulary(old, vocabulary)
 
 

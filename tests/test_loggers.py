@@ -274,7 +274,7 @@ def test_folders_elsewhere_are_refused(
     options: list[str], key: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, *options) == (
-        f"error: trainer.{key} {value!r} leads out of the run folder run, where all of a run is kept: "
+        f"error: trainer.{key} {value!r} is outside of the run folder run, which keeps all files of a run:  "
         "leave it out, or give a folder below it"
     )
     assert not Path("run").exists()
@@ -282,7 +282,7 @@ def test_folders_elsewhere_are_refused(
 
 def test_another_root_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "--trainer.default_root_dir", "elsewhere") == (
-        "error: trainer.default_root_dir elsewhere: all of a run goes into its run folder; give --run_dir"
+        "error: trainer.default_root_dir elsewhere: a run writes to its run folder only; give --run_dir"
     )
 
 
@@ -298,8 +298,8 @@ def test_the_runs_own_checkpoints_are_not_replaced(
     options: list[str], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, "--trainer.callbacks+=ModelCheckpoint", *options) == (
-        f"error: trainer.callbacks: ModelCheckpoint would replace checkpoints/{name}.ckpt, which the run "
-        "keeps itself: give another filename or dirpath, and no save_last"
+        f"error: trainer.callbacks: ModelCheckpoint would replace the run's own checkpoints/{name}.ckpt: "
+        "give another filename or dirpath, and no save_last"
     )
 
 
@@ -329,7 +329,7 @@ def test_lightnings_csv_logger_deletes_no_earlier_metrics(
     before = file.read_text()
     assert refused(capsys, *options) == (
         f"error: trainer.logger: lightning.pytorch.loggers.csv_logs.CSVLogger would delete {file}: give no "
-        "version, or use the project's CSVLogger, which goes on in its file"
+        "version, or use the project's CSVLogger, which continues its file"
     )
     assert file.read_text() == before
 

@@ -25,7 +25,7 @@ MEANT = {
     "runs_dir": "--run_dir",
 }
 EPOCHS = "trainer.epochs: Trainer has no option 'epochs' (did you mean 'max_epochs'?)"
-NO_YAML = "is neither YAML nor JSON (the key lr is already given in line 1)"
+NO_YAML = "is neither YAML nor JSON (duplicate key lr, first in line 1)"
 REFUSED = {
     "--model.lr 0.1": f"--model.lr: SimCLR has no option 'lr' (did you mean '{MEANT['lr']}'?)",
     "--trainer.epochs 3": f"--{EPOCHS}",

@@ -79,16 +79,16 @@ class Listing(Digits):
 
 
 REFUSED = {
-    KeySampler: "KeySampler.sample(keys: Tensor) -> Tensor does not fit the optional method "
+    KeySampler: "KeySampler.sample(keys: Tensor) -> Tensor does not match the optional method "
     "SSLModule.sample(n: int) -> Tensor: take the same arguments, or rename it, for example _sample",
-    Needy: "Needy.sample(n: int, labels: Tensor) -> Tensor does not fit the optional method "
+    Needy: "Needy.sample(n: int, labels: Tensor) -> Tensor does not match the optional method "
     "SSLModule.sample(n: int) -> Tensor: take the same arguments, or rename it, for example _sample",
     NoDefault: "NoDefault.extend(tokens: Tensor, length: int, temperature: float, top_k: int) -> Tensor does "
     "not fit the optional method SSLModule.extend(tokens: Tensor, length: int, temperature: float = 1.0, "
     "top_k: int | None = None) -> Tensor: take the same arguments, or rename it, for example _extend",
     Attribute: "Attribute.fill is an attribute with the name of the optional method SSLModule.fill(batch: "
     "Batch) -> Tensor: rename it, for example _fill",
-    Sampled: "Sampled.sample (not a method) does not fit the optional method SSLModule.sample(n: int) -> "
+    Sampled: "Sampled.sample (not a method) does not match the optional method SSLModule.sample(n: int) -> "
     "Tensor: take the same arguments, or rename it, for example _sample",
 }
 
@@ -109,8 +109,9 @@ def test_what_does_not_fit_is_refused_before_training(cls: type[Minimal], tmp_pa
 def test_data_is_checked_too(tmp_path: Path) -> None:
     data = Listing(synthetic=True, batch_size=8)
     line = (
-        "Listing.files(folder: str) -> list[str] does not fit the optional method SSLDataModule.files(split: "
-        "Split) -> list[str]: take the same arguments, or rename it, for example _files"
+        "Listing.files(folder: str) -> list[str] does not match the optional method "
+        "SSLDataModule.files(split: Split) -> list[str]: take the same arguments, or rename it, for example "
+        "_files"
     )
     for start in (
         lambda: check_fit(Minimal(), data, world_size=1),

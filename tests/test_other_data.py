@@ -106,7 +106,7 @@ def test_a_gray_run_takes_color_pictures_of_another_size(
     first, second = notes(capsys)
     assert first == SYNTHETIC
     assert second.startswith("note: photos/class") and second.endswith(
-        ".png is 20x24; images are cut and resized to 8x8, as the network takes them"
+        ".png is 20x24; images are cropped and resized to 8x8 for the network"
     )
     report = json.loads(Path("r.json").read_text())
     assert report["protocol"]["samples"] == {"bank": 34, "val": 4, "test": 10} and report["failed"] == {}
@@ -152,7 +152,7 @@ def test_data_that_does_not_fit(
     arguments = ["--data", data, "--data.synthetic", "true"]
     assert evaluate(request.getfixturevalue(run), "--output", "r.json", *arguments) == 2
     remedy = "; the network is trained, so give data that fits it"
-    assert capsys.readouterr().err == f"error: ConvEncoder does not take samples {expected}{remedy}\n"
+    assert capsys.readouterr().err == f"error: ConvEncoder does not accept samples {expected}{remedy}\n"
     assert not Path("r.json").exists()
 
 

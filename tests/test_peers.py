@@ -41,8 +41,8 @@ def two_ranks(child: subprocess.Popen, monkeypatch: pytest.MonkeyPatch) -> subpr
 
 def line(child: subprocess.Popen, how: str) -> str:
     return (
-        f"rank 1 (process {child.pid} on {socket.gethostname()}) {how}: most often memory ran out, which the "
-        "system's log shows; the same command with --run_dir '/runs/my run' resumes the run"
+        f"rank 1 (process {child.pid} on {socket.gethostname()}) {how}: most often memory ran out; see the "
+        "system's log; the same command with --run_dir '/runs/my run' resumes the run"
     )
 
 

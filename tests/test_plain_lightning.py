@@ -141,8 +141,8 @@ def test_an_optimizer_that_cannot_be_recorded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         loaded.configure_optimizers()
     assert str(error.value) == (
-        "the checkpoint does not record which optimizer it was trained with: set module.optimizer before "
-        "training, such as functools.partial(torch.optim.AdamW, lr=1e-3)"
+        "the checkpoint does not record its optimizer: set module.optimizer before training, for example to "
+        "functools.partial(torch.optim.AdamW, lr=1e-3)"
     )
 
 

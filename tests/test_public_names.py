@@ -179,7 +179,7 @@ def test_two_classes_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytes
     classes.cache_clear()
     try:
         with pytest.raises(
-            ValueError, match=r"^two classes are called Twice: in evaluation.two and sslmodules.one;"
+            ValueError, match=r"^two classes are named Twice, in evaluation.two and sslmodules.one:"
         ):
             classes()
     finally:

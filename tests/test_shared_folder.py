@@ -235,7 +235,7 @@ def test_event_files_of_one_second_are_read_in_the_order_of_writing(tmp_path: Pa
 def test_a_damaged_environment_is_set_aside(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "environment.json").write_bytes(b"")
     assert start() == 0
-    warning = "warning: run/environment.json is damaged: kept as environment.damaged.json, written anew\n"
+    warning = "warning: run/environment.json is damaged: kept as environment.damaged.json, rewritten\n"
     assert capsys.readouterr().err == warning
     assert json.loads((run / "environment.json").read_text())["versions"].keys() >= {"torch"}
     assert (run / "environment.damaged.json").read_bytes() == b""
@@ -253,7 +253,7 @@ def test_a_damaged_config_is_written_anew_from_the_checkpoint(
     )
     assert (run / "config.yaml").read_bytes() == content
     assert start("--data.num_workers", "1", "--trainer.enable_progress_bar", "false") == 0
-    warning = "warning: run/config.yaml is damaged: kept as config.damaged.yaml, written anew\n"
+    warning = "warning: run/config.yaml is damaged: kept as config.damaged.yaml, rewritten\n"
     assert capsys.readouterr().err == warning
     assert yaml.safe_load((run / "config.yaml").read_text()) == before
     assert (run / "config.damaged.yaml").read_bytes() == content
@@ -268,7 +268,7 @@ def test_a_config_of_something_else_is_left_alone(
     (tmp_path / "run" / "config.yaml").write_text(content)
     (tmp_path / "run" / ".unsaved.tmp").touch()
     assert start() == 2
-    expected = "error: run/config.yaml is not of a run: --run_dir run is no run folder\n"
+    expected = "error: run/config.yaml is not that of a run: --run_dir run is not a run folder\n"
     assert capsys.readouterr().err == expected
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [".unsaved.tmp", "config.yaml"]
 
@@ -347,7 +347,7 @@ def test_statistics_that_overflow_are_not_saved(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and re.fullmatch(
         r"error: encoder\.\S+running_var of SimCLR is not finite after step 8: learning rate [\d.e-]+\. "
-        r"Training stopped; run/checkpoints/last\.ckpt is of an earlier step\. Try a lower learning rate, "
+        r"Training stopped; run/checkpoints/last\.ckpt is from an earlier step\. Try a lower learning rate, "
         r"a longer warm-up, --trainer\.gradient_clip_val 1, or --trainer\.precision 32-true",
         lines[0],
     )

@@ -50,10 +50,10 @@ BOMB = "a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
-        ("model: 1\nmodel: 2\n", ", line 2, column 1", "the key model is already given in line 1"),
-        ('{"a": {"lr": 1, "lr": 1}}', ", line 1, column 17", "the key lr is already given in line 1"),
-        ("a: &x\n  b: *x\n", ", line 2, column 6", "*x lies within itself"),
-        ("a: &x [1, *x]\n", ", line 1, column 11", "*x lies within itself"),
+        ("model: 1\nmodel: 2\n", ", line 2, column 1", "duplicate key model, first in line 1"),
+        ('{"a": {"lr": 1, "lr": 1}}', ", line 1, column 17", "duplicate key lr, first in line 1"),
+        ("a: &x\n  b: *x\n", ", line 2, column 6", "*x contains itself"),
+        ("a: &x [1, *x]\n", ", line 1, column 11", "*x contains itself"),
         ("a: " + "[" * 3000, ", line 1, column 53", "nested more than 50 deep"),
         ("a: !!binary aGk=", ", line 1, column 4", "!!binary is not a plain value"),
         ("a: !!set {b}", ", line 1, column 4", "!!set is not a plain value"),
@@ -72,12 +72,17 @@ def test_one_line(text: str, place: str, problem: str, tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as error:
         read_config(str(file))
-    assert str(error.value) == f"--config {file}{place}: broken YAML ({problem}): mend that line"
+    assert str(error.value) == f"--config {file}{place}: broken YAML ({problem}): correct that line"
 
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("", "is empty"), ("# nothing\n", "is empty"), ("- a", "holds a list"), ("abc", "holds only 'abc'")],
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("- a", "contains a list"),
+        ("abc", "contains only 'abc'"),
+    ],
 )
 def test_no_keys(text: str, kind: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"

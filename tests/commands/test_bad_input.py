@@ -41,7 +41,7 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
         ),
         (
             ["probe", "images"],
-            "images holds no checkpoints/last.ckpt: expected the folder of a run that train.py made",
+            "images contains no checkpoints/last.ckpt: expected a run folder of train.py",
         ),
     ],
 )

@@ -182,7 +182,7 @@ def test_an_option_of_earlier_versions_names_the_command(
     name = flag.removeprefix("--")
     words = f"{flag}{value[0]}".split()
     more = {"generate": "N", "restore": "IMAGES", "features": "FILE.npz", "export": "DIR"}[name]
-    expected = f"error: {words[0]} is a command now: python eval.py {name} RUN {more}\n"
+    expected = f"error: {words[0]} is now a command: python eval.py {name} RUN {more}\n"
     assert error_of(capsys, run, *words) == expected
 
 

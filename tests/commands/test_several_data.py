@@ -56,7 +56,7 @@ def test_options_belong_to_the_data_set_before_them() -> None:
 def test_what_several_data_sets_do_not_go_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", "Digits", "--data", "Digits"]
     assert error_of(capsys, "features", run, "f.npz", *data) == (
-        "error: features reads one data set, and --data is given 2 times\n"
+        "error: features reads one data set, but --data is given 2 times\n"
     )
     assert error_of(capsys, "probe", run, "--output", "r.json", *data) == (
         "error: --output names one file, but --data is given 2 times: leave it out\n"

@@ -59,7 +59,7 @@ def _(bench: Bench) -> None:
 def _(bench: Bench) -> None:
     content = half_done(bench)
     byol = ["--config", str(ROOT / "configs" / "digits" / "byol.yaml")]
-    bench.refused(*byol, because="holds a run of SimCLR, not of BYOL")
+    bench.refused(*byol, because="contains a run of SimCLR, not of BYOL")
     content["hyper_parameters"]["_class_path"] = "sslmodules.byol.BYOL"
     torch.save(content, bench.last)
     bench.refused(because="is a checkpoint of BYOL, not of SimCLR")
@@ -81,7 +81,7 @@ def _(bench: Bench) -> None:
     content = half_done(bench)
     content.pop("optimizer_states")
     torch.save(content, bench.last)
-    bench.refused(because="holds weights only and cannot be resumed")
+    bench.refused(because="contains only weights and cannot be resumed")
 
 
 class Evil:

@@ -198,7 +198,7 @@ def test_without_next_sentence() -> None:
     assert "next_sentence_loss" not in losses
     losses["loss"].backward()
     assert all(p.grad is not None for p in module.parameters())
-    with pytest.raises(ValueError, match=r"BERT needs 'is_next' in the batch.*of text MaskedTokens"):
+    with pytest.raises(ValueError, match=r"BERT needs 'is_next' in the batch.*for text MaskedTokens"):
         bert().check_batch(batch)  # type: ignore[arg-type]
 
 

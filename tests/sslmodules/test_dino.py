@@ -377,7 +377,7 @@ def test_bad_temperatures_of_the_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"one size, got \(8, 8\)")]
+    ("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"equal size, got \(8, 8\)")]
 )
 def test_views_that_cannot_serve_are_refused(sizes: tuple[int, ...], match: str) -> None:
     with pytest.raises(ValueError, match=f"DINO.*{match}"):

@@ -345,7 +345,7 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused_at_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"one size, got \(8, 8\)")]
+    ("sizes", "match"), [((8,), "two.* views.*, got 1"), ((8, 6), r"equal size, got \(8, 8\)")]
 )
 def test_views_that_cannot_serve_are_refused(sizes: tuple[int, ...], match: str) -> None:
     with pytest.raises(ValueError, match=f"SwAV.*{match}"):
