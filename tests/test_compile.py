@@ -68,8 +68,8 @@ def test_training_steps_are_compiled_and_nothing_else_changes(
     capsys.readouterr()
     assert run(config, compiled, ONE_EPOCH)[0] == 2
     assert capsys.readouterr().err == (
-        f"error: --run_dir {compiled} contains a run with another configuration (compile: True there, False now): "
-        "repeat its options to resume it, or choose another folder\n"
+        f"error: --run_dir {compiled} contains a run with another configuration (compile: True there, False "
+        "now): repeat its options to resume it, or choose another folder\n"
     )
 
 

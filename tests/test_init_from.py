@@ -172,11 +172,11 @@ def test_a_vit_of_timm_in_ours(tmp_path: Path) -> None:
 def test_what_does_not_fit(simclr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = simclr / "checkpoints" / "last.ckpt"
     options = [*QUICK, *SHORT, "--run_dir=new"]
-    start = f"error: --init_from {file} fits"
+    start = f"error: --init_from {file} matches"
     remedy = "Give the options of --model.encoder that the weights were trained with\n"
     wider = ["--model.encoder.channels=[32,64,256]", f"--init_from={simclr}"]
     assert error_of([*config("digits/simclr"), *options, *wider], capsys) == (
-        f"{start} 13 of 18 tensors of ConvEncoder, at least 90% are expected: layers.6.weight is "
+        f"{start} 13 of 18 tensors of ConvEncoder, but at least 90% are expected: layers.6.weight is "
         "(128, 64, 3, 3) there, (256, 64, 3, 3) here; layers.7.weight is (128,) there, (256,) here; "
         f"layers.7.bias is (128,) there, (256,) here; ... (5 in all). {remedy}"
     )

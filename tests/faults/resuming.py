@@ -73,7 +73,7 @@ def _(bench: Bench) -> None:
         if key.startswith("projector") and value.ndim == 2:
             content["state_dict"][key] = value[:, :-1].clone()
     torch.save(content, bench.last)
-    bench.refused(because="projector.0.weight is (128, 127) there, (128, 128) now")
+    bench.refused(because="projector.0.weight was (128, 127), is (128, 128)")
 
 
 @row(30, "checkpoint with weights only")
