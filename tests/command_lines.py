@@ -1,4 +1,4 @@
-"""What the tests of the command line share: short runs on digits, and the one line of an error."""
+"""Shared by the tests of the command line: short runs on digits, and the one line of an error."""
 
 from __future__ import annotations
 

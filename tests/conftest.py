@@ -128,7 +128,7 @@ def batch_of(data: SSLDataModule, size: int = 16, draw: int = 0, split: Any = "t
 
 
 def trainer_for(folder: Path, **options: Any) -> Trainer:
-    """A Trainer that writes only below ``folder`` and says nothing."""
+    """A Trainer that writes only below ``folder`` and prints nothing."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

@@ -26,7 +26,7 @@ def loss_of(module: SSLModule, batch: Example) -> Tensor:
 
 
 def momentum_copies(module: SSLModule) -> dict[str, MomentumCopy]:
-    """Teachers, whatever their attribute is called."""
+    """Teachers, whatever the name of their attribute."""
     return {name: part for name, part in module.named_modules() if isinstance(part, MomentumCopy)}
 
 
@@ -167,7 +167,7 @@ def fit(module: SSLModule, batch: Example, steps: int) -> None:
 
 
 def faults_of_learning(module: SSLModule, batch: Example, steps: int = 16) -> list[str]:
-    """What speaks against that the method learns from a batch.
+    """Reasons to doubt that the method learns from a batch.
 
     - Trained alone, with everything else as it was, the encoder does not lower the loss.
     - Trained as a whole, the method does not lower the loss by a tenth. (Gray pixels as tokens cannot

@@ -1,4 +1,4 @@
-"""What two gloo processes do for tests/test_distributed_runs.py: ``python -m tests.distributed_runs
+"""Run by two gloo processes for tests/test_distributed_runs.py: ``python -m tests.distributed_runs
 FOLDER``.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of errors share: short runs, and the lines that they print on stderr."""
+"""Shared by the tests of errors: short runs, and the lines that they print on stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def error_of(capture: Capture) -> list[str]:
-    """What stands on stderr but for the lines of Lightning and of the libraries below."""
+    """The output on stderr without lines of Lightning and the libraries below."""
     return [
         x for x in capture.readouterr().err.splitlines() if x.startswith(("error: ", "note: ", "Traceback"))
     ]

@@ -1,4 +1,4 @@
-"""Loggers that keep what they get."""
+"""Loggers that record what they receive."""
 
 from __future__ import annotations
 

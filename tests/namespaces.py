@@ -1,4 +1,4 @@
-"""What a rank does for tests/test_namespaces.py: ``python -m tests.namespaces RANK ADDRESS FILE``."""
+"""Run by a rank for tests/test_namespaces.py: ``python -m tests.namespaces RANK ADDRESS FILE``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from runtime.messages import ROOT
 
 
 def start(commands: list[list[str]], logs: Path, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """A process for each command; what rank r says goes to ``logs``/log-r.txt. They work in ``folder``."""
+    """A process for each command; the output of rank r goes to ``logs``/log-r.txt. They work in ``folder``."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -47,5 +47,5 @@ def wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
 
 
 def said(logs: Path) -> str:
-    """What all of them have said."""
+    """The output of all of them."""
     return "".join(file.read_text() for file in sorted(logs.glob("log-*.txt")))

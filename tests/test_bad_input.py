@@ -154,7 +154,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_no_argument_is_linked_behind_the_users_back() -> None:
-    """A linked argument would replace what the user gave without a word. Giving every option of the model
+    """A linked argument would silently replace what the user gave. Giving every option of the model
     keeps each value.
     """
     from tests.conftest import parse

@@ -1,4 +1,4 @@
-"""``--compile true``: the encoder's training steps by torch.compile, and nothing else changed."""
+"""``--compile true``: the encoder's training steps by torch.compile, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_a_compiled_run_is_resumed_exactly(tmp_path: Path) -> None:
-    """With compiled code: a run that is stopped and resumed is the undisturbed one, bit for bit."""
+    """With compiled code: a stopped and resumed run equals the undisturbed one, bit for bit."""
     check(three_runs(SIMCLR, tmp_path, COMPILE), tmp_path, stopped_after=3)
     assert run(SIMCLR, tmp_path / "plain", [])[0] == 0
     weights = [

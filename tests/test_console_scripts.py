@@ -1,4 +1,4 @@
-"""What ``ssl-train`` and ``ssl-eval`` run. How they are installed: tests/test_release.py."""
+"""The entry points of ``ssl-train`` and ``ssl-eval``; tests/test_release.py tests their installation."""
 
 from __future__ import annotations
 

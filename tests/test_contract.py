@@ -1,4 +1,4 @@
-"""What every method must satisfy, asked of every config: a new YAML file is tested without a line here."""
+"""What every method must satisfy, tested with every config; a new YAML file is tested automatically."""
 
 from __future__ import annotations
 

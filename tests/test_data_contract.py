@@ -1,4 +1,5 @@
-"""What every data set promises, with synthetic samples and, where it reads files, with small ones made here.
+"""What every data set must satisfy, with synthetic samples and, where it reads files, with small ones made
+here.
 
 A new data set in a file is tested without an edit. One that reads files gets a line in ``FILES``.
 """

@@ -1,4 +1,4 @@
-"""Random numbers of a run: each batch has its own, and a resumed run draws those it would have drawn."""
+"""Random numbers of a run: each batch has its own, and a resumed run draws the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method with every kind of encoder: a step of training and of validation, or a refusal that says
+"""Every method with every kind of encoder: a step of training and of validation, or an error that explains
 why.
 """
 

@@ -1,6 +1,7 @@
-"""What ends in one line and what keeps its traceback: decided by the class of the exception, not by the time.
+"""What ends in one line and what keeps its traceback: decided by the class of the exception, not by when it
+is raised.
 
-``ConfigError`` (what was given) and ``DataFileError`` (files) are shortened wherever and whenever they are
+``ConfigError`` (invalid input) and ``DataFileError`` (files) are shortened wherever and whenever they are
 raised, also in a data-loading worker. An error in the code never is.
 """
 

@@ -1,4 +1,4 @@
-"""A run on sound from end to end: training, probes, features, and a clip that goes on as a wav file."""
+"""A run on audio from end to end: training, probes, features, and a continued clip as a wav file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Faults, each provoked: the line that is shown, the exit status, and that nothing was lost.
+"""Provoked faults: the displayed line, the exit status, and that nothing is lost.
 
-``python -m tests.test_faults`` runs them and prints how many end as they should. The table in words:
+``python -m tests.test_faults`` runs them and prints how many end as expected. The table in words:
 docs/faults.md
 """
 

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and only runtime/files.py writes them."""
+"""Files are complete or absent, and only runtime/files.py writes them."""
 
 from __future__ import annotations
 

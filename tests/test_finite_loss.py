@@ -1,4 +1,4 @@
-"""A loss or gradient that is NaN or infinite: one line, and neither weights nor checkpoints that are spoilt
+"""A loss or gradient that is NaN or infinite: one line, and no spoilt weights or checkpoints
 by it.
 """
 

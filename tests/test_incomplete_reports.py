@@ -1,4 +1,4 @@
-"""Runs whose evaluation cannot be complete: what can be measured is reported, and what cannot is named."""
+"""Runs whose evaluation is incomplete: everything measurable is reported, the rest is named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def results() -> dict[str, Any]:
 
 
 def test_a_class_with_few_images(capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before training; everything but the few-shot probe is reported, by eval.py as well."""
+    """Reported before training; everything but the few-shot probe is reported, by eval.py as well."""
     rng = np.random.default_rng(0)
     for i, (name, count) in enumerate({"ape": 30, "bee": 20, "cat": 2}.items()):
         for j in range(count):
@@ -60,7 +60,7 @@ def test_a_class_with_few_images(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_probe_with_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 1 after the other numbers are written; the same command evaluates again once it is mended."""
+    """Status 1 after the other numbers are written; the same command evaluates again once it is fixed."""
     command = [*CONFIG, *QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
     command += ["--data.synthetic", "true", "--run_dir", "run"]
 

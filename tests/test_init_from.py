@@ -1,4 +1,4 @@
-"""``--init_from``: what a run begins from, what is said of it, and what cannot be begun from."""
+"""``--init_from``: possible sources, what is reported, and rejected sources."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_a_run_of_the_same_method_goes_on_from_all_weights(
     simclr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A learning rate of 0 leaves them as they came; the results tell where from, and random stays random."""
+    """A learning rate of 0 leaves them unchanged; the results name the source, and random stays random."""
     options = [*config("digits/simclr"), *QUICK, "--trainer.max_epochs=1", f"--init_from={simclr}"]
     still = ["--model.optimizer.lr=0", "--run_dir=next"]
     assert train.main([*options, *still]) == 0
@@ -137,7 +137,7 @@ def holding(encoder: torch.nn.Module) -> torch.nn.Module:
 
 
 def test_files_of_torchvision_and_timm(tmp_path: Path) -> None:
-    """Outputs equal the library's, and names that are left are told."""
+    """Outputs equal the library's, and unused names are reported."""
     x = torch.randn(2, 3, 32, 32)
     theirs = torchvision.models.resnet18(weights=None).eval()
     torch.save({"state_dict": {f"module.backbone.{k}": v for k, v in theirs.state_dict().items()}}, "tv.pth")
@@ -156,7 +156,7 @@ def test_files_of_torchvision_and_timm(tmp_path: Path) -> None:
 
 
 def test_a_vit_of_timm_in_ours(tmp_path: Path) -> None:
-    """Learned positions have no place in it: they are told as left, and as new what it has instead."""
+    """It has no learned positions: they are reported as left, and its own as new."""
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
     vit = timm.models.VisionTransformer(**options).eval()
     save_file(vit.state_dict(), "vit.safetensors")

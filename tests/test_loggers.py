@@ -1,4 +1,4 @@
-"""All loggers of a run get all of it, go on when it is resumed, and write into its folder only."""
+"""All loggers of a run get everything, continue when it is resumed, and write only into its folder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def killed_in_epoch(epoch: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def rows(file: str) -> list[dict[str, str]]:
-    """What is logged, without what the clock says, in order."""
+    """Logged values in order, without clock times."""
     with open(file, newline="", encoding="utf-8") as opened:
         found = [{k: v for k, v in row.items() if v and "time/" not in k} for row in csv.DictReader(opened)]
     return sorted(found, key=lambda row: (int(row["step"]), sorted(row)))

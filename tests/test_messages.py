@@ -1,4 +1,4 @@
-"""The sentence for what the parser refuses, whole. More of them are in test_cli.py."""
+"""Whole messages for input that the parser rejects; more are in test_cli.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A metric that is monitored and never logged ends a run before its first step, not after its first epoch."""
+"""A monitored metric that is never logged ends a run before its first step, not after its first epoch."""
 
 from __future__ import annotations
 

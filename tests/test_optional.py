@@ -1,4 +1,4 @@
-"""Optional powers: declared on the base classes, offered by what defines them, and checked at the start."""
+"""Optional methods: declared in the base classes, provided by defining them, and checked at the start."""
 
 from __future__ import annotations
 

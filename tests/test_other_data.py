@@ -1,4 +1,4 @@
-"""``eval.py RUN --data ...``: the network sees other data as it saw the run's, and what differs is said."""
+"""``eval.py RUN --data ...``: the network sees other data in the run's format, and differences are reported."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_data_that_does_not_fit(
 
 
 def test_other_clips_are_heard_as_the_run_heard_its_own() -> None:
-    """The brother of pictures: sample rate, bands and statistics are options that both data sets have."""
+    """As for images: sample rate, bands and statistics are options that both data sets have."""
     _, tones = build("configs/tones/apc.yaml", "--data.num_mels", "24", "--model.encoder.in_features", "24")
     tones.decode(tones.dataset("val").__getitems__([0])["input"])  # type: ignore[attr-defined]
     stored = {**tones.hparams, "_class_path": "Tones"}

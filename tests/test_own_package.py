@@ -1,4 +1,4 @@
-"""A package of the user's, outside of the repository: method, encoder, callback and data set."""
+"""A user's package outside of the repository: method, encoder, callback and data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process of a run has died is told, whoever notices it."""
+"""The process that died is reported, whichever process notices it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_that_waits_for_a_dead_process_is_ended(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A process that failed by itself has already told why."""
+    """A process that failed by itself has already printed why."""
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(peers, "PATIENCE", 0.05)

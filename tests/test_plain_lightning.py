@@ -1,4 +1,4 @@
-"""Methods and data without the command line: a plain Trainer, and a loop of one's own."""
+"""Methods and data without the command line: a plain Trainer, and a custom loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the run saves, ends with a status that no scheduler takes for success, and goes on as if nothing
+"""Signals: the run saves, ends with a status that no scheduler takes for success, and continues as if nothing
 had been.
 """
 
@@ -179,8 +179,8 @@ def process(*options: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_while_importing_ends_at_once(tmp_path: Path) -> None:
-    """Nothing would be lost: nobody waits for torch to be imported. The other signals: the slow test
-    below.
+    """Nothing would be lost, so it ends at once, even while torch is being imported. The other signals: the
+    slow test below.
     """
     started = process("--run_dir", "run")
     wait_until_it_listens(started.pid)

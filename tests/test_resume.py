@@ -129,7 +129,7 @@ def modified(folder: Path) -> dict[Path, int]:
 
 
 def test_another_batch_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The order of samples would change inside the run. The folder stays as it is, and goes on with what it
+    """The order of samples would change within the run. The folder is unchanged, and continues with what it
     began with.
     """
     assert run(QUICK, tmp_path / "run", [], stop=True)[0] == 143
@@ -146,7 +146,7 @@ def test_another_batch_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_another_number_of_processes_is_refused() -> None:
-    """Also where the configuration does not tell: `devices: auto` on a machine of another size."""
+    """Also if the configuration does not show it: `devices: auto` on a machine of another size."""
     data = Digits(batch_size=16)
     data.load_state_dict({"batch_size": 16, "world_size": 1})
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which folder a process takes for its run where a scheduler starts it."""
+"""The run folder that a process chooses under a scheduler."""
 
 from __future__ import annotations
 

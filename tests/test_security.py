@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, beyond rows 31, 34, 37 and 38 of the fault table."""
+"""The guarantees of SECURITY.md beyond rows 31, 34, 37 and 38 of the fault table."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Evil:
 
 
 def unsafe(source: str) -> Iterator[str]:
-    """Calls that run what they are given, or could."""
+    """Calls that run, or could run, their arguments."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue

@@ -1,4 +1,4 @@
-"""What is logged of training steps: the gradient's norm and the memory of a GPU."""
+"""Metrics of training steps: gradient norm and GPU memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration file may hold, and the line for what it may not."""
+"""What a configuration file may contain, and the error for everything else."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Parsed(SSLCommandLine):
 
 
 def refused(args: list[str]) -> str:
-    """The one line with which a command line is refused."""
+    """The one line that rejects a command line."""
     with pytest.raises(ConfigError) as refusal:
         Parsed(args)
     assert "\n" not in str(refusal.value)

@@ -51,12 +51,12 @@ PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
 
 
 def search_path() -> str:
-    """``PATH`` with the folders of daemons, which an ordinary user's lacks."""
+    """``PATH`` with the daemons' folders, which an ordinary user's lacks."""
     return os.pathsep.join([os.environ.get("PATH", ""), *SBIN])
 
 
 def missing_programs() -> list[str]:
-    """What a cluster needs and this machine has not."""
+    """Programs that a cluster needs and this machine lacks."""
     return [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
 
 

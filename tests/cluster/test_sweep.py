@@ -62,7 +62,7 @@ class Child:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No scheduler around, handlers as they were, and no real runs."""
+    """No scheduler, unchanged signal handlers, and no real runs."""
     handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGUSR2)}
     for name in [n for n in os.environ if n.startswith(("SLURM_", "JOB_"))]:
         monkeypatch.delenv(name)
@@ -260,7 +260,7 @@ def test_a_killed_worker_takes_up_its_own_run_and_nobody_elses(tmp_path: Path) -
 def test_a_journal_does_not_say_where_runs_go(
     name: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever can write to it could otherwise have any folder written."""
+    """Otherwise whoever can write to it could make a run write to any folder."""
     assert call(tmp_path, GRID, "--trials", "1") == 0
     storage = sweep.JournalStorage(sweep.JournalFileBackend(str(tmp_path / "study" / "journal.log")))
     study = sweep.optuna.load_study(study_name="sweep", storage=storage)

@@ -1,4 +1,4 @@
-"""Calls of eval.py in this process, and what they print and write."""
+"""Calls eval.py in this process and returns what it prints and writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def evaluate(*arguments: object) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that is said when it cannot work."""
+    """The one line printed when it cannot work."""
     capsys.readouterr()
     assert evaluate(*arguments) == 2
     out, error = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What the commands after pre-training cannot work with: one line each."""
+"""Invalid input of the commands after pre-training ends with one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of eval.py: help, and one clear line for everything that it refuses."""
+"""The command line of eval.py: help, and one clear line for everything it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""eval.py restore: whole images, masks of a user's own, sizes and formats."""
+"""eval.py restore: whole images, a user's masks, sizes and formats."""
 
 from __future__ import annotations
 

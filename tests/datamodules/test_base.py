@@ -1,4 +1,4 @@
-"""What every DataModule shares: samplers, seeds, the order of samples when a run is resumed, clean inputs."""
+"""Shared by all DataModules: samplers, seeds, the order of samples when a run is resumed, clean inputs."""
 
 import os
 import signal

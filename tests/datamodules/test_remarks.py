@@ -1,4 +1,4 @@
-"""What is said about splits before training, and the refusal of other files than a run began with."""
+"""Remarks on splits before training, and runs refused because their files have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards in whole runs: resumed inside an epoch, and what a run says when a shard or a worker is lost."""
+"""Shards in whole runs: resumed inside an epoch, and the error when a shard or a worker is lost."""
 
 from __future__ import annotations
 

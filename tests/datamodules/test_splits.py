@@ -1,4 +1,4 @@
-"""The one rule for splits of all data: folders, list files and file names, whatever they are called."""
+"""The one rule for splits of all data: folders, list files and file names, under any usual name."""
 
 from __future__ import annotations
 

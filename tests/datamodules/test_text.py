@@ -1,4 +1,4 @@
-"""Text files: what is read, split, cut and kept, and one line for what cannot be."""
+"""Text files: reading, splits, layouts and storage, and one line for unusable ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_training_windows_move_with_the_epoch_and_never_leave_the_text() -> None
 
 
 def test_documents_of_a_stream_are_kept_apart(tmp_path: Path) -> None:
-    """Between two documents stands a blank line, or [SEP]; no document is in two splits."""
+    """Two documents are separated by a blank line or [SEP]; no document is in two splits."""
     for i in range(20):
         (tmp_path / f"{i:02}.txt").write_text(f"<{i}>" * 5)
     data = TextFiles(root=str(tmp_path), length=8)

@@ -1,4 +1,4 @@
-"""Folders of sound files: formats, rates, labels, splits, and files that are no good."""
+"""Folders of audio files: formats, rates, labels, splits, and unusable files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracies against values worked by hand and a count sample by sample."""
+"""Accuracies against values worked out by hand and a sample-by-sample count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are given where they are asked for by name: known answers."""
+"""Probes that run only if named: known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks measure what they say, count every sample once, and never touch the training."""
+"""Callbacks measure correctly, count every sample once, and do not affect training."""
 
 from __future__ import annotations
 

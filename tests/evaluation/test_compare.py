@@ -1,4 +1,4 @@
-"""``eval.py compare``: what differs, what came out, and numbers of different protocols that stay apart."""
+"""``eval.py compare``: differing options, scores, and separate columns for different protocols."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself in TensorBoard: the rest of texts, and the lower halves of pictures."""
+"""Continuations in TensorBoard: the rest of texts, and the lower halves of images."""
 
 from __future__ import annotations
 

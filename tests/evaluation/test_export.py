@@ -1,4 +1,4 @@
-"""An exported run is what ``transformers`` loads, and its features are those of the run."""
+"""``transformers`` loads an exported run, with the run's features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported gives the run's features, in the libraries that the snippet of its model card names."""
+"""Exported networks give the run's features, loaded by the code in their model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures that are made where they are asked for by name: known answers."""
+"""Measures that run only if named: known answers."""
 
 from __future__ import annotations
 

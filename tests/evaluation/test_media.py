@@ -1,4 +1,4 @@
-"""Images, texts and sounds reach every logger that takes them, and trouble no other."""
+"""Images, texts and audio reach every logger that accepts them, and do not disturb the others."""
 
 from __future__ import annotations
 

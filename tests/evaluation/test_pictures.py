@@ -1,4 +1,4 @@
-"""Pictures made of pictures: what is where."""
+"""Pictures made of pictures: what is drawn where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation by several processes: the numbers of one, whatever fails, and going on after a kill."""
+"""Evaluation by several processes: the same numbers as one, failures, and continuing after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of what is given: options, configurations that run code, devices, processes."""
+"""Faults of input: options, configurations that run code, devices, processes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def foreign_package(bench: Bench) -> Path:
 
 
 def runs_when_trusted(bench: Bench) -> None:
-    """train.py and eval.py use the package's encoder if they are told to trust it."""
+    """train.py and eval.py use the package's encoder if told to trust it."""
 
     def status(script: str, *options: str) -> tuple[int, str]:
         command = [sys.executable, str(ROOT / script), *options]

@@ -1,4 +1,4 @@
-"""Faults of a running process: signals, kills, full disks, values that are not finite."""
+"""Faults of a running process: signals, kills, full disks, non-finite values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""APC: the loss against loops and closed values, padding, causality, and a clip that goes on."""
+"""APC: the loss against loops and closed values, padding, causality, and continued clips."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_loss_closed_values() -> None:
 
 
 def test_padding_is_never_a_target() -> None:
-    """What a network says about padding, or from it, changes neither loss nor gradient."""
+    """Predictions of padding, or from it, change neither loss nor gradient."""
     module, x = module_of(), clips()
     frames = x[:, 0].transpose(1, 2)
     prediction = torch.randn(4, 12, 5, dtype=torch.float64, requires_grad=True)
@@ -130,7 +130,7 @@ class Slope(FrameEncoder):
 
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_continue_clip_goes_on(ahead: int) -> None:
-    """With the predictor x + n, a ramp goes on without a jump, whatever n."""
+    """With the predictor x + n, a ramp continues without a jump, whatever n."""
     module = APC(Slope(), ahead=ahead, optimizer=torch.optim.Adam)
     nn.init.ones_(module.predict.weight)
     nn.init.constant_(module.predict.bias, float(ahead))

@@ -1,4 +1,4 @@
-"""Audio-MAE: patches on a grid that is not square, padding that is no target, and what is filled in."""
+"""Audio-MAE: patches on a grid that is not square, padding that is not a target, and filled-in patches."""
 
 from __future__ import annotations
 

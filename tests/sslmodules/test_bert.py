@@ -82,7 +82,7 @@ def test_losses_are_those_of_the_library() -> None:
 
 
 def test_before_training_every_word_is_equally_likely() -> None:
-    """ln V and ln 2: what a network that knows nothing must say."""
+    """ln V and ln 2: the losses of a network that knows nothing."""
     losses = bert().losses(example())  # type: ignore[arg-type]
     assert losses["masked_word_loss"].item() == pytest.approx(math.log(V), abs=0.15)
     assert losses["next_sentence_loss"].item() == pytest.approx(math.log(2), abs=0.05)
@@ -100,7 +100,7 @@ def test_a_batch_without_a_selected_token_is_no_nan() -> None:
 
 
 def test_only_selected_tokens_count() -> None:
-    """Another true word where nothing is asked changes no loss: unselected tokens are not copied for
+    """Another true word at an unselected place does not change the loss: unselected tokens are not copied for
     reward.
     """
     module, batch = bert().eval(), example()

@@ -58,7 +58,7 @@ def test_loss_and_gradient_equal_the_slow_reference(student_t: float, teacher_t:
 
 
 def test_closed_forms() -> None:
-    """Even students score log K whatever the teacher says; a right and sure student scores 0."""
+    """Uniform students score log K whatever the teacher; a correct, certain student scores 0."""
     teacher, center = torch.eye(3).expand(2, 3, 3), torch.zeros(1, 3)
     assert fast_loss(torch.zeros(5, 3, 3), teacher, center, 0.1, 0.04).item() == pytest.approx(
         math.log(3), abs=1e-6

@@ -195,7 +195,7 @@ def test_what_cannot_be_trained() -> None:
 
 
 def test_training_samples_without_labels_are_refused() -> None:
-    """Of data whose labels are in the bank alone, nothing would be learnt, in silence."""
+    """From data with labels only in the bank, it would silently learn nothing."""
     module, data = build(CONFIG)
     module.check_data(data)
     data.dataset("train").labels[:] = -1  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Samples and networks of GAN, and what it refuses."""
+"""Samples and networks of GAN, and rejected settings."""
 
 from __future__ import annotations
 

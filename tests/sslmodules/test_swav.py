@@ -108,7 +108,7 @@ def test_closed_form_when_predictions_are_even_and_when_they_are_right() -> None
 
 
 def test_a_view_does_not_predict_its_own_code() -> None:
-    """With two views each predicts the other: what a view says about its own code must not count."""
+    """With two views each predicts the other: a view's prediction of its own code must not count."""
     scores, codes = example()
     codes[1] = codes[0]
     two = scores[:2].clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Mining and loss against a slow reference and hand-made geometry; collapse is told; labels play no part."""
+"""Mining and loss against a slow reference and hand-made geometry; collapse is reported; labels play no part."""
 
 from __future__ import annotations
 

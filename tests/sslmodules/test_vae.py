@@ -206,7 +206,7 @@ def test_without_reconstruction_the_posterior_becomes_the_prior() -> None:
 
 
 def test_latents_are_drawn_at_validation_too_but_not_for_features_and_reconstructions() -> None:
-    """A bound evaluated at the mean is none: it flatters. What is looked at and probed has no noise."""
+    """Evaluated at the mean it is not a lower bound, and too good. Shown and probed values have no noise."""
     net, x = module().eval(), images()
     torch.manual_seed(0)
     first, second = (net.losses({"input": x})["elbo"] for _ in range(2))
