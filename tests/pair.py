@@ -11,7 +11,7 @@ from runtime.messages import ROOT
 
 
 def start(commands: list[list[str]], logs: Path, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """A process for each command; the output of rank r goes to ``logs``/log-r.txt. They work in ``folder``."""
+    """One process per command; the output of rank r goes to ``logs``/log-r.txt. All work in ``folder``."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

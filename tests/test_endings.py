@@ -1,4 +1,4 @@
-"""How a run ends: with a validation, a record of who stopped it early, and finished only when all is written."""
+"""How a run ends: with a validation, a record of who stopped it, and finished only when all is written."""
 
 from __future__ import annotations
 

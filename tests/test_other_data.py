@@ -1,4 +1,4 @@
-"""``eval.py RUN --data ...``: the network sees other data in the run's format, and differences are reported."""
+"""``eval.py RUN --data ...``: the network sees it in the run's format, and differences are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``eval.py labels``: the draws, the interpolation, the count of duplicates, and a table that is continued."""
+"""``eval.py labels``: the draws, the interpolation, the count of duplicates, and a continued table."""
 
 from __future__ import annotations
 

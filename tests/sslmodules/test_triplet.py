@@ -1,4 +1,4 @@
-"""Mining and loss against a slow reference and hand-made geometry; collapse is reported; labels play no part."""
+"""Mining and loss against a slow reference and hand-made geometry; collapse is reported; labels are not used."""
 
 from __future__ import annotations
 
