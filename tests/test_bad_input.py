@@ -82,7 +82,7 @@ BAD = [
     ),
     ([*DIGITS, "--run_dir", "{file}"], "is a file: expected a folder"),
     ([*DIGITS, "--run_dir", "{foreign}"], "contains other files but no config.yaml"),
-    ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be made"),
+    ([*DIGITS, "--run_dir", "/proc/run"], "/proc/run cannot be created"),
     ([*DIGITS, "--model.optimizer", "os.system"], "'os.system' is outside"),
 ]
 

@@ -274,7 +274,7 @@ def test_folders_elsewhere_are_refused(
     options: list[str], key: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, *options) == (
-        f"error: trainer.{key} {value!r} is outside of the run folder run, which keeps all files of a run:  "
+        f"error: trainer.{key} {value!r} is outside of the run folder run, which keeps all files of a run: "
         "leave it out, or give a folder below it"
     )
     assert not Path("run").exists()

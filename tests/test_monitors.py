@@ -120,7 +120,9 @@ def test_a_users_own_callback_may_log_anything(capsys: pytest.CaptureFixture[str
     options += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/mine"]
     assert train.main([*RUN, *options, "--trainer.check_val_every_n_epoch", "1"]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    expected = "error: trainer.callbacks: EarlyStopping monitors 'val/mine', but logged so far is only only "
+    expected = (
+        "error: trainer.callbacks: EarlyStopping monitors 'val/mine', which has not been logged; logged: "
+    )
     assert line.startswith(expected)
     assert sorted(line.removeprefix(expected).split(", "))[-3:] == [
         "val/loss",

@@ -84,7 +84,7 @@ REFUSED = {
     Needy: "Needy.sample(n: int, labels: Tensor) -> Tensor does not match the optional method "
     "SSLModule.sample(n: int) -> Tensor: take the same arguments, or rename it, for example _sample",
     NoDefault: "NoDefault.extend(tokens: Tensor, length: int, temperature: float, top_k: int) -> Tensor does "
-    "not fit the optional method SSLModule.extend(tokens: Tensor, length: int, temperature: float = 1.0, "
+    "not match the optional method SSLModule.extend(tokens: Tensor, length: int, temperature: float = 1.0, "
     "top_k: int | None = None) -> Tensor: take the same arguments, or rename it, for example _extend",
     Attribute: "Attribute.fill is an attribute with the name of the optional method SSLModule.fill(batch: "
     "Batch) -> Tensor: rename it, for example _fill",

@@ -151,7 +151,7 @@ def test_data_that_does_not_fit(
 ) -> None:
     arguments = ["--data", data, "--data.synthetic", "true"]
     assert evaluate(request.getfixturevalue(run), "--output", "r.json", *arguments) == 2
-    remedy = "; the network is trained, so give data that fits it"
+    remedy = "; the network is trained, so give data that matches it"
     assert capsys.readouterr().err == f"error: ConvEncoder does not accept samples {expected}{remedy}\n"
     assert not Path("r.json").exists()
 

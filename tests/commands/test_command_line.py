@@ -55,11 +55,11 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
         (["restore", "photos/0.png", "--output", "o", "--truth", "text.png"], "cannot read image text.png"),
         (
             ["restore", "photos", "--output", "o", "--mask", "wide.png"],
-            "wide.png is 16x8 and .* is 8x8: expected the same",
+            "wide.png is 16x8, but .* is 8x8: expected the same",
         ),
         (
             ["restore", "photos", "--output", "o", "--truth", "twins"],
-            "twins: a.bmp and a.png have the same name",
+            "twins: a.bmp and a.png differ only in their extension",
         ),
         (
             ["restore", "photos", "--output", "o", "--truth", "wide.png"],

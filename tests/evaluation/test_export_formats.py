@@ -202,7 +202,7 @@ def test_the_classifier_of_a_fine_tuned_run_is_beside_its_encoder(runs: Any, tmp
         torch.testing.assert_close(names["classifier"](model(x)), scores_of(runs("tuned"), x))
         torch.testing.assert_close(model(x), features)
     assert json.loads((folder / "preprocess.json").read_text())["classes"] == list("0123456789")
-    assert "`classifier` makes of them the scores of the classes" in (folder / "README.md").read_text()
+    assert "`classifier` computes from them the scores of the classes" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])

@@ -1,4 +1,5 @@
-"""Mining and loss against a slow reference and hand-made geometry; collapse is reported; labels are not used."""
+"""Mining and loss against a slow reference and hand-made geometry; collapse is reported, labels are "
+"unused."""
 
 from __future__ import annotations
 
