@@ -15,10 +15,10 @@ from sslmodules.networks.encoder import Encoder
 
 
 def compile_encoder(encoder: Encoder) -> None:
-    """Compile the encoder and its blocks in place, at their first batch; names of parameters stay.
+    """Compile the encoder and its blocks in place, at their first batch; parameters keep their names.
 
-    The blocks are for methods that do not call the encoder as a whole: MAE shows it a part of the patches.
-    Each shape has code of its own: what ran before, such as a validation, does not change a step's result.
+    The blocks are compiled for methods that do not call the encoder as a whole, such as MAE. Each shape is
+    compiled separately, so that earlier shapes, such as those of a validation, do not affect the result.
     """
     encoder.compile(dynamic=False)
     for block in encoder.block_list() if offers(encoder, "block_list") else ():
@@ -30,10 +30,10 @@ def _add_one(x: Tensor) -> Tensor:
 
 
 def check_compiler(device: torch.device) -> None:
-    """ConfigError with torch's reason if torch.compile does not work here, tried with one addition."""
+    """Raise ConfigError with torch's reason if compiling one addition fails."""
     try:
         torch.compile(_add_one)(torch.zeros(2, device=device))
-    except Exception as error:  # of torch or the machine: there is no other code in it
+    except Exception as error:  # from torch or the machine; no other code is involved
         reason = str(error).split("\n")[0].rstrip(".")
         raise ConfigError(
             f"--compile true: torch.compile does not work here ({reason}): install what is missing, such "
@@ -42,7 +42,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 class CompileEncoder(Callback):
-    """Compiles the encoder of a run. Validation runs it as it is, so features are those of ``eval.py``."""
+    """Compiles the encoder for training steps. Validation is not compiled: its features equal eval.py's."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)

@@ -57,7 +57,8 @@ def hint(error: BaseException) -> str | None:
         )
     if missing := re.match(r"Early stopping conditioned on metric `(.+?)` .*following: (.*)", text):
         known = missing[2].replace("`", "") or "nothing yet (metrics are logged every log_every_n_steps)"
-        return f"trainer.callbacks: EarlyStopping monitors {missing[1]!r}, which has not been logged; logged: {known}"
+        unlogged = f"EarlyStopping monitors {missing[1]!r}, which has not been logged"
+        return f"trainer.callbacks: {unlogged}; logged: {known}"
     if "EADDRINUSE" in text:
         port = os.environ.get("MASTER_PORT", "that was chosen")
         return f"port {port} is in use by another program: set MASTER_PORT to a free one, or leave it unset"

@@ -21,5 +21,5 @@ def one_line_of(capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err.strip()
     lines = [line for line in error.splitlines() if not line.startswith("Seed set")]
     assert len(lines) == 1 and lines[0].startswith("error: "), error
-    assert "Traceback" not in error and "Namespace(" not in error and len(error) < 700
+    assert "Traceback" not in error and "Namespace(" not in error and len(error) < 750
     return lines[0]
