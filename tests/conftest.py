@@ -88,6 +88,12 @@ def shrunk(config: str) -> list[str]:
         options += ["--model.clusters", "8"]
     if config == "configs/cifar10/moco.yaml":  # whose 8 groups need 16 samples on each of two processes
         options += ["--model.batch_norm_groups", "4"]
+    if "stem: cifar" in (ROOT / config).read_text():  # a step of a ResNet-18 takes seconds
+        options += ["--model.encoder", "ConvEncoder", "--model.encoder.channels", "[8,16,32,512]"]
+        if config.endswith("inpainting.yaml"):  # the mask is one channel more
+            options += ["--model.encoder.in_channels", "4"]
+    if config == "configs/imagenet/finetune.yaml":
+        options += ["--model.num_classes", "10"]  # of the synthetic images
     if config.startswith(("configs/imagenet", "configs/folder", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
         text = (ROOT / config).read_text()

@@ -171,8 +171,13 @@ def test_labels_are_read_only_where_it_is_declared(config: str) -> None:
     assert torch.equal(first, second) and torch.equal(first, third)
 
 
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.split("/")[1] in EMBEDDED])
 def test_learns_from_one_batch(config: str) -> None:
-    """The encoder has a part in it, the loss falls, and partners are of one sample."""
+    """The encoder has a part in it, the loss falls, and partners are of one sample.
+
+    Of each method once, with the smallest of its configs: the steps are the test's own, and how far a wide
+    network comes in them is not a property of the method.
+    """
     module, data = build(config)
     if not module.automatic_optimization:
         pytest.skip("two networks play against each other, and their losses do not both fall")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import train
+from datamodules.preparing import LOCK
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 
@@ -68,7 +69,9 @@ class Bench:
         return Outcome(done.returncode, done.stdout + done.stderr, done.stderr)
 
     def refused(self, *options: str, because: str, run: str = "run") -> None:
-        """Exit status 2 with one line that holds ``because``; no file appears or changes."""
+        """Exit status 2 with one line that holds ``because``; no file appears or changes, but a lock that is
+        left.
+        """
         before = self.files()
         outcome = self.train(*options, run=run)
         lines = [
@@ -81,7 +84,7 @@ class Bench:
         assert self.files() == before
 
     def files(self) -> dict[Path, bytes]:
-        return {p: p.read_bytes() for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        return {p: p.read_bytes() for p in sorted(self.folder.rglob("*")) if p.is_file() and p.name != LOCK}
 
     def goes_on(self, step: int, *options: str) -> None:
         """The checkpoint is of ``step``, nothing half-written lies beside it, and the same command finishes
