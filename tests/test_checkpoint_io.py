@@ -113,7 +113,7 @@ def test_a_full_disk(error: Exception, last: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "save", save)
     size = r"about 0\.1 MB are needed, [\d.]+ MB are free"
     with pytest.raises(
-        OSError, match=rf"last\.ckpt could not be written \((No space|Pytorch).*\): {size}.*as it was before"
+        OSError, match=rf"last\.ckpt could not be written \((No space|Pytorch).*\): {size}.*is unchanged"
     ):
         AtomicCheckpointIO().save_checkpoint(content(3.0), last)
     assert names(last) == {LAST, PREVIOUS}
