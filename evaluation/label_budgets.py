@@ -21,7 +21,7 @@ from sslmodules.base import SSLModule
 from sslmodules.optim import warmup_cosine
 
 PER_CLASS, SHARES = (1, 5, 10, 20), (0.01, 0.1, 1.0)
-BATCH, EPOCHS, FEWEST, MOST = 64, 20, 100, 2000
+BATCH, EPOCHS, FEWEST, MOST = 32, 10, 100, 4000
 FEW_L2 = 1e-2
 """L2 of a linear probe with too few labels to choose it on equally many samples of val."""
 
@@ -90,6 +90,11 @@ def samples(data: SSLDataModule, split: Split, rows: Sequence[int], device: torc
     return data.transform({"input": raw}, None)["input"]
 
 
+def steps_with(labels: int) -> int:
+    """Steps of a training with so many labels, from random weights or from trained ones."""
+    return min(MOST, max(FEWEST, math.ceil(EPOCHS * labels / BATCH)))
+
+
 def train_classifier(
     module: SSLModule,
     data: SSLDataModule,
@@ -115,7 +120,7 @@ def train_classifier(
         module = copy.deepcopy(module).to(device)
         network, head = module.feature_encoder, nn.Linear(module.encoder.num_features, num_classes).to(device)
         parameters = [*network.requires_grad_(True).parameters(), *head.parameters()]
-        steps = min(MOST, max(FEWEST, math.ceil(EPOCHS * len(rows) / BATCH)))
+        steps = steps_with(len(rows))
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
         factor = warmup_cosine(steps, steps // 10)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -14,11 +14,12 @@ import torch
 import eval as script
 import train
 from datamodules import Digits
+from datamodules.errors import ConfigError
 from datamodules.images.module import ArrayDataset
 from evaluation import label_budgets
 from evaluation.commands import labels as command
 from evaluation.duplicates import count_duplicates
-from evaluation.label_budgets import BUDGETS, Budget, draw, equal_labels, verdict
+from evaluation.label_budgets import BUDGETS, Budget, draw, equal_labels, steps_with, verdict
 from runtime.messages import ROOT
 
 LABELS = torch.tensor([0] * 30 + [1] * 10 + [-1] * 5)
@@ -129,8 +130,8 @@ def test_a_table_that_goes_on_where_it_ended(
     capsys.readouterr()
     assert script.main(["labels", str(run), "--draws=3"]) == 2
     assert capsys.readouterr().err == (
-        f"error: {run}/labels.json contains results of other settings: give --overwrite to replace it, or "
-        "those settings\n"
+        f"error: {run}/labels.json contains results of other settings, or of another version: give "
+        "--overwrite to replace it, or those settings\n"
     )
 
 
@@ -154,7 +155,9 @@ def test_the_trained_module_stays_as_it_is(run: Path) -> None:
 def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two draws from scratch begin from different weights, as two seeds do."""
+    """Two draws from scratch begin from different weights, as two seeds do. Columns that have the same draws
+    are trained once.
+    """
     from runtime.checkpoints import load_module
 
     starts: list[torch.Tensor] = []
@@ -163,12 +166,34 @@ def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
         starts.append(next(module.feature_encoder.parameters()).detach().clone())
         return lambda x: torch.zeros(len(x), 10)
 
-    monkeypatch.setattr(command, "BUDGETS", (Budget(share=0.1), Budget(share=1.0)))
+    budgets = (Budget(per_class=1), Budget(share=0.01), Budget(share=0.1), Budget(share=1.0))
+    monkeypatch.setattr(command, "BUDGETS", budgets)
     monkeypatch.setattr(command, "train_classifier", note)
     assert script.main(["labels", str(run), "--draws=2", "--overwrite"]) == 0
     trained = next(load_module(run / "checkpoints/last.ckpt").feature_encoder.parameters())
-    assert [torch.equal(start, trained) for start in starts] == 2 * [False, False, True, True]
+    assert [torch.equal(start, trained) for start in starts] == 3 * [False, False, True, True]
     assert not torch.equal(starts[0], starts[1])
+    scores = json.loads((run / "labels.json").read_text())["scores"]
+    assert all(row["1 per class"] == row["1%"] for row in scores.values())
+
+
+def test_results_of_another_protocol_are_not_continued(tmp_path: Path) -> None:
+    target = tmp_path / "labels.json"
+    settings = {"draws": 1}
+    begun = command._begin(target, settings, overwrite=True)
+    target.write_text(json.dumps(begun | {"scores": {"scratch": {"10%": [0.5]}}}))
+    assert command._begin(target, settings, overwrite=False)["scores"] == {"scratch": {"10%": [0.5]}}
+    target.write_text(json.dumps(begun | {"protocol": begun["protocol"] | {"training": "longer"}}))
+    with pytest.raises(ConfigError, match="contains results of other settings, or of another version"):
+        command._begin(target, settings, overwrite=False)
+
+
+def test_what_the_training_of_a_row_costs_on_digits() -> None:
+    """Samples that pass through the network for a draw, by column."""
+    counts = (10, 50, 100, 200, 109, 1077)
+    cost = [steps_with(count) * min(label_budgets.BATCH, count) for count in counts]
+    assert cost == [1000, 3200, 3200, 3200, 3200, 10784]
+    assert steps_with(10**6) == 4000
 
 
 def test_data_without_labels_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
