@@ -70,7 +70,7 @@ class _Outputs:
 
         def keep(place: int) -> Callable[..., None]:
             def hook(block: nn.Module, inputs: Any, output: Any) -> None:
-                h = output[0] if isinstance(output, tuple) else output
+                h = output[0] if isinstance(output, (tuple, list)) else output
                 found[place] = self._mean(h.detach().float(), x)
 
             return hook
@@ -85,9 +85,9 @@ class _Outputs:
         return self.means
 
     def _mean(self, h: Tensor, x: Tensor) -> Tensor:
-        """(B, D), (B, N, D) or (B, D, H, W) -> (B, D)."""
+        """(B, D), (B, N, D), (B, D, H, W) or (B, H, W, D) -> (B, D)."""
         if h.ndim == 4:
-            return h.mean((2, 3))
+            return h.mean((1, 2) if self.module.feature_encoder.channels_last else (2, 3))
         if h.ndim == 2:
             return h
         if self.padding is None or x.ndim != 2 or x.shape[1] != h.shape[1]:

@@ -121,6 +121,11 @@ class FineTune(SSLModule):
                 f"{option} {head if self.over_tokens else pooling} needs an encoder with tokens "
                 f"or positions, but {type(encoder).__name__} gives one vector: choose another"
             )
+        if self.mean_of_tokens and encoder.token_width != encoder.num_features:
+            raise ConfigError(
+                f"pooling mean needs tokens as wide as features, and those of {type(encoder).__name__} have "
+                f"{encoder.token_width} and {encoder.num_features}: leave it out"
+            )
         if layer_decay < 1:
             depths(encoder)
         if drop_path:
@@ -133,7 +138,8 @@ class FineTune(SSLModule):
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = make_head(head, encoder.num_features, num_classes)
+        width = encoder.token_width if self.over_tokens else encoder.num_features
+        self.classifier = make_head(head, width, num_classes)
         self.mixing = [mix(alpha=a) for mix, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
         self.couples_batch = bool(self.mixing)
         self.ema = ema
@@ -179,6 +185,10 @@ class FineTune(SSLModule):
             else:
                 h = self._features(encoder, x)
         return classifier(self.dropout(h), valid) if self.over_tokens else classifier(self.dropout(h))
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``input`` -> what an attentive head sees: tokens (B, N, D), and which are no padding (B, N)."""
+        return self._tokens(self.feature_encoder, self._prepared(x))
 
     def embed(self, x: Tensor) -> Tensor:
         return self._features(self.feature_encoder, self._prepared(x))

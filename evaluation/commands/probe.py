@@ -7,17 +7,23 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from datamodules.checks import check_one_of
 from datamodules.errors import ConfigError
 from evaluation.accuracy import ACCURACIES
 from evaluation.commands.base import Command, TrainedRun, say
 from evaluation.commands.outputs import check_place
 from evaluation.features import Means
+from evaluation.head_probe import FEATURES, check_labels, head_scores, protocol
 from evaluation.kept import NAME as KEPT
 from evaluation.kept import checksum
 from evaluation.report import evaluate, named_measures, named_probes
 from evaluation.sgd_probe import check_data, train_and_count
 from evaluation.tables import print_accuracies, print_report
 from runtime.files import write_json
+from sslmodules.networks.classifier import Head
+
+ADDED = ("sgd_probe", "head_linear", "head_mlp", "head_attentive")
+"""Results of commands of their own, which later results of the same weights keep."""
 
 
 class ProbeCommand(Command):
@@ -38,6 +44,10 @@ class ProbeCommand(Command):
             "help": "features: probes of frozen features (default); sgd: linear heads trained by SGD on "
             "random crops, added to existing results as sgd_probe",
         },
+        "--head": {
+            "help": "train a head on frozen features: linear, mlp, or attentive, which sees all tokens or "
+            "positions; added to existing results as head_linear, head_mlp or head_attentive",
+        },
         "--measures": {"metavar": "NAMES", "help": "also measure these; any of {measures}"},
         "--output": {
             "metavar": "FILE",
@@ -47,15 +57,15 @@ class ProbeCommand(Command):
     }
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
-        if given.protocol == "sgd":
-            return _add_sgd_probe(run, given, _target(run, given))
+        if given.protocol == "sgd" or given.head:
+            return _add(run, given)
         return 1 if self._measure(run, given)["failed"] else 0
 
     def run_several(self, runs: list[TrainedRun], given: Namespace) -> int:
         """Print the tables of each data set, then one with a row for each data set and encoder."""
         if given.output is not None:
             raise ConfigError(f"--output names one file, but --data is given {len(runs)} times: leave it out")
-        if given.protocol == "sgd":
+        if given.protocol == "sgd" or given.head:
             return max(self.run(run, given) for run in runs)
         reports = {run.suffix.removeprefix("-"): self._measure(run, given) for run in runs}
         print_accuracies(reports)
@@ -80,9 +90,8 @@ class ProbeCommand(Command):
             kept := run.folder / f"{KEPT}{run.suffix}.json",
         )
         report |= run.origin
-        earlier = read_results(target).get("sgd_probe", {})
-        if earlier.get("weights") == checksum(run.module):
-            report["sgd_probe"] = earlier
+        earlier, weights = read_results(target), checksum(run.module)
+        report |= {k: earlier[k] for k in ADDED if earlier.get(k, {}).get("weights") == weights}
         print_report(report)
         told = "replaced" if target.exists() else "written"
         write_json(target, report)
@@ -100,27 +109,56 @@ def _target(run: TrainedRun, given: Namespace) -> Path:
     return target
 
 
-def _add_sgd_probe(run: TrainedRun, given: Namespace, target: Path) -> int:
-    """Train and evaluate the SGD probe, possibly in several processes; rank 0 writes."""
+def _add(run: TrainedRun, given: Namespace) -> int:
+    """Train heads on the frozen encoder and add their scores to the results that are there."""
+    option = f"--head {given.head}" if given.head else "--protocol sgd"
     if given.probes or given.measures or given.layers:
-        raise ConfigError("--protocol sgd does not use --probes, --measures or --layers: leave them out")
-    data, report = check_data(run.data), read_results(target)
-    if not report:
-        raise ConfigError(
-            f"--protocol sgd adds to {target}, which is missing: run eval.py probe without it first"
-        )
+        raise ConfigError(f"{option} does not use --probes, --measures or --layers: leave them out")
+    if given.head and given.protocol == "sgd":
+        raise ConfigError(f"{option} and --protocol sgd are two probes: give one of them")
+    target = _target(run, given)
+    if given.head:
+        check_one_of(tuple(FEATURES), **{"--head": given.head})
+        check_labels(run.data)
+    else:
+        check_data(run.data)
+    if not read_results(target):
+        raise ConfigError(f"{option} adds to {target}, which is missing: run eval.py probe without it first")
+    return _add_head(run, given.head, target) if given.head else _add_sgd_probe(run, target)
+
+
+def _add_head(run: TrainedRun, kind: Head, target: Path) -> int:
+    """For the trained encoder, and for the one with random weights."""
+    run.data.prepare_data()
+    run.data.setup("test")
+    means = Means(precision=run.precision, folder=run.folder)
+    key, found = f"head_{kind}", dict[str, Any]()
+    encoders = {"pretrained": run.module, "random_init": run.random_init().to(run.device).eval()}
+    for name, module in encoders.items():
+        found[name] = head_scores(kind, module, run.data, run.device, means, run.seed)
+        say(f"{kind} head on test, {name}: {_shown(found[name])}, with a rate of {found[name]['lr']:g}")
+    found |= {"protocol": protocol(kind, found["pretrained"]["samples"], run.seed)}
+    write_json(target, read_results(target) | {key: found | {"weights": checksum(run.module)}})
+    say(f"added to {target}: {key}")
+    return 0
+
+
+def _add_sgd_probe(run: TrainedRun, target: Path) -> int:
+    """Several processes may be in here, of which rank 0 writes."""
     file = run.folder / f".sgd_probe{run.suffix}.ckpt"
     means = Means(precision=run.precision, folder=run.folder)
-    scores = train_and_count(run.module, data, run.device, means, file, run.seed)
+    scores = train_and_count(run.module, check_data(run.data), run.device, means, file, run.seed)
     if scores is not None:
-        write_json(target, report | {"sgd_probe": scores})
+        write_json(target, read_results(target) | {"sgd_probe": scores})
         file.unlink(missing_ok=True)
-        shown = ", ".join(
-            f"{ACCURACIES[key]} {value:.3f}" for key, value in scores.items() if key in ACCURACIES
-        )
-        say(f"SGD probe on test: {shown}, with a rate of {scores['lr']:g} for 256 samples, chosen on val")
+        rate = f"with a rate of {scores['lr']:g} for 256 samples, chosen on val"
+        say(f"SGD probe on test: {_shown(scores)}, {rate}")
         say(f"added to {target}: sgd_probe")
     return 0
+
+
+def _shown(scores: dict[str, Any]) -> str:
+    return ", ".join(f"{ACCURACIES[key]} {value:.3f}" for key, value in scores.items() if key in ACCURACIES)
 
 
 def _names(given: str | None) -> list[str] | None:

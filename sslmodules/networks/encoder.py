@@ -27,6 +27,7 @@ class Encoder(Recorded, nn.Module, ABC):
 
     Attributes:
         num_features: D, the width of the features.
+        channels_last: its blocks give maps (B, H, W, D) instead of (B, D, H, W).
         vocab_size: number of known tokens; None if ``input`` is not tokens.
         in_channels: C of the accepted images; None if unknown.
         in_features: accepted number of values per sample, or per step of a sequence; None if any number is
@@ -34,6 +35,7 @@ class Encoder(Recorded, nn.Module, ABC):
     """
 
     num_features: int
+    channels_last: bool = False
     in_channels: int | None = None
     in_features: int | None = None
     vocab_size: int | None = None
@@ -41,6 +43,11 @@ class Encoder(Recorded, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """``input`` of a batch, such as (B, C, H, W) images or (B, T) tokens -> (B, D)."""
+
+    @property
+    def token_width(self) -> int:
+        """Width of a vector of ``tokens``."""
+        return self.num_features
 
     def published_state(self) -> dict[str, Tensor]:
         """The weights under the names used by the library that the network comes from."""

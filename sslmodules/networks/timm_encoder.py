@@ -125,9 +125,15 @@ class TimmEncoder(MapEncoder):
                 f"{refused[0]} is for ViTs, but {name!r} has no such setting: remove it from the config"
             ) from None
         self.name, self.sizes, self.in_channels = name, sizes, in_channels
+        self.channels_last = getattr(self.net, "output_fmt", None) == "NHWC"  # Swin and others
         # some models have a hidden layer before the classifier, so their output is wider than the last
         # feature map
         self.num_features = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)  # type: ignore[arg-type]
+
+    @property
+    def token_width(self) -> int:
+        """D' of ``forward_features``."""
+        return int(self.net.num_features)  # type: ignore[arg-type]
 
     def library_code(self) -> str:
         options = {"num_classes": 0, "in_chans": self.in_channels, **self.sizes}
@@ -142,7 +148,8 @@ class TimmEncoder(MapEncoder):
         """
         for name in ("blocks", "stages", "layers"):
             if isinstance(found := getattr(self.net, name, None), (nn.Sequential, nn.ModuleList)):
-                return list(found)
+                stages = [list(part) if isinstance(part, nn.ModuleList) else [part] for part in found]
+                return [block for stage in stages for block in stage]
         if isinstance(getattr(self.net, "layer4", None), nn.Module):  # a ResNet
             return [getattr(self.net, f"layer{i}") for i in range(1, 5)]
         raise ConfigError(f"{type(self.net).__name__} of timm does not list its blocks: use another encoder")

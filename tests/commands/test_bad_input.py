@@ -27,6 +27,22 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
             "measures must be one of confusion, robustness, spectrum, got 'collapse'",
         ),
         (
+            ["probe", "RUN", "--head", "deep"],
+            "--head must be one of linear, mlp, attentive, got 'deep'",
+        ),
+        (
+            ["probe", "RUN", "--head", "mlp", "--layers", "all"],
+            "--head mlp does not use --probes, --measures or --layers: leave them out",
+        ),
+        (
+            ["probe", "RUN", "--head", "mlp", "--protocol", "sgd"],
+            "--head mlp and --protocol sgd are two probes: give one of them",
+        ),
+        (
+            ["probe", "RUN", "--head", "mlp", *UNLABELED],
+            "--head needs data with labels, and ImageFolder has none: give --data NAME",
+        ),
+        (
             ["labels", "RUN", *UNLABELED],
             "labels needs data with labels, but ImageFolder has none: give --data NAME",
         ),

@@ -9,6 +9,8 @@ import torch
 
 from evaluation.layers import layer_encoders
 from evaluation.report import evaluate
+from sslmodules import SimCLR
+from sslmodules.networks import TimmEncoder
 from tests.conftest import batch_of, build
 
 VIT = "--model.encoder ViTEncoder --model.encoder.image_size 8 --model.encoder.patch_size 4 "
@@ -67,6 +69,25 @@ def test_blocks_of_every_kind_of_encoder(config: str, count: int, last: str) -> 
     for function in functions.values():
         h = function(x)
         assert h.ndim == 2 and len(h) == 3 and h.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_maps_of_timm_with_the_width_last_or_first(name: str) -> None:
+    """Means over positions, as timm's own intermediate maps have them, which are (B, D, H, W) for both."""
+    size = {"image_size": 64} if "swin" in name else {}
+    encoder = TimmEncoder(name, **size).eval()  # type: ignore[arg-type]
+    functions = layer_encoders(SimCLR(encoder, optimizer=torch.optim.SGD).eval(), "all")
+    x = torch.randn(2, 3, 64, 64)
+    maps = encoder.net.forward_intermediates(x, intermediates_only=True)[-4:]  # type: ignore[operator]
+    for i, of_block in enumerate(maps):
+        torch.testing.assert_close(functions[f"block {i + 1}"](x), of_block.mean((2, 3)))
+
+
+def test_blocks_in_groups_are_listed_one_by_one() -> None:
+    """Twins keeps a list of blocks for each stage, which no forward pass calls."""
+    blocks = TimmEncoder("twins_svt_small").block_list()
+    assert {type(block).__name__ for block in blocks} == {"Block"} and len(blocks) == 18
 
 
 @torch.no_grad()

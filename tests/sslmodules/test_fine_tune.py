@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,20 @@ def test_every_encoder_and_head_learns(name: str, head: Any) -> None:
     module.eval()
     assert module.embed(x).shape == (4, module.encoder.num_features)
     assert module.classify(x).shape == (4, 3)
+
+
+def test_tokens_may_be_narrower_than_features() -> None:
+    """As those of a MobileNet, which has a hidden layer between its last map and the features."""
+    make = functools.partial(TimmEncoder, "mobilenetv3_small_050")
+    encoder = make()
+    assert encoder.token_width == encoder.tokens(torch.randn(2, 3, 32, 32))[0].shape[2] < encoder.num_features
+    assert fine_tune(encoder, head="attentive").classify(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    with pytest.raises(ConfigError) as told:
+        fine_tune(make(), pooling="mean")
+    assert str(told.value) == (
+        "pooling mean needs tokens as wide as features, and those of TimmEncoder have 288 and 1024: leave it "
+        "out"
+    )
 
 
 def test_the_loss_is_torchs() -> None:
