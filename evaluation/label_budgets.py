@@ -21,7 +21,7 @@ from sslmodules.base import SSLModule
 from sslmodules.optim import warmup_cosine
 
 PER_CLASS, SHARES = (1, 5, 10, 20), (0.01, 0.1, 1.0)
-BATCH, EPOCHS, FEWEST, MOST = 32, 10, 100, 4000
+BATCH, EPOCHS, FEWEST, MOST = 16, 8, 200, 8000
 FEW_L2 = 1e-2
 """L2 of a linear probe with too few labels to choose it on equally many samples of val."""
 

@@ -192,8 +192,8 @@ def test_what_the_training_of_a_row_costs_on_digits() -> None:
     """Samples that pass through the network for a draw, by column."""
     counts = (10, 50, 100, 200, 109, 1077)
     cost = [steps_with(count) * min(label_budgets.BATCH, count) for count in counts]
-    assert cost == [1000, 3200, 3200, 3200, 3200, 10784]
-    assert steps_with(10**6) == 4000
+    assert cost == [2000, 3200, 3200, 3200, 3200, 8624]
+    assert steps_with(10**6) == 8000
 
 
 def test_data_without_labels_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
