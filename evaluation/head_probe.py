@@ -180,5 +180,5 @@ def check_labels(data: SSLDataModule) -> None:
     """ConfigError unless the data set has labels."""
     if data.num_classes is None:
         raise ConfigError(
-            f"--head needs data with labels, and {type(data).__name__} has none: give --data NAME"
+            f"--head needs data with labels, but {type(data).__name__} has none: give --data NAME"
         )

@@ -40,7 +40,7 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
         ),
         (
             ["probe", "RUN", "--head", "mlp", *UNLABELED],
-            "--head needs data with labels, and ImageFolder has none: give --data NAME",
+            "--head needs data with labels, but ImageFolder has none: give --data NAME",
         ),
         (
             ["labels", "RUN", *UNLABELED],

@@ -117,7 +117,7 @@ def test_pixels_are_tokens_and_a_vector_has_none() -> None:
     with pytest.raises(ConfigError) as told:
         head_scores("attentive", SimCLR(vector, optimizer=torch.optim.SGD), data, CPU, Means(), 0)
     assert str(told.value) == (
-        "head attentive needs an encoder with tokens or positions, and WrappedEncoder gives one vector: "
+        "head attentive needs an encoder with tokens or positions, but WrappedEncoder gives one vector: "
         "choose another"
     )
 
