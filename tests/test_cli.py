@@ -281,7 +281,7 @@ def test_a_checkpoint_that_cannot_be_resumed(
         (["{run}", "--data.rot", "x"], r"Digits has no option 'rot' \(did you mean 'root'\?\)"),
         (["{run}", "--data", "MNIST", "--data.root", "nowhere"], "MNIST: --data.root nowhere does not exist"),
         (["{run}", "--output", "no/such/folder/r.json"], "the folder no/such/folder does not exist"),
-        (["{run}", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
+        (["{run}", "--device", "tpu"], "--device tpu: expected auto, cpu or, on a machine with a GPU, cuda"),
     ],
 )
 def test_bad_input_of_eval(
