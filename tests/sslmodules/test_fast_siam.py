@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslmodules.fast_siam import FastSiam, mean_of_others
 from sslmodules.networks import ConvEncoder
 from sslmodules.simsiam import SimSiam
+from tests.sslmodules.references import assert_gradients_close, gradients
 
 
 def small(kind: Any = FastSiam, **options: Any) -> Any:
@@ -44,29 +44,24 @@ def test_two_views_are_simsiam() -> None:
     torch.testing.assert_close(small().losses(batch), small(SimSiam).losses(batch))
 
 
-def test_the_loss_is_the_mean_over_all_views() -> None:
-    module, twin, batch = small().train(), small().train(), {"views": views(4)}
+@pytest.mark.parametrize("count", [3, 4])
+def test_the_loss_equals_the_slow_reference(count: int) -> None:
+    """Values and gradients: sample by sample, and no gradient reaches a target."""
+    batch = {"views": [view.double() for view in views(count)]}
+    module, twin = small().double().train(), small().double().train()
     z = [twin.projector(twin.encoder(view)) for view in batch["views"]]
+    p = [twin.predictor(view) for view in z]
     terms = []
-    for v in range(4):
-        target = sum(z[o] for o in range(4) if o != v) / 3
-        terms.append(-F.cosine_similarity(twin.predictor(z[v]), target.detach(), dim=1).mean())
-    torch.testing.assert_close(module.losses(batch)["loss"], sum(terms) / 4)
-
-
-def test_no_gradient_reaches_the_target() -> None:
-    """With three views of which one is only a target, its projection gets a gradient as prediction alone."""
-    module = small().train()
-    module.losses({"views": views(3)})["loss"].backward()
-    expected = [p.grad.clone() for p in module.parameters()]
-    twin = small().train()
-    z = torch.stack([twin.projector(twin.encoder(view)) for view in views(3)])
-    targets = mean_of_others(z).detach()
-    pairs = zip(z, targets, strict=True)
-    loss = -sum(F.cosine_similarity(twin.predictor(a), b, dim=1).mean() for a, b in pairs) / 3
-    loss.backward()
-    for got, p in zip(expected, twin.parameters(), strict=True):
-        torch.testing.assert_close(got, p.grad, rtol=1e-4, atol=1e-6)
+    for v in range(count):
+        for i in range(5):
+            target = sum(z[o][i].detach() for o in range(count) if o != v) / (count - 1)
+            terms.append(-p[v][i] @ target / (p[v][i].norm() * target.norm()))
+    found, expected = module.losses(batch)["loss"], sum(terms) / len(terms)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    fast, slow = (
+        gradients([loss], list(one.parameters())) for loss, one in ((found, module), (expected, twin))
+    )
+    assert_gradients_close(fast, slow)
 
 
 def test_the_predictor_keeps_its_learning_rate() -> None:

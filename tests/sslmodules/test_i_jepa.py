@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sslmodules.i_jepa import IJEPA, normalized_targets
 from sslmodules.networks import ConvEncoder, ViTEncoder
+from tests.sslmodules.references import assert_gradients_close, gradients
 
 
 def small(**options: Any) -> IJEPA:
@@ -39,18 +40,24 @@ def test_targets_equal_the_slow_reference() -> None:
             torch.testing.assert_close(got[b, 0, place], expected)
 
 
-def test_the_loss_is_smooth_l1_of_each_block_by_itself() -> None:
-    module, batch = small().eval(), example()
+def test_the_loss_equals_the_slow_reference() -> None:
+    """Values and gradients: smooth L1, number by number, of each image and block by itself."""
+    module, batch = small().double().train(), example()
+    x, context, targets = batch["views"][0].double(), batch["context"], batch["targets"]
     encoder: Any = module.teacher.net
-    tokens = F.layer_norm(encoder.forward_visible(batch["views"][0])[:, 1:], (8,))
-    seen = module.encoder.forward_visible(batch["views"][0], batch["context"])[:, 1:]
-    losses = []
-    for m in range(2):
-        block = batch["targets"][:, m]
-        prediction = module.predictor(seen, batch["context"], block[:, None])[:, 0]
-        error = (prediction - tokens.gather(1, block[:, :, None].expand(-1, -1, 8))).abs()
-        losses.append(torch.where(error < 1, error.square() / 2, error - 0.5).mean())
-    torch.testing.assert_close(module.losses(batch)["loss"], sum(losses) / 2)  # type: ignore[arg-type]
+    terms = []
+    for b in range(3):
+        tokens = F.layer_norm(encoder.forward_visible(x[b : b + 1])[0, 1:], (8,)).detach()
+        seen = module.encoder.forward_visible(x[b : b + 1], context[b : b + 1])[:, 1:]
+        for block in targets[b]:
+            prediction = module.predictor(seen, context[b : b + 1], block[None, None])[0, 0]
+            errors = (prediction - tokens[block]).flatten().abs()
+            terms += [error**2 / 2 if error < 1 else error - 0.5 for error in errors]
+    found, expected = module.losses({**batch, "views": [x]})["loss"], sum(terms) / len(terms)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    learned = [*module.encoder.parameters(), *module.predictor.parameters()]
+    fast, slow = (gradients([loss], learned) for loss in (found, expected))
+    assert_gradients_close(fast, slow)
 
 
 def test_the_target_encoder_sees_the_whole_image_the_context_encoder_its_patches() -> None:
