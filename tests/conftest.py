@@ -99,6 +99,9 @@ def shrunk(config: str) -> list[str]:
         text = (ROOT / config).read_text()
         if "ViTEncoder" in text:
             small: dict[str, object] = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
+            if "IJEPAViews" in text:  # whose targets and context need 16 patches
+                small["patch_size"] = 8
+                options += ["--data.views.init_args.patch_size", "8"]
         elif "name: vit_" in text:
             small = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
         else:
@@ -108,7 +111,10 @@ def shrunk(config: str) -> list[str]:
             for knob, value in small.items()
             for word in (f"--model.encoder.init_args.{knob}", str(value))
         ]
-        for knob in ("projector_hidden", "projector_out", "num_prototypes"):  # up to 65,536 in the papers
+        if "num_local" in text:
+            options += ["--data.views.init_args.num_local", "0"]
+        # up to 65,536 in the papers
+        for knob in ("projector_hidden", "projector_out", "num_prototypes", "predictor_width"):
             if knob in options_of(method_of(config)):
                 options += [f"--model.{knob}", "64"]
     return options

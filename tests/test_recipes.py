@@ -25,6 +25,7 @@ VIT_S, VIT_B = (
     21_665_664,
     85_798_656 - 197 * 768,
 )  # timm's counts without a classifier; MAE's positions are fixed
+VIT_H = 630_764_800 - 257 * 1280  # likewise of patches of 14 pixels
 
 
 LARS = {"momentum": 0.9, "trust": 0.001}
@@ -58,6 +59,16 @@ RECIPES = {
                                "projector": 385 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536}),
     "mae": Recipe(64, 4096, 800, 1.5e-4 * 4096 / 256, {"betas": (0.9, 0.95), "weight_decay": 0.05}, 40,
                   model={"normalize_target": True}, parameters={"encoder": VIT_B}),
+    "simdino": Recipe(8, 512, 100, 0.0005 * 512 / 256, {"betas": (0.9, 0.999), "weight_decay": 0.04}, 10, 1e-3,
+                      model={"momentum": 0.996, "epsilon": 0.05, "rate_weight": 1, "final_weight_decay": 0.4,
+                             "clip_norm": 3.0},
+                      parameters={"encoder": 85_798_656,
+                                  "projector": 769 * 2048 + 2049 * 2048 + 2049 * 256}),
+    "i_jepa": Recipe(16, 2048, 300, 0.001, {"betas": (0.9, 0.999), "weight_decay": 0.04}, 40, 1e-3,
+                     model={"momentum": 0.996, "final_weight_decay": 0.4},
+                     parameters={"encoder": VIT_H,
+                                 "predictor": 1281 * 384 + 384 + 12 * (12 * 384**2 + 13 * 384) + 2 * 384
+                                 + 385 * 1280}),
 }  # fmt: skip
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale_p": 0.2}
@@ -86,7 +97,10 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
     "dino": [{**view, "crop_scale": (0.4, 1)} for view in BYOL_VIEWS]
     + 8 * [{"size": 96, "crop_scale": (0.05, 0.4), "interpolation": "bicubic", "blur_p": 0.5, **WEAK_RED}],
     "mae": [{"size": 224, "crop_scale": (0.2, 1), "interpolation": "bicubic", "blur_p": 0, "grayscale_p": 0}],
+    "i_jepa": [{"size": 224, "crop_scale": (0.3, 1), "interpolation": "bicubic", "flip_p": 0, "brightness": 0,
+                "blur_p": 0, "grayscale_p": 0}],
 }
+VIEWS["simdino"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
 
 each = pytest.mark.parametrize("name", RECIPES)
 
@@ -110,7 +124,7 @@ def test_learning_rate_over_the_run(name: str) -> None:
 
 @each
 def test_settings_and_sizes(name: str) -> None:
-    check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising=name in ("byol", "dino"))
+    check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising=name in ("byol", "dino", "simdino"))
 
 
 @each
