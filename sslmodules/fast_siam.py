@@ -12,15 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.base import Batch
-from datamodules.checks import check_at_least
 from sslmodules.base import SSLModule
-from sslmodules.networks import mlp
 from sslmodules.networks.encoder import Encoder
-from sslmodules.optim import decay_groups
-from sslmodules.simsiam import negative_cosine, spread
+from sslmodules.simsiam import groups_with_constant_predictor, negative_cosine, simsiam_heads, spread
 
 
 def mean_of_others(z: Tensor) -> Tensor:
@@ -58,22 +55,13 @@ class FastSiam(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least(
-            1,
-            projector_hidden=projector_hidden,
-            projector_out=projector_out,
-            projector_layers=projector_layers,
-            predictor_hidden=predictor_hidden,
-        )
-        width = encoder.num_features
         self.encoder = encoder
-        widths = [width, *[projector_hidden or width] * (projector_layers - 1), projector_out]
-        self.projector = mlp(widths, last_norm=True, last_affine=False)
-        self.predictor = mlp([projector_out, predictor_hidden, projector_out])
+        self.projector, self.predictor = simsiam_heads(
+            encoder.num_features, projector_hidden, projector_out, projector_layers, predictor_hidden
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        rest = decay_groups(nn.Sequential(self.encoder, self.projector))
-        return rest + [{**group, "constant_lr": True} for group in decay_groups(self.predictor)]
+        return groups_with_constant_predictor(self.encoder, self.projector, self.predictor)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         # one view at a time, as in SimSiam's code: batch statistics are those of one view

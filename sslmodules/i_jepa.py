@@ -78,8 +78,9 @@ class IJEPA(SSLModule):
         check_within(0, 1, momentum=momentum)
         check_at_least(0, final_weight_decay=final_weight_decay)
         self.encoder = encoder
+        width = encoder.num_features
         self.predictor = PatchPredictor(
-            encoder.grid, encoder.num_features, predictor_width, predictor_depth, predictor_heads
+            encoder.grid, width, width, predictor_width, predictor_depth, predictor_heads
         )
         self.teacher = MomentumCopy(encoder)
         self.momentum, self.final_weight_decay = momentum, final_weight_decay

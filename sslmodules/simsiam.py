@@ -51,6 +51,36 @@ def spread(z: Tensor) -> Tensor:
     return unit.std(0, correction=0).mean() * math.sqrt(z.shape[1])
 
 
+def simsiam_heads(
+    in_features: int, projector_hidden: int | None, projector_out: int, layers: int, predictor_hidden: int
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Projector, with batch norm after each layer, and predictor.
+
+    Args:
+        in_features: width of the features.
+        projector_hidden: width of the projector's hidden layers; None = ``in_features``.
+        projector_out: width of projections and predictions.
+        layers: layers of the projector.
+        predictor_hidden: width of the predictor's bottleneck.
+    """
+    check_at_least(
+        1,
+        projector_out=projector_out,
+        projector_layers=layers,
+        predictor_hidden=predictor_hidden,
+        projector_hidden=projector_hidden,
+    )
+    widths = [in_features, *[projector_hidden or in_features] * (layers - 1), projector_out]
+    projector = mlp(widths, last_norm=True, last_affine=False)
+    return projector, mlp([projector_out, predictor_hidden, projector_out])
+
+
+def groups_with_constant_predictor(encoder: nn.Module, projector: nn.Module, predictor: nn.Module) -> Any:
+    """Groups for the optimizer; the predictor's have a constant learning rate."""
+    rest = decay_groups(nn.Sequential(encoder, projector))
+    return rest + [{**group, "constant_lr": True} for group in decay_groups(predictor)]
+
+
 class SimSiam(SSLModule):
     """SimSiam: predict the projection of the other view, which gets no gradient.
 
@@ -79,22 +109,13 @@ class SimSiam(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_at_least(
-            1,
-            projector_out=projector_out,
-            projector_layers=projector_layers,
-            predictor_hidden=predictor_hidden,
-            projector_hidden=projector_hidden,
-        )
-        width = encoder.num_features
         self.encoder = encoder
-        widths = [width, *[projector_hidden or width] * (projector_layers - 1), projector_out]
-        self.projector = mlp(widths, last_norm=True, last_affine=False)
-        self.predictor = mlp([projector_out, predictor_hidden, projector_out])
+        self.projector, self.predictor = simsiam_heads(
+            encoder.num_features, projector_hidden, projector_out, projector_layers, predictor_hidden
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        rest = decay_groups(nn.Sequential(self.encoder, self.projector))
-        return rest + [{**group, "constant_lr": True} for group in decay_groups(self.predictor)]
+        return groups_with_constant_predictor(self.encoder, self.projector, self.predictor)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         # one view at a time, as in the official code: batch statistics are those of one view

@@ -226,14 +226,14 @@ class ViTEncoder(PatchEncoder):
         return self.forward_visible(x)[:, 0]
 
 
-class PatchDecoder(nn.Module):
-    """Predicts a vector for every patch from the tokens of some; a learned mask token replaces the others.
+class _FromTokens(nn.Module):
+    """The parts of a network that predicts a vector for each of some patches from the tokens of others.
 
     Args:
         grid: rows and columns of patches.
-        in_width: width of the encoder's tokens.
+        in_width: width of the given tokens.
         out_features: values to predict for each patch.
-        width: width of this decoder's tokens; divisible by 4.
+        width: width of this network's tokens; divisible by 4.
         depth: number of blocks.
         heads: number of attention heads; must divide ``width``.
 
@@ -243,12 +243,13 @@ class PatchDecoder(nn.Module):
 
     equal_buffers = ("positions",)
     positions: Tensor
+    prefix: str  # of the options in the method
 
     def __init__(
         self, grid: tuple[int, int], in_width: int, out_features: int, width: int, depth: int, heads: int
     ) -> None:
         super().__init__()
-        _check_blocks("decoder_", width, depth, heads)
+        _check_blocks(self.prefix, width, depth, heads)
         self.embed = nn.Linear(in_width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
@@ -258,9 +259,16 @@ class PatchDecoder(nn.Module):
         _initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
+
+class PatchDecoder(_FromTokens):
+    """Predicts a vector for every patch from the tokens of some; a learned mask token replaces the others."""
+
+    prefix = "decoder_"
+
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Class token and tokens of patches ``visible`` (B, K), (B, 1 + K, in_width) -> (B, N, "
-        "out_features)."""
+        """Class token and tokens of the patches ``visible`` (B, K), together (B, 1 + K, in_width) -> (B, N,
+        out_features).
+        """
         x = self.embed(tokens)
         b, width = len(x), x.shape[2]
         places = self.mask_token.to(x.dtype).expand(b, len(self.positions), -1)  # (B, N, width)
@@ -271,34 +279,10 @@ class PatchDecoder(nn.Module):
         return self.predict(self.norm(self.blocks(x))[:, 1:])
 
 
-class PatchPredictor(nn.Module):
-    """Predicts the tokens of some patches of an image from those of others (I-JEPA).
+class PatchPredictor(_FromTokens):
+    """Predicts the tokens of some patches of an image from those of others (I-JEPA)."""
 
-    Args:
-        grid: rows and columns of patches.
-        in_width: width of the given and predicted tokens.
-        width: width of this predictor's tokens; divisible by 4.
-        depth: number of blocks.
-        heads: number of attention heads; must divide ``width``.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-
-    equal_buffers = ("positions",)
-    positions: Tensor
-
-    def __init__(self, grid: tuple[int, int], in_width: int, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        _check_blocks("predictor_", width, depth, heads)
-        self.embed = nn.Linear(in_width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
-        self.blocks = _blocks(width, depth, heads)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, in_width)
-        _initialize(self)
-        nn.init.normal_(self.mask_token, std=0.02)
+    prefix = "predictor_"
 
     def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         """Predict each block of targets separately, from the whole context.
@@ -309,7 +293,7 @@ class PatchPredictor(nn.Module):
             targets: (B, M, L) int64, patches of each of M blocks.
 
         Returns:
-            (B, M, L, in_width).
+            (B, M, L, out_features).
         """
         m, k = targets.shape[1], context.shape[1]
         seen = (self.embed(tokens) + self.positions[context]).repeat_interleave(m, 0)  # (B * M, K, width)
