@@ -148,11 +148,11 @@ def fit(module: SSLModule, batch: Example, steps: int) -> None:
     """Steps of Adam on one batch, of whatever is trainable, with the same noise in each.
 
     Pairs come in another order each time, so that a method that pairs a sample with its neighbor finds
-    another neighbor. Buffers such as a queue keep their start: a batch that comes again would be its own
-    negatives.
+    another neighbor. A queue keeps its start: a batch that comes again would be its own negatives. Other
+    buffers change as in training: if DINO's center rests, nothing prevents a collapse to one prototype.
     """
     pairs = bool(unpaired(batch))
-    kept = {name: b.clone() for name, b in module.named_buffers() if "running" not in name}
+    kept = {name: b.clone() for name, b in module.named_buffers() if name.startswith("queue")}
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslmodules import MAE, SimCLR
+from sslmodules import DINO, MAE, SimCLR
 from sslmodules.base import SSLModule
 from sslmodules.networks import ConvEncoder, MomentumCopy, ViTEncoder
 from tests.conftest import batch_of, build
@@ -118,6 +118,32 @@ def test_the_healthy_method_has_no_fault(batch: dict[str, Any]) -> None:
 def test_what_does_not_learn_is_found(cls: type[SSLModule], faults: list[str], batch: dict[str, Any]) -> None:
     found = faults_of_learning(made(cls), batch)
     assert all(any(f.startswith(fault) for f in found) for fault in faults), found
+
+
+class OthersTargets(DINO):
+    """The teacher sees the second view of the next sample."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        one, two, *local = batch["views"]
+        return super().losses({**batch, "views": [one, two.roll(1, 0), *local]})
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "faults"),
+    [
+        (DINO, {"warmup_teacher_temperature": 1.0}, ["two samples are as good a pair"]),  # not sharpened
+        (OthersTargets, {}, ["the encoder alone does not lower the loss"]),
+    ],
+)
+def test_a_broken_dino_is_found(cls: type[DINO], options: dict[str, float], faults: list[str]) -> None:
+    module, data = build("configs/digits/dino.yaml")
+    assert isinstance(module, DINO)
+    module.__class__ = cls
+    for name, value in options.items():
+        setattr(module, name, value)
+    found = faults_of_learning(module, batch_of(data, 8))
+    assert len(found) == len(faults)
+    assert all(one.startswith(fault) for one, fault in zip(found, faults, strict=True)), found
 
 
 def test_an_encoder_without_gradient_is_found_where_there_are_no_pairs() -> None:

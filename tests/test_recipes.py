@@ -59,7 +59,8 @@ RECIPES = {
                                "projector": 385 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536}),
     "mae": Recipe(64, 4096, 800, 1.5e-4 * 4096 / 256, {"betas": (0.9, 0.95), "weight_decay": 0.05}, 40,
                   model={"normalize_target": True}, parameters={"encoder": VIT_B}),
-    "simdino": Recipe(8, 512, 100, 0.0005 * 512 / 256, {"betas": (0.9, 0.999), "weight_decay": 0.04}, 10, 1e-3,
+    "simdino": Recipe(8, 512, 100, 0.0005 * 512 / 256, {"betas": (0.9, 0.999), "weight_decay": 0.04},
+                      10, 1e-3,
                       model={"momentum": 0.996, "epsilon": 0.05, "rate_weight": 1, "final_weight_decay": 0.4,
                              "clip_norm": 3.0},
                       parameters={"encoder": 85_798_656,
@@ -97,8 +98,17 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
     "dino": [{**view, "crop_scale": (0.4, 1)} for view in BYOL_VIEWS]
     + 8 * [{"size": 96, "crop_scale": (0.05, 0.4), "interpolation": "bicubic", "blur_p": 0.5, **WEAK_RED}],
     "mae": [{"size": 224, "crop_scale": (0.2, 1), "interpolation": "bicubic", "blur_p": 0, "grayscale_p": 0}],
-    "i_jepa": [{"size": 224, "crop_scale": (0.3, 1), "interpolation": "bicubic", "flip_p": 0, "brightness": 0,
-                "blur_p": 0, "grayscale_p": 0}],
+    "i_jepa": [
+        {
+            "size": 224,
+            "crop_scale": (0.3, 1),
+            "interpolation": "bicubic",
+            "flip_p": 0,
+            "brightness": 0,
+            "blur_p": 0,
+            "grayscale_p": 0,
+        }
+    ],
 }
 VIEWS["simdino"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
 
