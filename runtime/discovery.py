@@ -50,11 +50,33 @@ def first_paragraph(docstring: str | None) -> str:
     return " ".join((docstring or "").split("\n\n")[0].split())
 
 
-def _parsed(*packages: str) -> Iterator[tuple[str, ast.Module]]:
-    """Every file of these packages: name of the module, and syntax tree."""
+class Defined(NamedTuple):
+    """A class or function of a file; ``bases`` is None for a function."""
+
+    name: str
+    bases: tuple[str, ...] | None
+    summary: str
+
+
+@cache
+def _definitions(path: Path) -> list[Defined]:
+    """The classes and functions of a file. It is parsed once, whoever asks."""
+    found = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
+            found.append(Defined(node.name, bases, first_paragraph(ast.get_docstring(node))))
+        elif isinstance(node, ast.FunctionDef):
+            found.append(Defined(node.name, None, ""))
+    return found
+
+
+def _defined(*packages: str) -> Iterator[tuple[str, Defined]]:
+    """Every class and function of these packages, with the name of its module."""
     for path in sorted(p for name in packages for p in (ROOT / name.replace(".", "/")).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        yield module, ast.parse(path.read_text(encoding="utf-8"))
+        for definition in _definitions(path):
+            yield module, definition
 
 
 @cache
@@ -64,17 +86,14 @@ def classes() -> dict[str, Found]:
         ValueError: two files define a class of the same name.
     """
     found: dict[str, Found] = {}
-    for module, tree in _parsed(*PACKAGES):
-        for node in tree.body:
-            if not isinstance(node, ast.ClassDef):
-                continue
-            if node.name in found and not node.name.startswith("_"):
-                raise ValueError(
-                    f"two classes are named {node.name}, in {found[node.name].module} and {module}: rename "
-                    "one"
-                )
-            bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
-            found[node.name] = Found(module, bases, first_paragraph(ast.get_docstring(node)))
+    for module, (name, bases, summary) in _defined(*PACKAGES):
+        if bases is None:
+            continue
+        if name in found and not name.startswith("_"):
+            raise ValueError(
+                f"two classes are named {name}, in {found[name].module} and {module}: rename one"
+            )
+        found[name] = Found(module, bases, summary)
     return dict(sorted(found.items()))
 
 
@@ -140,10 +159,9 @@ def exports(package: str) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     files = {path.stem for path in (ROOT / package.replace(".", "/")).iterdir()}
-    for module, tree in _parsed(package):
-        for node in tree.body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(module)
+    for module, definition in _defined(package):
+        if not definition.name.startswith("_"):
+            found.setdefault(definition.name, []).append(module)
     return {n: modules[0] for n, modules in sorted(found.items()) if len(modules) == 1 and n not in files}
 
 

@@ -184,3 +184,14 @@ def test_two_classes_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytes
             classes()
     finally:
         classes.cache_clear()
+
+
+def test_each_file_is_parsed_once() -> None:
+    """The start of a run asks for the classes of all packages, and then for the exports of each."""
+    for function in (discovery._definitions, classes, discovery.exports):
+        function.cache_clear()
+    classes()
+    for package in discovery.PACKAGES:
+        discovery.exports(package)
+    files = [p for package in discovery.PACKAGES for p in (discovery.ROOT / package).rglob("*.py")]
+    assert discovery._definitions.cache_info().misses == len(files)
