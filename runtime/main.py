@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.seeding import run_seed
@@ -19,7 +20,7 @@ from evaluation.overview import log_overview
 from evaluation.report import assist, evaluate, foreseen_obstacles, is_complete
 from evaluation.tables import print_report
 from evaluation.team import Team
-from runtime.checkpoints import evaluated_checkpoint, initial_module, read_checkpoint
+from runtime.checkpoints import evaluated_checkpoint, initial_module, load_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.compiling import check_compiler
 from runtime.failures import end_other_processes, is_first_failure
@@ -181,7 +182,9 @@ def evaluate_run(cli: SSLCommandLine) -> bool:
     trainer, module, seed = cli.trainer, cli.model, run_seed()
     untrained = initial_module({"hyper_parameters": dict(module.hparams), "seed": seed})
     file = evaluated_checkpoint(module, cli.run_folder.last)
-    if file != cli.run_folder.last:
+    if isinstance(trainer.strategy, FSDPStrategy):  # this process has a part of the weights, the file all
+        module = load_module(file)
+    elif file != cli.run_folder.last:
         module.load_state_dict(read_checkpoint(file)["state_dict"])
     module.float()  # for `bf16-true` and `64-true`: samples are float32, as are eval.py's weights
     where, device, folder = str(file), trainer.strategy.root_device, cli.run_folder.path

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import CollapseMetrics, FeatureProbe
 from runtime.checkpoints import AtomicCheckpointIO
+from runtime.main import evaluate_run
 from runtime.signals import Preempted, receiver
 from runtime.stopping import Preemption
 from tests.conftest import build, trainer_for
@@ -129,8 +131,19 @@ def vit(
     else:
         trainer.fit(module, data, ckpt_path=resume)
         trainer.save_checkpoint(save)
+    if resume is not None:
+        evaluate(trainer, module, data, save)
     own = sum(p.numel() for p in module.parameters())
     return {"own": own, "step": trainer.global_step}
+
+
+def evaluate(trainer: Trainer, module: Any, data: Any, save: Path) -> None:
+    """What ``train.py`` does at the end of a run."""
+    results = save.with_name("results.json")
+    run_folder = SimpleNamespace(last=save, path=save.parent, results=results)
+    cli: Any = SimpleNamespace(trainer=trainer, model=module, datamodule=data, run_folder=run_folder)
+    cli.hyper_parameters = {}
+    evaluate_run(cli)
 
 
 def main(folder: Path) -> None:

@@ -4,6 +4,7 @@ fails.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -96,6 +97,8 @@ def test_fsdp_on_two_processes(folder: Path) -> None:
         torch.testing.assert_close(fsdp["state_dict"][key], value, rtol=1e-4, atol=1e-5)
         assert torch.equal(resumed["state_dict"][key], fsdp["state_dict"][key])
     module.load_state_dict(fsdp["state_dict"])
+    report = json.loads((folder / "results.json").read_text())  # of whole weights, which no rank has
+    assert report["failed"] == {} and 0 < report["results"]["pretrained"]["linear_top1"] <= 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])
