@@ -5,6 +5,7 @@ complete.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -160,6 +161,11 @@ def test_a_config_points_to_its_results(config: Path) -> None:
     for page in re.findall(r"Measured(?: results)?: (\S+\.md)", config.read_text(encoding="utf-8")):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert name_of(config) in text or (page == "docs/results.md" and f"| {config.stem} |" in text), page
+
+
+def test_the_table_of_configs_is_made_from_their_headers() -> None:
+    written = runpy.run_path(str(ROOT / "docs" / "config_table.py"))["page"]()
+    assert (ROOT / "docs" / "configs.md").read_text(encoding="utf-8") == written
 
 
 @pytest.mark.parametrize(

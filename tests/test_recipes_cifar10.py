@@ -1,7 +1,7 @@
-"""The configs for CIFAR-10 that follow a source, beside its numbers: docs/recipes.md lists the sources.
+"""The configs for CIFAR-10 that follow a source, beside its numbers: see docs/recipes_cifar10.md.
 
 As in tests/test_recipes.py, where a config differs from its source the number here is the config's own, and
-docs/recipes.md lists the difference.
+docs/recipes_cifar10.md lists the difference.
 """
 
 from __future__ import annotations
