@@ -1,6 +1,16 @@
 """The same numbers on a GPU as on a CPU, and no step that waits for the GPU: ``pytest -m gpu -n 8``.
 
 Random numbers are drawn on the CPU for both, so that only the kernels differ. Not run where there is no GPU.
+
+What each test covers that no CPU can show:
+
+- ``a_step_on_a_gpu_equals_one_on_the_cpu``: kernels of loss, gradients, optimizer and teacher
+- ``bfloat16_gives_nearly_the_same_loss``: autocast's choice of precision for each layer
+- ``a_step_never_waits_for_the_gpu``: a step that reads a tensor on the host, which leaves the GPU idle
+- ``views_and_masks_are_the_same``: kernels of crops, colors, blur and masks
+- ``knn_votes_are_the_same``, ``the_linear_probe_is_the_same``: the probes on features that stay on the GPU
+- ``a_compiled_encoder_computes_the_same``: the code that ``--compile true`` makes for a GPU
+- ``a_run_trains_and_is_evaluated``: float16's gradient scaler, and Lightning's FSDP with its end evaluation
 """
 
 from __future__ import annotations
