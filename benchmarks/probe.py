@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.parts.rounds import interleave, synchronize
+from benchmarks.parts.rounds import interleave, not_run, synchronize
 from evaluation.accuracy import top1
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe
@@ -181,11 +181,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("not run: no GPU")
-        return
+        return not_run("not run: no GPU")
     torch.set_num_threads(arguments.threads)
     versions = {m: sys.modules[m].__version__ for m in ("torch", "sklearn")}
     hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU"
@@ -224,7 +223,8 @@ def main() -> None:
             "knn": knn,  # by k
         }
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import statistics
 import sys
@@ -29,13 +30,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.parts.rounds import interleave, median_and_range, ratios
+from benchmarks.parts.rounds import interleave, median_and_range, not_run, ratios
 from datamodules.base import keep_batch
 from datamodules.images.decode import read_image
 from datamodules.images.folder import ImageFolder
@@ -96,6 +96,8 @@ def stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def streamed(shards: list[str]) -> Callable[[int], tuple[int, float]]:
+    import webdataset
+
     def epoch(workers: int) -> tuple[int, float]:
         data = (
             webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
@@ -113,7 +115,7 @@ def images_per_second(epoch: Callable[[int], tuple[int, float]], workers: int) -
     return images / duration
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,6 +129,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 2 * BATCH:
         parser.error(f"--images must be at least {2 * BATCH}, two batches, got {args.images}")
+    if importlib.util.find_spec("webdataset") is None:
+        return not_run("not run: webdataset is not installed: pip install -e '.[bench]'")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         source, made = Path(name) / "images", Path(name) / "shards"
@@ -155,6 +159,8 @@ def main() -> None:
                 ratio = statistics.median(ratios(values, speeds["ImageFolder"]))
                 print(f"| {name} | {workers} | {median_and_range(values)} | {ratio:.2f} |")
 
+    return 0
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

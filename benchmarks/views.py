@@ -33,7 +33,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.parts.rounds import device_name, interleave, summary, wall_seconds
+from benchmarks.parts.rounds import device_name, interleave, not_run, summary, wall_seconds
 from datamodules.images.folder import ImageFolder
 from datamodules.transforms.views import TwoViews, View
 
@@ -174,15 +174,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("not run: no GPU")
-        return 0
+        return not_run("not run: no GPU")
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            print(f"{package} is not installed: pip install -e '.[bench]'", file=sys.stderr)
-            return 1
+            return not_run(f"not run: {package} is not installed: pip install -e '.[bench]'")
 
     torch.set_num_threads(1)
     device = torch.device(args.device)
