@@ -241,7 +241,9 @@ def test_no_host_wait_in_the_step(config: str, monkeypatch: pytest.MonkeyPatch) 
 def step(module: Any, optimizer: torch.optim.Optimizer, batch: Any) -> None:
     with torch.autocast("cuda", torch.bfloat16):
         loss = module.losses(batch)["loss"]
-    trainer: Any = SimpleNamespace(global_step=0, current_epoch=0, precision_plugin=None)
+    trainer: Any = SimpleNamespace(
+        global_step=0, current_epoch=0, precision_plugin=None, optimizers=[optimizer]
+    )
     check = FiniteLoss()
     check.on_before_backward(trainer, module, loss)
     for group in optimizer.param_groups:

@@ -112,8 +112,8 @@ def _(bench: Bench) -> None:
 @row(9, "output folder that cannot be written")
 def _(bench: Bench) -> None:
     (bench.folder / "file").write_text("mine")
-    bench.refused(because="file/run cannot be made", run="file/run")
-    bench.refused(because="/proc/run cannot be made", run="/proc/run")
+    bench.refused(because="file/run cannot be created", run="file/run")
+    bench.refused(because="/proc/run cannot be created", run="/proc/run")
 
 
 @row(10, "NaN loss")
