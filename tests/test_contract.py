@@ -21,7 +21,7 @@ from evaluation.callbacks import FeatureProbe
 from runtime.discovery import with_current_paths
 from runtime.messages import ROOT, methods
 from sslmodules import methods as classes
-from tests.conftest import CONFIGS, COSTLY, EMBEDDED, VARIANTS, batch_of, build, method_of, trainer_for
+from tests.conftest import CONFIGS, EMBEDDED, VARIANTS, batch_of, build, method_of, trainer_for
 from tests.contract import faults_of_learning, interaction, momentum_copies, resting, without_gradient
 from tests.distributed import file_name, prepare, replay, validation_metrics
 
@@ -215,13 +215,18 @@ class Record(Callback):
             trainer.save_checkpoint(path)
 
 
-#: Variants whose state differs from that of their config; the others are resumed in the slow suite.
-OTHER_STATE = ("finetune-mean", "finetune-mixed", "gan-hinge-accumulate", "moco-groups", "swav-queue")
+#: Settings with more to restore than weights, or another kind of data; the others are resumed in the slow
+#: suite.
+OTHER_STATE = (
+    *("finetune-mean", "finetune-mixed", "gan-hinge-accumulate", "moco-groups", "swav-queue"),
+    *(f"configs/digits/{name}.yaml" for name in ("byol", "dino", "gan", "mae", "moco", "nnclr", "simclr")),
+    *("configs/text/bert.yaml", "configs/text/gpt.yaml", "configs/tones/hubert.yaml"),
+)
 
 
 @pytest.mark.parametrize(
     "setting",
-    [*COSTLY, *(v if v in OTHER_STATE else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS)],
+    [s if s in OTHER_STATE else pytest.param(s, marks=pytest.mark.slow) for s in (*CONFIGS, *VARIANTS)],
     indirect=True,
 )
 def test_resume_is_exact(setting: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from datamodules import Digits, Fasta, TextFiles, Tones
 from runtime.callback_lists import EVERY_RUN, turned_off
 from runtime.discovery import below, classes
 from runtime.messages import ROOT, config_files, help_text, methods
+from tests.conftest import EMBEDDED
 from tests.documents import (
     DOCUMENTS,
     PACKAGES,
@@ -147,7 +148,13 @@ def test_the_page_names_every_callback_that_can_be_turned_off() -> None:
     assert set(table) == turned_off(",".join(table)) and len(table) == 5 + len(EVERY_RUN)
 
 
-@pytest.mark.parametrize("config", config_files(), ids=name_of)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(path, id=name_of(path), marks=() if path.parent.name in EMBEDDED else pytest.mark.slow)
+        for path in config_files()
+    ],
+)
 def test_a_config_begins_with_its_command(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     first = config.read_text(encoding="utf-8").splitlines()[0]

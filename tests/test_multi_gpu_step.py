@@ -313,15 +313,17 @@ def test_workers_of_a_validation_end_with_it() -> None:
 
 def test_the_loss_is_told_as_it_was_before_the_scaler(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    p = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([p], lr=0.1)
     trainer: Any = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler), global_step=0, current_epoch=0, loggers=[]
     )
+    trainer.optimizers = [optimizer]
     check = FiniteLoss(checkpoint=tmp_path / "last.ckpt", max_skipped=1)
     check.on_before_backward(trainer, nn.Linear(1, 1), scaler.scale(torch.tensor(0.5)))  # type: ignore[arg-type]
-    p = nn.Parameter(torch.ones(1))
     p.grad = torch.tensor([float("inf")])
     with pytest.raises(ConfigError) as stopped:
-        check.on_before_optimizer_step(trainer, nn.Linear(1, 1), torch.optim.SGD([p], lr=0.1))  # type: ignore[arg-type]
+        check.on_before_optimizer_step(trainer, nn.Linear(1, 1), optimizer)  # type: ignore[arg-type]
     assert str(stopped.value).startswith(
         "the loss is finite (0.5) but its gradient is not in 1 steps in a row"
     )

@@ -45,7 +45,7 @@ def test_a_process_that_starts_late_may_see_half_of_the_folder(
 ) -> None:
     """Rank 0 makes the folder before it waits for the others, who start when their node is ready."""
     (tmp_path / "events").mkdir()
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="it is not a run folder"):
         RunFolder(tmp_path).inspect({}, "SimCLR")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_while_it_made_its_folder_starts_again(tmp_path: P
         (tmp_path / name).write_text("mod")
     assert RunFolder(tmp_path).inspect({}, "SimCLR") is None
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"of somebody")
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="it is not a run folder"):
         RunFolder(tmp_path).inspect({}, "SimCLR")
 
 
