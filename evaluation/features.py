@@ -212,8 +212,9 @@ def _as_wide(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def known_labels(data: SSLDataModule, split: Split) -> Tensor | None:
-    """Labels (N,) of a split's labeled samples, without reading samples; None if the data does not list "
-    "them."""
+    """Labels (N,) of a split's labeled samples, without reading samples; None if the data does not list
+    them.
+    """
     labels = labels_of(data.dataset(split))
     return None if labels is None else torch.as_tensor(labels[labels >= 0])
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -149,18 +148,17 @@ def _extract(
         padding=data.pad_id,
         optimizer=torch.optim.AdamW,
     )
-    parts: dict[str, Callable[[Tensor], Tensor]] = {
-        "tokens": lambda x: frozen.tokens(x)[0],
-        "valid": lambda x: frozen.tokens(x)[1].float(),
-    }
-    split_parts = {s: extract_features(parts, data, s, device, means) for s in SPLITS}
-    _check_labeled({s: len(p["tokens"][1]) for s, p in split_parts.items()})
-    return {
-        s: Frozen(
-            p["tokens"][0].unflatten(1, (p["valid"][0].shape[1], -1)), p["valid"][0] > 0, p["tokens"][1]
-        )
-        for s, p in split_parts.items()
-    }
+
+    def tokens(x: Tensor) -> Tensor:
+        """(B, T * (D + 1)): behind each token, whether it is valid, so that the encoder runs once."""
+        h, valid = frozen.tokens(x)
+        return torch.cat([h, valid[:, :, None].to(h)], dim=2).flatten(1)
+
+    found = {s: extract_features({"": tokens}, data, s, device, means)[""] for s in SPLITS}
+    _check_labeled({s: len(labels) for s, (_, labels) in found.items()})
+    width = frozen.feature_encoder.token_width
+    parts = {s: (h.unflatten(1, (-1, width + 1)), labels) for s, (h, labels) in found.items()}
+    return {s: Frozen(h[:, :, :width], h[:, :, width] > 0, labels) for s, (h, labels) in parts.items()}
 
 
 @torch.no_grad()

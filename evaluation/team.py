@@ -72,8 +72,9 @@ class Team:
         return None if everyone is None else everyone.view(local.dtype).flatten(0, 1)
 
     def share(self, rows: Tensor | None, like: Tensor) -> Tensor:
-        """Part r of rank 0's rows (size * n, ...) on rank r: (n, ...), with the shape and dtype of "
-        "``like``."""
+        """Part r of rank 0's rows (size * n, ...) on rank r: (n, ...), with the shape and dtype of
+        ``like``.
+        """
         distributed.scatter(like, None if rows is None else list(rows.split(len(like))))
         return like
 

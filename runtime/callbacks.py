@@ -24,8 +24,9 @@ SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN
 
 
 class ProgressBar(EpochsFromOne):
-    """Rich progress bar with the loss and the last probe accuracies; without a terminal, a line per "
-    "validation."""
+    """Rich progress bar with the loss and the last probe accuracies; without a terminal, a line per
+    validation.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)

@@ -43,8 +43,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint; on failure raise DataFileError with path, size and free space, and keep the "
-        "old."""
+        """Save a checkpoint; on failure raise DataFileError with path, size and free space, and keep the
+        old.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

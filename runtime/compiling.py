@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -25,6 +23,12 @@ def compile_encoder(encoder: Encoder) -> None:
         block.compile(dynamic=False)
 
 
+def leave_uncompiled(encoder: Encoder) -> None:
+    """Undo ``compile_encoder``, for which torch has no public call."""
+    for part in encoder.modules():
+        part._compiled_call_impl = None
+
+
 def _add_one(x: Tensor) -> Tensor:
     return x + 1
 
@@ -42,11 +46,13 @@ def check_compiler(device: torch.device) -> None:
 
 
 class CompileEncoder(Callback):
-    """Compiles the encoder for training steps. Validation is not compiled: its features equal eval.py's."""
+    """Compiles the encoder for training steps. Validation is not compiled: its features equal eval.py's.
+
+    After training, or an exception, nothing is compiled, and torch.compile is as it was for other code.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)
-        torch.compiler.set_stance("default")
         compile_encoder(pl_module.encoder)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +62,10 @@ class CompileEncoder(Callback):
         torch.compiler.set_stance("default")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.compiler.set_stance("force_eager")  # for the evaluation at the end
+        assert isinstance(pl_module, SSLModule)
+        leave_uncompiled(pl_module.encoder)  # for the evaluation
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> Any:
-        torch.compiler.set_stance("default")
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        torch.compiler.set_stance("default")  # it may have happened in a validation
+        assert isinstance(pl_module, SSLModule)
+        leave_uncompiled(pl_module.encoder)

@@ -93,8 +93,9 @@ def _spec(cls: type, arguments: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def record(module: Any, arguments: Any) -> dict[str, Any]:
-    """The hyper-parameters of a LightningModule or DataModule: its arguments as plain values, and its "
-    "class."""
+    """The hyper-parameters of a LightningModule or DataModule: its arguments as plain values, and its
+    class.
+    """
     kept = with_public_names({key: plain(value) for key, value in dict(arguments).items()})
     return {"_class_path": _name(type(module)), **kept}
 

@@ -197,8 +197,9 @@ def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _names(mine: State, source: Weights) -> dict[str, str]:
-    """The name of each tensor in the source, with the prefix that finds most, such as "
-    "``module.backbone.``."""
+    """The name of each tensor in the source, with the prefix that finds most, such as
+    ``module.backbone.``.
+    """
     prefixes = {""} | {key[: i + 1] for key in source.state for i, c in enumerate(key) if c == "."}
     found = {p: {name: p + name for name in mine if p + name in source.state} for p in sorted(prefixes)}
     return max(found.values(), key=len)

@@ -96,8 +96,9 @@ def do_not_count_steps(optimizer: LightningOptimizer) -> None:
 
 
 def resolved_config(cli: LightningCLI) -> dict[str, Any]:
-    """The parsed configuration as plain values, for ``before_instantiate_classes``, which chooses the "
-    "folder."""
+    """The parsed configuration as plain values, for ``before_instantiate_classes``, which chooses the
+    folder.
+    """
     cli._dump_config()
     return cli.config_dump
 

@@ -199,8 +199,9 @@ class FineTune(SSLModule):
     # ---- training ------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of the first view, or of ``input`` in eval mode or without views; accuracy if "
-        "unmixed."""
+        """Cross entropy of the first view, or of ``input`` in eval mode or without views; accuracy if
+        unmixed.
+        """
         label = batch["label"]
         known = label >= 0
         target = F.one_hot(label.clamp(min=0), self.num_classes).float() * known[:, None]  # (B, K)

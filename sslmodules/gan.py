@@ -354,8 +354,9 @@ class GAN(SSLModule):
         parts: Iterable[Tensor],
         others: Iterable[nn.Parameter],
     ) -> dict[str, Tensor]:
-        """Accumulate gradients of a player's loss, its first term, over a batch's parts; terms of the "
-        "batch."""
+        """Accumulate gradients of a player's loss, its first term, over a batch's parts; terms of the
+        batch.
+        """
         parts, others = list(parts), [p for p in others if p.requires_grad]
         total = sum(map(len, parts))
         sums: dict[str, Tensor] = {}

@@ -190,8 +190,9 @@ class GPT(SSLModule):
             )
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, D): pooled hidden states of ``input``, without the last token of a full block, as in "
-        "training."""
+        """(B, D): pooled hidden states of ``input``, without the last token of a full block, as in
+        training.
+        """
         tokens = self.tokens(x)
         limit = self.encoder.block_size
         if limit is not None and tokens.shape[1] == limit + 1:

@@ -73,8 +73,9 @@ def visible_patches(hidden: Tensor) -> Tensor:
 
 
 def known_visible(batch: Batch, num_patches: int) -> Tensor | None:
-    """Indices (B, K) of the visible patches, if the batch has them for this grid; None = find them in the "
-    "mask."""
+    """Indices (B, K) of the visible patches, if the batch has them for this grid; None = find them in the
+    mask.
+    """
     context, targets = batch.get("context"), batch.get("targets")
     if context is None or targets is None or context.shape[1] + targets[0].numel() != num_patches:
         return None

@@ -168,7 +168,8 @@ class MoCo(SSLModule):
 
     @torch.no_grad()
     def _push(self, keys: Tensor) -> None:
-        """Add the newest keys, drop the oldest, in a new tensor: this step's graph still needs the old "
-        "one."""
+        """Add the newest keys, drop the oldest, in a new tensor: this step's graph still needs the old
+        one.
+        """
         self.queue = torch.cat([keys.to(self.queue.dtype), self.queue])[: self.queue_size]
         self.queue_filled = (self.queue_filled + len(keys)).clamp(max=self.queue_size)

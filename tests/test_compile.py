@@ -62,6 +62,8 @@ def test_training_steps_are_compiled_and_nothing_else_changes(
     blocks = 4 if config.endswith("mae.yaml") else 1
     step = [True] * blocks + [False]
     assert traced == [True, *step * BATCHES]  # the first is the trial before the run
+    torch.compile(torch.sin)(torch.zeros(2))
+    assert len(traced) == 2 + len(step * BATCHES), "other code is no longer compiled"
     one, two = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (plain, compiled))
     assert list(one["state_dict"]) == list(two["state_dict"])
     assert yaml.safe_load((compiled / "config.yaml").read_text())["compile"] is True

@@ -5,6 +5,7 @@ characters a line).
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_files_have_at_most_400_lines() -> None:
 def test_function_bodies_have_at_most_50_lines() -> None:
     found = {name_of(p): names for p in FILES if (names := long_functions(p.read_text(encoding="utf-8")))}
     assert found == {}
+
+
+def test_no_docstring_contains_the_quotes_of_a_string_that_was_split() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        name_of(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds) and re.search(r' "\n\s*"', ast.get_docstring(node) or "")
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(("statements", "long"), [(50, []), (51, ["f"])])

@@ -106,8 +106,9 @@ class ShardDataset(FolderDataset):
         return self._pool[1].map(function, runs)
 
     def in_memory(self, only_same_size: bool) -> ArrayDataset | None:
-        """The same samples decoded once; None if ``only_same_size``, as images in shards may have any "
-        "size."""
+        """The same samples decoded once; None if ``only_same_size``, as images in shards may have any
+        size.
+        """
         if only_same_size:
             return None
         batches = [self.__getitems__(range(i, min(i + 256, len(self)))) for i in range(0, len(self), 256)]

@@ -273,8 +273,9 @@ def _per_sample(values: Tensor) -> Tensor:
 def _on_subset(
     images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args
 ) -> Tensor:
-    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them stalls "
-    "CUDA)."""
+    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them stalls
+    CUDA).
+    """
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)

@@ -300,8 +300,9 @@ class Views(BatchTransform, ABC):
         return {"views": self._render_together(images, split)}
 
     def _render_together(self, images: Tensor, params: list[dict[str, Tensor]]) -> list[Tensor]:
-        """Render all views of a size in one call: GPU time depends on the number of calls, not their "
-        "width."""
+        """Render all views of a size in one call: GPU time depends on the number of calls, not their
+        width.
+        """
         groups: dict[tuple, list[int]] = {}
         for index, view in enumerate(self.views):
             key = (view.size, view.interpolation, view.blur_kernel, view.crop_scale is None)

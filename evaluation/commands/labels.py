@@ -52,8 +52,9 @@ class LabelsCommand(Command):
     overwrite = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
-        """``labels.json`` is written after each score, so that the same command continues an interrupted "
-        "one."""
+        """``labels.json`` is written after each score, so that the same command continues an interrupted
+        one.
+        """
         check_at_least(1, **{"--draws": given.draws})
         check_positive(**{"--lr": given.lr})
         name = type(run.data).__name__

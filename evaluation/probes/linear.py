@@ -47,8 +47,9 @@ class LinearProbe(Probe):
 
 
 class LinearClassifier(NamedTuple):
-    """A fitted probe: ``weight`` (K, D) and ``bias`` (K,) for features standardized by ``mean``, ``std`` "
-    "(D,)."""
+    """A fitted probe: ``weight`` (K, D) and ``bias`` (K,) for features standardized by ``mean``, ``std``
+    (D,).
+    """
 
     weight: Tensor
     bias: Tensor

@@ -1,5 +1,6 @@
-"""Mining and loss against a slow reference and hand-made geometry; collapse is reported, labels are "
-"unused."""
+"""Mining and loss against a slow reference and hand-made geometry; collapse is reported, labels are
+unused.
+"""
 
 from __future__ import annotations
 
