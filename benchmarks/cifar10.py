@@ -9,9 +9,10 @@ below ``--runs``. When the minutes are over it stops after an epoch, with a chec
 on from there, and evaluates what is finished. A finished run appends one line to ``--results``; the table is
 made from those lines and from nothing else.
 
-Data: a folder with ``cifar-10-batches-py`` is CIFAR-10; one with ``train/<class>/*.jpg`` and
-``test/<class>/*.jpg``, or a tar archive of it, is a copy kept as JPEG files and is called CIFAR-10-JPEG
-everywhere: its numbers are not CIFAR-10's.
+Data: a folder with ``cifar-10-batches-py`` is CIFAR-10. So is one with ``train/<class>/*.png`` and
+``test/<class>/*.png`` whose training pixels have CIFAR-10's mean and standard deviation to seven digits. One
+with ``*.jpg`` files, or a tar archive of it, is a copy kept as JPEG and is called CIFAR-10-JPEG everywhere:
+its numbers are not CIFAR-10's.
 
 Protocol, of the last epoch's weights, features of ``embed``:
 
@@ -38,13 +39,17 @@ import statistics
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
@@ -61,11 +66,15 @@ from runtime.checkpoints import initial_module, load_module, read_checkpoint
 from runtime.command_line import SSLCommandLine
 from runtime.environment import describe_environment
 from runtime.framework_messages import silence_framework
+from runtime.signals import Preempted, StopRequest
+from runtime.stopping import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512
 UNFINISHED = 75
 VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs
+#: Of the 50,000 training images, as published in many places to eight digits.
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
 
 
 class Meter(Callback):
@@ -102,11 +111,14 @@ class Meter(Callback):
         self.seconds.append(now - self.mark)
         self.mark = 0.0
         # an epoch more, with its checkpoint and perhaps a validation, must fit
-        if now + 2 * self.seconds[-1] + 5 > self.deadline:
-            trainer.should_stop = True
-        # an epoch takes seconds here, and so would a checkpoint after each
+        late = now + 2 * self.seconds[-1] + 5 > self.deadline
         done = trainer.current_epoch + 1
-        due = trainer.should_stop or done % SAVE_EVERY == 0 or done == trainer.max_epochs
+        if late and done < trainer.max_epochs:
+            # trainer.should_stop would end the run for good
+            leaving = next(c for c in trainer.callbacks if isinstance(c, Preemption))
+            leaving.request = StopRequest.END
+        # an epoch takes seconds here, and so would a checkpoint after each
+        due = late or done % SAVE_EVERY == 0 or done == trainer.max_epochs
         for saver in trainer.checkpoint_callbacks:
             if isinstance(saver, ModelCheckpoint) and saver.filename == "last":
                 saver._every_n_epochs = 1 if due else done + 1
@@ -127,7 +139,7 @@ def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
         return "CIFAR-10", ["--data.root", str(given)]
     if (given / "train").is_dir() and (given / "test").is_dir():
         constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
-        return "CIFAR-10-JPEG", [
+        return ("CIFAR-10" if is_cifar10(given) else "CIFAR-10-JPEG"), [
             "--data",
             "ImageFolder",
             "--data.root",
@@ -138,8 +150,30 @@ def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
         ]
     sys.exit(
         f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
-        "test/<class>/*.jpg, or a tar archive of the latter"
+        "test/<class>/*.jpg (or *.png), or a tar archive of the latter"
     )
+
+
+def is_cifar10(root: Path) -> bool:
+    """Whether a folder of PNG files holds the original pixels, by the statistics of its training images.
+
+    Raises:
+        SystemExit: they are PNG files of other images.
+    """
+    files = sorted((root / "train").glob("*/*.png"))
+    if not files:
+        return False
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(lambda file: np.asarray(Image.open(file).convert("RGB")), files)
+        pixels = np.concatenate([image.reshape(-1, 3) for image in images])
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    values = np.arange(256) / 255
+    mean = counts @ values / len(pixels)
+    std = np.sqrt(counts @ values**2 / len(pixels) - mean**2)
+    for found, published in ((mean, MEAN), (std, STD)):
+        if not np.allclose(found, published, rtol=0, atol=1e-7):
+            sys.exit(f"error: --data {root}: PNG files, but not CIFAR-10: {found} instead of {published}")
+    return True
 
 
 def command_line(
@@ -183,7 +217,8 @@ def run(
         flush=True,
     )
     if done < args.epochs:
-        trainer.fit(module, datamodule, ckpt_path=resume)
+        with suppress(Preempted):
+            trainer.fit(module, datamodule, ckpt_path=resume)
         cli.run_folder.content = read_checkpoint(cli.run_folder.last)
         done = cli.run_folder.progress()[0]
     if done < args.epochs:

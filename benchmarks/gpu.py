@@ -45,13 +45,11 @@ class Item(NamedTuple):
 
 ITEMS = {
     "kernels": Item(240, "pytest -m gpu -n 14 -q"),
-    "gate": Item(
-        60, "cifar10_gate.py --data DATA --variants supervised ours bare 'supervised, compressed twice'"
-    ),
+    "gate": Item(60, "cifar10_gate.py --data DATA --variants supervised ours bare 'supervised, compressed'"),
     "record": Item(200, "cifar10_gate.py --data DATA --variants record --epochs 100"),
     "profile": Item(40, "profile_step.py --method simclr --batch 512"),
     "peers": Item(120, "peers.py --rounds 2 --compile"),
-    "compressed twice": Item(130, "cifar10_gate.py --data DATA --variants 'ours, compressed twice'"),
+    "compressed": Item(130, "cifar10_gate.py --data DATA --variants 'ours, compressed'"),
     "other variants": Item(130, "cifar10_gate.py --data DATA"),
     "emp_ssl": Item(300, "cifar10.py --data DATA --methods emp_ssl --epochs 10"),
     "methods": Item(480, "cifar10.py --data DATA --methods byol moco vicreg lejepa --epochs 50"),

@@ -4,6 +4,7 @@ people.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.cifar10 import find_data
+from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 
 #: script -> its arguments, and a line that it prints only at its end; {} is a folder of its own, DATA one of
@@ -85,6 +88,18 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def write_images(root: Path, suffix: str = "jpg") -> None:
+    """Random images of two classes: 64 to train on, 16 to test."""
+    rng = np.random.default_rng(0)
+    for split, each in (("train", 32), ("test", 8)):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                image.save(folder / f"{i}.{suffix}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
 def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
@@ -118,15 +133,33 @@ def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
             *options,
         )
         assert done.returncode == 0, done.stderr
-    rng = np.random.default_rng(0)
-    for split, each in (("train", 32), ("test", 8)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(each):
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    write_images(tmp_path / "images")
     done = run(tmp_path, str(ROOT / "benchmarks" / script), *arguments.replace("{}", str(tmp_path)).split())
     if done.returncode == 3:
         pytest.skip(done.stderr.strip() or done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     assert line in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_slices_of_cifar10_add_up_to_a_run(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    command = f"--data {tmp_path}/images --runs {tmp_path}/runs --results {tmp_path}/r --device cpu"
+    command += " --batch 16 --epochs 3 --minutes 0.01"
+    slices = [run(tmp_path, str(ROOT / "benchmarks" / "cifar10.py"), *command.split()) for _ in range(3)]
+    assert [done.returncode for done in slices] == [75, 75, 0], slices
+    stops = [re.findall("stopped after epoch . of 3", done.stdout) for done in slices]
+    assert stops == [["stopped after epoch 1 of 3"], ["stopped after epoch 2 of 3"], []]
+    checkpoint = next((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))
+    assert read_checkpoint(checkpoint)["global_step"] == 9
+    assert json.loads((tmp_path / "r").read_text())["epochs"] == 3
+
+
+def test_png_files_of_other_images_are_not_called_cifar10(tmp_path: Path) -> None:
+    write_images(tmp_path, "png")
+    with pytest.raises(SystemExit) as caught:
+        find_data(tmp_path, tmp_path)
+    start = f"error: --data {tmp_path}: PNG files, but not CIFAR-10: ["
+    end = "instead of (0.49139968, 0.48215841, 0.44653091)"
+    message = str(caught.value)
+    assert message.startswith(start) and message.endswith(end), message

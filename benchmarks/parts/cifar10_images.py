@@ -44,7 +44,7 @@ def load(data: Path, runs: Path) -> tuple[str, Images, Images]:
     """
     name, options = find_data(data, runs)
     root = options[options.index("--data.root") + 1]
-    if name == "CIFAR-10":
+    if "ImageFolder" not in options:
         module: Any = CIFAR10(root=root, train_on_val=True)
         train, test = (module.dataset(split) for split in ("train", "test"))
         return name, Images(train.images, train.labels), Images(test.images, test.labels)
