@@ -54,7 +54,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.parts.cifar10_table import table, write_between_marks
+from benchmarks.parts.cifar10_table import table
+from benchmarks.parts.pages import write_between_marks
 from benchmarks.parts.rounds import device_name, synchronize
 from datamodules.base import SSLDataModule
 from datamodules.images.arrays import CIFAR10
@@ -358,7 +359,7 @@ def main() -> int:
         text = table(args.results.read_text(encoding="utf-8").splitlines())
         print(text)
         if args.readme:
-            write_between_marks(args.readme, text)
+            write_between_marks(args.readme, "cifar10", text)
         return 0
     silence_framework()
     args.runs.mkdir(parents=True, exist_ok=True)

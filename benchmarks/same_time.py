@@ -1,17 +1,23 @@
-"""Accuracy for the same seconds: every joint-embedding method on one data set, encoder and time budget.
+"""Accuracy for the same time: every joint-embedding method with the same images, encoder and processor time.
 
     python benchmarks/same_time.py --data DIR [--methods simclr vicreg ...] [--seconds 300] [--images 10000]
-                                   [--results FILE]
+    python benchmarks/same_time.py --table [--page docs/results.md]
 
-Trains each method of ``configs/digits`` for the same wall time on images of 32 pixels in folders
-(``datamodules/images/folder.py``), with one small convolutional encoder, one batch size and the views of
-SimCLR for small images; methods with several views get as many of them as their config for Digits has. The
-learning rate decays over the steps that fit: they are estimated from a short run of the same method, whose
-time is not counted. One line of JSON a run goes to FILE; runs that are there are not repeated, so an
-interrupted benchmark continues. The table at the end is made from all lines of FILE with the same settings.
+Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same small convolutional
+encoder, batch size and views (SimCLR's for small images); methods with several views get as many of them as
+their config for Digits has. The other settings are those of that config; counts of epochs keep their share of
+the run, and a queue holds 16 batches. The learning rate decays over the steps that fit into the budget: they
+are estimated from a short run, which is not counted.
 
-Seconds are wall time: compare methods within a table only, made on a machine without other work. ``load``
-shows how busy it was.
+Training images are a fixed stratified part of the official ones, test images half as many. Features are of
+``embed``, in the protocol of ``eval.py probe``, with a tenth of the training images as ``val``. The rows
+``untrained`` (the same encoder) and ``pixels`` are the baselines.
+
+Each run adds a line to ``--results``; runs that are there are not repeated, so an interrupted benchmark
+continues. The table is made from those lines.
+
+Processor time does not count waiting for other processes of the machine. They still make steps slower, since
+caches are shared: ``load`` tells how busy the machine was.
 """
 
 from __future__ import annotations
@@ -20,153 +26,200 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-METHODS = (
-    "barlow_twins byol dino emp_ssl fast_siam lejepa moco moco_v3 nnclr simclr simdino simsiam swav vicreg "
-    "visreg"
-)
-METRICS = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": "5-shot"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
+
+from benchmarks.cifar10 import origin
+from benchmarks.parts.cifar10_images import Images, InMemory, extract, load
+from benchmarks.parts.pages import write_between_marks
+from benchmarks.parts.training import fit, silence
+from datamodules.splits import stratified_holdout
+from datamodules.transforms.views import MultiCrop, View
+from evaluation.report import named_probes
+from runtime.command_line import CheckedCommandLine, SSLCommandLine
+from runtime.messages import ROOT
+from sslmodules.networks.convnet import ConvEncoder
+
+METHODS = ["barlow_twins", "byol", "dino", "emp_ssl", "fast_siam", "lejepa", "moco", "moco_v3", "nnclr"]
+METHODS += ["simclr", "simdino", "simsiam", "swav", "triplet", "vicreg", "visreg"]
+BASELINES = ["untrained", "pixels"]
+SCORES = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": "5-shot"}
 SETTINGS = ("data", "images", "seconds", "batch")
-VIEW = {
-    "class_path": "View",
-    "init_args": {
-        "size": 32,
-        "crop_scale": [0.2, 1.0],
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "grayscale_p": 0.2,
-    },
-}
-CALIBRATION = 30  # steps of the run that a method's speed is estimated from
+ENCODER: dict[str, Any] = {"in_channels": 3, "channels": [64, 128, 256], "stem_stride": 2}
+CALIBRATION = 30  # steps of the run from which a method's speed is estimated
 
 
-def config_of(method: str, args: argparse.Namespace, steps: int) -> dict[str, Any]:
-    """The method's config for Digits, on other data: encoder, views, batch and steps are the benchmark's."""
-    config = yaml.safe_load((ROOT / "configs" / "digits" / f"{method}.yaml").read_text())
-    options = config["model"]["init_args"]
-    options["encoder"] = {"class_path": "ConvEncoder", "init_args": {"channels": [64, 128, 256]}}
-    epochs = steps * args.batch / args.images
-    options["warmup_epochs"] = 0.1 * epochs
-    if "queue_size" in options:
-        options["queue_size"] = 16 * args.batch
-    views = config["data"]["init_args"]["views"]["init_args"]
-    more = views.get("num_local", 0)
-    crops: dict[str, Any] = {
-        "global_view1": VIEW,
-        "global_view2": VIEW,
-        "local_view": VIEW,
-        "num_local": more,
-    }
-    data = {"root": str(args.data), "image_size": 32, "batch_size": args.batch}
-    config["data"] = {
-        "class_path": "ImageFolder",
-        "init_args": {**data, "views": {"class_path": "MultiCrop", "init_args": crops}},
-    }
-    config["trainer"] = {
-        "max_epochs": -1,
-        "max_steps": steps,
-        "limit_train_batches": args.images // args.batch,
-        "limit_val_batches": 0,
-        "enable_progress_bar": False,
-    }
-    return config
+class Clock(Callback):
+    """Seconds of processor time between the start and the end of training."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.process_time()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.process_time() - self.start
 
 
-def run(method: str, args: argparse.Namespace, steps: int, seed: int, folder: Path) -> tuple[float, Path]:
-    """A run of ``train.py``: seconds between its first and its last step, and its folder."""
-    config = folder / f"{method}-{steps}.yaml"
-    config.write_text(yaml.safe_dump(config_of(method, args, steps)))
-    out = folder / f"{method}-{steps}-{seed}"
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--run_dir", str(out)]
-    start = time.perf_counter()
-    done = subprocess.run([*command, "--seed_everything", str(seed)], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start, out
+def options_of(method: str, args: argparse.Namespace, steps: int, seed: int) -> list[str]:
+    """Options of ``train.py``: the config for Digits with the benchmark's encoder and number of steps."""
+    given = ["--config", str(ROOT / "configs" / "digits" / f"{method}.yaml")]
+    config = CheckedCommandLine(given).config
+    given += ["--model.encoder", "ConvEncoder", "--seed_everything", str(seed)]
+    given += [f"--model.encoder.{name}={json.dumps(value)}" for name, value in ENCODER.items()]
+    given += ["--trainer.max_epochs", "-1", "--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu"]
+    given += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    share = steps / (args.images // args.batch) / config.trainer.max_epochs
+    for name, value in vars(config.model.init_args).items():
+        if name.endswith("_epochs"):
+            given += [f"--model.{name}", str(type(value)(share * value))]
+    if "queue_size" in config.model.init_args:
+        given += ["--model.queue_size", str(16 * args.batch)]
+    return given
 
 
-def measure(method: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One line of the results: as many steps as fit into the budget, by the speed of two short runs."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        short, _ = run(method, args, CALIBRATION, seed, folder)
-        longer, _ = run(method, args, 3 * CALIBRATION, seed, folder)
-        each = max(1e-4, (longer - short) / (2 * CALIBRATION))  # start and evaluation cancel
-        steps = max(CALIBRATION, int(args.seconds / each))
-        total, out = run(method, args, steps, seed, folder)
-        results = json.loads((out / "results.json").read_text())["results"]
-    line = {"method": method, "seed": seed, "steps": steps, "ms_per_step": round(1000 * each, 1)}
-    line |= {"data": args.data.name, "images": args.images, "seconds": args.seconds, "batch": args.batch}
-    line |= {"process_seconds": round(total, 1), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
-    return line | {"results": results}
+def train(method: str, train: Images, args: argparse.Namespace, steps: int, seed: int) -> tuple[Any, float]:
+    """The trained method, and the seconds of its steps."""
+    clock = Clock()
+
+    def data(cli: SSLCommandLine) -> InMemory:
+        view = View(
+            32, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale_p=0.2
+        )
+        views = MultiCrop(view, view, view, len(cli.datamodule.views.views) - 2)
+        return InMemory(train, views=views, batch_size=args.batch)
+
+    trainer = fit(options_of(method, args, steps, seed), clock, data)
+    return trainer.lightning_module, clock.seconds
+
+
+def accuracies(embed: Callable[[Tensor], Tensor], train: Images, test: Images, seed: int) -> dict[str, float]:
+    """Test accuracies of features in percent, by the default probes of ``eval.py probe``."""
+    data, device = InMemory(train), torch.device("cpu")
+    rows = stratified_holdout(train.labels, len(train.labels) // 10)
+    parts = [Images(train.images[chosen], train.labels[chosen]) for chosen in rows] + [test]
+    labeled = [(extract(embed, data, part, device), torch.from_numpy(part.labels)) for part in parts]
+    found: dict[str, float] = {}
+    for probe in named_probes(None):
+        found |= probe.score(*labeled, int(labeled[0][1].max()) + 1, seed)[0]
+    return {name: round(100 * found[name], 2) for name in SCORES}
+
+
+def measure(
+    method: str, train_images: Images, test: Images, args: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """Steps, seconds and accuracies of a method, or the accuracies of a baseline."""
+    if method in BASELINES:
+        torch.manual_seed(seed)
+        encoder = nn.Flatten() if method == "pixels" else ConvEncoder(**ENCODER).eval()
+        return accuracies(encoder, train_images, test, seed)
+    _, seconds = train(method, train_images, args, CALIBRATION, seed)
+    steps = max(1, int(args.seconds / (seconds / CALIBRATION)))
+    module, seconds = train(method, train_images, args, steps, seed)
+    cost = {"steps": steps, "trained_seconds": round(seconds, 1), "load": round(os.getloadavg()[0], 1)}
+    return {**cost, **accuracies(module.eval().embed, train_images, test, seed)}
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    """A table for each group of comparable lines, below its settings."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line[key] for key in SETTINGS), []).append(line)
+    title = "{}: {:,} training images, {:g} seconds of processor time, batch {}"
+    return "\n\n".join(f"{title.format(*key)}\n\n{table(group)}" for key, group in groups.items())
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Rows by linear accuracy, the best first; the untrained network and the raw input at the end."""
-    rows = []
-    for method in sorted({line["method"] for line in lines}):
-        runs = [line for line in lines if line["method"] == method]
-        cells = [[100 * line["results"]["pretrained"][key] for line in runs] for key in METRICS]
-        steps = statistics.median(line["steps"] for line in runs)
-        rows.append((statistics.mean(cells[0]), method, len(runs), steps, cells))
-    text = [
-        "| method | seeds | steps | " + " | ".join(METRICS.values()) + " |",
-        "|---" * (3 + len(METRICS)) + "|",
-    ]
-    for _, method, seeds, steps, cells in sorted(rows, reverse=True):
-        text.append(f"| {method} | {seeds} | {steps:.0f} | " + " | ".join(map(spread, cells)) + " |")
-    for encoder in ("random_init", "raw_input"):
-        cells = [[100 * line["results"][encoder][key] for line in lines] for key in METRICS]
-        text.append(f"| {encoder} | | | " + " | ".join(map(spread, cells)) + " |")
+    """Methods by linear accuracy, the best first; then the baselines."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        runs.setdefault(line["method"], []).append(line)
+    columns = ["method", "seeds", "steps", "seconds", *SCORES.values()]
+    text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+
+    def place(method: str) -> tuple[bool, float]:
+        return method in BASELINES, -statistics.mean(line["linear_top1"] for line in runs[method])
+
+    for method in sorted(runs, key=place):
+        cells = [method, ", ".join(str(line["seed"]) for line in runs[method])]
+        for key in ("steps", "trained_seconds"):
+            values = [line[key] for line in runs[method] if key in line]
+            cells.append(f"{statistics.median(values):.0f}" if values else "")
+        cells += [mean_and_deviation([line[key] for line in runs[method]]) for key in SCORES]
+        text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
 
 
-def spread(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a folder with train/<class> and test/<class>"
-    )
-    parser.add_argument("--methods", nargs="+", default=METHODS.split())
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--seconds", type=float, default=300.0, help="of training, for each run")
-    parser.add_argument("--images", type=int, default=10_000, help="of the training split in an epoch")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "same_time.jsonl")
+    add = parser.add_argument
+    known = METHODS + BASELINES
+    add("--data", type=Path, help="folder or archive as for benchmarks/cifar10.py")
+    add("--methods", nargs="+", default=known, choices=known, metavar="NAME", help=", ".join(known))
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--seconds", type=float, default=300.0, help="of processor time in training steps, for each run")
+    add("--images", type=int, default=10_000, help="for training; half as many for testing")
+    add("--batch", type=int, default=128)
+    add("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked")
+    add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "same_time.jsonl")
+    add("--table", action="store_true", help="only print the tables of --results")
+    add("--page", type=Path, help="with --table: write them between the marks of this file")
     args = parser.parse_args()
-    mine = {"data": args.data.name, "images": args.images, "seconds": args.seconds, "batch": args.batch}
+    if not args.table and args.data is None:
+        parser.error("--data is missing: expected a folder or archive as for benchmarks/cifar10.py")
+    if args.images < args.batch:
+        parser.error(f"--images must be at least a batch, {args.batch}, got {args.images}")
+    return args
 
-    def known() -> list[dict[str, Any]]:
-        text = args.results.read_text() if args.results.is_file() else ""
-        lines = [json.loads(line) for line in text.splitlines()]
-        return [line for line in lines if all(line[key] == mine[key] for key in SETTINGS)]
 
+def main() -> None:
+    args = parse_arguments()
+    text = args.results.read_text(encoding="utf-8") if args.results.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    if not args.table:
+        lines = lines + run(args, lines)
+    print(tables(lines))
+    if args.page:
+        write_between_marks(args.page, "same_time", tables(lines))
+
+
+def run(args: argparse.Namespace, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measure what is not known yet; returns the new lines."""
+    silence()
+    torch.set_num_threads(1)
+    for folder in (args.runs, args.results.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    data, train_images, test = load(args.data, args.runs)
+    train_images, test, new = train_images.few(args.images), test.few(args.images // 2), []
     for seed in args.seeds:
         for method in args.methods:
-            if any((line["method"], line["seed"]) == (method, seed) for line in known()):
+            values = (data, len(train_images.labels), args.seconds, args.batch)
+            key = {"method": method, "seed": seed, **dict(zip(SETTINGS, values, strict=True))}
+            if any(key.items() <= line.items() for line in known):
                 continue
-            line = measure(method, args, seed)
-            with args.results.open("a") as file:
+            line = {**key, **measure(method, train_images, test, args, seed), **origin("same_time.py")}
+            with args.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    if found := known():
-        print(table(found))
+            print(f"{method}, seed {seed}: {[line[name] for name in SCORES]}", flush=True)
+            new.append(line)
+    return new
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ people.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.cifar10 import find_data
+from benchmarks.parts.pages import write_between_marks
+from benchmarks.same_time import options_of, tables
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 
@@ -53,8 +57,9 @@ SMALL = {
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
     "resilience.py": ("--kills 1", "curves equal 1 of 1"),
     "same_time.py": (
-        "--data {}/images --methods simclr --images 32 --batch 16 --seconds 0.1 --results {}/r",
-        "raw_input",
+        "--data {}/images --methods simclr pixels --images 32 --batch 16 --seconds 0.05 --runs {}/runs "
+        "--results {}/r",
+        "| pixels | 0 |",
     ),
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
@@ -98,6 +103,51 @@ def write_images(root: Path, suffix: str = "jpg") -> None:
             for i in range(each):
                 image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
                 image.save(folder / f"{i}.{suffix}")
+
+
+def test_the_table_of_equal_time_has_the_best_method_first_and_the_baselines_last() -> None:
+    def line(method: str, seed: int, linear: float, **more: object) -> dict[str, object]:
+        key = {"data": "CIFAR-10-JPEG", "images": 10_000, "seconds": 40.0, "batch": 128}
+        scores = {"linear_top1": linear, "knn_top1": 40.0, "fewshot_top1": 30.0}
+        return {**key, "method": method, "seed": seed, **scores, **more}
+
+    lines = [line("pixels", 0, 70.0), line("byol", 0, 50.0, steps=100, trained_seconds=39.6)]
+    lines += [line("simclr", 0, 52.0, steps=90, trained_seconds=41.0)]
+    lines += [line("simclr", 1, 54.0, steps=94, trained_seconds=40.0), line("untrained", 0, 45.0)]
+    assert tables(lines).splitlines() == [
+        "CIFAR-10-JPEG: 10,000 training images, 40 seconds of processor time, batch 128",
+        "",
+        "| method | seeds | steps | seconds | linear | kNN | 5-shot |",
+        "|---|---|---|---|---|---|---|",
+        "| simclr | 0, 1 | 92 | 40 | 53.0 ± 1.4 | 40.0 ± 0.0 | 30.0 ± 0.0 |",
+        "| byol | 0 | 100 | 40 | 50.0 | 40.0 | 30.0 |",
+        "| pixels | 0 |  |  | 70.0 | 40.0 | 30.0 |",
+        "| untrained | 0 |  |  | 45.0 | 40.0 | 30.0 |",
+    ]
+
+
+@pytest.mark.slow
+def test_counts_of_epochs_keep_their_share_of_a_run_of_equal_time() -> None:
+    """DINO's config for Digits has 60 epochs, 5 of them warm-up, 10 until the teacher's last temperature."""
+    given = options_of("dino", argparse.Namespace(images=1280, batch=128), steps=120, seed=3)
+    values = {word: value for word, value in pairwise(given) if word.endswith("_epochs")}
+    assert values == {
+        "--trainer.max_epochs": "-1",
+        "--model.warmup_epochs": "1.0",
+        "--model.teacher_temperature_epochs": "2",
+        "--model.freeze_last_layer_epochs": "0",
+    }
+
+
+def test_a_table_goes_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n")
+    write_between_marks(page, "x", "new")
+    assert page.read_text() == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb\n"
+    with pytest.raises(SystemExit) as stop:
+        write_between_marks(page, "y", "new")
+    lines = "<!-- y: begin --> and <!-- y: end -->"
+    assert str(stop.value) == f"error: {page} has no lines {lines}: put them where the table belongs"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,9 @@ class InMemory(CIFAR10):
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, data: InMemory, given: Images, device: torch.device) -> Tensor:
+def extract(
+    encoder: Callable[[Tensor], Tensor], data: InMemory, given: Images, device: torch.device
+) -> Tensor:
     """Features (N, D), float32, of unaugmented images standardized as the data's are."""
     rows = []
     for part in torch.from_numpy(given.images).permute(0, 3, 1, 2).split(1000):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-MARKS = ("<!-- cifar10: begin -->", "<!-- cifar10: end -->")
 METRICS = {"knn200": "kNN 200", "knn20": "kNN 20", "linear": "linear", "fewshot5": "5-shot"}
 SETTINGS = ("data", "method", "batch", "epochs", "precision", "device", "seeds")
 COSTS = ("images/s", "s/epoch", "minutes", "views", "wait", "GiB")
@@ -59,12 +56,3 @@ def costs(rows: list[dict[str, Any]]) -> list[str]:
         values = [row[name] for row in rows if row[name] is not None]
         cells.append(form.format(statistics.median(values)) if values else "")
     return cells
-
-
-def write_between_marks(file: Path, text: str) -> None:
-    """Replace the text between the two marks of the table."""
-    content = file.read_text(encoding="utf-8")
-    begin, end = (content.find(mark) for mark in MARKS)
-    if not 0 <= begin < end:
-        sys.exit(f"error: {file} has no lines {MARKS[0]} and {MARKS[1]}: put them where the table belongs")
-    file.write_text(content[: begin + len(MARKS[0])] + f"\n{text}\n" + content[end:], encoding="utf-8")
