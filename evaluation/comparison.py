@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
+from evaluation.report import ADDED
 
 #: Options for hardware, logging and saving, which do not distinguish runs.
 PASSED_OVER = (
@@ -22,6 +23,8 @@ PASSED_OVER = (
     *("run_dir", "evaluate", "disable_callbacks", "save_"),
 )
 SEED = "seed_everything"
+PROBES = ("", *ADDED)
+"""The probes with a protocol of their own; the first is those of the report."""
 
 
 @dataclass
@@ -42,9 +45,12 @@ class Run:
     curves: Curves
     hardware: str
 
-    def protocol(self) -> dict[str, Any]:
-        """How its test scores were measured, without choices made on val and the method's name."""
-        given = self.results.get("protocol", {})
+    def protocol(self, probe: str = "") -> dict[str, Any]:
+        """How its test scores, or those of a probe of ``ADDED``, were measured.
+
+        Without choices made on val, and without the method's name.
+        """
+        given = (self.results.get(probe, {}) if probe else self.results).get("protocol", {})
         chosen = {key.removesuffix("_by_encoder") for key in given if key.endswith("_by_encoder")}
         left_out = {*chosen, *(f"{key}_by_encoder" for key in chosen), "features", "seed"}
         return {"data": self.results.get("data"), **{k: v for k, v in given.items() if k not in left_out}}
@@ -60,6 +66,8 @@ class Run:
         found |= {f"test/{k}": v for k, v in row.items() if k.endswith("_top1")}
         if "classifier" in self.results:
             found["test/classifier_top1"] = self.results["classifier"]["top1"]
+        added = {name: self.results[name] for name in ADDED if name in self.results}
+        found |= {f"test/{name}_top1": part.get("pretrained", part)["top1"] for name, part in added.items()}
         last = max((points[-1].seconds for points in self.curves.values()), default=None)
         return found if last is None else {**found, "minutes": last / 60}
 
@@ -137,6 +145,18 @@ Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""
 
 
+class Scores(NamedTuple):
+    """The scores of a row in a column.
+
+    Attributes:
+        values: of the seeds that have one.
+        seeds: number of seeds of the row.
+    """
+
+    values: list[float]
+    seeds: int
+
+
 def differing(runs: list[Run]) -> list[str]:
     """Names of the options in which the runs differ, the seed last.
 
@@ -149,20 +169,27 @@ def differing(runs: list[Run]) -> list[str]:
 
 def protocols(runs: list[Run]) -> list[str]:
     """One line for each protocol setting in which runs on the same data differ."""
-    lines = []
-    measured = [run for run in runs if run.results]
-    for data in dict.fromkeys(run.results.get("data") for run in measured):
-        same = [run for run in measured if run.results.get("data") == data]
-        for key in dict.fromkeys(key for run in same for key in run.protocol()):
-            values: dict[str, list[str]] = {}
-            for run in same:
-                values.setdefault(json.dumps(run.protocol().get(key)), []).append(str(run.path))
-            if len(values) > 1:
-                both = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
-                lines.append(
-                    f"note: {key} in the protocol differs ({both}): do not compare these test scores"
-                )
-    return lines
+    return [line for probe in PROBES for same in _by_data(runs, probe) for line in _differences(same, probe)]
+
+
+def _differences(runs: list[Run], probe: str) -> Iterable[str]:
+    of_probe, scores = (f" of {probe}", "scores") if probe else ("", "test scores")
+    for key in dict.fromkeys(key for run in runs for key in run.protocol(probe)):
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            values.setdefault(json.dumps(run.protocol(probe).get(key)), []).append(str(run.path))
+        if len(values) > 1:
+            both = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
+            yield f"note: {key} in the protocol{of_probe} differs ({both}): do not compare these {scores}"
+
+
+def _by_data(runs: list[Run], probe: str) -> list[list[Run]]:
+    """Runs that have been measured, or have the results of a probe of ``ADDED``, by data set."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.results and (not probe or probe in run.results):
+            found.setdefault(str(run.results.get("data")), []).append(run)
+    return list(found.values())
 
 
 def table(
@@ -170,7 +197,8 @@ def table(
 ) -> Table:
     """A row for each setting; runs that differ only in the seed share one, with mean and standard deviation.
 
-    Test scores measured by different protocols have separate columns.
+    Test scores measured by different protocols have separate columns. If only some seeds of a row have a
+    score, their number is in the cell.
 
     Args:
         sort: column to sort by, largest value first.
@@ -188,7 +216,7 @@ def table(
         groups.setdefault(key, []).append(run)
     merged = any(len(group) > 1 for group in groups.values())
     options = [name for name in options if name != SEED] if merged else options
-    kinds = _protocol_names(runs)
+    endings = {probe: _protocol_names(runs, probe) for probe in PROBES}
     hardware = len({run.hardware for run in runs}) > 1
     rows: list[dict[str, Any]] = []
     for group in groups.values():
@@ -196,10 +224,10 @@ def table(
             label: str(group[0].path) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
         }
         row |= {name: group[0].options.get(name) for name in options}
-        for name in dict.fromkeys(name for run in group for name in run.numbers()):
-            values = [run.numbers()[name] for run in group if name in run.numbers()]
-            shown = name + kinds[id(group[0])] if name.startswith("test/") else name
-            row[shown] = values
+        for run in group:
+            for name, value in run.numbers().items():
+                shown = name + endings.get(_probe_of(name), {}).get(id(run), "")
+                row.setdefault(shown, Scores([], len(group))).values.append(value)
         row |= {"hardware": group[0].hardware} if hardware else {}
         rows.append(row)
     headings = list(dict.fromkeys(name for row in rows for name in row))
@@ -218,8 +246,8 @@ def table(
 def _sorting(column: str) -> Callable[[dict[str, Any]], Any]:
     def key(row: dict[str, Any]) -> Any:
         value = row.get(column)
-        if isinstance(value, list):
-            return (0, -mean(value), "")
+        if isinstance(value, Scores):
+            return (0, -mean(value.values), "")
         if isinstance(value, (int, float)):
             return (0, -float(value), "")
         return (1, 0.0, str(value))
@@ -227,30 +255,33 @@ def _sorting(column: str) -> Callable[[dict[str, Any]], Any]:
     return key
 
 
-def _protocol_names(runs: list[Run]) -> dict[int, str]:
-    """Suffixes of the names of test scores: none if all protocols are equal, else a letter for each."""
-    seen: dict[str, list[str]] = {}
-    for run in runs:
-        if run.results:
-            kinds = seen.setdefault(str(run.results.get("data")), [])
-            text = json.dumps(run.protocol(), sort_keys=True)
-            if text not in kinds:
-                kinds.append(text)
+def _probe_of(column: str) -> str | None:
+    """The probe whose protocol a column's scores have; None if they are not test scores."""
+    if not column.startswith("test/"):
+        return None
+    name = column.removeprefix("test/").removesuffix("_top1")
+    return name if name in ADDED else ""
+
+
+def _protocol_names(runs: list[Run], probe: str) -> dict[int, str]:
+    """Suffixes of the names of test scores, by run: a letter for each protocol if there are several."""
     names = {}
-    for run in runs:
-        kinds = seen.get(str(run.results.get("data")), [])
-        text = json.dumps(run.protocol(), sort_keys=True)
-        names[id(run)] = f" [{chr(ord('A') + kinds.index(text))}]" if len(kinds) > 1 and text in kinds else ""
+    for same in _by_data(runs, probe):
+        texts = {id(run): json.dumps(run.protocol(probe), sort_keys=True) for run in same}
+        kinds = list(dict.fromkeys(texts.values()))
+        if len(kinds) > 1:
+            names |= {run: f" [{chr(ord('A') + kinds.index(text))}]" for run, text in texts.items()}
     return names
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    if not isinstance(value, list):
+    if not isinstance(value, Scores):
         return f"{value:g}" if isinstance(value, float) else str(value)
-    spread = f" ± {stdev(value):.3f}" if len(value) > 1 else ""
-    return f"{mean(value):.3f}{spread}"
+    spread = f" ± {stdev(value.values):.3f}" if len(value.values) > 1 else ""
+    some = f" ({len(value.values)} of {value.seeds})" if len(value.values) < value.seeds else ""
+    return f"{mean(value.values):.3f}{spread}{some}"
 
 
 def as_markdown(found: Table) -> str:

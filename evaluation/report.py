@@ -39,6 +39,9 @@ SCHEMA = 2
 ``collapse``, no macro and top-5 accuracies, and in early runs ``standardise`` for ``standardize``.
 """
 
+ADDED = ("sgd_probe", "head_linear", "head_mlp", "head_attentive")
+"""Results of probes with a command of their own, which later results of the same weights keep."""
+
 
 def evaluate(
     module: SSLModule,

@@ -16,14 +16,11 @@ from evaluation.features import Means
 from evaluation.head_probe import FEATURES, check_labels, head_scores, protocol
 from evaluation.kept import NAME as KEPT
 from evaluation.kept import checksum
-from evaluation.report import evaluate, named_measures, named_probes
+from evaluation.report import ADDED, evaluate, named_measures, named_probes
 from evaluation.sgd_probe import check_data, train_and_count
 from evaluation.tables import print_accuracies, print_report
 from runtime.files import write_json
 from sslmodules.networks.classifier import Head
-
-ADDED = ("sgd_probe", "head_linear", "head_mlp", "head_attentive")
-"""Results of commands of their own, which later results of the same weights keep."""
 
 
 class ProbeCommand(Command):

@@ -84,6 +84,39 @@ def test_different_protocols_have_columns_of_their_own(
     )
 
 
+def add_probes(folder: Path, attentive: float, sgd: float | None = None, steps: int = 500) -> None:
+    """Scores of ``eval.py probe --head attentive`` and ``--protocol sgd`` in the results of a run."""
+    results = json.loads((folder / "results.json").read_text())
+    scores = {"pretrained": {"top1": attentive}, "random_init": {"top1": 0.2}}
+    results["head_attentive"] = {**scores, "protocol": {"steps": steps, "seed": 0}}
+    if sgd is not None:
+        results["sgd_probe"] = {"top1": sgd, "protocol": {"epochs": 10, "seed": 0}}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_heads_and_the_sgd_probe_have_columns_and_protocols_of_their_own(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_probes(runs / "runs/a", 0.82, sgd=0.7)
+    add_probes(runs / "runs/b", 0.86)
+    add_probes(runs / "runs/c", 0.99, steps=1000)
+    assert script.main(["compare", "runs", "--sort=test/sgd_probe_top1", "--output=table.md"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "note: steps in the protocol of head_attentive differs (500 in runs/a; 1000 in runs/c): do not "
+        "compare these scores\n"
+    )
+    headings, _, *rows = (runs / "table.md").read_text().splitlines()
+    assert headings == (
+        "| run | model.temperature | val/linear_top1 | test/linear_top1 | test/sgd_probe_top1 | "
+        "test/head_attentive_top1 [A] | test/head_attentive_top1 [B] | minutes |"
+    )
+    assert rows == [
+        "| runs/a (2 seeds) | 0.2 | 0.750 ± 0.071 | 0.850 ± 0.071 | 0.700 (1 of 2) | 0.840 ± 0.028 | - | "
+        "0.167 ± 0.000 |",
+        "| runs/c | 0.5 | 0.850 | 0.950 | - | - | 0.990 | 0.167 |",
+    ]
+
+
 def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(runs / "runs/e", None)
     assert script.main(["compare", "runs"]) == 0
