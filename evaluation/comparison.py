@@ -216,7 +216,7 @@ def table(
         groups.setdefault(key, []).append(run)
     merged = any(len(group) > 1 for group in groups.values())
     options = [name for name in options if name != SEED] if merged else options
-    endings = {probe: _protocol_names(runs, probe) for probe in PROBES}
+    endings: dict[str | None, dict[int, str]] = {probe: _protocol_names(runs, probe) for probe in PROBES}
     hardware = len({run.hardware for run in runs}) > 1
     rows: list[dict[str, Any]] = []
     for group in groups.values():
@@ -265,7 +265,7 @@ def _probe_of(column: str) -> str | None:
 
 def _protocol_names(runs: list[Run], probe: str) -> dict[int, str]:
     """Suffixes of the names of test scores, by run: a letter for each protocol if there are several."""
-    names = {}
+    names: dict[int, str] = {}
     for same in _by_data(runs, probe):
         texts = {id(run): json.dumps(run.protocol(probe), sort_keys=True) for run in same}
         kinds = list(dict.fromkeys(texts.values()))

@@ -31,24 +31,7 @@ from sslmodules.mae import (
     visible_patches,
 )
 from sslmodules.networks.encoder import PatchEncoder, require
-from sslmodules.networks.vit import PatchDecoder, patchify, unpatchify
-
-
-def sounding_patches(x: Tensor, patch_size: int, whole: bool) -> Tensor:
-    """Mask of the patches of log-mel (B, 1, M, T) that contain audio, frequency by frequency: (B, N) bool.
-
-    Args:
-        x: standardized, padding frames exactly 0.
-        patch_size: p; the grid has M / p rows and T / p columns.
-        whole: True requires audio in all frames of a patch, False in at least one.
-    """
-    rows, columns = x.shape[2] // patch_size, x.shape[3] // patch_size
-    length = valid_frames(x)
-    length = (
-        length // patch_size if whole else (length + patch_size - 1) // patch_size
-    )  # in columns of patches
-    sounding = torch.arange(columns, device=x.device) < length[:, None]  # (B, columns)
-    return sounding.repeat(1, rows)
+from sslmodules.networks.vit import PatchDecoder, patchify, sounding_patches, unpatchify
 
 
 def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:

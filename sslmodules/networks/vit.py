@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from datamodules.audio.mel import valid_frames
 from datamodules.checks import check, check_at_least
 from datamodules.errors import ConfigError
 from sslmodules.networks.encoder import PatchEncoder
@@ -28,6 +29,21 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     """Inverse of ``patchify``: patches (B, h * w, p * p * C) of an (h, w) grid -> (B, C, h * p, w * p)."""
     b, (h, w), p = len(patches), grid, patch_size
     return patches.reshape(b, h, w, p, p, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * p, w * p)
+
+
+def sounding_patches(x: Tensor, patch_size: int, whole: bool) -> Tensor:
+    """Mask of the patches of log-mel (B, 1, M, T) that contain audio, frequency by frequency: (B, N) bool.
+
+    Args:
+        x: standardized, padding frames exactly 0.
+        patch_size: p; the grid has M / p rows and T / p columns.
+        whole: True requires audio in all frames of a patch, False in at least one.
+    """
+    rows, columns = x.shape[2] // patch_size, x.shape[3] // patch_size
+    frames = valid_frames(x)
+    length = frames // patch_size if whole else (frames + patch_size - 1) // patch_size  # in columns
+    sounding = torch.arange(columns, device=x.device) < length[:, None]  # (B, columns)
+    return sounding.repeat(1, rows)
 
 
 def sincos_positions(
@@ -202,8 +218,10 @@ class ViTEncoder(PatchEncoder):
         return sincos_positions(grid, self.num_features, self.grid, x.device).to(self.positions.dtype)
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens, row by row; patches that are all zero, such as padding frames, count as padding."""
-        return self.forward_visible(x)[:, 1:], (patchify(x, self.patch_size) != 0).any(2)
+        """Patch tokens, row by row. Columns of patches after the last value that is not zero are padding, as
+        those after the end of a clip.
+        """
+        return self.forward_visible(x)[:, 1:], sounding_patches(x, self.patch_size, whole=False)
 
     def block_list(self) -> list[nn.Module]:
         return list(self.blocks)

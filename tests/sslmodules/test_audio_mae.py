@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from datamodules.transforms.masks import RandomPatches
 from sslmodules import AudioMAE
-from sslmodules.audio_mae import sounding_patches, target_patch_mse
+from sslmodules.audio_mae import target_patch_mse
 from sslmodules.networks import ViTEncoder
-from sslmodules.networks.vit import patchify
+from sslmodules.networks.vit import patchify, sounding_patches
 
 BANDS, FRAMES, P = 8, 20, 4  # 2 rows and 5 columns of patches
 

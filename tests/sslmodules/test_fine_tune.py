@@ -17,7 +17,7 @@ from datamodules.audio.mel import valid_frames
 from datamodules.errors import ConfigError
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
-from sslmodules import FineTune
+from sslmodules import AudioMAE, FineTune
 from sslmodules.fine_tune import soft_cross_entropy
 from sslmodules.networks import (
     BertEncoder,
@@ -109,6 +109,25 @@ def test_the_loss_is_torchs() -> None:
     ours = soft_cross_entropy(logits, target.float(), weights, 0.1, total)
     theirs = F.cross_entropy(logits, label, weights, ignore_index=-1, label_smoothing=0.1)
     torch.testing.assert_close(ours, theirs)
+
+
+def test_patches_after_the_end_of_a_clip_are_padding() -> None:
+    """As for AudioMAE's features; a patch that is zero within a clip or an image is none."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(image_size=(8, 16), patch_size=4, in_channels=1, width=16, depth=1, heads=2)
+    x = torch.randn(2, 1, 8, 16)
+    x[0, :, :, 9:] = 0  # 9 frames: a part of the third of four columns
+    x[1, :, :4, 4:8] = 0
+    with torch.no_grad():
+        tokens, valid = encoder.tokens(x)
+        features = fine_tune(encoder, pooling="mean").embed(x)
+        method = AudioMAE(encoder, 16, 1, 2, optimizer=SGD)
+        head = fine_tune(encoder, head="attentive").eval()
+        scores = head.classify(x)
+        expected = head.classifier(tokens[:1, [0, 1, 2, 4, 5, 6]], torch.ones(1, 6, dtype=torch.bool))
+        torch.testing.assert_close(features, method.embed(x))
+        torch.testing.assert_close(scores[:1], expected)
+    assert valid.tolist() == [2 * [True, True, True, False], 8 * [True]]
 
 
 def test_padding_counts_for_nothing() -> None:
