@@ -54,6 +54,8 @@ def class_help(argv: list[str]) -> str | None:
     summary = first_paragraph(ast.get_docstring(node)) or "of Lightning, in which training runs"
     summary = summary if summary.startswith(node.name) else f"{node.name}: {summary}"
     lines = textwrap.wrap(f"{prefix} {summary}", WIDTH)
+    if prefix == "--data" and (found := layouts(name)):
+        lines += ["", "files, by --data.root DIR (splits: docs/data/splits.md):", *(f"  {x}" for x in found)]
     for title, options in _by_class(source):
         lines += ["", title, *(line for o in options for line in _lines(o, prefix, 1 if is_trainer else 5))]
     return "\n".join(lines)
@@ -107,11 +109,30 @@ def _by_class(source: Source | None) -> Iterator[tuple[str, list[Option]]]:
         seen |= {option.name for option in options}
         if arguments is not None and arguments.kwarg is None:
             return
-        bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
-        found = (_class(base, source.module) for base in bases)
-        source = next((base for base in found if base is not None), None)
+        source = _base(source)
         if source is not None:
             title = f"options of every {source.node.name.lstrip('_')}:"
+
+
+def _base(source: Source) -> Source | None:
+    """The first base class whose source is found."""
+    names = [ast.unparse(base).partition("[")[0] for base in source.node.bases]
+    found = (_class(name, source.module) for name in names)
+    return next((base for base in found if base is not None), None)
+
+
+def layouts(name: str) -> list[str]:
+    """The lines below ``Layouts::`` in the docstring of a data set, or else of its nearest base class.
+
+    For each layout of files that it reads: its name, with the options that it needs, and below it an example.
+    """
+    source = _class(name)
+    while source is not None:
+        docstring = ast.get_docstring(source.node) or ""
+        if found := re.search(r"^Layouts::\n\n((?: {4}.*(?:\n|\Z))+)", docstring, flags=re.MULTILINE):
+            return textwrap.dedent(found[1]).splitlines()
+        source = _base(source)
+    return []
 
 
 def _arguments(node: ast.ClassDef) -> ast.arguments | None:

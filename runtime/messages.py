@@ -61,7 +61,7 @@ Pre-trains a method on a data set, then evaluates its frozen features. A run wri
 methods (--model NAME; options: --model.help NAME):
 {rows(methods())}
 
-data sets (--data NAME; options: --data.help NAME; all take --data.root DIR and --data.batch_size N):
+data sets (--data NAME; files and options: --data.help NAME; all take --data.root DIR, --data.batch_size N):
 {rows(data_sets())}
 
 configs (--config FILE; a later file or option overrides an earlier one):

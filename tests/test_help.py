@@ -13,7 +13,7 @@ from lightning import Trainer
 import train
 from datamodules.errors import ConfigError
 from runtime.discovery import below, find_class
-from runtime.help import class_help
+from runtime.help import class_help, layouts
 from runtime.messages import ROOT, data_sets, methods
 from runtime.options import options_of
 
@@ -56,6 +56,108 @@ def test_a_methods_own_options_come_first() -> None:
     ]
     assert "  --model.temperature  float, default 0.1" in lines
     assert "options of every SSLModule:" in lines
+
+
+FILES = "files, by --data.root DIR (splits: docs/data/splits.md):"
+#: The help of a data set, up to its options.
+HEADS = {
+    "ImageFolder": f"""\
+--data ImageFolder: A tree of image files: ImageNet, CIFAR as JPEGs, or photographs without labels.
+
+{FILES}
+  a folder per class; val and test are held out:
+      DIR/cat/1.jpg  DIR/dog/2.jpg
+  a folder per split, with the same classes in each:
+      DIR/train/cat/1.jpg  DIR/val/cat/2.jpg  DIR/test/dog/3.jpg
+  lists of the files of splits, with lines such as cat/1.jpg; other files are train:
+      DIR/cat/1.jpg  DIR/dog/2.jpg  DIR/val.txt  DIR/test.txt
+  a word for the split in every file name:
+      DIR/cat/train_1.jpg  DIR/cat/val_2.jpg  DIR/dog/test_3.jpg
+  no classes; below folders, --data.labeled false:
+      DIR/1.jpg  DIR/2.jpg
+""",
+    "TextFiles": f"""\
+--data TextFiles: Text files, plain or tables; by default the Python language reference that ships with
+CPython.
+
+{FILES}
+  one text, its last tenth val and test; --data.root FILE reads a single file:
+      DIR/book.txt
+  a document per file; --data.document paragraph or line: many in each:
+      DIR/1.txt  DIR/more/2.txt
+  a word for the split in every file name:
+      DIR/wiki.train.txt  DIR/wiki.valid.txt  DIR/wiki.test.txt
+  a folder per class, here in folders of splits (--data.class_folders true):
+      DIR/train/pos/1.txt  DIR/train/neg/2.txt  DIR/train/unsup/3.txt  DIR/test/pos/4.txt
+  tables (--data.files '*.csv' --data.columns '[title,text]' --data.label_column class):
+      DIR/news.csv
+""",
+    "Fasta": f"""\
+--data Fasta: DNA or protein from FASTA files, plain or gzipped: windows of letters or k-mers, or whole
+records.
+
+{FILES}
+  any number of files; long records are split by position, others by a hash of their name:
+      DIR/genome.fna.gz  DIR/more/contigs.fa
+  files named after splits:
+      DIR/train.fa  DIR/valid.fa  DIR/test.fa
+  classes by position, from GFF3, GTF or BED (--data.gff DIR/genome.gff.gz):
+      DIR/genome.fna.gz  DIR/genome.gff.gz
+  a file per class (--data.class_files true):
+      DIR/nuclear.fasta  DIR/cytoplasm.fasta
+  classes of records, in columns id and label (--data.labels DIR/table.csv):
+      DIR/records.fa  DIR/table.csv
+  proteins (--data.alphabet protein):
+      DIR/proteome.faa.gz
+""",
+    "WavFolder": f"""\
+--data WavFolder: A folder tree of audio files, such as speech commands or bird calls.
+
+{FILES}
+  a folder per class; val and test are held out:
+      DIR/yes/1.wav  DIR/no/2.flac
+  a folder per split, with the same classes in each:
+      DIR/train/yes/1.wav  DIR/validation/yes/2.wav  DIR/test/no/3.wav
+  lists of the files of splits, with lines such as yes/1.wav; other files are train:
+      DIR/yes/1.wav  DIR/no/2.wav  DIR/validation_list.txt  DIR/testing_list.txt
+  classes in the names (--data.pattern '{{label}}_{{speaker}}_{{index}}'):
+      DIR/7_jackson_32.wav  DIR/3_theo_1.wav
+  test by a field of the names (also --data.split_field speaker --data.test_values '[theo]'):
+      DIR/7_jackson_32.wav  DIR/3_theo_1.wav
+  no classes; below folders, --data.labeled false:
+      DIR/1.wav  DIR/2.mp3
+""",
+}
+#: The page that has the layouts of a data set, in the words of its docstring.
+PAGES = {
+    "ImageFolder": "splits",
+    "Shards": "shards",
+    "TextFiles": "text",
+    "Fasta": "sequences",
+    "WavFolder": "audio",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_layouts_of_a_data_set(name: str) -> None:
+    text = class_help(["--data.help", name])
+    assert text is not None and text.partition("\nits own options:")[0] == HEADS[name]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_of_a_data_set_has_its_layouts(name: str) -> None:
+    page = (ROOT / f"docs/data/{PAGES[name]}.md").read_text(encoding="utf-8")
+    assert "\n".join(["```", *layouts(name), "```"]) in page
+
+
+@pytest.mark.parametrize("name", data_sets())
+def test_every_data_set_that_reads_files_has_layouts(name: str) -> None:
+    cls, lines = find_class(name), layouts(name)
+    assert cls is not None and bool(lines) == (name not in ("Digits", "Tones"))
+    named = re.findall(r"--data\.(\w+)", " ".join(lines))
+    assert set(named) <= set(options_of(cls))
+    originals = [f"DIR/{file}" for file in getattr(cls, "source_files", ())]
+    assert not originals or sorted(" ".join(lines[1:]).split()) == sorted(originals)
 
 
 def test_the_trainer() -> None:

@@ -58,6 +58,21 @@ class WavFolder(AudioDataModule):
     if not given, is a fraction ``val_fraction`` of the rest. Both fractions are stratified by class and fixed
     for a given set of files.
 
+    Layouts::
+
+        a folder per class; val and test are held out:
+            DIR/yes/1.wav  DIR/no/2.flac
+        a folder per split, with the same classes in each:
+            DIR/train/yes/1.wav  DIR/validation/yes/2.wav  DIR/test/no/3.wav
+        lists of the files of splits, with lines such as yes/1.wav; other files are train:
+            DIR/yes/1.wav  DIR/no/2.wav  DIR/validation_list.txt  DIR/testing_list.txt
+        classes in the names (--data.pattern '{label}_{speaker}_{index}'):
+            DIR/7_jackson_32.wav  DIR/3_theo_1.wav
+        test by a field of the names (also --data.split_field speaker --data.test_values '[theo]'):
+            DIR/7_jackson_32.wav  DIR/3_theo_1.wav
+        no classes; below folders, --data.labeled false:
+            DIR/1.wav  DIR/2.mp3
+
     A folder of at most 512 MB is decoded once and kept in memory. Clips that are silent or shorter than one
     frame are then left out, counted and logged. In a larger folder, each is reported when it is first read
     and has no valid frame, so no method learns from it.

@@ -190,6 +190,12 @@ class MNIST(_TorchvisionImages):
     10,000 test.
 
     Mean and standard deviation of the 60,000, as in PyTorch's example. http://yann.lecun.com/exdb/mnist
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/MNIST/raw/train-images-idx3-ubyte  DIR/MNIST/raw/train-labels-idx1-ubyte
+            DIR/MNIST/raw/t10k-images-idx3-ubyte  DIR/MNIST/raw/t10k-labels-idx1-ubyte
     """
 
     image_shape = (1, 28, 28)
@@ -210,6 +216,12 @@ class FashionMNIST(_TorchvisionImages):
     """Clothes, gray 28x28 (Xiao et al. 2017): 55,000 train and 5,000 val (the official 60,000), 10,000 test.
 
     Mean and standard deviation of the 60,000 (the usual constants). https://arxiv.org/abs/1708.07747
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/FashionMNIST/raw/train-images-idx3-ubyte  DIR/FashionMNIST/raw/train-labels-idx1-ubyte
+            DIR/FashionMNIST/raw/t10k-images-idx3-ubyte  DIR/FashionMNIST/raw/t10k-labels-idx1-ubyte
     """
 
     image_shape = (1, 28, 28)
@@ -240,6 +252,14 @@ class CIFAR10(_TorchvisionImages):
 
     Mean and standard deviation over the pixels of the 50,000 (the usual constants; the 0.2023, 0.1994, 0.2010
     seen elsewhere are means of per-image deviations). https://www.cs.toronto.edu/~kriz/cifar.html
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/cifar-10-batches-py/data_batch_1  DIR/cifar-10-batches-py/data_batch_2
+            DIR/cifar-10-batches-py/data_batch_3  DIR/cifar-10-batches-py/data_batch_4
+            DIR/cifar-10-batches-py/data_batch_5  DIR/cifar-10-batches-py/test_batch
+            DIR/cifar-10-batches-py/batches.meta
     """
 
     image_shape = (3, 32, 32)
@@ -264,6 +284,11 @@ class CIFAR100(_TorchvisionImages):
 
     Mean and standard deviation over the pixels of the 50,000 (the usual constants).
     https://www.cs.toronto.edu/~kriz/cifar.html
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/cifar-100-python/train  DIR/cifar-100-python/test  DIR/cifar-100-python/meta
     """
 
     image_shape = (3, 32, 32)
@@ -293,6 +318,11 @@ class SVHN(_TorchvisionImages):
 
     Mean and standard deviation over the pixels of the 73,257 (the usual constants).
     http://ufldl.stanford.edu/housenumbers
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/train_32x32.mat  DIR/test_32x32.mat
     """
 
     image_shape = (3, 32, 32)
@@ -314,6 +344,12 @@ class STL10(_TorchvisionImages):
 
     The unlabeled images take 2.8 GB of memory, twice that while they are read. Mean and standard deviation
     over the pixels of the 5,000 (the usual constants). https://cs.stanford.edu/~acoates/stl10
+
+    Layouts::
+
+        the original files; --data.download true downloads them:
+            DIR/stl10_binary/train_X.bin  DIR/stl10_binary/train_y.bin  DIR/stl10_binary/unlabeled_X.bin
+            DIR/stl10_binary/test_X.bin  DIR/stl10_binary/test_y.bin
     """
 
     image_shape = (3, 96, 96)

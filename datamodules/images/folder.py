@@ -181,6 +181,19 @@ class ImageFolder(ImageDataModule):
 
         Hold-outs are stratified by class and fixed for a given set of files.
 
+    Layouts::
+
+        a folder per class; val and test are held out:
+            DIR/cat/1.jpg  DIR/dog/2.jpg
+        a folder per split, with the same classes in each:
+            DIR/train/cat/1.jpg  DIR/val/cat/2.jpg  DIR/test/dog/3.jpg
+        lists of the files of splits, with lines such as cat/1.jpg; other files are train:
+            DIR/cat/1.jpg  DIR/dog/2.jpg  DIR/val.txt  DIR/test.txt
+        a word for the split in every file name:
+            DIR/cat/train_1.jpg  DIR/cat/val_2.jpg  DIR/dog/test_3.jpg
+        no classes; below folders, --data.labeled false:
+            DIR/1.jpg  DIR/2.jpg
+
     Pixels: the views of training and validation samples are cropped from the full images, see ``ViewCrops``.
     ``input`` of validation and test samples is resized to 256/224 of ``image_size`` and center-cropped.
     Without views, the shorter side of training samples is resized to ``decode_size``, and a square is cropped

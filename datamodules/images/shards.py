@@ -128,6 +128,15 @@ class Shards(ImageFolder):
     out of ``train`` by the rule for all data (docs/data/splits.md): if only one of val and test is given, it
     is reported as ``test``, and ``val`` is a fixed stratified hold-out.
 
+    Layouts::
+
+        a word for the split in the names of shards; others are train:
+            DIR/train-000000.tar  DIR/val-000000.tar  DIR/test-000000.tar
+        the same on a server, with the index (--data.root https://HOST/FOLDER):
+            FOLDER/train-000000.tar  FOLDER/val-000000.tar  FOLDER/shards.json  FOLDER/shards.npy
+        only some shards (--data.root 'DIR/images-{000000..000099}.tar'):
+            DIR/images-000000.tar  DIR/images-000001.tar
+
     Args:
         root: folder of the shards or its URL (http, https, s3, gs), with ``shards.json`` and ``shards.npy``;
             a local folder without them is indexed at first use. A last path component with ``{000..146}``,

@@ -61,6 +61,21 @@ class Fasta(SSLDataModule):
 
     With views that mask tokens, and in the layout ``records``, ids 0 to 4 are special tokens as in text.
 
+    Layouts::
+
+        any number of files; long records are split by position, others by a hash of their name:
+            DIR/genome.fna.gz  DIR/more/contigs.fa
+        files named after splits:
+            DIR/train.fa  DIR/valid.fa  DIR/test.fa
+        classes by position, from GFF3, GTF or BED (--data.gff DIR/genome.gff.gz):
+            DIR/genome.fna.gz  DIR/genome.gff.gz
+        a file per class (--data.class_files true):
+            DIR/nuclear.fasta  DIR/cytoplasm.fasta
+        classes of records, in columns id and label (--data.labels DIR/table.csv):
+            DIR/records.fa  DIR/table.csv
+        proteins (--data.alphabet protein):
+            DIR/proteome.faa.gz
+
     Args:
         root: a file, or a folder.
         files: glob patterns of the files in the folder; default: the usual extensions of FASTA files of the

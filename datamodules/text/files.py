@@ -77,8 +77,20 @@ class TextFiles(TextDataModule):
     only one of val and test is given, it is used as test, and val is held out as below. Otherwise documents
     are split by a fixed rule. Ten or more: 80 % train, 10 % val and 10 % test of the documents, drawn with a
     fixed seed and stratified by class. Fewer, such as one long text: the first 90 % of the characters are
-    train and the last 10 % val (nanoGPT's rule); val then also serves as test, so do not choose anything on
-    it.
+    train, the last 10 % both val and test (nanoGPT's rule); then do not choose anything on val.
+
+    Layouts::
+
+        one text, its last tenth val and test; --data.root FILE reads a single file:
+            DIR/book.txt
+        a document per file; --data.document paragraph or line: many in each:
+            DIR/1.txt  DIR/more/2.txt
+        a word for the split in every file name:
+            DIR/wiki.train.txt  DIR/wiki.valid.txt  DIR/wiki.test.txt
+        a folder per class, here in folders of splits (--data.class_folders true):
+            DIR/train/pos/1.txt  DIR/train/neg/2.txt  DIR/train/unsup/3.txt  DIR/test/pos/4.txt
+        tables (--data.files '*.csv' --data.columns '[title,text]' --data.label_column class):
+            DIR/news.csv
 
     Args:
         root: a file, or a folder; None = the embedded text.
