@@ -12,6 +12,7 @@ import torch
 from datamodules.base import SSLDataModule
 from datamodules.seeding import mix_seed
 from datamodules.splits import Split
+from datamodules.text.module import TextDataModule
 from datamodules.text.tokenizer import SPECIALS
 from evaluation.measures.base import Measure
 from sslmodules.base import SSLModule
@@ -19,6 +20,9 @@ from sslmodules.networks import PixelTokens
 
 COUNTED = 5_000_000
 """Approximate maximum number of training tokens counted for the tables."""
+
+DECODED = 1_000_000
+"""Maximum number of test tokens in which words are counted."""
 
 
 class Language(Measure):
@@ -39,6 +43,8 @@ class Language(Measure):
         more = ("bits_per_character", "bits_per_dimension", "masked_word_accuracy", "next_sentence_accuracy")
         cells = {name: f"{value:.3f}" for name, value in values["nats_per_token"].items()}
         cells["perplexity"] = f"{terms['perplexity']:.2f}"
+        if "word_perplexity" in terms:
+            cells["word perplexity"] = f"{terms['word_perplexity']:.4g}"
         return title, cells | {key.replace("_", " "): f"{terms[key]:.3f}" for key in more if key in terms}
 
 
@@ -139,6 +145,18 @@ def held_out_terms(
     return {name: value.item() for name, value in (means | module.derived(means)).items()}
 
 
+def words_per_token(data: SSLDataModule) -> float | None:
+    """Words between white space, and ends of lines, of the test split, divided by its tokens.
+
+    None for data other than text, for samples that are padded, and for text without words.
+    """
+    if not isinstance(data, TextDataModule) or data.characters_per_token is None:
+        return None
+    tokens = data.dataset("test").flat[:DECODED]  # type: ignore[attr-defined]
+    text = data.tokenizer.decode(tokens)
+    return (len(text.split()) + text.count("\n")) / len(tokens) or None
+
+
 def language_report(module: SSLModule, data: SSLDataModule, device: torch.device) -> dict[str, Any]:
     """The section ``language`` of a report: held-out losses beside two frequency tables.
 
@@ -149,7 +167,8 @@ def language_report(module: SSLModule, data: SSLDataModule, device: torch.device
 
     Returns:
         ``test``: terms by name; ``nats_per_token``: ``model``, ``unigram``, ``bigram``;
-        ``bits_per_character`` for methods that predict every token, if the data has ``characters_per_token``.
+        ``bits_per_character`` for methods that predict every token, if the data has ``characters_per_token``;
+        for text also ``word_perplexity``, in which the end of a line is a word, as usual for WikiText.
     """
     terms = held_out_terms(module, data, device)
     model = terms.get("masked_word_loss", terms["loss"])
@@ -161,4 +180,6 @@ def language_report(module: SSLModule, data: SSLDataModule, device: torch.device
     characters = data.characters_per_token
     if characters and "masked_word_loss" not in terms:
         report["bits_per_character"] = model / math.log(2) / characters
+        if words := words_per_token(data):
+            report["word_perplexity"] = torch.tensor(model / words, dtype=torch.float64).exp().item()
     return report

@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from datamodules.text.files import TextFiles
-from evaluation.measures.language import bigram_entropy, frequency_entropies, held_out_terms, unigram_entropy
+from evaluation.measures.language import (
+    bigram_entropy,
+    frequency_entropies,
+    held_out_terms,
+    language_report,
+    unigram_entropy,
+    words_per_token,
+)
+from sslmodules import GPT
+from sslmodules.networks import GPTEncoder
 from tests.conftest import build
 
 
@@ -67,3 +76,17 @@ def test_held_out_terms_are_the_mean_over_samples_and_repeat() -> None:
     assert terms["masked_word_loss"] == pytest.approx(math.log(2000), abs=0.3)
     assert terms["perplexity"] == pytest.approx(math.exp(terms["masked_word_loss"]))
     assert terms["loss"] == pytest.approx(terms["masked_word_loss"] + terms["next_sentence_loss"], rel=1e-5)
+
+
+def test_perplexity_of_a_word(tmp_path: Path) -> None:
+    """Four words and the ends of two lines in 14 characters. Padded samples have none."""
+    (tmp_path / "train.txt").write_text("to be or not\n\n" * 40)
+    (tmp_path / "test.txt").write_text("not to be or\n\n" * 20)
+    data = TextFiles(root=str(tmp_path), length=15, batch_size=16)
+    assert words_per_token(data) == pytest.approx(6 / 14)
+    assert words_per_token(TextFiles(synthetic=True, layout="documents")) is None
+    module = GPT(
+        GPTEncoder(data.vocab_size, block_size=14, width=8, depth=1, heads=1), optimizer=torch.optim.SGD
+    )
+    report = language_report(module.eval(), data, torch.device("cpu"))
+    assert report["word_perplexity"] == pytest.approx(math.exp(report["nats_per_token"]["model"] * 14 / 6))
