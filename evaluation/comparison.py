@@ -14,7 +14,7 @@ import yaml
 
 from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
-from evaluation.report import ADDED
+from evaluation.report import ADDED, read_results
 
 #: Options for hardware, logging and saving, which do not distinguish runs.
 PASSED_OVER = (
@@ -78,6 +78,8 @@ class Run:
 def find_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
     """Runs in folders and patterns, including those below other folders; and a line for each without results.
 
+    A results.json that is damaged, or something else, counts as none.
+
     Raises:
         ConfigError: a name that is neither a run nor contains one.
     """
@@ -92,7 +94,13 @@ def find_runs(names: Iterable[str]) -> tuple[list[Run], list[str]]:
             )
         folders |= dict.fromkeys(found)
     runs = [read_run(folder) for folder in folders]
-    return runs, [f"note: {run.path} has no results.json: not evaluated" for run in runs if not run.results]
+    return runs, [_without_results(run.path) for run in runs if not run.results]
+
+
+def _without_results(run: Path) -> str:
+    if (run / "results.json").exists():
+        return f"note: {run}/results.json was not written by this project, or is damaged: left out"
+    return f"note: {run} has no results.json: not evaluated"
 
 
 def _runs_in(place: Path) -> list[Path]:
@@ -112,7 +120,7 @@ def read_run(folder: Path) -> Run:
     assert method
     hardware = _json(folder / "environment.json").get("hardware", {})
     where = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu", "unknown")
-    return Run(folder, options, _json(folder / "results.json"), read_curves(folder), where)
+    return Run(folder, options, read_results(folder / "results.json"), read_curves(folder), where)
 
 
 def _json(file: Path) -> dict[str, Any]:

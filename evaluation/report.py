@@ -43,6 +43,17 @@ ADDED = ("sgd_probe", "head_linear", "head_mlp", "head_attentive")
 """Results of probes with a command of their own, which later results of the same weights keep."""
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """A report written by any version of ``evaluate``; empty if there is none or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(content, dict) and {"method", "protocol", "results"} <= content.keys()
+    parts = [content[key] for key in ("protocol", "results", *ADDED) if key in content] if known else [None]
+    return content if all(isinstance(part, dict) for part in parts) else {}
+
+
 def evaluate(
     module: SSLModule,
     random_init: SSLModule,
@@ -112,6 +123,8 @@ def evaluate(
         with attempts.of(name):
             if measure.applies(module, data):
                 report[name] = measure.measure(module, data, device)
+            elif measure.by_name:
+                report["left_out"][name] = f"not for {report['method']} on {report['data']}"
     module.train(was_training)
     return report
 

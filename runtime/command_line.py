@@ -269,6 +269,9 @@ def explain(error: BaseException) -> str:
     if text.startswith("Does not validate against any of the Union subtypes"):
         reasons = re.findall(r"[Ee]xpected .*?, (?:but )?got .*|No module named .*|cannot import .*", text)
         text = next(iter(reasons), text)
+    if missing := re.search(r"the following arguments are required: (.+)", text):
+        options = [f"--{'.'.join([*keys, name])}" for name in missing[1].split(", ")]
+        return f"{' and '.join(options)} must be given"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     text = re.sub(r"NestedArg\(key='([^']*)', val=.*\)", r"an option '\1' of it", text)

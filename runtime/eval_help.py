@@ -12,6 +12,7 @@ from runtime.messages import data_sets, did_you_mean
 
 DEFAULT = "probe"
 HELP = ("--help", "-h")
+DEVICES = ("auto", "cpu", "cuda")
 TYPES = {"int": int, "float": float, "path": Path}
 
 
@@ -63,13 +64,12 @@ Measures or uses a trained method. RUN is a run folder (its last.ckpt) or a chec
 commands (python eval.py COMMAND --help shows the options of one):
 {rows}
 
-options of every command:
-  --device NAME             auto, cpu or cuda (default: auto)
+options of every command but compare:
+  --device NAME             auto (a GPU if there is one), cpu or cuda (default: auto)
   --data NAME               another data set than the run's, and any of its options: --data.root DIR,
                             --data.batch_size N. All other options are the run's. probe accepts
                             several: --data A --data.root X --data B gives one table
   --trust_config_classes P  also build classes of your package P that a checkpoint names
-  --help                    this text
 
 data sets: {", ".join(data_sets())}
 
@@ -97,13 +97,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
+    on_run = commands()[name] not in below(["FolderCommand"])
     parser = _Parser(
         prog=f"python eval.py {name}",
         usage=f"{usages()[name]} [options]",
-        epilog="also any option of the data: see python eval.py --help",
+        epilog="also any option of the data: see python eval.py --help" if on_run else None,
         allow_abbrev=False,
     )
-    if commands()[name] not in below(["FolderCommand"]):
+    if on_run:
         parser.add_argument("run", metavar="RUN", help="a run folder (its last.ckpt) or a checkpoint")
     command = literals(commands()[name])
     names = _names()
@@ -115,14 +116,24 @@ def _parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--output", metavar="PATH", type=Path, help=text)
     if command["overwrite"]:
         parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    if on_run:
+        _add_options_of_runs(parser)
+    return parser
+
+
+def _add_options_of_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="auto",
+        help="auto (a GPU if there is one), cpu or cuda (default: auto)",
+    )
     parser.add_argument(
         "--trust_config_classes",
         metavar="PACKAGE",
         default="",
         help="also build classes of this package that a checkpoint names",
     )
-    return parser
 
 
 def _names() -> dict[str, str]:
@@ -138,11 +149,20 @@ def _names() -> dict[str, str]:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command's arguments, and those that begin with ``--data``."""
+    """The command's arguments, and those that begin with ``--data``.
+
+    Raises:
+        ConfigError: one of the latter has no value.
+    """
     own, rest, words = [], [], iter(argv)
     for word in words:
-        if word == "--data" or word.startswith(("--data.", "--data=")):
-            rest += [word] if "=" in word else [word, next(words, "")]
-        else:
+        if word != "--data" and not word.startswith(("--data.", "--data=")):
             own.append(word)
+        elif "=" in word:
+            rest.append(word)
+        else:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"{word} needs a value: give {word} VALUE")
+            rest += [word, value]
     return own, rest

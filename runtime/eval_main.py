@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from datamodules.checks import check_one_of
 from datamodules.errors import ConfigError
 from evaluation.commands.base import Command, FolderCommand, TrainedRun, say
 from runtime.arguments import trusted_packages
 from runtime.checkpoints import evaluated_checkpoint, initial_module, load_module, read_checkpoint
 from runtime.discovery import find_class
-from runtime.eval_help import commands
+from runtime.eval_help import DEVICES, commands
 from runtime.fit import check_samples
 from runtime.framework_messages import silence_framework
 from runtime.initial_weights import starting_point
@@ -33,12 +34,12 @@ def run(name: str, given: Namespace, overrides: list[str]) -> int:
     cls: Any = find_class(commands()[name])
     command: Command = cls()
     silence_framework()
-    if given.trust_config_classes:
-        trusted_packages(["--trust_config_classes", given.trust_config_classes])
     if isinstance(command, FolderCommand):
         if overrides:
             raise ConfigError(f"{name} reads no data and has no option {overrides[0].partition('=')[0]}")
         return command.run_on(given)
+    if given.trust_config_classes:
+        trusted_packages(["--trust_config_classes", given.trust_config_classes])
     groups = data_sets(overrides)
     if len(groups) > 1 and not command.takes_several:
         raise ConfigError(f"{name} reads one data set, but --data is given {len(groups)} times")
@@ -108,7 +109,8 @@ def _open(given: Namespace, overrides: list[str]) -> tuple[TrainedRun, dict[str,
 
 
 def _device(name: str) -> torch.device:
+    check_one_of(DEVICES, **{"--device": name})
     cuda = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not cuda):
-        raise ConfigError(f"--device {name}: expected auto, cpu or, on a machine with a GPU, cuda")
+    if name == "cuda" and not cuda:
+        raise ConfigError("--device cuda: there is no GPU here, or torch cannot use it: give --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and cuda) else "cpu")

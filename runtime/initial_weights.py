@@ -59,12 +59,12 @@ def read_weights(name: str) -> Weights:
         ConfigError, DataFileError: there is no such file, or it contains no weights.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         path = path / WEIGHTS if (path / WEIGHTS).is_file() else checkpoint_of(str(path))[0]
-    if not path.is_file():
+    if not name or not path.is_file():
         raise ConfigError(
-            f"--init_from {name} does not exist: expected a run folder, a checkpoint, or a file of weights "
-            "(.safetensors, .pth)"
+            f"--init_from {name or repr(name)} does not exist: expected a run folder, a checkpoint, or a "
+            "file of weights (.safetensors, .pth)"
         )
     if path.suffix == ".safetensors":
         return Weights(path, _safetensors(path))
@@ -108,8 +108,8 @@ def _torch_file(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of many kinds, as in read_checkpoint
         raise DataFileError(
-            f"{path} contains more than tensors, which is not read: expected a state dict written by "
-            "torch.save, or a .safetensors file"
+            f"{path} is not a file of weights, or contains more than tensors, which is not read: expected a "
+            "state dict written by torch.save, or a .safetensors file"
         ) from None
     return content if isinstance(content, dict) else {}
 

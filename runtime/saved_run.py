@@ -8,10 +8,14 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from datamodules.audio.module import AudioDataModule
 from datamodules.base import SSLDataModule
 from datamodules.errors import ConfigError, ImageFileError
 from datamodules.images.decode import image_size
 from datamodules.images.folder import ImageFolder
+from datamodules.images.module import ImageDataModule
+from datamodules.sequences.module import Fasta
+from datamodules.text.module import TextDataModule
 from runtime.arguments import import_named
 from runtime.command_line import explain
 from runtime.construction import gaps
@@ -20,6 +24,14 @@ from runtime.messages import pairs
 from runtime.names import look_for_mistakes, resolve
 from runtime.options import options_of
 from runtime.trust import build
+
+KINDS: dict[type, str] = {
+    ImageDataModule: "images",
+    AudioDataModule: "audio",
+    TextDataModule: "text",
+    Fasta: "sequences",
+}
+"""Kinds of samples, of which a network accepts one."""
 
 
 def checkpoint_of(run: str) -> tuple[Path, Path]:
@@ -68,11 +80,22 @@ def build_data(stored: dict[str, Any], overrides: list[str]) -> SSLDataModule:
     )
     if cls is of_run:
         return _build(cls, options, words, where)
+    new, old = _kind(cls), _kind(of_run)
+    if new is not old and {new, old} <= KINDS.keys():
+        raise ConfigError(
+            f"--data {cls.__name__} ({KINDS[new]}) does not fit a network that was trained on "
+            f"{of_run.__name__} ({KINDS[old]}): choose data of the same kind"
+        )
     format_of_run = _build(of_run, options, [], "the checkpoint").input_format()
     channels = getattr(cls, "image_shape", (None,))[0]  # for data sets whose images have a fixed shape
     if channels is not None and channels != format_of_run.get("channels"):
         return _build(cls, options, words, where)  # neither the run's statistics nor its network fit
     return _build(cls, options | format_of_run, words, where)
+
+
+def _kind(data: type) -> type:
+    """The class of images, audio, text or other samples: the one derived from SSLDataModule."""
+    return next(cls for cls in data.__mro__ if SSLDataModule in cls.__bases__)
 
 
 def notes(content: dict[str, Any], data: SSLDataModule) -> list[str]:

@@ -281,11 +281,20 @@ def test_a_checkpoint_that_cannot_be_resumed(
         (["{run}", "--data.rot", "x"], r"Digits has no option 'rot' \(did you mean 'root'\?\)"),
         (["{run}", "--data", "MNIST", "--data.root", "nowhere"], "MNIST: --data.root nowhere does not exist"),
         (["{run}", "--output", "no/such/folder/r.json"], "the folder no/such/folder does not exist"),
-        (["{run}", "--device", "tpu"], "--device tpu: expected auto, cpu or, on a machine with a GPU, cuda"),
+        (["{run}", "--device", "tpu"], "^error: --device must be one of auto, cpu, cuda, got 'tpu'$"),
+        (
+            ["{run}", "--device", "cuda"],
+            "^error: --device cuda: there is no GPU here, or torch cannot use it: ",
+        ),
     ],
 )
 def test_bad_input_of_eval(
-    args: list[str], expected: str, trained: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str],
+    expected: str,
+    trained: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert evaluation_script.main([a.replace("{run}", str(trained)) for a in args]) == 2
     assert re.search(expected, one_line_of(capsys))

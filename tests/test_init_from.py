@@ -190,11 +190,12 @@ def test_what_does_not_fit(simclr: Path, tmp_path: Path, capsys: pytest.CaptureF
     torch.save({"weights": ConvEncoder()}, "code.pth")
     (tmp_path / "folder").mkdir()
     for name, expected in {
-        "text.pth": "text.pth contains more than tensors, which is not read: expected a state dict",
+        "text.pth": "text.pth is not a file of weights, or contains more than tensors, which",
         "text.safetensors": "text.safetensors is not a safetensors file, or is damaged",
         "none.pth": "none.pth contains no weights: expected tensors by name",
-        "code.pth": "code.pth contains more than tensors",
+        "code.pth": "code.pth is not a file of weights, or contains more than tensors",
         "absent": "--init_from absent does not exist: expected a run folder, a checkpoint, or a file",
+        "": "--init_from '' does not exist: expected a run folder, a checkpoint, or a file",
         "folder": "folder contains no checkpoints/last.ckpt",
     }.items():
         assert expected in error_of([*config("digits/simclr"), *options, f"--init_from={name}"], capsys)

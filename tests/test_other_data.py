@@ -139,7 +139,6 @@ def test_a_run_is_evaluated_on_synthetic_samples_only_if_asked(
     [
         ("gray_run", "CIFAR10", "of CIFAR10 of shape (3, 32, 32): its in_channels is 1"),
         ("color_run", "Digits", "of Digits of shape (1, 8, 8): its in_channels is 3"),
-        ("gray_run", "TextFiles", "of TextFiles of shape (128,): they have no channels"),
     ],
 )
 def test_data_that_does_not_fit(

@@ -40,14 +40,15 @@ class CompareCommand(FolderCommand):
         runs, notes = find_runs(given.runs)
         columns = None if given.columns is None else [name.strip() for name in given.columns.split(",")]
         found = table(runs, given.sort, columns)
+        panels = None if given.plot is None else _panels(runs, given.metric)
         for line in [*notes, *protocols(runs)]:
             say(line)
         print_table(f"{len(runs)} runs", *found)
         if given.output is not None:
             text = as_markdown(found) if given.output.suffix == ".md" else as_csv(*found)
             say(write_text(given.output, text))
-        if given.plot is not None:
-            say(write_image(given.plot, draw_lines(_panels(runs, given.metric))))
+        if panels is not None:
+            say(write_image(given.plot, draw_lines(panels)))
         return 0
 
 

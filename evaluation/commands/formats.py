@@ -47,7 +47,8 @@ def _classifier(run: TrainedRun, folder: Path) -> str:
         return ""
     state = {name: value.detach().cpu() for name, value in module.best_classifier.state_dict().items()}
     save_file(state, folder / "classifier.safetensors")
-    head, width = module.hparams["head"], module.encoder.num_features
+    head, encoder = module.hparams["head"], module.encoder
+    width = encoder.token_width if head == "attentive" else encoder.num_features
     return (
         "\n\nfrom safetensors.torch import load_file\n"
         "from sslmodules.networks.classifier import make_head\n\n"

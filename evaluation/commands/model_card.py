@@ -68,8 +68,9 @@ def model_card(run: TrainedRun, name: str, code: str) -> str:
     environment = _read(run.folder / "environment.json")
     parts = [
         f"# {method} on {data}",
-        f"An encoder with {run.module.encoder.num_features} features, trained with {method} "
-        f"({first_paragraph(inspect.getdoc(type(run.module)))}) on {data}. Checkpoint: `{run.checkpoint}`.",
+        f"An encoder with {run.module.encoder.num_features} features, trained with {method} on {data}. "
+        f"Checkpoint: `{run.checkpoint}`.",
+        first_paragraph(inspect.getdoc(type(run.module))),
         f"## Load it ({name})",
         f"```python\n{code}\n```",
         "`preprocess.json` describes how a sample becomes `input`. The results below are for the run's "
@@ -87,9 +88,10 @@ def model_card(run: TrainedRun, name: str, code: str) -> str:
 
 def _features(module: SSLModule) -> str:
     cls = type(module)
-    own = cls.embed is not SSLModule.embed
-    told = first_paragraph(inspect.getdoc(cls.embed)) if own else ""
-    return f"`{cls.__name__}.embed`{f', {told}' if told else ''}." if own else "the encoder's output."
+    if cls.embed is SSLModule.embed:
+        return "the encoder's output."
+    told = first_paragraph(cls.embed.__doc__).rstrip(".").replace("``", "`")
+    return f"`{cls.__name__}.embed`{f': {told}' if told else ''}."
 
 
 def _scores(module: SSLModule, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from evaluation.features import Means
 from evaluation.head_probe import FEATURES, check_labels, head_scores, protocol
 from evaluation.kept import NAME as KEPT
 from evaluation.kept import checksum
-from evaluation.report import ADDED, evaluate, named_measures, named_probes
+from evaluation.report import ADDED, evaluate, named_measures, named_probes, read_results
 from evaluation.sgd_probe import check_data, train_and_count
 from evaluation.tables import print_accuracies, print_report
 from runtime.files import write_json
@@ -161,13 +160,3 @@ def _shown(scores: dict[str, Any]) -> str:
 def _names(given: str | None) -> list[str] | None:
     """The names in a comma-separated list; None if the option is not given."""
     return None if given is None else [name.strip() for name in given.split(",")]
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A report written by any version of ``evaluate``; empty if there is none or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    known = isinstance(content, dict) and {"method", "protocol", "results"} <= content.keys()
-    return content if known else {}

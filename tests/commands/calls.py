@@ -13,7 +13,9 @@ import eval as script
 
 
 def evaluate(*arguments: object) -> int:
-    return script.main([*map(str, arguments), "--device", "cpu"])
+    """The exit status; all commands but compare compute on the CPU."""
+    device = [] if arguments[0] == "compare" else ["--device", "cpu"]
+    return script.main([*map(str, arguments), *device])
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

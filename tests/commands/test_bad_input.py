@@ -56,6 +56,17 @@ UNLABELED = ["--data", "ImageFolder", "--data.root", "images", "--data.labeled",
             "pattern such as 'runs/*'",
         ),
         (
+            ["compare", "RUN", "--device", "cpu"],
+            "unrecognized arguments: --device cpu; see python eval.py compare --help",
+        ),
+        (
+            ["probe", "RUN", "--data", "Tones"],
+            "--data Tones (audio) does not fit a network that was trained on Digits (images): choose data of "
+            "the same kind",
+        ),
+        (["probe", "RUN", "--data", "ImageFolder"], "--data.root must be given"),
+        (["probe", "RUN", "--data.root"], "--data.root needs a value: give --data.root VALUE"),
+        (
             ["probe", "images"],
             "images contains no checkpoints/last.ckpt: expected a run folder of train.py",
         ),

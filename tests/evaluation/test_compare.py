@@ -32,7 +32,7 @@ def make_run(folder: Path, linear: float | None, seed: int = 0, model: Any = Non
     if linear is not None:
         measured = {"linear_l2": linear, "linear_l2_by_encoder": {}, "seed": seed, "knn_k": 20, **protocol}
         rows = {"pretrained": {"linear_top1": linear}, "raw_input": {"linear_top1": 0.1}}
-        results = {"data": "Digits", "protocol": measured, "results": rows}
+        results = {"method": "SimCLR", "data": "Digits", "protocol": measured, "results": rows}
         (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -123,6 +123,18 @@ def test_a_run_without_results_is_told(runs: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("note: runs/e has no results.json: not evaluated\n")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"method": "SimCLR", "protocol": [], "results": null}'])
+def test_results_of_something_else_are_told(
+    content: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "runs/a/results.json").write_text(content)
+    assert script.main(["compare", "runs", "--columns=test/linear_top1", "--output=table.csv"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "note: runs/a/results.json was not written by this project, or is damaged: left out\n"
+    )
+    assert (runs / "table.csv").read_text() == "run,test/linear_top1\nruns/a,-\nruns/b,0.900\nruns/c,0.950\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -150,5 +162,5 @@ def test_what_cannot_be_compared(
     (runs / "broken").mkdir()
     (runs / "broken/config.yaml").write_text("trainer: {}")
     assert script.main(["compare", *options]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    out, error = capsys.readouterr()
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1 and out == ""

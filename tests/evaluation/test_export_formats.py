@@ -13,10 +13,13 @@ import torch
 
 import eval as script
 import train
-from evaluation.commands.formats import example_input
+from evaluation.commands.formats import _classifier, example_input
 from runtime.checkpoints import load_module, read_checkpoint
+from runtime.discovery import first_paragraph
 from runtime.messages import ROOT
 from runtime.saved_run import build_data
+from sslmodules import FineTune, SimCLR
+from sslmodules.networks import TimmEncoder
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
@@ -144,8 +147,13 @@ def test_the_model_card_tells_method_results_and_license(runs: Any, tmp_path: Pa
     assert script.main(["probe", str(run), "--probes=knn", "--data.synthetic=true"]) == 0
     export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    for expected in ("# SimCLR on Digits", "128 features", "Apache-2.0", "Commit ", "torch 2."):
+    for expected in ("# SimCLR on Digits", "Apache-2.0", "Commit ", "torch 2."):
         assert expected in card
+    assert card.split("\n\n")[1:3] == [
+        "An encoder with 128 features, trained with SimCLR on Digits. Checkpoint: "
+        f"`{run / 'checkpoints/last.ckpt'}`.",
+        first_paragraph(SimCLR.__doc__),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +211,19 @@ def test_the_classifier_of_a_fine_tuned_run_is_beside_its_encoder(runs: Any, tmp
         torch.testing.assert_close(model(x), features)
     assert json.loads((folder / "preprocess.json").read_text())["classes"] == list("0123456789")
     assert "`classifier` computes from them the scores of the classes" in (folder / "README.md").read_text()
+
+
+def test_an_attentive_classifier_is_as_wide_as_the_tokens(tmp_path: Path) -> None:
+    """Which for a MobileNet are narrower than its features."""
+    encoder = TimmEncoder("mobilenetv3_small_050")
+    module = FineTune(encoder, 3, head="attentive", optimizer=lambda p: torch.optim.SGD(p, lr=0.1)).eval()
+    code = _classifier(SimpleNamespace(module=module), tmp_path)  # type: ignore[arg-type]
+    names: dict[str, Any] = {}
+    x = torch.randn(2, 3, 32, 32)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.chdir(tmp_path)
+        exec(code, names)
+        torch.testing.assert_close(names["classifier"](*encoder.tokens(x)), module.classify(x))
 
 
 @pytest.mark.parametrize("name", ["pt2", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])

@@ -40,6 +40,12 @@ def test_they_agree_with_the_probes() -> None:
         assert heading in text
 
 
+def test_a_named_measure_that_does_not_apply_is_told() -> None:
+    module, data = build("configs/tones/apc.yaml")
+    report = evaluate(module, module, data, "x.ckpt", probes=("knn",), also=("robustness",))
+    assert report["left_out"] == {"robustness": "not for APC on Tones"} and "robustness" not in report
+
+
 def test_no_views_no_lidar() -> None:
     module, data = build("configs/digits/autoencoder.yaml")
     data.setup("test")
