@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.base import Batch
 from datamodules.checks import check_at_least, check_within
@@ -77,7 +77,8 @@ class VISReg(SSLModule):
         projector_hidden: width of the projector's hidden layers; the defaults of this and the next two are
             the authors' for small data.
         projector_out: width D of the embeddings z.
-        projector_layers: linear layers of the projector, batch norm and ReLU between them.
+        projector_layers: linear layers of the projector, batch norm and an activation between them.
+        projector_gelu: GELU instead of ReLU, as the authors have it for ImageNet.
         **kwargs: ``SSLModule``'s.
 
     Raises:
@@ -96,6 +97,7 @@ class VISReg(SSLModule):
         projector_hidden: int = 2048,
         projector_out: int = 128,
         projector_layers: int = 3,
+        projector_gelu: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -110,7 +112,7 @@ class VISReg(SSLModule):
         )
         self.encoder = encoder
         widths = [encoder.num_features, *[projector_hidden] * (projector_layers - 1), projector_out]
-        self.projector = mlp(widths)
+        self.projector = mlp(widths, activation=nn.GELU if projector_gelu else nn.ReLU)
         self.regularization_weight, self.num_global, self.slices = regularization_weight, num_global, slices
 
     def check_batch(self, batch: Batch) -> None:

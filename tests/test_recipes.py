@@ -70,6 +70,10 @@ RECIPES = {
                      parameters={"encoder": VIT_H,
                                  "predictor": 1281 * 384 + 384 + 12 * (12 * 384**2 + 13 * 384) + 2 * 384
                                  + 385 * 1280}),
+    "visreg": Recipe(8, 128, 100, 9e-4, {"betas": (0.9, 0.999), "weight_decay": 0.05}, 5, 1e-3,
+                     model={"regularization_weight": 0.9, "slices": 4096, "num_global": 4},
+                     parameters={"encoder": 85_798_656,
+                                 "projector": 770 * 2048 + 2050 * 2048 + 2049 * 256}),
 }  # fmt: skip
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale_p": 0.2}
@@ -110,6 +114,9 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
+VISREG = {"interpolation": "bicubic", "blur_p": 0.5, "blur_kernel": 9, "solarize_p": 0.2, **WEAK_RED}
+VIEWS["visreg"] = 4 * [{"size": 224, "crop_scale": (0.3, 1), **VISREG}]
+VIEWS["visreg"] += 6 * [{"size": 96, "crop_scale": (0.05, 0.3), **VISREG}]
 VIEWS["simdino"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
 
 each = pytest.mark.parametrize("name", RECIPES)

@@ -338,14 +338,18 @@ class TwoViews(Views):
 
 
 class MultiCrop(Views):
-    """Two global views and several smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
+    """Two or more global views and several smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
     Args:
         global_view1, global_view2: the large crops, first in the list.
         local_view: recipe of the small crops.
         num_local: number of local views, >= 0.
+        num_global: number of global views, >= 2; all but the first are made by ``global_view2``.
     """
 
-    def __init__(self, global_view1: View, global_view2: View, local_view: View, num_local: int) -> None:
+    def __init__(
+        self, global_view1: View, global_view2: View, local_view: View, num_local: int, num_global: int = 2
+    ) -> None:
         check_at_least(0, num_local=num_local)
-        super().__init__(global_view1, global_view2, *[local_view] * num_local)
+        check_at_least(2, num_global=num_global)
+        super().__init__(global_view1, *[global_view2] * (num_global - 1), *[local_view] * num_local)

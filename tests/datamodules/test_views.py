@@ -225,6 +225,16 @@ def test_bad_knobs_are_refused_with_name_and_value(knob: str, value: object) -> 
     assert knob in str(error.value) and repr(value) in str(error.value)
 
 
-def test_bad_number_of_local_views_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_local must be at least 0, got -1"):
-        MultiCrop(View(32), View(32), View(16), num_local=-1)
+@pytest.mark.parametrize(("option", "least"), [("num_local", 0), ("num_global", 2)])
+def test_bad_numbers_of_views_are_refused(option: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be at least {least}, got -1"):
+        MultiCrop(View(32), View(32), View(16), **{"num_local": 0, option: -1})
+
+
+def test_all_global_views_but_the_first_are_the_second_recipe() -> None:
+    first, second, local = View(32), View(24), View(16)
+    views = MultiCrop(first, second, local, num_local=2, num_global=4)
+    assert list(views.views) == [first, second, second, second, local, local]
+    made = apply_views(views, photos(3, 40, 40), make_generator(0))["views"]
+    assert [view.shape[-1] for view in made] == [32, 24, 24, 24, 16, 16]
+    assert not torch.equal(made[1], made[2])  # each has draws of its own

@@ -109,6 +109,15 @@ def small(**options: Any) -> VISReg:
     return VISReg(encoder, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), **{**sizes, **options})
 
 
+def test_the_projector_has_relu_or_the_authors_gelu() -> None:
+    kinds = [
+        [type(part).__name__ for part in small(**given).projector] for given in ({}, {"projector_gelu": True})
+    ]
+    assert kinds == [
+        ["Linear", "BatchNorm1d", act, "Linear", "BatchNorm1d", act, "Linear"] for act in ("ReLU", "GELU")
+    ]
+
+
 def views(count: int = 3, n: int = 8) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(n, 1, 8, 8, generator=generator) for _ in range(count)]
