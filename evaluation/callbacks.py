@@ -21,6 +21,7 @@ from evaluation.measures.health import alignment, collapse_report
 from evaluation.media import log_texts
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe
+from sslmodules.networks.sharding import with_whole_weights
 
 
 def gather_in_order(local: Tensor, trainer: Trainer) -> Tensor | None:
@@ -202,7 +203,7 @@ class OnlineLinearProbe(MetricsCallback):
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            features = pl_module(batch["input"]).flatten(1).float()
+            features = with_whole_weights(trainer, lambda: pl_module(batch["input"]).flatten(1).float())
         for module, training in modes.items():
             module.training = training
         labels = batch["label"]
@@ -266,7 +267,8 @@ class CollapseMetrics(MetricsCallback):
         views = batch.get("views", [])
         if len(views) >= 2 and views[0].shape == views[1].shape:
             with trainer.precision_plugin.val_step_context():
-                h1, h2 = (pl_module(view).flatten(1).float() for view in views[:2])
+                embed = lambda: [pl_module(view).flatten(1).float() for view in views[:2]]
+                h1, h2 = with_whole_weights(trainer, embed)
             self.pairs.append((h1, h2))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from evaluation.pictures import rows_of_images, titled
 from runtime.optional import offers
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
+from sslmodules.networks.sharding import is_sharded, with_whole_weights
 
 
 @contextmanager
@@ -87,15 +89,17 @@ class FirstSamples(Callback, ABC):
             trainer.current_epoch % self.every_n_epochs == 0
             or trainer.current_epoch + 1 == trainer.max_epochs
         )
-        first = (
-            batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking
-        )
-        if not (due and first):
+        first = batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking
+        shards = is_sharded(trainer)
+        if not (due and first and (trainer.is_global_zero or shards)):
             return
         few = {k: v[: self.num_samples] for k, v in batch.items() if isinstance(v, Tensor)}
         views = [view[: self.num_samples] for view in batch.get("views", [])]
+        if shards:  # all processes take part in each forward pass, so all need the same samples
+            shared = trainer.strategy.broadcast(move_data_to_device((few, views), torch.device("cpu")))
+            few, views = move_data_to_device(shared, pl_module.device)
         with trainer.precision_plugin.val_step_context(), fixed_noise(pl_module.device), torch.no_grad():
-            self.show(trainer, pl_module, few, views)
+            with_whole_weights(trainer, lambda: self.show(trainer, pl_module, few, views))
 
     @abstractmethod
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:

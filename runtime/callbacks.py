@@ -18,6 +18,7 @@ from datamodules.errors import ConfigError
 from evaluation.media import last_step
 from runtime.checkpoints import LAST
 from runtime.lightning_internals import EpochsFromOne
+from sslmodules.networks.sharding import sum_of_shards, total_norm
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
@@ -150,7 +151,7 @@ class FiniteLoss(Callback):
         self.as_built: set[str] = set()  # non-finite from the start, such as a mask of -inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.as_built = set(_not_finite(pl_module))
+        self.as_built = set(_not_finite(trainer, pl_module))
         self.checkpoint = self.checkpoint or Path(trainer.default_root_dir) / "checkpoints" / LAST
 
     def on_train_batch_start(
@@ -174,8 +175,8 @@ class FiniteLoss(Callback):
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        values = torch.stack([self.loss.float(), norm.to(self.loss.device, torch.float32)])
+        norm = total_norm(trainer, gradients, self.loss.device)
+        values = torch.stack([self.loss.float(), norm])
         self.loss = None
         values, arrived = _to_host(values)
         before = self.pending
@@ -250,7 +251,7 @@ class FiniteLoss(Callback):
         This can happen with finite losses: batches are normalized by their own variance, while the running
         variance overflows.
         """
-        if wrong := [name for name in _not_finite(module) if name not in self.as_built]:
+        if wrong := [name for name in _not_finite(trainer, module) if name not in self.as_built]:
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else math.nan
             raise ConfigError(
@@ -276,11 +277,12 @@ def scaler_of(trainer: Trainer) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def _not_finite(module: LightningModule) -> list[str]:
+def _not_finite(trainer: Trainer, module: LightningModule) -> list[str]:
     """Names of parameters and buffers that contain NaN or infinity; the host waits for the device once."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
     if not tensors:
         return []
-    finite = torch.stack([t.detach().isfinite().all().to(module.device) for t in tensors.values()]).tolist()
-    return [name for name, good in zip(tensors, finite, strict=True) if not good]
+    finite = torch.stack([t.detach().isfinite().all().to(module.device) for t in tensors.values()])
+    wrong = sum_of_shards(trainer, (~finite).float()).tolist()
+    return [name for name, parts in zip(tensors, wrong, strict=True) if parts]
