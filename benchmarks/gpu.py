@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ from benchmarks.cifar10 import UNFINISHED, origin
 from benchmarks.parts.rounds import not_run
 from runtime.messages import ROOT
 
-KEPT = 20_000  # characters of an item's output
+KEPT = 100_000  # characters of an item's output
+ENDING = 20  # seconds in which pytest lists its failures, before it is killed
 
 
 class Item(NamedTuple):
@@ -44,7 +46,8 @@ class Item(NamedTuple):
 
 
 ITEMS = {
-    "kernels": Item(240, "pytest -m gpu -n 14 -q"),
+    # a test of more than a minute shows where it is
+    "kernels": Item(240, "pytest -m gpu -n 14 --dist worksteal -v --durations 15 -o faulthandler_timeout=60"),
     "gate": Item(60, "cifar10_gate.py --data DATA --variants supervised ours bare 'supervised, compressed'"),
     "record": Item(200, "cifar10_gate.py --data DATA --variants record --epochs 100"),
     "profile": Item(40, "profile_step.py --method simclr --batch 512"),
@@ -69,7 +72,10 @@ def words(command: str, data: Path, seconds: float) -> list[str]:
 
 
 def run(name: str, data: Path, seconds: float) -> tuple[int, str]:
-    """Exit status and output of an item, which is printed too; status 124 if it takes more seconds."""
+    """Exit status and output of an item, which is printed too; status 124 if it takes more seconds.
+
+    pytest is interrupted before that, so that it lists the failures it has found.
+    """
     command = words(ITEMS[name].command, data, seconds)
     print(f"\n==== {name}: {ITEMS[name].command}", flush=True)
     process = subprocess.Popen(
@@ -80,16 +86,23 @@ def run(name: str, data: Path, seconds: float) -> tuple[int, str]:
         text=True,
         start_new_session=True,  # its workers end with it: they hold the GPU and the pipe
     )
-    timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-    timer.start()
+    timers = [threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))]
+    if "pytest" in command:
+        timers.append(threading.Timer(seconds - ENDING, process.send_signal, (signal.SIGINT,)))
+    for timer in timers:
+        timer.start()
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
-    timed_out = not timer.is_alive()
-    timer.cancel()
-    return (124 if timed_out else process.wait()), "".join(lines)
+    status = process.wait()
+    timed_out = not all(timer.is_alive() for timer in timers)
+    for timer in timers:
+        timer.cancel()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what a test has started
+    return (124 if timed_out else status), "".join(lines)
 
 
 def main() -> int:

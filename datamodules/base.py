@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from datamodules.checks import check_at_least
 from datamodules.errors import ConfigError
 from datamodules.listing import difference
 from datamodules.loading import Fetch, LateLoader, ignore_foreign_signals
-from datamodules.samplers import EpochSampler, ShardSampler, interleaved, labels_of
+from datamodules.samplers import EpochSampler, ShardSampler, equal_batches, interleaved, labels_of
 from datamodules.seeding import mix_seed, run_seed
 from datamodules.splits import Split
 from datamodules.transforms.base import BatchTransform, apply_views
@@ -306,9 +307,13 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         return self._loader(dataset, ShardSampler(dataset, 0, 1), training=False)
 
     def _loader(self, dataset: Dataset, sampler: DistributedSampler, training: bool) -> DataLoader:
+        batch_size = self.batch_size
+        if not training and self.trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            n: int = len(dataset)  # type: ignore[arg-type]
+            batch_size = equal_batches(n, sampler.num_replicas, batch_size)
         return LateLoader(
             Fetch(dataset),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=keep_batch,

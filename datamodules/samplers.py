@@ -125,6 +125,22 @@ def interleaved(dataset: Dataset) -> np.ndarray:
     return indices[indices < n]
 
 
+def equal_batches(samples: int, ranks: int, batch_size: int) -> int:
+    """The smallest batch size from ``batch_size`` on that gives all ranks equally many batches.
+
+    For FSDP: each forward pass needs all ranks, also those with one sample less.
+
+    Example::
+
+        >>> equal_batches(51, ranks=2, batch_size=5)  # 26 and 25 samples: 6 and 5 batches
+        6
+    """
+    longest, shortest = -(-samples // ranks), samples // ranks
+    while -(-longest // batch_size) != -(-shortest // batch_size):
+        batch_size += 1
+    return batch_size
+
+
 class ShardSampler(DistributedSampler):
     """Every index exactly once over all ranks: rank r takes numbers r, r + W, ... and nothing is padded.
 

@@ -267,8 +267,8 @@ class CollapseMetrics(MetricsCallback):
         views = batch.get("views", [])
         if len(views) >= 2 and views[0].shape == views[1].shape:
             with trainer.precision_plugin.val_step_context():
-                embed = lambda: [pl_module(view).flatten(1).float() for view in views[:2]]
-                h1, h2 = with_whole_weights(trainer, embed)
+                pair = with_whole_weights(trainer, lambda: tuple(pl_module(view) for view in views[:2]))
+            h1, h2 = (h.flatten(1).float() for h in pair)
             self.pairs.append((h1, h2))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,7 +18,7 @@ from datamodules.errors import ConfigError
 from evaluation.media import last_step
 from runtime.checkpoints import LAST
 from runtime.lightning_internals import EpochsFromOne
-from sslmodules.networks.sharding import sum_of_shards, total_norm
+from sslmodules.networks.sharding import gradient_norm, sum_of_shards
 
 #: Logged name -> name on the terminal, in the order shown.
 SHOWN = {"train/loss": "loss", "val/linear_top1": "linear", "val/knn_top1": "kNN"}
@@ -172,10 +172,7 @@ class FiniteLoss(Callback):
         # step
         if self.loss is None:
             return
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        norm = total_norm(trainer, gradients, self.loss.device)
+        norm = gradient_norm(trainer, optimizer, self.loss.device)
         values = torch.stack([self.loss.float(), norm])
         self.loss = None
         values, arrived = _to_host(values)

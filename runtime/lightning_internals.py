@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from runtime.construction import record
@@ -48,6 +49,11 @@ def set_hyperparameters(module: HyperparametersMixin, values: dict[str, Any]) ->
 def synchronizes_batch_norm(trainer: Trainer) -> bool:
     """Whether batch norm will be converted (``sync_batchnorm``, several processes): no public attribute."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None
+
+
+def saves_one_file(strategy: FSDPStrategy) -> bool:
+    """Whether the checkpoints of FSDP are one file, not a folder with a file of each process."""
+    return strategy._state_dict_type == "full"
 
 
 def log_no_hyperparameters(*objects: HyperparametersMixin) -> None:

@@ -24,7 +24,7 @@ from runtime.optional import check_optional, optional
 from sslmodules.networks.encoder import Encoder
 from sslmodules.networks.equal_buffers import broadcast_once, keep_from_broadcast
 from sslmodules.networks.pixel_tokens import PixelTokens
-from sslmodules.networks.sharding import prepare_sharding
+from sslmodules.networks.sharding import clip_norm, is_sharded, prepare_sharding, share_buffers
 from sslmodules.networks.sync_batchnorm import check_convertible, keep_activations
 from sslmodules.optim import decay_groups, factor_of_group, warmup_cosine
 
@@ -87,6 +87,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     pixels: PixelTokens | None
     #: Names of buffers that are equal on all ranks, such as a queue of gathered keys: DDP need not send them.
     equal_buffers: tuple[str, ...] = ()
+    #: It also writes to its weights itself, such as prototypes that it normalizes.
+    writes_weights: bool = False
     #: Minimum number of frames in a clip for ``continue_clip``.
     shortest_clip: int = 1
 
@@ -345,6 +347,9 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
                 self.log(f"val/{name}", terms[name], batch_size=n, sync_dist=True, add_dataloader_idx=False)
         return {"features": self.embed(batch["input"]).flatten(1).float()}
 
+    def on_validation_start(self) -> None:
+        share_buffers(self.trainer)
+
     def on_validation_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
         means = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
@@ -357,6 +362,17 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.update_teacher()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if is_sharded(self.trainer) and gradient_clip_val and gradient_clip_algorithm != "value":
+            clip_norm(self.trainer, optimizer, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameter_groups())

@@ -104,6 +104,7 @@ class HuBERT(SSLModule):
         ValueError: the encoder does not accept frames, or an option is out of range.
     """
 
+    writes_weights = True
     encoder: MaskedFrameEncoder
     centers: Tensor
     shift: Tensor

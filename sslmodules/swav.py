@@ -184,6 +184,7 @@ class SwAV(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    writes_weights = True
     equal_buffers = ("queue",)
     queue: Tensor | None
 

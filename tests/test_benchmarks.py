@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import gpu
 from benchmarks.cifar10 import find_data
 from benchmarks.parts.pages import write_between_marks
 from benchmarks.same_time import options_of, tables
@@ -232,3 +233,19 @@ def test_png_files_of_other_images_are_not_called_cifar10(tmp_path: Path) -> Non
     end = "instead of (0.49139968, 0.48215841, 0.44653091)"
     message = str(caught.value)
     assert message.startswith(start) and message.endswith(end), message
+
+
+@pytest.mark.slow
+def test_tests_that_are_cut_off_have_listed_their_failures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A test hangs on a machine that is lent for minutes: gpu.py gets the names of those that failed."""
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        "import time\ndef test_good(): pass\ndef test_bad(): assert 0\ndef test_hangs(): time.sleep(600)\n"
+    )
+    monkeypatch.setattr(gpu, "ENDING", 15)
+    monkeypatch.setitem(gpu.ITEMS, "kernels", gpu.Item(1, f"pytest -n 3 -v {file}"))
+    status, output = gpu.run("kernels", tmp_path, 40)
+    assert status == 124
+    assert re.search(r"\nFAILED \S+::test_bad\n", output), output

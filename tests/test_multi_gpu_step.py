@@ -254,7 +254,7 @@ def step(module: Any, optimizer: torch.optim.Optimizer, batch: Any) -> None:
     with torch.autocast("cuda", torch.bfloat16):
         loss = module.losses(batch)["loss"]
     trainer: Any = SimpleNamespace(
-        global_step=0, current_epoch=0, precision_plugin=None, optimizers=[optimizer]
+        global_step=0, current_epoch=0, precision_plugin=None, optimizers=[optimizer], strategy=None
     )
     check = FiniteLoss()
     check.on_before_backward(trainer, module, loss)
@@ -330,7 +330,7 @@ def test_the_loss_is_told_as_it_was_before_the_scaler(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler), global_step=0, current_epoch=0, loggers=[]
     )
-    trainer.optimizers = [optimizer]
+    trainer.optimizers, trainer.strategy = [optimizer], None
     check = FiniteLoss(checkpoint=tmp_path / "last.ckpt", max_skipped=1)
     check.on_before_backward(trainer, nn.Linear(1, 1), scaler.scale(torch.tensor(0.5)))  # type: ignore[arg-type]
     p.grad = torch.tensor([float("inf")])

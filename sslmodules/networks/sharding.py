@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from datamodules.errors import ConfigError
+from runtime.lightning_internals import saves_one_file
 from sslmodules.networks.momentum import MomentumCopy
 from sslmodules.optim import LARS, record_matrices
 
@@ -25,8 +27,8 @@ def is_sharded(trainer: Trainer) -> bool:
 def with_whole_weights(trainer: Trainer, call: Callable[[], T]) -> T:
     """The result of ``call``, which uses the networks of the run's method outside of its training step.
 
-    Under FSDP the weights are whole only in the forward pass of the wrapped method, so ``call`` takes its place.
-    All processes must make the same calls.
+    Under FSDP the weights are whole only in the forward pass of the wrapped method, so ``call`` takes its
+    place. All processes must make the same calls.
     """
     if not is_sharded(trainer):
         return call()
@@ -44,10 +46,25 @@ def with_whole_weights(trainer: Trainer, call: Callable[[], T]) -> T:
         module.__dict__.pop("forward", None)
 
 
-def total_norm(trainer: Trainer, tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """The norm of all values, also of those that other processes have under FSDP; a scalar on ``device``."""
-    norm = torch.nn.utils.get_total_norm(tensors).to(device, torch.float32)
+def share_buffers(trainer: Trainer) -> None:
+    """Under FSDP, give all processes the buffers of the first, such as batch statistics; DDP does it too."""
+    if is_sharded(trainer):
+        for buffer in trainer.lightning_module.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def gradient_norm(trainer: Trainer, optimizer: Optimizer, device: torch.device) -> Tensor:
+    """The norm of all gradients, also of those that other processes have under FSDP; () on ``device``."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients).to(device, torch.float32)
     return sum_of_shards(trainer, norm.double().square()).sqrt().float() if is_sharded(trainer) else norm
+
+
+def clip_norm(trainer: Trainer, optimizer: Optimizer, max_norm: float) -> None:
+    """Scale all gradients so that their norm is at most ``max_norm``; Lightning does not under FSDP."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = gradient_norm(trainer, optimizer, trainer.strategy.root_device)
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def sum_of_shards(trainer: Trainer, values: Tensor) -> Tensor:
@@ -59,27 +76,36 @@ def sum_of_shards(trainer: Trainer, values: Tensor) -> Tensor:
 
 
 def prepare_sharding(module: Any, strategy: Strategy) -> None:
-    """Record the shapes that decide on weight decay, and reject methods that FSDP cannot train.
+    """Record the shapes that decide on weight decay, and reject what does not work with FSDP.
 
     Args:
         module: an ``SSLModule``, before the strategy wraps it.
         strategy: the Trainer's.
 
     Raises:
-        ValueError: under FSDP, a momentum copy, whose shards do not match the source's; LARS, which needs the
-            norm of a whole layer; or parameters that lose their names.
+        ValueError: under FSDP, a momentum copy, whose shards do not match the source's; a method that writes
+            to its weights, or has several optimizers; LARS, which needs the norm of a whole layer; options of
+            FSDP with which weights lose their names, are not split, or are saved in several files.
     """
     record_matrices(module)
     if not isinstance(strategy, FSDPStrategy):
         return
+    name, instead = type(module).__name__, "give --trainer.strategy ddp"
     if any(isinstance(part, MomentumCopy) for part in module.modules()):
         raise ConfigError(
-            f"{type(module).__name__} has a momentum copy, which cannot follow weights that FSDP shards: "
-            "give --trainer.strategy ddp"
+            f"{name} has a momentum copy, which cannot follow weights that FSDP shards: {instead}"
         )
+    if module.writes_weights:
+        raise ConfigError(f"{name} writes to its weights, which FSDP shards: {instead}")
+    if not module.automatic_optimization:
+        raise ConfigError(f"{name} has several optimizers, which FSDP does not support: {instead}")
     if isinstance(module.optimizer([nn.Parameter(torch.zeros(1))]), LARS):
         raise ConfigError(
             "LARS needs whole layers, which FSDP shards: give --trainer.strategy ddp, or another optimizer"
         )
     if not strategy.kwargs.get("use_orig_params"):
         raise ConfigError("FSDP needs use_orig_params: true, to exclude biases and norms from weight decay")
+    if strategy.sharding_strategy.name == "NO_SHARD":
+        raise ConfigError(f"FSDP with sharding_strategy NO_SHARD splits nothing: {instead}")
+    if not saves_one_file(strategy):
+        raise ConfigError("FSDP needs state_dict_type: full, because resuming and evaluation read one file")

@@ -68,12 +68,16 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
             {"use_orig_params": True},
             "LARS needs whole layers",
         ),
+        ("swav", (), {}, "SwAV writes to its weights, which FSDP shards: give --trainer.strategy ddp"),
+        ("gan", (), {}, "GAN has several optimizers, which FSDP does not support: give --trainer.strategy"),
         ("mae", (), {"use_orig_params": False}, "FSDP needs use_orig_params: true"),
+        ("mae", (), {"sharding_strategy": "NO_SHARD"}, "NO_SHARD splits nothing: give --trainer.strategy"),
+        ("mae", (), {"state_dict_type": "sharded"}, "FSDP needs state_dict_type: full, because resuming"),
         ("mae", (), {"use_orig_params": True}, None),
     ],
 )
 def test_what_cannot_be_sharded(
-    config: str, options: tuple[str, ...], strategy: dict[str, bool], message: str | None
+    config: str, options: tuple[str, ...], strategy: dict[str, Any], message: str | None
 ) -> None:
     module, _ = build(f"configs/digits/{config}.yaml", *options)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
