@@ -204,7 +204,8 @@ class FineTune(SSLModule):
         """
         label = batch["label"]
         known = label >= 0
-        target = F.one_hot(label.clamp(min=0), self.num_classes).float() * known[:, None]  # (B, K)
+        dtype = full_precision(self.class_weights).dtype
+        target = F.one_hot(label.clamp(min=0), self.num_classes).to(dtype) * known[:, None]  # (B, K)
         mixed = self.training and bool(self.mixing)
         if self.training:
             x = batch["views"][0] if batch.get("views") else batch["input"]

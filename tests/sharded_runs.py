@@ -28,7 +28,7 @@ from tests.loggers import WandbLike
 #: All weights are one part, as with ``--trainer.strategy fsdp``.
 DIGITS = ("simclr", "mae", "nnclr", "finetune", "vae", "gpt", "inpainting")
 WHOLE = [f"configs/digits/{name}.yaml" for name in DIGITS]
-WHOLE += [f"configs/{name}.yaml" for name in ("text/bert", "tones/apc", "tones/audio_mae")]
+WHOLE += ["configs/text/bert.yaml", "configs/tones/audio_mae.yaml"]
 #: Several parts, each whole only during its own forward pass.
 PARTS = ["configs/digits/simclr.yaml", "configs/digits/mae.yaml"]
 
@@ -56,7 +56,7 @@ class Double(FSDPPrecision):
 def strategy(name: str) -> dict[str, Any]:
     if name == "ddp":
         return {"strategy": "ddp", "precision": "64-true"}
-    policy = partial(size_based_auto_wrap_policy, min_num_params=2000) if name == "parts" else None
+    policy = None if name == "whole" else partial(size_based_auto_wrap_policy, min_num_params=2000)
     sharded = OnCPU(process_group_backend="gloo", auto_wrap_policy=policy, precision_plugin=Double())
     return {"strategy": sharded}
 
@@ -66,11 +66,15 @@ def file_of(folder: Path, config: str, name: str, suffix: str) -> Path:
 
 
 def train(folder: Path, config: str, name: str) -> dict[str, Any]:
-    """Two epochs of two steps with the callbacks of a run, clipped gradients, a checkpoint at the end."""
+    """Two epochs of two steps with the callbacks of a run, clipped gradients, a checkpoint at the end.
+
+    ``uneven`` is ``parts`` with a validation in which one rank has a sample, and so a batch, more.
+    """
     sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.01"]
     sgd += ["--model.optimizer.momentum", "0.9", "--model.warmup_epochs", "0"]
     module, data = build(config, *sgd)
-    data._datasets["val"] = Subset(data.dataset("val"), range(33))  # 17 and 16: two batches and one
+    if name == "uneven":  # 17 and 16 samples: two batches and one
+        data._datasets["val"] = Subset(data.dataset("val"), range(33))
     logger = WandbLike(str(folder))
     callbacks = [FeatureProbe(), CollapseMetrics(), OnlineLinearProbe(), ImageGrid(), Continuations()]
     trainer = trainer_for(
@@ -93,7 +97,7 @@ def train(folder: Path, config: str, name: str) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     for config in WHOLE:
-        for name in ("ddp", "whole", *(["parts"] if config in PARTS else [])):
+        for name in ("ddp", "whole", *(["parts", "uneven"] if config in PARTS else [])):
             results = train(folder, config, name)
             torch.save(results, file_of(folder, config, name, f"{os.environ['RANK']}.pt"))
 

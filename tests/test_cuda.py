@@ -117,6 +117,37 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
+# ---- whole runs: first, because they take longest ---------------------------------------------------------------
+
+
+def test_a_compiled_encoder_computes_the_same() -> None:
+    torch.manual_seed(0)
+    encoder = ResNetEncoder("resnet18", stem="cifar").cuda()
+    x = torch.randn(8, 3, 32, 32, device="cuda")
+    expected = encoder(x)
+    compile_encoder(encoder)
+    assert distance(vector([encoder(x)]), vector([expected])) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    ("--trainer.precision bf16-mixed", "--trainer.precision 16-mixed", "--trainer.strategy fsdp"),
+)
+def test_a_run_trains_and_is_evaluated(options: str, tmp_path: Path) -> None:
+    config = ROOT / "configs" / "digits" / "simclr.yaml"
+    fixed = f"--config {config} --run_dir {tmp_path / 'run'} --trainer.accelerator gpu --trainer.devices 1"
+    command = [sys.executable, str(ROOT / "train.py"), *fixed.split(), *options.split()]
+    done = subprocess.run(
+        [*command, "--trainer.max_epochs", "2"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["results"]["pretrained"]["linear_top1"] > 0.5
+
+
+# ---- a step -------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_step_on_a_gpu_equals_one_on_the_cpu(setting: str, dtype: torch.dtype) -> None:
@@ -223,31 +254,3 @@ def test_the_linear_probe_is_the_same() -> None:
     expected = fit_linear_probe(train, labels, 7, l2=1e-3).logits(test)
     found = fit_linear_probe(train.cuda(), labels.cuda(), 7, l2=1e-3).logits(test.cuda()).cpu()
     assert distance(vector([found]), vector([expected])) < 1e-2
-
-
-# ---- whole runs --------------------------------------------------------------------------------------------
-
-
-def test_a_compiled_encoder_computes_the_same() -> None:
-    torch.manual_seed(0)
-    encoder = ResNetEncoder("resnet18", stem="cifar").cuda()
-    x = torch.randn(8, 3, 32, 32, device="cuda")
-    expected = encoder(x)
-    compile_encoder(encoder)
-    assert distance(vector([encoder(x)]), vector([expected])) < 1e-4
-
-
-@pytest.mark.parametrize(
-    "options",
-    ("--trainer.precision bf16-mixed", "--trainer.precision 16-mixed", "--trainer.strategy fsdp"),
-)
-def test_a_run_trains_and_is_evaluated(options: str, tmp_path: Path) -> None:
-    config = ROOT / "configs" / "digits" / "simclr.yaml"
-    fixed = f"--config {config} --run_dir {tmp_path / 'run'} --trainer.accelerator gpu --trainer.devices 1"
-    command = [sys.executable, str(ROOT / "train.py"), *fixed.split(), *options.split()]
-    done = subprocess.run(
-        [*command, "--trainer.max_epochs", "2"], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["results"]["pretrained"]["linear_top1"] > 0.5

@@ -40,10 +40,18 @@ def test_sharded_weights_train_as_whole_ones(config: str, strategy: str, folder:
     assert found["media"] == expected["media"] and found["scalars"].keys() == expected["scalars"].keys()
     for name, values in expected["scalars"].items():
         if not name.startswith("time/"):
-            assert found["scalars"][name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
+            rounding = 0.01 if "top1" in name else 1e-6  # 2 of the 256 samples
+            assert found["scalars"][name] == pytest.approx(values, rel=1e-5, abs=rounding), name
     weights, whole = (
         read_checkpoint(file_of(folder, config, name, "ckpt"))["state_dict"] for name in (strategy, "ddp")
     )
     assert weights.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("config", PARTS)
+def test_a_rank_with_a_batch_more_does_not_wait_for_the_other(config: str, folder: Path) -> None:
+    """Each forward pass of a part needs all ranks."""
+    scalars = logged(folder, config, "uneven")["scalars"]
+    assert len(scalars["val/loss"]) == len(scalars["val/linear_top1"]) == 2

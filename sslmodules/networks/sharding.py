@@ -72,7 +72,7 @@ def sum_of_shards(trainer: Trainer, values: Tensor) -> Tensor:
     if not is_sharded(trainer):
         return values
     group = trainer.model.process_group  # type: ignore[union-attr]
-    return trainer.strategy.reduce(values, group, "sum")  # type: ignore[return-value]
+    return trainer.strategy.reduce(values, group, "sum")
 
 
 def prepare_sharding(module: Any, strategy: Strategy) -> None:

@@ -217,6 +217,16 @@ def test_the_running_mean_follows_and_is_what_is_evaluated() -> None:
     assert torch.equal(module.classify(batch["input"]), copied[1](copied[0](batch["input"])))  # type: ignore[index]
 
 
+def test_in_double_precision_the_targets_are_double_too() -> None:
+    """A GPU divides smoothed targets by the number of classes with another rounding than a CPU."""
+    module, data = build("finetune-mean", "--model.head", "linear")
+    module, batch = module.double().eval(), batch_of(data)
+    x, label = batch["input"].double(), batch["label"]
+    expected = F.cross_entropy(module.classify(x), label, module.class_weights, label_smoothing=0.1)
+    loss = module.losses({**batch, "input": x})["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
+
+
 def test_what_cannot_be_trained() -> None:
     for options, message in (
         ({"drop_path": 0.1}, "drop_path is for ViTs, but the encoder is ConvEncoder: leave it out"),
