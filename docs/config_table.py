@@ -13,31 +13,34 @@ BEGIN = "<!-- configs: begin -->"
 STATES = (
     (r"Not run to its end", "runs, but was not run to its end"),
     (r"Not measured", "runs, but was not measured"),
-    (r"Measured on CIFAR-10-JPEG only.*?\((docs/[\w/.]+)", "measured on CIFAR-10-JPEG: {}"),
     (r"Not run here", "not run"),
-    (r"Measured for 4 epochs: (docs/[\w/.]+\.md)", "measured for 4 epochs: {}"),
-    (r"Measured(?: results)?: (docs/[\w/.]+\.md)", "measured: {}"),
 )
+MEASURED = re.compile(r"^# Measured on (.+), (\d{4}-\d\d-\d\d): (.+) \(docs/([\w/]+\.md)\)$", re.MULTILINE)
 
 
 def state(config: Path) -> str:
-    """Whether a config was measured here, with a link to its numbers.
+    """A config's cells: what was measured here, with a link to more, on which hardware, and when.
 
     Raises:
         ValueError: the header does not tell.
     """
-    lines = re.findall(r"^#.*", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    header = " ".join(line.lstrip("# ") for line in lines)
-    for pattern, text in STATES:
-        if found := re.search(pattern, header):
-            page = found[1].removeprefix("docs/") if found.groups() else ""
-            return text.format(f"[{Path(page).stem}]({page})")
-    raise ValueError(f"{config}: its header has no Measured: docs/PAGE.md, Not measured or Not run here")
+    text = config.read_text(encoding="utf-8")
+    if found := MEASURED.search(text):
+        hardware, date, number, page = found.groups()
+        return f"{number} ([{Path(page).stem}]({page})) | {hardware} | {date}"
+    header = " ".join(line.lstrip("# ") for line in re.findall(r"^#.*", text, flags=re.MULTILINE))
+    for pattern, words in STATES:
+        if re.search(pattern, header):
+            return f"{words} | |"
+    raise ValueError(
+        f"{config}: expected a line Measured on HARDWARE, DATE: NUMBER (docs/PAGE.md), or Not measured, or "
+        "Not run here"
+    )
 
 
 def table() -> str:
     """A row for each config, by folder."""
-    rows = ["| config | here |", "|---|---|"]
+    rows = ["| config | here | hardware | date |", "|---|---|---|---|"]
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         rows.append(f"| `{path.relative_to(ROOT)}` | {state(path)} |")
     return "\n".join(rows) + "\n"
