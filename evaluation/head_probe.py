@@ -1,8 +1,8 @@
 """Heads trained on frozen features: a linear layer, an MLP, or one query that attends to tokens or positions.
 
-The encoder sees each clean sample once. A head for each learning rate is trained on what it gives, all on the
-same batches and from the same weights; the one that is best on ``val`` is counted on ``test``. The attentive
-head is the probe of V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471) and CAPI (Darcet et al.
+Each clean sample goes through the encoder once. One head per learning rate is trained on the features, all
+from the same initial weights and on the same batches; the most accurate on ``val`` is evaluated on ``test``.
+The attentive head is the probe of V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471) and CAPI (Darcet et al.
 2025, https://arxiv.org/abs/2502.08769), reduced to one attention and a linear layer.
 
 Differs from both: no augmentation, so that the encoder need not run in every step.
@@ -41,11 +41,11 @@ FEATURES = {
 
 
 class Frozen(NamedTuple):
-    """What an encoder gives for the labeled samples of a split.
+    """Features of the labeled samples of a split, and their labels.
 
     Attributes:
         h: (N, D) features, or (N, T, D) tokens or positions.
-        valid: (N, T), which of these are no padding; None for features.
+        valid: (N, T), False for padding; None for features.
         labels: (N,).
     """
 
@@ -54,7 +54,7 @@ class Frozen(NamedTuple):
     labels: Tensor
 
     def part(self, rows: Tensor | slice) -> tuple[Tensor, ...]:
-        """Some samples as a head takes them, on the labels' device, in float32."""
+        """A head's inputs for these rows, in float32 on the device of the labels."""
         h = self.h[rows].to(self.labels.device).float()
         return (h,) if self.valid is None else (h, self.valid[rows].to(self.labels.device))
 
@@ -62,22 +62,22 @@ class Frozen(NamedTuple):
 def head_scores(
     kind: Head, module: SSLModule, data: SSLDataModule, device: torch.device, means: Means, seed: int
 ) -> dict[str, Any]:
-    """Train heads on the frozen encoder, choose one on ``val``, count it on ``test``.
+    """Train heads on the frozen encoder, choose one on ``val`` and evaluate it on ``test``.
 
     Args:
-        kind: of the head.
-        module: in eval mode, on ``device``; it stays as it is.
+        kind: kind of head.
+        module: in eval mode, on ``device``; not modified.
         data: set up, with labels.
         device: where networks compute.
-        means: precision of the encoder, and where features lie that are too many for memory.
-        seed: of the heads' initial weights and the order of samples.
+        means: precision of the encoder, and where to keep features that do not fit in memory.
+        seed: for the initial weights of the heads and the order of samples.
 
     Returns:
-        ``top1``, ``macro`` and for many classes ``top5`` on ``test``; ``lr``; ``samples``, how many the heads
-        were trained on; ``val_top1`` by rate.
+        ``top1``, ``macro`` and for many classes ``top5`` on ``test``; ``lr``; ``samples``, the number
+        of training samples; ``val_top1`` by rate.
 
     Raises:
-        ConfigError: ``attentive``, and the encoder gives one vector; a split without labels.
+        ConfigError: ``attentive`` with an encoder that returns a single vector; a split without labels.
     """
     classes = data.num_classes or 0
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -99,7 +99,7 @@ def steps_for(samples: int) -> int:
 
 
 def protocol(kind: Head, samples: int, seed: int) -> dict[str, Any]:
-    """All that the numbers depend on."""
+    """Every setting that the scores depend on."""
     return {
         "features": f"{FEATURES[kind]}; of the clean input, eval mode, frozen",
         "optimizer": "AdamW, weight decay 0.01, a twentieth of the steps warm-up, then a cosine to 0",
@@ -113,7 +113,7 @@ def protocol(kind: Head, samples: int, seed: int) -> dict[str, Any]:
 
 
 def train_heads(head: nn.Module, bank: Frozen) -> list[nn.Module]:
-    """A copy of ``head`` for each of ``RATES``, trained; the gradient of each is that of its own loss."""
+    """Trained copies of ``head``, one for each of ``RATES``, each with the gradient of its own loss only."""
     heads = [copy.deepcopy(head).to(bank.labels.device).train() for _ in RATES]
     groups = [{"params": h.parameters(), "lr": rate} for h, rate in zip(heads, RATES, strict=True)]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
@@ -150,7 +150,7 @@ def _extract(
     )
 
     def tokens(x: Tensor) -> Tensor:
-        """(B, T * (D + 1)): behind each token, whether it is valid, so that the encoder runs once."""
+        """(B, T * (D + 1)): each token, then 1 if it is valid, so that one pass gives both."""
         h, valid = frozen.tokens(x)
         return torch.cat([h, valid[:, :, None].to(h)], dim=2).flatten(1)
 

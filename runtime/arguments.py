@@ -40,7 +40,7 @@ class Given(NamedTuple):
             old = next((public_name(str(name)) for name in reversed(olds) if name), None)
             new = next((value for option, value in pairs(self.words) if option == f"--{group}"), None)
             if old and new and (find_class(new) or "." in new) and public_name(new) != old:
-                yield (f"--{group} {new} replaces {old}: options in the file that both have are kept")
+                yield f"--{group} {new} replaces {old}: options in the file that both have are kept"
 
     def for_parser(self) -> list[str]:
         """The arguments in the parser's form: each file as JSON, every class known."""
