@@ -2,8 +2,8 @@
 
 Each clean sample goes through the encoder once. One head per learning rate is trained on the features, all
 from the same initial weights and on the same batches; the most accurate on ``val`` is evaluated on ``test``.
-The attentive head is the probe of V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471) and CAPI (Darcet et al.
-2025, https://arxiv.org/abs/2502.08769), reduced to one attention and a linear layer.
+The attentive head is the probe of V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471) and CAPI
+(Darcet et al. 2025, https://arxiv.org/abs/2502.08769), reduced to one attention and a linear layer.
 
 Differs from both: no augmentation, so that the encoder need not run in every step.
 """

@@ -38,7 +38,9 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(_add_one)(torch.zeros(2, device=device))
     except Exception as error:  # from torch or the machine; no other code is involved
-        reason = str(error).split("\n")[0].rstrip(".")
+        lines = str(error).split("\n")
+        # torch 2.6 begins with a heading
+        reason = lines[1 if lines[0].endswith(" raised:") else 0].rstrip(".")
         raise ConfigError(
             f"--compile true: torch.compile does not work here ({reason}): install what is missing, such "
             "as a C++ compiler, or train without --compile"

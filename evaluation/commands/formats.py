@@ -100,8 +100,8 @@ def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.Exporte
     except Exception as error:  # tracing fails in many ways
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--format {name}: torch.export cannot trace {type(run.module).__name__}.embed ({reason}): use "
-            "--format safetensors"
+            f"--format {name}: torch.export of torch {torch.__version__} cannot trace "
+            f"{type(run.module).__name__}.embed ({reason}): use --format safetensors"
         ) from error
 
 
@@ -140,7 +140,14 @@ def write_onnx(run: TrainedRun, folder: Path) -> str:
     outputs = output_names(run)
     names = {"input_names": ["input"], "output_names": outputs, "verbose": False}
     file = str(folder / "model.onnx")
-    torch.onnx.export(program, (), file, dynamo=True, external_data=False, **names)  # type: ignore[arg-type]
+    try:
+        torch.onnx.export(program, (), file, dynamo=True, external_data=False, **names)  # type: ignore[arg-type]
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"--format onnx: torch {torch.__version__} cannot convert {type(run.module).__name__}.embed to "
+            f"ONNX ({reason}): use --format safetensors"
+        ) from error
     session = onnxruntime.InferenceSession(file)
     only = "[0]" if len(outputs) == 1 else ""
 

@@ -109,10 +109,10 @@ def _duplicates(run: TrainedRun) -> dict[str, int]:
 
 
 def _about_duplicates(found: dict[str, int]) -> str:
-    exact = f"of {found['test']} test samples {found['exact']} are among {found['train']} pre-training samples"
+    exact = f"of {found['test']} test samples {found['exact']} are among {found['train']} pre-training"
     near = f"{found['near']} nearly (cosine of the raw input above {NEAR})"
     warning = ": their labels are new, but not the samples" if found["near"] else ""
-    return f"{exact}, {near}{warning}"
+    return f"{exact} samples, {near}{warning}"
 
 
 class _Tasks:
