@@ -26,7 +26,7 @@ FOLDERS = (
     "nvme_path",
     "exclude_batches_path",  # a file
 )
-PARTS = ("name", "version", "filename", "sub_dir")
+PARTS = ("name", "version", "filename", "sub_dir", "checkpoint_path_prefix")
 #: Options that name a server or a folder.
 ADDRESSES = ("tracking_uri", "artifact_location")
 

@@ -142,8 +142,8 @@ def test_a_broken_dino_is_found(cls: type[DINO], options: dict[str, float], faul
     for name, value in options.items():
         setattr(module, name, value)
     found = faults_of_learning(module, batch_of(data, 8))
-    assert len(found) == len(faults)
-    assert all(one.startswith(fault) for one, fault in zip(found, faults, strict=True)), found
+    # others may follow from it, depending on the version of torch
+    assert all(any(one.startswith(fault) for one in found) for fault in faults), found
 
 
 def test_an_encoder_without_gradient_is_found_where_there_are_no_pairs() -> None:

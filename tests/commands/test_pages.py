@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from runtime.eval_help import choose, parse
@@ -40,7 +41,10 @@ def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPat
     assert len(commands) >= 5
     for command in commands:
         arguments = shlex.split(command, comments=True)
-        missing = "onnx" in arguments and not find_spec("onnxruntime")  # the export extra
+        # the export extra, or a converter that fits onnxscript
+        missing = "onnx" in arguments and (
+            not find_spec("onnxruntime") or torch.__version__.startswith("2.6.")
+        )
         if "DIR" in arguments or "RUN" not in arguments or missing:
             Path(arguments[1]).touch()
             parse(*choose(arguments))

@@ -146,7 +146,8 @@ def test_views_without_a_crop_are_cut_from_the_same_square(folder: Path) -> None
     assert np.array_equal(batch["crops"][0][2, 0].permute(1, 2, 0).numpy(), square)
     assert torch.equal(batch["input"], batch["crops"][0][:, 0])
     small = tv.resize(torch.tensor(square).permute(2, 0, 1), [16, 16], antialias=True)
-    assert torch.equal(batch["crops"][1][2, 0], small)
+    # torchvision 0.21 rounds differently
+    assert (batch["crops"][1][2, 0].int() - small.int()).abs().max() <= 1
 
 
 # ---- distribution ------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_the_longer_segment_is_cut(a: int, b: int, expected: tuple[int, int]) ->
 
 def test_the_embedded_text_makes_pairs() -> None:
     documents = embedded_documents()
-    if sys.version_info[:2] == (3, 11):
+    if sys.version_info[:3] == (3, 11, 7):  # the text is Python's own
         assert (len(documents), sum(len(d.text) for d in documents)) == (79, 464_970)
     data = TextFiles(layout="pairs", tokenizer="wordpiece", vocab_size=1000, length=64)
     batch = data.dataset("val").__getitems__(range(100))  # type: ignore[attr-defined]

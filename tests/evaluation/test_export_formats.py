@@ -104,14 +104,13 @@ TRACED = [(name, form) for name in ("conv", "vit", "audio", "pixels") for form i
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        pytest.param(
-            name, form, marks=[*([needs_onnx] if form == "onnx" else []), needs_tracing, pytest.mark.slow]
-        )
+        pytest.param(name, form, marks=[*([needs_onnx] if form == "onnx" else []), pytest.mark.slow])
         if (name, form) != ("vit", "pt2")
         else (name, form)
         for name, form in TRACED
     ],
 )
+@needs_tracing
 def test_traced_networks_take_any_number_of_samples(name: str, form: str, runs: Any, tmp_path: Path) -> None:
     model, x, expected = export(runs(name), tmp_path / "out", f"--format={form}")
     with torch.no_grad():
