@@ -18,6 +18,8 @@ SIDE = 64
 
 FONT = ImageFont.load_default(12)
 LINE = 15
+LARGE = ImageFont.load_default(22)
+"""For a picture twice as wide as TensorBoard shows it."""
 
 
 def rows_of_images(
@@ -108,7 +110,7 @@ def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 
     """Features (N, D) along their two directions of largest variance, colored by label (N,); -1 is gray.
 
     Returns:
-        An image (3, H, W) in [0, 1], with the share of the variance that each axis has.
+        An image (3, H, W) in [0, 1], with a legend, and the share of the variance that each axis has.
     """
     x = features.double() - features.double().mean(0)
     left, values, _ = torch.linalg.svd(x, full_matrices=False)
@@ -116,21 +118,27 @@ def scatter(features: Tensor, labels: Tensor, names: Sequence[str], side: int = 
     shares = (values.square() / values.square().sum().clamp(min=1e-300))[:2].tolist()
     low, high = places.amin(0), places.amax(0)
     points = ((places - low) / (high - low).clamp(min=1e-300) * (side - 20) + 10).tolist()
-    shown = [(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)]
-    image = Image.new("RGB", (side + 110, side + LINE + 4), "white")
+    image = Image.new("RGB", (side + 200, side + 2 * LINE), "white")
     draw = ImageDraw.Draw(image)
     for (across, up), label in zip(points, labels.tolist(), strict=True):
-        color = shown[label][1] if label >= 0 else "#bbbbbb"
-        place = (across, side - up)
-        # with more classes than colors, every second round of colors is drawn as rings
-        ring = label >= 0 and (label // len(COLORS)) % 2 == 1
-        box = (place[0] - 3, place[1] - 3, place[0] + 3, place[1] + 3)
-        draw.ellipse(box, fill=None if ring else color, outline=color)
-    for i, (name, color) in enumerate(shown[: side // LINE]):
-        draw.text((side + 8, LINE * i), name[:14], color, FONT)
+        _mark(draw, (across, side - up), label)
+    room = side // 28
+    shown = [*names] if len(names) <= room else [*names[: room - 1], "..."]
+    for i, name in enumerate(shown):
+        if name != "...":
+            _mark(draw, (side + 20, 28 * i + 14), i)
+        draw.text((side + 32, 28 * i + 14), name[:13], "black", LARGE, anchor="lm")
     told = " and ".join(f"{share:.0%}" for share in shares)
-    draw.text((4, side + 2), f"two principal components: {told} of the variance", "black", FONT)
+    draw.text((4, side), f"two principal components: {told} of the variance", "black", LARGE)
     return _as_tensor(image)
+
+
+def _mark(draw: ImageDraw.ImageDraw, place: tuple[float, float], label: int) -> None:
+    """A dot in the color of a class; in every second round of colors a ring, and gray for -1."""
+    color = COLORS[label % len(COLORS)] if label >= 0 else "#bbbbbb"
+    ring = label >= 0 and (label // len(COLORS)) % 2 == 1
+    box = (place[0] - 4, place[1] - 4, place[0] + 4, place[1] + 4)
+    draw.ellipse(box, fill=None if ring else color, outline=color, width=2)
 
 
 def _lines(text: str, width: int) -> list[str]:

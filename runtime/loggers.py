@@ -112,18 +112,23 @@ def log_results(
                 logger.experiment.add_custom_scalars(CHARTS)
             logger.log_metrics(lines, step=step)
             if parameters and isinstance(logger, loggers.TensorBoardLogger):
-                logger.log_hyperparams(parameters, scores, step)  # logs the scores, too
+                columns = {COLUMNS.get(name, name): value for name, value in parameters.items()}
+                logger.log_hyperparams(columns, scores, step)  # logs the scores, too
             else:
                 logger.log_metrics(scores, step=step)
             logger.save()
     return attempts.failed
 
 
-#: Probes whose validation curves TensorBoard shows in one chart with the baselines.
-CHARTED = ("linear_top1", "knn_top1")
+#: Probes whose validation curves TensorBoard shows in one chart with the baselines, and its title.
+CHARTED = {"linear_top1": "linear probe", "knn_top1": "kNN"}
 CHARTS = {
     "probes and baselines": {
-        name: ["Multiline", [f"val/{name}", f"test_baselines/{name}/.*"]] for name in CHARTED
+        f"{title}: top-1 on val, its baselines on test": [
+            "Multiline",
+            [f"val/{name}", f"test_baselines/{name}/.*"],
+        ]
+        for name, title in CHARTED.items()
     }
 }
 
@@ -139,8 +144,16 @@ def baseline_lines(results: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-#: The most important metrics for comparing runs come first in the HParams tab.
-COMPARED = ("model", "model/optimizer/lr", "data/batch_size", "trainer/max_epochs", "seed_everything", "data")
+#: The most important options for comparing runs, which come first; and their names in TensorBoard's HParams
+#: tab, which sorts names, capital letters first.
+COLUMNS = {
+    "model": "Method",
+    "model/optimizer/lr": "Learning rate",
+    "data/batch_size": "Batch size",
+    "trainer/max_epochs": "Epochs",
+    "seed_everything": "Seed",
+    "data": "Data",
+}
 
 
 def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -164,4 +177,4 @@ def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
     walk({k: config[k] for k in ("model", "data", "seed_everything")}, "")
     limits = ("max_epochs", "max_steps", "precision")
     flat |= {f"trainer/{k}": v for k, v in config["trainer"].items() if k in limits}
-    return {**{name: flat[name] for name in COMPARED if name in flat}, **flat}
+    return {**{name: flat[name] for name in COLUMNS if name in flat}, **flat}

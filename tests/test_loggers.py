@@ -18,6 +18,7 @@ from PIL import Image
 from pytest import approx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import train
 from datamodules import Digits
@@ -112,7 +113,11 @@ def test_every_logger_gets_the_hyper_parameters(undisturbed: tuple[Path, WandbLi
     assert yaml.safe_load((folder / "hparams.yaml").read_text()) == expected
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    columns = HParamsPluginData.FromString(content).session_start_info.hparams
+    first = ["Batch size", "Data", "Epochs", "Learning rate", "Method", "Seed"]
+    assert sorted(columns)[:6] == first and columns["Method"].string_value == "SimCLR"
+    assert len(columns) == len(expected)
 
 
 def test_pictures_reach_every_logger_that_takes_them(undisturbed: tuple[Path, WandbLike]) -> None:
@@ -145,8 +150,11 @@ def test_baselines_are_lines_in_the_chart_of_the_probe(undisturbed: tuple[Path, 
     charts = [(c.title, list(c.multiline.tag)) for category in layout.category for c in category.chart]
     assert [category.title for category in layout.category] == ["probes and baselines"]
     assert charts == [
-        ("linear_top1", ["val/linear_top1", "test_baselines/linear_top1/.*"]),
-        ("knn_top1", ["val/knn_top1", "test_baselines/knn_top1/.*"]),
+        (
+            "linear probe: top-1 on val, its baselines on test",
+            ["val/linear_top1", "test_baselines/linear_top1/.*"],
+        ),
+        ("kNN: top-1 on val, its baselines on test", ["val/knn_top1", "test_baselines/knn_top1/.*"]),
     ]
 
 

@@ -53,7 +53,7 @@ def test_the_scatter_shows_the_directions_of_largest_variance() -> None:
     features[:, :2] = 10.0 * labels[:, None]
     features[:, 2] = torch.randn(40, generator=generator)
     image = scatter(features, labels, ["a", "b"])
-    assert image.shape == (3, 480 + LINE + 4, 480 + 110)
+    assert image.shape == (3, 480 + 2 * LINE, 480 + 200)
     area = (image[:, :480, :480] * 255).round().long()
     found = {}
     for name, color in (("a", (0x1F, 0x77, 0xB4)), ("b", (0xD6, 0x27, 0x28))):
@@ -63,6 +63,15 @@ def test_the_scatter_shows_the_directions_of_largest_variance() -> None:
     assert (found["a"].max() < 30 and found["b"].min() > 450) or (
         found["b"].max() < 30 and found["a"].min() > 450
     )
+
+
+def test_the_legend_has_the_mark_of_each_class_and_tells_if_more_do_not_fit() -> None:
+    image = scatter(torch.ones(2, 2), torch.tensor([-1, -1]), [str(i) for i in range(12)])
+    marks = (image[:, :336, 480:508].unflatten(1, (12, 28)) * 255).round().long()
+    inside = [tuple(mark[14, 20].tolist()) for mark in marks.permute(1, 2, 3, 0)]
+    assert len(set(inside[:10])) == 10 and inside[10:] == [(255, 255, 255)] * 2
+    many, most = (scatter(torch.ones(2, 2), torch.tensor([-1, 0]), ["a"] * n) for n in (18, 17))
+    assert not torch.equal(many[:, 448:476, 500:], most[:, 448:476, 500:])
 
 
 def test_unknown_labels_and_one_direction_can_be_drawn() -> None:
