@@ -58,7 +58,8 @@ network = torch.export.load("exported/model.pt2").module()
 print(network(torch.zeros(4, 1, 8, 8)).shape)
 
 # %% [markdown]
-# `preprocess.json` tells how to standardize images, and `README.md` is a model card with the results.
+# `preprocess.json` has the mean and standard deviation to standardize images with, and `README.md` is a model
+# card with the results.
 #
 # You can use any timm model as an encoder by its name, and its weights are exported under timm's names. Two
 # batches are enough to show it:

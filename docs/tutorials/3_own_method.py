@@ -58,7 +58,7 @@
 # %% [markdown]
 # ## Compare
 #
-# Train SimCLR in the same way. Both runs see the same images, with views of the same kind.
+# Train SimCLR with the same data, views, encoder and number of epochs:
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 15 \
@@ -79,5 +79,6 @@ for run in ("own", "simclr"):
 # ## Contribute it
 #
 # Move the class to a file in `sslmodules/` and add a YAML in `configs/`. The contract tests then check it
-# automatically: every parameter has a gradient, a resumed run has the same bits, and two processes have the
-# gradients of one. [Contributing](../../CONTRIBUTING.md) shows both files in full.
+# automatically: every parameter gets a gradient, a resumed run ends with exactly the weights of an
+# uninterrupted one, and two processes compute the same gradients as one.
+# [Contributing](../../CONTRIBUTING.md) shows both files in full.

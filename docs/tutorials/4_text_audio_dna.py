@@ -2,7 +2,7 @@
 # # 4. Text, audio and DNA
 #
 # The commands are the same as for images; the configuration chooses the data. This takes under two minutes on
-# two CPU cores, without a download. The runs are short: they show how it works, not the best result.
+# two CPU cores, without a download. The runs are short: they show the steps, not the best possible results.
 #
 # ## Text
 #
@@ -27,7 +27,7 @@
 #
 # ## Audio
 #
-# `Tones` makes melodies by a formula. APC learns to predict the spectrogram a few frames ahead.
+# `Tones` synthesizes short melodies. APC learns to predict the spectrogram a few frames ahead.
 
 # %% [bash]
 # ssl-train --config configs/tones/apc.yaml --trainer.max_epochs 1 \
@@ -42,7 +42,7 @@
 #
 # ## DNA
 #
-# This cell writes a small artificial genome whose genes have mostly G or C as every third base. You would use
+# This cell writes a small artificial genome; in its genes, every third base is mostly G or C. You would use
 # your own FASTA and GFF files instead.
 
 # %%

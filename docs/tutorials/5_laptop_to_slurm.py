@@ -17,8 +17,8 @@
 # tail -n 1 log.txt
 
 # %% [markdown]
-# Exit status 143 means that the run was told to end, and has saved. Repeat the same command, and it continues
-# at the step where it stopped:
+# Exit status 143 means that the run saved its state and ended because of SIGTERM. Repeat the same command,
+# and it continues at the step where it stopped:
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --trainer.max_epochs 20 --trainer.enable_progress_bar false \
@@ -29,8 +29,8 @@
 #
 # ## Several processes
 #
-# Two processes on the CPU take the place of two GPUs. `batch_size` is per process, so half of it keeps the
-# batch of a step, and with it the right learning rate.
+# Here two processes on the CPU stand in for two GPUs. `batch_size` is per process: halving it leaves the
+# batch of a step, and so the right learning rate, unchanged.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data.batch_size 128 \
