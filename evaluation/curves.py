@@ -36,8 +36,10 @@ def read_curves(run: Path) -> Curves:
 
 # ---- a picture ---------------------------------------------------------------------------------------------
 
-COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
-COLORS += ("#e377c2", "#bcbd22")
+COLORS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e"),
+    *("#8c564b", "#17becf", "#7f7f7f", "#e377c2", "#bcbd22"),
+)
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 560, 380, 70, 30, 40
 
 Lines = dict[str, list[tuple[float, float]]]
