@@ -69,6 +69,10 @@ SMALL = {
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
     "text.py": ("--turns 2 --rounds 1 --batch 8 --length 16 --repeats 1", "MaskedTokens / collator"),
+    "text_memory.py": (
+        "--mib 1 --bases 0.1 --tokenizers characters",
+        "DNA of 0.1 million bases with a GFF: ",
+    ),
     "train.py": ("--rounds 1 --images 64 --batch 32 --channels 8 8 --skip-peers", "data share of ours"),
     "vae_mnist.py": ("--root DATA --run {}/run --samples 2", "-ELBO"),
     "views.py": ("--sizes 32 --rounds 1", "kornia"),
