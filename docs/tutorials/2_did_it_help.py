@@ -79,4 +79,4 @@ model = timm.create_model("resnet10t", in_chans=1, num_classes=0)
 print(model.load_state_dict(load_file("for_timm/model.safetensors"), strict=True))
 
 # %% [markdown]
-# Formats: [using what was trained](../using_what_was_trained.md).
+# Other formats: [exporting](../exporting.md).

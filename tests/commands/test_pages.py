@@ -22,16 +22,16 @@ from tests.commands.calls import evaluate
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
-PAGE = ROOT / "docs" / "using_what_was_trained.md"
+PAGES = [ROOT / "docs" / name for name in ("using_what_was_trained.md", "exporting.md")]
 
 
 @pytest.mark.usefixtures("generator")
-def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commands run, on a run called RUN and a folder of images, and then its Python examples do.
+def test_the_pages_are_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their commands run, on a run called RUN and a folder of images, and then their Python examples do.
 
     Those for runs of other methods are tested in tests/evaluation; here they parse.
     """
-    text = PAGE.read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     Path("RUN").symlink_to(run)
     hole = np.zeros((8, 8), np.uint8)
     hole[:3, :3] = 255
@@ -51,7 +51,7 @@ def test_the_page_is_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyPat
         else:
             assert evaluate(*arguments) == 0, command
     for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-        exec(compile(code, PAGE.name, "exec"), {})
+        exec(compile(code, "docs", "exec"), {})
 
 
 def test_every_number_of_a_run_is_explained(run: Path) -> None:
