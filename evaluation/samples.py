@@ -218,6 +218,10 @@ class Continuations(FirstSamples):
         log_texts(trainer, "continuations", ["beginning", "continuation"], shown)
 
 
+HIDDEN = (0.25, 0.32, 0.71)
+"""The color of hidden patches of a spectrogram, red, green and blue; padding is black."""
+
+
 def as_shown(columns: list[Tensor], data: AudioDataModule) -> list[Tensor]:
     """Standardized log-mel, each (B, 1, M, T), unstandardized; -inf where the first has padding frames."""
     sound = (columns[0] != 0).any(2, keepdim=True)
@@ -230,14 +234,14 @@ def spectrogram_image(
     """Spectrograms as one image, separated by white lines: a row per clip, high frequencies at the top.
 
     Args:
-        columns: each (n, 1, M, T), log-mel in the same units, -inf where there is nothing to show. Black to
-            white is the range of the first column; -inf is black.
+        columns: each (n, 1, M, T), log-mel in the same units, -inf where there is nothing to show and NaN
+            where it is hidden. Black to white is the range of the first column; -inf is black, NaN is blue.
         height: height of a spectrogram in pixels, rounded to a multiple of M if possible.
         titles: above each column; empty = none.
         names: left of each row; empty = none.
 
     Returns:
-        (1, H, W) in [0, 1], or (3, H', W') with titles or names.
+        (3, H, W) in [0, 1].
     """
     sound = columns[0][columns[0].isfinite()]
     low, high = (float(sound.amin()), float(sound.amax())) if len(sound) else (0.0, 1.0)
@@ -247,6 +251,7 @@ def spectrogram_image(
     )  # (n, 1, M + 2, sum of T)
     gray = ((rows - low) / max(high - low, 1e-6)).clamp(0, 1)
     image = F.interpolate(gray, scale_factor=enlarge, mode="nearest").transpose(0, 1).flatten(1, 2)
+    image = torch.where(image.isnan(), torch.tensor(HIDDEN)[:, None, None], image)
     cell = (enlarge * columns[0].shape[2], enlarge * columns[0].shape[3])
     return titled(image, cell, 2 * enlarge, titles, names)
 
@@ -273,8 +278,8 @@ class Spectrograms(FirstSamples):
         if not isinstance(data, AudioDataModule):
             return
         if offers(module, "fill"):
-            masked = x.masked_fill(batch["mask"], float("-inf"))
-            columns = {"input": x, "masked": masked, "filled": module.fill(batch)}
+            masked = x.masked_fill(batch["mask"], float("nan"))
+            columns = {"input": x, "hidden in blue": masked, "filled": module.fill(batch)}
             self._draw(trainer, "spectrograms", columns, batch.get("label"))
         if offers(module, "continue_clip"):
             columns = {"input": x, "first half continued": self._continued(trainer, module, data, x)}

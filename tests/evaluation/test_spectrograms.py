@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.audio.reading import read_clip
 from evaluation.commands.generate import Request, Target, ending, generate
 from evaluation.commands.outputs import write_sound
-from evaluation.samples import ImageGrid, Spectrograms, as_shown, spectrogram_image
+from evaluation.samples import HIDDEN, ImageGrid, Spectrograms, as_shown, spectrogram_image
 from tests.conftest import build, trainer_for
 
 
@@ -22,7 +24,7 @@ def test_picture_has_high_frequencies_at_the_top() -> None:
     x = torch.zeros(2, 1, 3, 5)
     x[:, :, 2] = 1.0  # the highest band
     image = spectrogram_image([x, x], height=6)
-    assert image.shape == (1, 2 * (3 + 2) * 2, 2 * (5 + 2) * 2)
+    assert image.shape == (3, 2 * (3 + 2) * 2, 2 * (5 + 2) * 2)
     assert image[0, 2:4, 2:12].eq(1).all() and image[0, 4:8, 2:12].eq(0).all()
     assert image[0, :2].eq(1).all() and image[0, :, :2].eq(1).all()  # lines between
 
@@ -39,19 +41,22 @@ def test_titles_above_and_classes_left_of_the_picture() -> None:
         assert part.min() < 0.5 and part.mean() > 0.7  # dark letters on white
 
 
-def test_padding_and_hidden_patches_are_black_and_set_no_range() -> None:
+def test_padding_is_black_hidden_patches_are_blue_and_neither_sets_the_range() -> None:
     _, data = build("configs/tones/apc.yaml")
     x = torch.randn(2, 1, 40, 100)
     x[1, :, :, 60:] = 0
     hidden = torch.zeros_like(x).bool()
     hidden[:, :, 8:16] = True  # of padding frames, too, which stay padding
-    first, second = as_shown([x, x.masked_fill(hidden, float("-inf"))], data)
+    first, second = as_shown([x, x.masked_fill(hidden, float("nan"))], data)
     assert first[1, :, :, 60:].eq(float("-inf")).all() and second[1, :, :, 60:].eq(float("-inf")).all()
     assert first[0].isfinite().all() and torch.equal(second[0].isfinite(), ~hidden[0])
     torch.testing.assert_close(first[1, :, :, :60], data.unstandardize(x)[1, :, :, :60])
     image = spectrogram_image([first, second], height=40)
+    assert image.shape == (3, 2 * 42, 2 * 102)
     assert image[0, 43:83, 61:101].eq(0).all() and image[0, 1:41, 1:101].mean() > 0.2
-    assert image[0, 1 + 40 - 16 : 1 + 40 - 8, 103:203].eq(0).all()
+    patches = image[:, 1 + 40 - 16 : 1 + 40 - 8, 103:203]
+    assert patches.eq(torch.tensor(HIDDEN)[:, None, None]).all()
+    assert image[0, 43:83, 103 + 60 : 203].eq(0).all()  # padding, hidden or not
     assert spectrogram_image([torch.full((1, 1, 4, 5), float("-inf"))]).isfinite().all()
 
 
@@ -74,6 +79,11 @@ def test_what_is_drawn(config: str, images: set[str], sounds: set[str], tmp_path
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert set(events.Tags()["images"]) == images and set(events.Tags()["audio"]) == sounds
+    if "spectrograms" in images:
+        with Image.open(BytesIO(events.Images("spectrograms")[0].encoded_image_string)) as picture:
+            pixels = np.asarray(picture).reshape(-1, 3)
+        blue = (np.abs(pixels - 255 * np.array(HIDDEN)) <= 1).all(1)
+        assert 0.1 < blue.mean() < 0.33  # most of the middle column
 
 
 def test_write_sound_is_read_again(tmp_path: Path) -> None:
