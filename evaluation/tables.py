@@ -64,8 +64,9 @@ def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
 
 def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
     table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "encoder" else "right")
+    for i, heading in enumerate(headings):
+        names = i == 0 and any(not row[0][:1].isdigit() for row in rows)
+        table.add_column(heading, justify="left" if names else "right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -57,6 +57,7 @@ def test_seeds_become_mean_and_deviation(runs: Path, capsys: pytest.CaptureFixtu
         "| runs/a (2 seeds) | 0.2 | 0.750 ± 0.071 | 0.850 ± 0.071 | 0.167 ± 0.000 |\n"
     )
     told = capsys.readouterr().out
+    assert "│ runs/c           │ " in told  # names are aligned at the left
     assert "0.850 ± 0.071" in told and "note" not in told and told.endswith("written: curves.png\n")
     with Image.open("curves.png") as picture:
         assert picture.size == (1120, 444) and len(set(picture.getdata())) > 3
