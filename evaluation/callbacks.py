@@ -203,7 +203,7 @@ class OnlineLinearProbe(MetricsCallback):
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            features = with_whole_weights(trainer, lambda: pl_module(batch["input"]).flatten(1).float())
+            features = with_whole_weights(trainer, pl_module, batch["input"]).flatten(1).float()
         for module, training in modes.items():
             module.training = training
         labels = batch["label"]
@@ -267,7 +267,7 @@ class CollapseMetrics(MetricsCallback):
         views = batch.get("views", [])
         if len(views) >= 2 and views[0].shape == views[1].shape:
             with trainer.precision_plugin.val_step_context():
-                pair = with_whole_weights(trainer, lambda: tuple(pl_module(view) for view in views[:2]))
+                pair = with_whole_weights(trainer, lambda *pair: [*map(pl_module, pair)], *views[:2])
             h1, h2 = (h.flatten(1).float() for h in pair)
             self.pairs.append((h1, h2))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class FirstSamples(Callback, ABC):
             shared = trainer.strategy.broadcast(move_data_to_device((few, views), torch.device("cpu")))
             few, views = move_data_to_device(shared, pl_module.device)
         with trainer.precision_plugin.val_step_context(), fixed_noise(pl_module.device), torch.no_grad():
-            with_whole_weights(trainer, lambda: self.show(trainer, pl_module, few, views))
+            with_whole_weights(trainer, partial(self.show, trainer, pl_module), few, views)
 
     @abstractmethod
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.utils.data import Subset
 
@@ -31,6 +31,7 @@ WHOLE = [f"configs/digits/{name}.yaml" for name in DIGITS]
 WHOLE += ["configs/text/bert.yaml", "configs/tones/audio_mae.yaml"]
 #: Several parts, each whole only during its own forward pass.
 PARTS = ["configs/digits/simclr.yaml", "configs/digits/mae.yaml"]
+OTHERS = {"parts": PARTS, "uneven": PARTS, "half": PARTS[:1]}
 
 
 class OnCPU(FSDPStrategy):
@@ -38,7 +39,11 @@ class OnCPU(FSDPStrategy):
 
     def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
         return FullyShardedDataParallel(
-            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
+            model,
+            device_id=torch.device("cpu"),
+            sharding_strategy=self.sharding_strategy,
+            mixed_precision=self.mixed_precision,
+            **self.kwargs,
         )
 
 
@@ -57,8 +62,11 @@ def strategy(name: str) -> dict[str, Any]:
     if name == "ddp":
         return {"strategy": "ddp", "precision": "64-true"}
     policy = None if name == "whole" else partial(size_based_auto_wrap_policy, min_num_params=2000)
-    sharded = OnCPU(process_group_backend="gloo", auto_wrap_policy=policy, precision_plugin=Double())
-    return {"strategy": sharded}
+    options: dict[str, Any] = {"process_group_backend": "gloo", "auto_wrap_policy": policy}
+    if name == "half":
+        half = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return {"strategy": OnCPU(mixed_precision=half, **options)}
+    return {"strategy": OnCPU(precision_plugin=Double(), **options)}
 
 
 def file_of(folder: Path, config: str, name: str, suffix: str) -> Path:
@@ -68,7 +76,8 @@ def file_of(folder: Path, config: str, name: str, suffix: str) -> Path:
 def train(folder: Path, config: str, name: str) -> dict[str, Any]:
     """Two epochs of two steps with the callbacks of a run, clipped gradients, a checkpoint at the end.
 
-    ``uneven`` is ``parts`` with a validation in which one rank has a sample, and so a batch, more.
+    ``uneven`` is ``parts`` with a validation in which one rank has a sample, and so a batch, more; in
+    ``half`` they compute in bfloat16.
     """
     sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.01"]
     sgd += ["--model.optimizer.momentum", "0.9", "--model.warmup_epochs", "0"]
@@ -97,7 +106,8 @@ def train(folder: Path, config: str, name: str) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     for config in WHOLE:
-        for name in ("ddp", "whole", *(["parts", "uneven"] if config in PARTS else [])):
+        more = [name for name, configs in OTHERS.items() if config in configs]
+        for name in ("ddp", "whole", *more):
             results = train(folder, config, name)
             torch.save(results, file_of(folder, config, name, f"{os.environ['RANK']}.pt"))
 

@@ -50,6 +50,12 @@ def test_sharded_weights_train_as_whole_ones(config: str, strategy: str, folder:
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8, msg=name)
 
 
+def test_callbacks_compute_in_the_precision_of_the_sharded_weights(folder: Path) -> None:
+    expected, found = (logged(folder, "configs/digits/simclr.yaml", name) for name in ("ddp", "half"))
+    assert found["media"] == expected["media"]
+    assert found["scalars"]["val/loss"] == pytest.approx(expected["scalars"]["val/loss"], rel=0.05)
+
+
 @pytest.mark.parametrize("config", PARTS)
 def test_a_rank_with_a_batch_more_does_not_wait_for_the_other(config: str, folder: Path) -> None:
     """Each forward pass of a part needs all ranks."""

@@ -24,24 +24,24 @@ def is_sharded(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, FSDPStrategy) and trainer.model is not trainer.lightning_module
 
 
-def with_whole_weights(trainer: Trainer, call: Callable[[], T]) -> T:
-    """The result of ``call``, which uses the networks of the run's method outside of its training step.
+def with_whole_weights(trainer: Trainer, call: Callable[..., T], *inputs: Any) -> T:
+    """The result of ``call(*inputs)``, which uses the networks of the method outside of its training step.
 
     Under FSDP the weights are whole only in the forward pass of the wrapped method, so ``call`` takes its
-    place. All processes must make the same calls.
+    place, and ``inputs`` get the precision that weights have there. All processes must make the same calls.
     """
     if not is_sharded(trainer):
-        return call()
+        return call(*inputs)
     module, wrapped = trainer.lightning_module, trainer.model
     assert isinstance(wrapped, nn.Module)
 
-    def forward() -> T:
+    def forward(*given: Any) -> T:
         del module.forward  # while `call` runs, it is the method's again
-        return call()
+        return call(*given)
 
     module.forward = forward  # type: ignore[method-assign]
     try:
-        return wrapped()
+        return wrapped(*inputs)
     finally:
         module.__dict__.pop("forward", None)
 
