@@ -229,7 +229,10 @@ def test_views_and_masks_are_the_same(config: str) -> None:
     found = transform(images.cuda(), tree_map_only(Tensor, Tensor.cuda, params))
     assert found.keys() == expected.keys()
     for one, other in zip(tree_leaves(expected), tree_leaves(found), strict=True):
-        assert (vector([other]) - vector([one])).abs().max() < 1e-4
+        apart = (vector([other]) - vector([one])).abs()
+        # a relative error of 3e-7 in each operation gives up to 2e-4 where colors are nearly gray, and 3e-6
+        # in the mean
+        assert apart.max() < 1e-3 and apart.mean() < 1e-5
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------
