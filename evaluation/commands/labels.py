@@ -137,7 +137,7 @@ class _Tasks:
             self.features[split], self.labels[split] = embed_split(encoders, run.data, split, run.device)
         drawn = {budget: draw(self.labels["bank"].cpu(), budget, 0) for budget in BUDGETS}
         self.budgets = [budget for budget, rows in drawn.items() if rows is not None]
-        for budget in drawn.keys() - set(self.budgets):
+        for budget in [budget for budget, rows in drawn.items() if rows is None]:
             say(f"left out: {budget.name}: a class has too few labeled training samples")
         self.counts = {b.name: len(rows) for b, rows in drawn.items() if rows is not None}
 
@@ -152,7 +152,8 @@ class _Tasks:
         """Top-1 on test."""
         rows = draw(self.labels["bank"].cpu(), budget, number)
         assert rows is not None
-        key = (row, number, rows.numpy().tobytes())
+        seed = 0 if row in self.features["bank"] else number  # a probe has none, and 100 % one draw
+        key = (row, seed, rows.numpy().tobytes())
         if key not in self.done:
             self.done[key] = self._score(row, rows, number)
         return self.done[key]

@@ -156,7 +156,7 @@ def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two draws from scratch begin from different weights, as two seeds do. Columns that have the same draws
-    are trained once.
+    are trained once, and probes on all labels are fitted once.
     """
     from runtime.checkpoints import load_module
 
@@ -169,10 +169,18 @@ def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
     budgets = (Budget(per_class=1), Budget(share=0.01), Budget(share=0.1), Budget(share=1.0))
     monkeypatch.setattr(command, "BUDGETS", budgets)
     monkeypatch.setattr(command, "train_classifier", note)
+    fitted: list[int] = []
+
+    def count(train: tuple[torch.Tensor, torch.Tensor], *rest: Any) -> float:
+        fitted.append(len(train[1]))
+        return 0.5
+
+    monkeypatch.setattr(command, "linear_score", count)
     assert script.main(["labels", str(run), "--draws=2", "--overwrite"]) == 0
     trained = next(load_module(run / "checkpoints/last.ckpt").feature_encoder.parameters())
     assert [torch.equal(start, trained) for start in starts] == 3 * [False, False, True, True]
     assert not torch.equal(starts[0], starts[1])
+    assert fitted == 3 * [10, 10] + 3 * [109, 109] + 3 * [1077]
     scores = json.loads((run / "labels.json").read_text())["scores"]
     assert all(row["1 per class"] == row["1%"] for row in scores.values())
 
