@@ -83,7 +83,7 @@ def test_validation_numbers_are_those_of_one_process(folder: Path, tmp_path: Pat
 
 @pytest.mark.skipif(
     torch.__version__.startswith("2.6."),
-    reason="FSDP of torch 2.6 crashes on CPUs when it gathers the weights",
+    reason="torch 2.6 crashes on CPUs when FSDP gathers weights",
 )
 def test_fsdp_on_two_processes(folder: Path) -> None:
     """Each rank holds half of a ViT's weights; a checkpoint is one file with all of them, as DDP's is, and
