@@ -371,8 +371,10 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             processes.append(
                 subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
             )
-    for process in processes:
-        process.wait(timeout=max(280, 30 * len(asked)))
+    for rank, process in enumerate(processes):
+        status = process.wait(timeout=max(280, 30 * len(asked)))
+        with (folder / f"log-{rank}.txt").open("a") as log:  # -9: perhaps killed for its memory
+            log.write(f"exit status {status}\n")
     return folder
 
 
