@@ -49,12 +49,13 @@ ITEMS = {
     # a test of more than a minute shows where it is
     "kernels": Item(240, "pytest -m gpu -n 14 --dist worksteal -v --durations 15 -o faulthandler_timeout=60"),
     "gate": Item(60, "cifar10_gate.py --data DATA --variants supervised ours bare 'supervised, compressed'"),
-    "record": Item(200, "cifar10_gate.py --data DATA --variants record --epochs 100"),
+    "torchvision's views": Item(330, "cifar10_gate.py --data DATA --variants 'bare, torchvision'"),
+    "record": Item(230, "cifar10_gate.py --data DATA --variants record --epochs 100"),
     "profile": Item(40, "profile_step.py --method simclr --batch 512"),
     "peers": Item(120, "peers.py --rounds 2 --compile"),
     "compressed": Item(130, "cifar10_gate.py --data DATA --variants 'ours, compressed'"),
     "other variants": Item(130, "cifar10_gate.py --data DATA"),
-    "emp_ssl": Item(300, "cifar10.py --data DATA --methods emp_ssl --epochs 10"),
+    "emp_ssl": Item(330, "cifar10.py --data DATA --methods emp_ssl --epochs 10"),
     "methods": Item(480, "cifar10.py --data DATA --methods byol moco vicreg lejepa --epochs 50"),
     "record, 500 epochs": Item(120, "cifar10.py --data DATA --methods simclr_record --epochs 500"),
 }
