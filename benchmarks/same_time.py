@@ -54,7 +54,7 @@ METHODS += ["simclr", "simdino", "simsiam", "swav", "triplet", "vicreg", "visreg
 BASELINES = ["untrained", "pixels"]
 SCORES = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": "5-shot"}
 SETTINGS = ("data", "images", "seconds", "batch")
-ENCODER: dict[str, Any] = {"in_channels": 3, "channels": [64, 128, 256], "stem_stride": 2}
+ENCODER: dict[str, Any] = {"in_channels": 3, "stem_stride": 2}
 CALIBRATION = 30  # steps of the run from which a method's speed is estimated
 
 
@@ -144,7 +144,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     runs: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         runs.setdefault(line["method"], []).append(line)
-    columns = ["method", "seeds", "steps", "seconds", *SCORES.values()]
+    columns = ["method", "seeds", "steps", "seconds", "ms per step", *SCORES.values()]
     text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
 
     def place(method: str) -> tuple[bool, float]:
@@ -152,9 +152,9 @@ def table(lines: list[dict[str, Any]]) -> str:
 
     for method in sorted(runs, key=place):
         cells = [method, ", ".join(str(line["seed"]) for line in runs[method])]
-        for key in ("steps", "trained_seconds"):
-            values = [line[key] for line in runs[method] if key in line]
-            cells.append(f"{statistics.median(values):.0f}" if values else "")
+        trained = [(line["steps"], line["trained_seconds"]) for line in runs[method] if "steps" in line]
+        each = [(steps, seconds, 1000 * seconds / steps) for steps, seconds in trained]
+        cells += [f"{statistics.median(values):.0f}" for values in zip(*each, strict=True)] or ["", "", ""]
         cells += [mean_and_deviation([line[key] for line in runs[method]]) for key in SCORES]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
