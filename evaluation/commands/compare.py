@@ -25,7 +25,7 @@ class CompareCommand(FolderCommand):
         "--sort": {"metavar": "COLUMN", "help": "put the largest value of this column first"},
         "--columns": {"metavar": "A,B", "help": "only these columns (default: all)"},
         "--plot": {"metavar": "FILE.png", "type": "path", "help": "curves over steps and over time"},
-        "--metric": {"default": "val/linear_top1", "help": "the metric to plot (default: val/linear_top1)"},
+        "--metric": {"metavar": "NAME", "help": "the metric to plot (default: val/linear_top1)"},
     }
     output = "the terminal; a .md or .csv file"
     overwrite = True
@@ -37,10 +37,12 @@ class CompareCommand(FolderCommand):
             check_target(given.output, given.output.suffix, given.overwrite)
         if given.plot is not None:
             check_target(given.plot, ".png", given.overwrite, option="--plot")
+        elif given.metric is not None:
+            raise ConfigError("--metric is what --plot draws: give --plot FILE.png, or leave it out")
         runs, notes = find_runs(given.runs)
         columns = None if given.columns is None else [name.strip() for name in given.columns.split(",")]
         found = table(runs, given.sort, columns)
-        panels = None if given.plot is None else _panels(runs, given.metric)
+        panels = None if given.plot is None else _panels(runs, given.metric or "val/linear_top1")
         for line in [*notes, *protocols(runs)]:
             say(line)
         print_table(f"{len(runs)} runs", *found)

@@ -152,6 +152,7 @@ def test_results_of_something_else_are_told(
             ["runs/*", "--plot=p.png", "--metric=loss"],
             "--metric loss: no run has logged it; they have val/lin",
         ),
+        (["runs/*", "--metric=val/loss"], "--metric is what --plot draws: give --plot FILE.png, or leave it"),
         (["runs/*", "--data=Digits"], "compare reads no data and has no option --data"),
         (["broken"], "broken/config.yaml was not written by train.py"),
     ],
