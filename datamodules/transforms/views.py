@@ -338,8 +338,7 @@ class TwoViews(Views):
 
 
 class MultiCrop(Views):
-    """Two or more global views and several smaller local ones (Caron et al. 2020,
-    https://arxiv.org/abs/2006.09882).
+    """Two or more global views and several smaller local ones (Caron et al. 2020, https://arxiv.org/abs/2006.09882).
 
     Args:
         global_view1, global_view2: the large crops, first in the list.
