@@ -105,10 +105,12 @@ def accuracies(embed: Callable[[Tensor], Tensor], train: Images, test: Images, s
     data, device = InMemory(train), torch.device("cpu")
     rows = stratified_holdout(train.labels, len(train.labels) // 10)
     parts = [Images(train.images[chosen], train.labels[chosen]) for chosen in rows] + [test]
-    labeled = [(extract(embed, data, part, device), torch.from_numpy(part.labels)) for part in parts]
+    bank, val, tested = (
+        (extract(embed, data, part, device), torch.from_numpy(part.labels)) for part in parts
+    )
     found: dict[str, float] = {}
     for probe in named_probes(None):
-        found |= probe.score(*labeled, int(labeled[0][1].max()) + 1, seed)[0]
+        found |= probe.score(bank, val, tested, int(bank[1].max()) + 1, seed)[0]
     return {name: round(100 * found[name], 2) for name in SCORES}
 
 
