@@ -46,7 +46,7 @@ class Coverage:
 
 def runs_of(codes: np.ndarray, code: int) -> np.ndarray:
     """(n, 2) [start, end) of the runs of a code, found piece by piece."""
-    piece, found = 2**24, []
+    piece, found = 2**20, []
     for first in range(0, len(codes), piece):
         is_code = np.concatenate([[False], codes[first : first + piece] == code, [False]])
         found.append(first + np.flatnonzero(np.diff(is_code)).reshape(-1, 2))
