@@ -65,7 +65,9 @@ def started(datamodule: SSLDataModule, done: int = 0, **trainer) -> SSLDataModul
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress, val_loop=validation))
     precision = SimpleNamespace(convert_input=lambda batch: batch)  # what full precision does
     fn = SimpleNamespace(fn="fit")
-    datamodule.trainer = SimpleNamespace(fit_loop=loop, precision_plugin=precision, **{"state": fn, **state})
+    datamodule.trainer = SimpleNamespace(
+        fit_loop=loop, precision_plugin=precision, **{"state": fn, "strategy": None, **state}
+    )
     return datamodule
 
 
