@@ -95,8 +95,13 @@ def shrunk(config: str) -> list[str]:
     if config == "configs/imagenet/finetune.yaml":
         options += ["--model.num_classes", "10"]  # of the synthetic images
     if config.startswith(("configs/imagenet", "configs/folder", "configs/shards")):
-        options += ["--data.root", "unused", "--data.image_size", "32", "--data.views.init_args.size", "32"]
+        options += ["--data.root", "unused", "--data.image_size", "32"]
         text = (ROOT / config).read_text()
+        parts = (
+            (".global_view1", ".global_view2", ".local_view") if "class_path: MultiCrop" in text else ("",)
+        )
+        for part in parts:
+            options += [f"--data.views{part}.size", "32"]
         if "ViTEncoder" in text:
             small: dict[str, object] = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
             if "IJEPAViews" in text:  # whose targets and context need 16 patches
