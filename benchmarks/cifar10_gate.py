@@ -54,6 +54,7 @@ from benchmarks.parts.cifar10_loops import (
     train_bare,
     train_supervised,
 )
+from benchmarks.parts.pages import mean_and_deviation
 from benchmarks.parts.rounds import device_name
 from benchmarks.parts.training import fit, silence
 from runtime.environment import describe_environment
@@ -190,13 +191,6 @@ def table(lines: list[str]) -> str:
         cells.append(", ".join(sorted({row["device"] for row in rows})))
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What a copy of CIFAR-10 costs features that live on detail: single-layer k-means (Coates, Lee and Ng 2011).
+"""What a copy of CIFAR-10 costs features of fine detail: single-layer k-means (Coates, Lee and Ng 2011).
 
     python benchmarks/cifar10_kmeans.py --data DIR [--centroids 1600] [--patches 400000] [--images 50000]
 

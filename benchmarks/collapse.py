@@ -30,7 +30,7 @@ from runtime.messages import ROOT
 
 
 class Family(NamedTuple):
-    """A method, the metric that tells its collapse, and the option or missing part that should cause it."""
+    """A method, the metric that shows its collapse, and the option or missing part that should cause it."""
 
     method: str
     sign: str

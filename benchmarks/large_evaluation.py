@@ -11,7 +11,6 @@ size. Time is no matter here: the linear probe takes two steps, kNN has 256 quer
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.memory import peak
 from datamodules.base import SSLDataModule
 from datamodules.samplers import SampleDataset
 from datamodules.splits import Split
@@ -55,12 +55,6 @@ class Numbered(SSLDataModule):
 
     def dataset(self, split: Split) -> Numbers:
         return self.numbers
-
-
-def peak() -> int:
-    """Bytes. ``getrusage`` would count what the process that started this one held (Linux only)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0])
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.pages import mean_and_deviation
 from benchmarks.parts.rounds import not_run
 from datamodules import TextFiles
 from datamodules.errors import ConfigError, DataFileError
@@ -133,10 +133,6 @@ def measure_features(
     print(f"| most common class | 50.0 | {mean_and_deviation(common)} |")
     gains = zip(found["pretrained"][0], found["random_init"][0], strict=True)
     print(f"gain in ROC AUC over random_init, part by part: {mean_and_deviation([a - b for a, b in gains])}")
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 # ---- samples -----------------------------------------------------------------------------------------------

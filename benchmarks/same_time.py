@@ -17,7 +17,7 @@ Each run adds a line to ``--results``; runs that are there are not repeated, so 
 continues. The table is made from those lines.
 
 Processor time does not count waiting for other processes of the machine. They still make steps slower, since
-caches are shared: ``load`` tells how busy the machine was.
+caches are shared: ``load`` is the machine's load average at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from benchmarks.cifar10 import origin
 from benchmarks.parts.cifar10_images import Images, InMemory, extract, load
-from benchmarks.parts.pages import write_between_marks
+from benchmarks.parts.pages import mean_and_deviation, write_between_marks
 from benchmarks.parts.training import fit, silence
 from datamodules.splits import stratified_holdout
 from datamodules.transforms.views import MultiCrop, View
@@ -85,7 +85,7 @@ def options_of(method: str, args: argparse.Namespace, steps: int, seed: int) -> 
     return given
 
 
-def train(method: str, train: Images, args: argparse.Namespace, steps: int, seed: int) -> tuple[Any, float]:
+def train(method: str, images: Images, args: argparse.Namespace, steps: int, seed: int) -> tuple[Any, float]:
     """The trained method, and the seconds of its steps."""
     clock = Clock()
 
@@ -94,7 +94,7 @@ def train(method: str, train: Images, args: argparse.Namespace, steps: int, seed
             32, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale_p=0.2
         )
         views = MultiCrop(view, view, view, len(cli.datamodule.views.views) - 2)
-        return InMemory(train, views=views, batch_size=args.batch)
+        return InMemory(images, views=views, batch_size=args.batch)
 
     trainer = fit(options_of(method, args, steps, seed), clock, data)
     return trainer.lightning_module, clock.seconds
@@ -160,11 +160,6 @@ def table(lines: list[dict[str, Any]]) -> str:
         cells += [mean_and_deviation([line[key] for line in runs[method]]) for key in SCORES]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.memory import peak
 from datamodules import Fasta, TextFiles
 
 LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
@@ -50,12 +50,6 @@ def write_genome(folder: Path, size: int) -> None:
     genes = range(1, size - 1000, 20_000)
     lines = [f"chr1\tx\tCDS\t{start}\t{start + 999}\t.\t+\t0\tID=c{start}\n" for start in genes]
     (folder / "g.gff").write_text("".join(lines), encoding="utf-8")
-
-
-def peak() -> int:
-    """Bytes. ``getrusage`` would count what the process that started this one held (Linux only)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0])
 
 
 def prepare(kind: type, options: dict[str, Any]) -> tuple[int, float]:

@@ -27,6 +27,7 @@ from sslmodules.base import SSLModule
 
 pytest.register_assert_rewrite("tests.faults", "tests.commands.calls", "tests.command_lines")
 silence_framework()
+TORCH_2_6 = torch.__version__.startswith("2.6.")  # the lowest version
 torch.set_num_threads(1)  # two workers on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslmodules import DINO, MAE, SimCLR
 from sslmodules.base import SSLModule
 from sslmodules.networks import ConvEncoder, MomentumCopy, ViTEncoder
-from tests.conftest import batch_of, build
+from tests.conftest import TORCH_2_6, batch_of, build
 from tests.contract import faults_of_learning, interaction, resting, without_gradient
 
 
@@ -142,8 +142,8 @@ def test_a_broken_dino_is_found(cls: type[DINO], options: dict[str, float], faul
     for name, value in options.items():
         setattr(module, name, value)
     found = faults_of_learning(module, batch_of(data, 8))
-    # others may follow from it, depending on the version of torch
     assert all(any(one.startswith(fault) for one in found) for fault in faults), found
+    assert len(found) == len(faults) or TORCH_2_6, found  # whose numbers show a second fault
 
 
 def test_an_encoder_without_gradient_is_found_where_there_are_no_pairs() -> None:

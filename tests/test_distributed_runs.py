@@ -16,7 +16,7 @@ import torch
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 from tests import distributed_runs
-from tests.conftest import build
+from tests.conftest import TORCH_2_6, build
 from tests.distributed_runs import TRAIN
 from tests.pair import said, start, wait
 
@@ -81,10 +81,7 @@ def test_validation_numbers_are_those_of_one_process(folder: Path, tmp_path: Pat
         torch.testing.assert_close(one[key], value, rtol=1e-6, atol=1e-9, msg=key, check_dtype=False)
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.6."),
-    reason="torch 2.6 crashes on CPUs when FSDP gathers weights",
-)
+@pytest.mark.skipif(TORCH_2_6, reason="torch 2.6 crashes on CPUs when FSDP gathers weights")
 def test_fsdp_on_two_processes(folder: Path) -> None:
     """Each rank holds half of a ViT's weights; a checkpoint is one file with all of them, as DDP's is, and
     resumes exactly.

@@ -1,9 +1,19 @@
-"""Tables that scripts write into pages."""
+"""Tables of results, and where they stand in pages."""
 
 from __future__ import annotations
 
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """A cell: "" for no value, the deviation for two or more."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def write_between_marks(file: Path, name: str, text: str) -> None:

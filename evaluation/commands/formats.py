@@ -98,11 +98,15 @@ def _traced(run: TrainedRun, example: Tensor, name: str) -> torch.export.Exporte
     try:
         return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # tracing fails in many ways
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"--format {name}: torch.export of torch {torch.__version__} cannot trace "
-            f"{type(run.module).__name__}.embed ({reason}): use --format safetensors"
-        ) from error
+        raise _not_exported(run, name, error) from error
+
+
+def _not_exported(run: TrainedRun, name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().partition("\n")[0]
+    return ConfigError(
+        f"--format {name}: torch {torch.__version__} cannot export {type(run.module).__name__}.embed "
+        f"({reason}): use --format safetensors"
+    )
 
 
 def _check(run: TrainedRun, name: str, outputs: Callable[[Tensor], Any]) -> None:
@@ -143,11 +147,7 @@ def write_onnx(run: TrainedRun, folder: Path) -> str:
     try:
         torch.onnx.export(program, (), file, dynamo=True, external_data=False, **names)  # type: ignore[arg-type]
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"--format onnx: torch {torch.__version__} cannot convert {type(run.module).__name__}.embed to "
-            f"ONNX ({reason}): use --format safetensors"
-        ) from error
+        raise _not_exported(run, "onnx", error) from error
     session = onnxruntime.InferenceSession(file)
     only = "[0]" if len(outputs) == 1 else ""
 

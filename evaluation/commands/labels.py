@@ -109,10 +109,10 @@ def _duplicates(run: TrainedRun) -> dict[str, int]:
 
 
 def _about_duplicates(found: dict[str, int]) -> str:
-    exact = f"of {found['test']} test samples {found['exact']} are among {found['train']} pre-training"
+    exact = f"{found['exact']} are among {found['train']} pre-training samples"
     near = f"{found['near']} nearly (cosine of the raw input above {NEAR})"
     warning = ": their labels are new, but not the samples" if found["near"] else ""
-    return f"{exact} samples, {near}{warning}"
+    return f"of {found['test']} test samples {exact}, {near}{warning}"
 
 
 class _Tasks:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from runtime.eval_help import choose, parse
 from runtime.messages import ROOT
 from tests.commands.calls import evaluate
+from tests.conftest import TORCH_2_6
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -42,9 +42,7 @@ def test_the_pages_are_true(run: Path, photos: Path, monkeypatch: pytest.MonkeyP
     for command in commands:
         arguments = shlex.split(command, comments=True)
         # the export extra, or a converter that fits onnxscript
-        missing = "onnx" in arguments and (
-            not find_spec("onnxruntime") or torch.__version__.startswith("2.6.")
-        )
+        missing = "onnx" in arguments and (not find_spec("onnxruntime") or TORCH_2_6)
         if "DIR" in arguments or "RUN" not in arguments or missing:
             Path(arguments[1]).touch()
             parse(*choose(arguments))

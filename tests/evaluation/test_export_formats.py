@@ -21,14 +21,13 @@ from runtime.messages import ROOT
 from runtime.saved_run import build_data
 from sslmodules import FineTune, SimCLR
 from sslmodules.networks import TimmEncoder
+from tests.conftest import TORCH_2_6
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
 #: Seen with torch 2.6: it cannot trace all networks for any batch, and its ONNX converter does not fit the
 #: onnxscript of today.
-needs_tracing = pytest.mark.skipif(
-    torch.__version__.startswith("2.6."), reason="torch 2.6 cannot trace or convert it"
-)
+needs_tracing = pytest.mark.skipif(TORCH_2_6, reason="torch 2.6 cannot trace or convert it")
 
 RESNET = ["--model.encoder=ResNetEncoder", "--model.encoder.in_channels=1", "--model.encoder.stem=cifar"]
 TIMM = ["--model.encoder=vit_tiny_patch16_224", "--model.encoder.image_size=8"]
@@ -256,7 +255,7 @@ def test_a_network_that_cannot_be_converted_is_one_line(
     arguments = ["export", str(runs("vit")), str(tmp_path / "out"), "--data.synthetic=true", "--format=onnx"]
     assert script.main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"error: --format onnx: torch {torch.__version__} cannot convert MAE.embed to ONNX "
-        "(Failed to convert the exported program.): use --format safetensors\n"
+        f"error: --format onnx: torch {torch.__version__} cannot export MAE.embed (Failed to convert the "
+        "exported program.): use --format safetensors\n"
     )
     assert not (tmp_path / "out").exists()
