@@ -1,13 +1,14 @@
 """Accuracy for the same time: every joint-embedding method with the same images, encoder and processor time.
 
     python benchmarks/same_time.py --data DIR [--methods simclr vicreg ...] [--seconds 300] [--images 10000]
+    python benchmarks/same_time.py --data DIR --methods lejepa vicreg --views 4
     python benchmarks/same_time.py --table [--page docs/results.md]
 
 Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same small convolutional
-encoder, batch size and views (SimCLR's for small images); methods with several views get as many of them as
-their config for Digits has. The other settings are those of that config; counts of epochs keep their share of
-the run, and a queue holds 16 batches. The learning rate decays over the steps that fit into the budget: they
-are estimated from a short run, which is not counted.
+encoder, batch size and views (SimCLR's for small images). The number of views is ``--views``, or that of the
+config for Digits. The other settings are those of that config; counts of epochs keep their share of the run,
+and a queue holds 16 batches. The learning rate decays over the steps that fit into the budget: they are
+estimated from a short run, which is not counted.
 
 Training images are a fixed stratified part of the official ones, test images half as many. Features are of
 ``embed``, in the protocol of ``eval.py probe``, with a tenth of the training images as ``val``. The rows
@@ -93,7 +94,8 @@ def train(method: str, images: Images, args: argparse.Namespace, steps: int, see
         view = View(
             32, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale_p=0.2
         )
-        views = MultiCrop(view, view, view, len(cli.datamodule.views.views) - 2)
+        count = args.views or len(cli.datamodule.views.views)
+        views = MultiCrop(view, view, view, count - 2)
         return InMemory(images, views=views, batch_size=args.batch)
 
     trainer = fit(options_of(method, args, steps, seed), clock, data)
@@ -173,6 +175,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0])
     add("--seconds", type=float, default=300.0, help="of processor time in training steps, for each run")
     add("--images", type=int, default=10_000, help="for training; half as many for testing")
+    add("--views", type=int, metavar="N", help="of each image (default: as in the config for Digits)")
     add("--batch", type=int, default=128)
     add("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "same_time.jsonl")
@@ -208,13 +211,15 @@ def run(args: argparse.Namespace, known: list[dict[str, Any]]) -> list[dict[str,
     for seed in args.seeds:
         for method in args.methods:
             values = (data, len(train_images.labels), args.seconds, args.batch)
-            key = {"method": method, "seed": seed, **dict(zip(SETTINGS, values, strict=True))}
+            counted = args.views and method not in BASELINES
+            name = f"{method}, {args.views} views" if counted else method
+            key = {"method": name, "seed": seed, **dict(zip(SETTINGS, values, strict=True))}
             if any(key.items() <= line.items() for line in known):
                 continue
             line = {**key, **measure(method, train_images, test, args, seed), **origin("same_time.py")}
             with args.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            print(f"{method}, seed {seed}: {[line[name] for name in SCORES]}", flush=True)
+            print(f"{name}, seed {seed}: {[line[name] for name in SCORES]}", flush=True)
             new.append(line)
     return new
 

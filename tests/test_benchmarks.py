@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks import gpu
 from benchmarks.cifar10 import find_data
+from benchmarks.digits import several_views
 from benchmarks.parts.pages import write_between_marks
 from benchmarks.same_time import options_of, tables
 from runtime.checkpoints import read_checkpoint
@@ -50,7 +52,7 @@ SMALL = {
         "linear",
     ),
     "denoising_mnist.py": ("--root DATA --run {}/run", " dB"),
-    "digits.py": ("--methods vae --seeds 0 --json {}/r", "| vae |"),
+    "digits.py": ("--methods lejepa --views 4 --seeds 0 --json {}/r", "| lejepa |"),
     "files.py": ("{}/images --images 50 --rounds 1 --workers 0 --draws 1", "load average after"),
     "emp_ssl_bag.py": ("--seeds 0 --epochs 1 --patches 2", "bag of 2 patches"),
     "gan_25_gaussians.py": ("--losses hinge --steps 20 --samples 500", "hinge"),
@@ -66,9 +68,9 @@ SMALL = {
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
     "resilience.py": ("--kills 1", "curves equal 1 of 1"),
     "same_time.py": (
-        "--data {}/images --methods simclr pixels --images 32 --batch 16 --seconds 0.05 --runs {}/runs "
-        "--results {}/r",
-        "| pixels | 0 |",
+        "--data {}/images --methods vicreg pixels --views 3 --images 32 --batch 16 --seconds 0.05 "
+        "--runs {}/runs --results {}/r",
+        "| vicreg, 3 views | 0 |",
     ),
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
@@ -97,6 +99,18 @@ def test_a_script_finds_the_project_in_a_clone(script: str) -> None:
     project = r"^(?:from|import) (?:benchmarks|datamodules|evaluation|runtime|sslmodules|train)\b"
     first = re.search(project, text, flags=re.MULTILINE)
     assert first is None or "sys.path.insert(0, " in text[: first.start()]
+
+
+def test_more_views_take_fewer_epochs_for_as_many_encoded_views() -> None:
+    config = ROOT / "configs" / "digits" / "vicreg.yaml"
+    view = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]["views"]["init_args"][
+        "view1"
+    ]
+    crops = {"global_view1": view, "global_view2": view, "local_view": view, "num_local": 0, "num_global": 8}
+    assert several_views(config, 8) == {
+        "data": {"init_args": {"views": {"class_path": "MultiCrop", "init_args": crops}}},
+        "trainer": {"max_epochs": 15},
+    }
 
 
 def test_every_script_is_tried() -> None:
