@@ -35,7 +35,7 @@ ENCODERS = ("pretrained", "random_init", "raw_input")
 
 
 def several_views(config: Path, count: int) -> dict[str, Any]:
-    """What to change in a config with two views: ``count`` of its first recipe, 2 / ``count`` of the epochs."""
+    """Changes of a config with two views: ``count`` of its first recipe, 2 / ``count`` of the epochs."""
     given = yaml.safe_load(config.read_text(encoding="utf-8"))
     view = given["data"]["init_args"]["views"]["init_args"]["view1"]
     crops = {
