@@ -76,6 +76,26 @@ def test_readme_lists_methods_that_exist(readme: Path) -> None:
     assert len(set(listed.values())) == len(listed)
 
 
+#: What docs/methods/index.md promises of each page; a page may have further sections.
+SECTIONS = ["Objective", "One training step", "Differences from the", "Common implementation mistakes"]
+SECTIONS += ["Command", "When to choose it", "Results"]
+
+
+def test_each_page_of_a_method_has_the_same_sections() -> None:
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    found = {
+        page.stem: [
+            section
+            for heading in re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            for section in SECTIONS
+            if heading.startswith(section)
+        ]
+        for page in pages
+        if page.stem != "index"
+    }
+    assert found == dict.fromkeys(found, SECTIONS) and len(found) >= 20
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_mentioned_files_exist(document: Path) -> None:
     """Paths below the project's folders, and relative links; ``<method>`` and other placeholders are no
