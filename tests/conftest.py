@@ -24,12 +24,18 @@ from runtime.messages import ROOT, config_files
 from runtime.options import options_of
 from sslmodules import methods
 from sslmodules.base import SSLModule
+from tests import gpu_checks
 
 pytest.register_assert_rewrite("tests.faults", "tests.commands.calls", "tests.command_lines")
 silence_framework()
 TORCH_2_6 = torch.__version__.startswith("2.6.")  # the lowest version
 torch.set_num_threads(1)  # two workers on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(gpu_checks)
+
 
 CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]
 
