@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ def raw_input(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+Padding = int | Literal["frames"] | None
+
+
 class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     """Base class of data sets: clean samples from files, views made on the device.
 
@@ -78,7 +81,9 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
         num_classes: number of classes, or None for unlabeled data, for which no probe runs.
         class_names: one name per class; empty for unlabeled data.
         vocab_size: number of tokens, if ``input`` holds tokens.
-        pad_id: id of the padding token; None if there is no padding.
+        pad_id: id of the padding token; None if no token is padding.
+        padding: how short samples are filled up: ``pad_id``, ``"frames"`` for audio (``valid_frames`` counts
+            the others), or None if they are not.
         characters_per_token: mean over the validation split, for bits per character; None if not applicable.
         max_unreadable: number of damaged files to tolerate.
     """
@@ -89,6 +94,10 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
     pad_id: int | None = None
     characters_per_token: float | None = None
     max_unreadable: int = 0
+
+    @property
+    def padding(self) -> Padding:
+        return self.pad_id
 
     def __init__(
         self,
@@ -350,6 +359,22 @@ class SSLDataModule(PlainHyperparameters, LightningDataModule, ABC):
                 "order of samples would change within the run. Resume with the same numbers, or start a new "
                 "run"
             )
+
+
+def check_padding(padding: Padding, data: SSLDataModule) -> None:
+    """Raise ConfigError unless ``padding``, the option of a method, is that of the data."""
+    if padding == data.padding:
+        return
+    if data.padding is None:
+        what, wrong = "has no padding", "samples are treated as padding"
+    elif data.padding == "frames":
+        what, wrong = "fills up short clips with frames", "padding is treated as sound"
+    else:
+        what, wrong = f"pads short samples with token {data.padding}", "padding is treated as text"
+    raise ConfigError(
+        f"{type(data).__name__} {what}, but padding is {padding}: give --model.padding "
+        f"{'null' if data.padding is None else data.padding}, otherwise {wrong}"
+    )
 
 
 def data_of(trainer: Trainer) -> SSLDataModule | None:

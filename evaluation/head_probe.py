@@ -145,7 +145,7 @@ def _extract(
         data.num_classes or 0,
         head=kind,
         pixels=module.pixels,
-        padding=data.pad_id,
+        padding=data.padding,
         optimizer=torch.optim.AdamW,
     )
 

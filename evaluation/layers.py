@@ -8,25 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.audio.mel import valid_frames
+from datamodules.base import Padding
 from datamodules.errors import ConfigError
 from runtime.optional import offers
 from sslmodules.base import SSLModule
+from sslmodules.networks.classifier import masked_mean
 
 LAST_FOUR = "last4"
 
 
 def layer_encoders(
-    module: SSLModule, asked: str, padding: int | None = None
+    module: SSLModule, asked: str, padding: Padding = None
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Functions of ``input`` that return features of blocks: the mean output over positions or tokens.
 
-    Padding is left out of the mean.
+    Tokens and frames that are padding are left out of the mean. In maps and patches they count, as in the
+    features of those networks.
 
     Args:
         module: in eval mode.
         asked: ``all``, or comma-separated numbers of blocks from 1, and ``last4`` for the last four
             concatenated.
-        padding: the padding token.
+        padding: the data's.
 
     Returns:
         By name, ``block 1``, ``block 2``, ..., ``blocks 9-12``.
@@ -54,7 +58,7 @@ def layer_encoders(
 class _Outputs:
     """Outputs of all blocks for a batch; functions of the same batch share one forward pass."""
 
-    def __init__(self, module: SSLModule, blocks: list[nn.Module], padding: int | None) -> None:
+    def __init__(self, module: SSLModule, blocks: list[nn.Module], padding: Padding) -> None:
         self.module, self.blocks, self.padding = module, blocks, padding
         self.batch: Tensor | None = None
         self.means: list[Tensor] = []
@@ -90,7 +94,10 @@ class _Outputs:
             return h.mean((1, 2) if self.module.feature_encoder.channels_last else (2, 3))
         if h.ndim == 2:
             return h
-        if self.padding is None or x.ndim != 2 or x.shape[1] != h.shape[1]:
+        if self.padding is None or x.shape[-1] != h.shape[1]:
             return h.mean(1)
-        kept = (x != self.padding)[:, :, None]
-        return (h * kept).sum(1) / kept.sum(1).clamp(min=1)
+        if self.padding == "frames":
+            valid = torch.arange(h.shape[1], device=h.device) < valid_frames(x)[:, None]
+        else:
+            valid = x != self.padding
+        return masked_mean(h, valid)

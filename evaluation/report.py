@@ -94,7 +94,7 @@ def evaluate(
     chosen, chosen_measures = named_probes(probes), named_measures(also)
     device = torch.device(device)
     was_training = module.training
-    inside = {} if layers is None else layer_encoders(module, layers, data.pad_id)
+    inside = {} if layers is None else layer_encoders(module, layers, data.padding)
     attempts = Attempts()
     report: dict[str, Any] = {
         "schema": SCHEMA,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from datamodules.base import Batch, SSLDataModule
+from datamodules.audio.mel import valid_frames
+from datamodules.base import Batch, Padding, SSLDataModule, check_padding
 from datamodules.checks import check, check_at_least, check_one_of, check_positive, check_within
 from datamodules.errors import ConfigError
 from datamodules.samplers import labels_of
@@ -27,7 +28,7 @@ from runtime.optional import offers
 from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, PixelTokens, SequenceEncoder
 from sslmodules.networks.classifier import Head, depths, make_head, masked_mean, set_drop_path
-from sslmodules.networks.encoder import Encoder
+from sslmodules.networks.encoder import CausalEncoder, Encoder, MapEncoder, TokenEncoder
 from sslmodules.optim import decay_groups
 
 
@@ -65,7 +66,8 @@ class FineTune(SSLModule):
         pooling: features are the ``encoder``'s own, or the ``mean`` of its tokens without padding.
             For sequences and audio frames it is always the mean.
         pixels: converts images to tokens, for the encoder of a GPT that was trained on pixels.
-        padding: padding token for the encoder of a GPT: the data's ``pad_id``.
+        padding: the data's: the padding token for the encoder of a GPT, ``frames`` for an image encoder on
+            audio.
         freeze: train the classifier only, on features in eval mode.
         layer_decay: factor of the learning rate from each block to the one before it; 1 = the same for all.
         drop_path: for a ViT, share of samples that skip the last block; lower for earlier blocks.
@@ -92,7 +94,7 @@ class FineTune(SSLModule):
         head: Head = "linear",
         pooling: Literal["encoder", "mean"] = "encoder",
         pixels: PixelTokens | None = None,
-        padding: int | None = None,
+        padding: Padding = None,
         freeze: bool = False,
         layer_decay: float = 1.0,
         drop_path: float = 0.0,
@@ -166,8 +168,10 @@ class FineTune(SSLModule):
         return x
 
     def _tokens(self, encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.padding == "frames" and isinstance(encoder, MapEncoder):
+            return encoder.tokens(x, valid_frames(x))
         tokens, valid = encoder.tokens(x)
-        if self.padding is not None:
+        if isinstance(self.padding, int):
             valid = valid & (x != self.padding)[:, : valid.shape[1]]
         return tokens, valid
 
@@ -257,6 +261,14 @@ class FineTune(SSLModule):
 
     def check_data(self, data: SSLDataModule) -> None:
         name = type(data).__name__
+        if isinstance(self.encoder, TokenEncoder) and data.padding is None:
+            raise ConfigError(
+                f"{type(self.encoder).__name__} ignores token 0, which is text in {name}: give --data.views "
+                "MaskedTokens, as in its pre-training"
+            )
+        counts = self.over_tokens or self.mean_of_tokens
+        if counts and isinstance(self.encoder, (CausalEncoder, MapEncoder)) and self.pixels is None:
+            check_padding(self.padding, data)
         if data.num_classes is None:
             raise ConfigError(f"FineTune learns from labels, but {name} has none: give data with classes")
         if data.num_classes != self.num_classes:

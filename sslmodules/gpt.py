@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.base import Batch, SSLDataModule, data_of
+from datamodules.base import Batch, SSLDataModule, check_padding, data_of
 from datamodules.checks import check, check_at_least, check_one_of, check_within
 from datamodules.errors import ConfigError
 from sslmodules.base import SSLModule, full_precision
@@ -149,13 +149,7 @@ class GPT(SSLModule):
             self.log("val/bits_per_character", metrics["val/bits_per_token"] / symbols)
 
     def check_data(self, data: SSLDataModule) -> None:
-        if data.pad_id != self.padding:
-            what = "has no padding" if data.pad_id is None else f"pads short samples with token {data.pad_id}"
-            given = "null" if data.pad_id is None else data.pad_id
-            raise ConfigError(
-                f"{type(data).__name__} {what}, but padding is {self.padding}: give --model.padding {given}, "
-                "otherwise padding is treated as text"
-            )
+        check_padding(self.padding, data)
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.audio.mel import PADDING, MelScale, valid_frames
-from datamodules.base import SSLDataModule
+from datamodules.base import Padding, SSLDataModule
 from datamodules.checks import check, check_one_of, check_positive
 from datamodules.errors import ConfigError
 from datamodules.samplers import SampleDataset
@@ -107,6 +107,10 @@ class AudioDataModule(SSLDataModule, ABC):
         self.mean, self.std = mean, std
         self._datasets: dict[str, Dataset] = {}
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def padding(self) -> Padding:
+        return "frames"
 
     def dataset(self, split: Split) -> Dataset:
         """The samples of ``split``, read once and cached."""

@@ -15,6 +15,7 @@ from evaluation.features import names_of_classes
 from runtime.discovery import first_paragraph
 from runtime.optional import offers
 from sslmodules.base import SSLModule
+from sslmodules.networks.encoder import MapEncoder
 
 
 def preprocessing(run: TrainedRun) -> dict[str, Any]:
@@ -101,9 +102,12 @@ def _scores(module: SSLModule, name: str) -> str:
     if name in ("onnx", "pt2"):
         return " `model` returns them and the scores of the classes named in `preprocess.json`."
     if module.hparams.get("head") == "attentive":
+        frames = module.hparams.get("padding") == "frames" and isinstance(module.encoder, MapEncoder)
+        clips = ", given the number of frames of each sample before its padding" if frames else ""
         return (
             " `classifier` computes the scores of the classes named in `preprocess.json` from tokens (B, N, "
-            "D) and a mask (B, N) of those that are not padding: `Encoder.tokens` returns both."
+            "D) and a mask (B, N) of those that are not padding: `Encoder.tokens` returns both"
+            f"{clips}."
         )
     return " `classifier` computes from them the scores of the classes named in `preprocess.json`."
 

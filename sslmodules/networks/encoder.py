@@ -77,7 +77,10 @@ class Encoder(Recorded, nn.Module, ABC):
 
     @optional
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``input`` -> vectors of tokens or positions (B, N, D), and a mask (B, N) of those not padding."""
+        """``input`` -> vectors of tokens or positions (B, N, D), and a mask (B, N) of those not padding.
+
+        An encoder of images has no way to tell padding from black pixels: ``MapEncoder`` is told the length.
+        """
         raise NotImplementedError
 
     @optional
@@ -122,10 +125,21 @@ class MapEncoder(Encoder, ABC):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D', h, w); D' is ``num_features`` if the features are the map's mean."""
 
-    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the map, row by row: (B, C, H, W) -> (B, h * w, D')."""
-        tokens = self.forward_features(x).flatten(2).transpose(1, 2)
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
+    def tokens(self, x: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Positions of the map, row by row, and which of them are not padding.
+
+        Args:
+            x: (B, C, H, W).
+            length: (B,) columns of each sample before its padding; None = there is no padding.
+
+        Returns:
+            (B, h * w, D'), and a mask (B, h * w) of the positions that begin before the padding.
+        """
+        maps = self.forward_features(x)  # (B, D', h, w)
+        h, w = maps.shape[2:]
+        length = torch.full_like(x[:, 0, 0, 0], x.shape[3]) if length is None else length
+        column = torch.arange(w, device=x.device) * x.shape[3]  # where it begins, times w
+        return maps.flatten(2).transpose(1, 2), (column < length[:, None] * w).repeat(1, h)
 
 
 class PatchEncoder(MapEncoder, ABC):

@@ -217,12 +217,6 @@ class ViTEncoder(PatchEncoder):
             return self.positions
         return sincos_positions(grid, self.num_features, self.grid, x.device).to(self.positions.dtype)
 
-    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens, row by row. Columns of patches after the last value that is not zero are padding, as
-        those after the end of a clip.
-        """
-        return self.forward_visible(x)[:, 1:], sounding_patches(x, self.patch_size, whole=False)
-
     def block_list(self) -> list[nn.Module]:
         return list(self.blocks)
 

@@ -122,6 +122,14 @@ def test_pixels_are_tokens_and_a_vector_has_none() -> None:
     )
 
 
+def test_padded_frames_are_no_positions() -> None:
+    """The synthetic clips have from a half of their length up to the whole."""
+    module, data = build("configs/tones/audio_mae.yaml")
+    few(data, 20)
+    valid = head_probe._extract("attentive", module.eval(), data, CPU, Means())["test"].valid
+    assert valid is not None and 0.5 < valid.float().mean() < 1
+
+
 def test_a_split_without_labels() -> None:
     module, data = build("configs/digits/simclr.yaml")
     data.setup("test")

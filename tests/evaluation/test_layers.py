@@ -63,7 +63,7 @@ def test_several_blocks_of_a_batch_are_one_pass(monkeypatch: pytest.MonkeyPatch)
 )
 def test_blocks_of_every_kind_of_encoder(config: str, count: int, last: str) -> None:
     module, data = build(config)
-    functions = layer_encoders(module.eval(), "all", data.pad_id)
+    functions = layer_encoders(module.eval(), "all", data.padding)
     assert list(functions) == [*(f"block {i + 1}" for i in range(count)), last]
     x = batch_of(data, 3)["input"]
     for function in functions.values():
@@ -98,6 +98,16 @@ def test_padding_does_not_count() -> None:
     function = layer_encoders(module.eval(), "2", padding=0)["block 2"]
     hidden = module.encoder.tokens(x)[0][:, :20].mean(1)  # the last block's output is the network's
     torch.testing.assert_close(function(x), hidden)
+
+
+@torch.no_grad()
+def test_padded_frames_do_not_count() -> None:
+    module, data = build("configs/tones/apc.yaml")
+    x = batch_of(data, 2)["input"].clone()
+    x[:, :, :, 20:] = 0
+    function = layer_encoders(module.eval(), "1", data.padding)["block 1"]
+    first = module.encoder.block_list()[0]
+    torch.testing.assert_close(function(x), first(x[:, 0].transpose(1, 2))[0][:, :20].mean(1))
 
 
 def test_blocks_are_rows_of_the_report() -> None:

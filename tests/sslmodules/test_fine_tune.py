@@ -112,22 +112,76 @@ def test_the_loss_is_torchs() -> None:
 
 
 def test_patches_after_the_end_of_a_clip_are_padding() -> None:
-    """As for AudioMAE's features; a patch that is zero within a clip or an image is none."""
+    """As for AudioMAE's features, if the data has padding; a patch that is zero within a clip is none."""
     torch.manual_seed(0)
     encoder = ViTEncoder(image_size=(8, 16), patch_size=4, in_channels=1, width=16, depth=1, heads=2)
     x = torch.randn(2, 1, 8, 16)
     x[0, :, :, 9:] = 0  # 9 frames: a part of the third of four columns
     x[1, :, :4, 4:8] = 0
     with torch.no_grad():
-        tokens, valid = encoder.tokens(x)
-        features = fine_tune(encoder, pooling="mean").embed(x)
+        features = fine_tune(encoder, pooling="mean", padding="frames").embed(x)
         method = AudioMAE(encoder, 16, 1, 2, optimizer=SGD)
-        head = fine_tune(encoder, head="attentive").eval()
+        head = fine_tune(encoder, head="attentive", padding="frames").eval()
+        tokens, valid = head.tokens(x)
         scores = head.classify(x)
         expected = head.classifier(tokens[:1, [0, 1, 2, 4, 5, 6]], torch.ones(1, 6, dtype=torch.bool))
         torch.testing.assert_close(features, method.embed(x))
         torch.testing.assert_close(scores[:1], expected)
     assert valid.tolist() == [2 * [True, True, True, False], 8 * [True]]
+
+
+@pytest.mark.parametrize("name", ["ConvEncoder", "ResNetEncoder", "ViTEncoder", "TimmEncoder"])
+def test_a_black_margin_is_no_padding(name: str) -> None:
+    """Pixels may be exactly 0 after standardization; only clips are padded, which the data declares."""
+    make, x = ENCODERS[name]
+    torch.manual_seed(0)
+    encoder = make().eval()
+    black = x.clone()
+    black[:, :, :, 8:] = 0
+    assert encoder.tokens(black)[1].all()
+    tokens, all_valid = fine_tune(encoder, head="attentive").eval().tokens(black)
+    assert all_valid.all() and torch.equal(tokens, encoder.tokens(black)[0])
+    _, valid = fine_tune(encoder, head="attentive", padding="frames").eval().tokens(black)
+    side = round(valid.shape[1] ** 0.5)
+    left = max(1, side // 2)  # of the columns of its map
+    assert valid.tolist() == 4 * [side * (left * [True] + (side - left) * [False])]
+
+
+def test_padding_is_that_of_the_data() -> None:
+    """Only the data knows: it would be attended to, or a part of the samples would not."""
+    audio, images = build("configs/tones/audio_mae.yaml")[1], build(CONFIG)[1]
+    assert (audio.padding, images.padding) == ("frames", None)
+    attentive = functools.partial(fine_tune, ConvEncoder(1, (8, 12)), head="attentive")
+    for module, data, told in (
+        (
+            attentive(),
+            audio,
+            "Tones fills up short clips with frames, but padding is None: give --model.padding frames, "
+            "otherwise padding is treated as sound",
+        ),
+        (
+            attentive(padding="frames"),
+            images,
+            "Digits has no padding, but padding is frames: give --model.padding null, otherwise samples are "
+            "treated as padding",
+        ),
+        (
+            fine_tune(GPTEncoder(30, 12, 16, 2, 2)),
+            build("configs/text/bert.yaml")[1],
+            "TextFiles pads short samples with token 0, but padding is None: give --model.padding 0, "
+            "otherwise padding is treated as text",
+        ),
+        (
+            fine_tune(BertEncoder(30, 16, 1, 2, 32)),
+            build("configs/dna/gpt.yaml")[1],
+            "BertEncoder ignores token 0, which is text in Fasta: give --data.views MaskedTokens, as in its "
+            "pre-training",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            module.check_data(data)
+        assert str(caught.value) == told
+    fine_tune(ConvEncoder(1, (8, 12)), classes=audio.num_classes or 0).check_data(audio)  # its own features
 
 
 def test_padding_counts_for_nothing() -> None:

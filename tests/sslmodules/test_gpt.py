@@ -309,8 +309,8 @@ def test_padding_is_that_of_the_data(tmp_path: Any) -> None:
         (
             method(padding=0),
             Chain(batch_size=4),
-            "Chain has no padding, but padding is 0: give --model.padding null, otherwise padding is treated "
-            "as text",
+            "Chain has no padding, but padding is 0: give --model.padding null, otherwise samples are "
+            "treated as padding",
         ),
     ):
         with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
