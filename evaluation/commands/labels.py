@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any, ClassVar
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -33,6 +34,9 @@ from evaluation.label_budgets import (
 )
 from evaluation.tables import print_table
 from runtime.files import write_json
+
+PAUSE = 30  # seconds between two lines of progress
+Task = tuple[str, Budget, int]  # row, column, number of the draw
 
 ROWS = ("scratch", "frozen random", "raw input", "frozen pre-trained", "fine-tuned")
 
@@ -69,7 +73,7 @@ class LabelsCommand(Command):
         say(_about_duplicates(report["duplicates"]))
         tasks = _Tasks(run, given.lr)
         left = list(tasks.missing(report, given.draws))
-        for row, budget, number in track(left, "labels", disable=not left, transient=True):
+        for row, budget, number in _tracked(left):
             start = time.perf_counter()
             score = tasks.score(row, budget, number)
             report["scores"].setdefault(row, {}).setdefault(budget.name, []).append(score)
@@ -82,6 +86,20 @@ class LabelsCommand(Command):
         say(f"written: {target}")
         say(write_image(target.with_suffix(".png"), _figure(report)))
         return 0
+
+
+def _tracked(tasks: list[Task]) -> Iterator[Task]:
+    """The tasks, with a progress bar; where there is no terminal, with a line every ``PAUSE`` seconds."""
+    if Console().is_terminal:
+        yield from track(tasks, "labels", disable=not tasks, transient=True)
+        return
+    start = told = time.monotonic()
+    for done, (row, budget, number) in enumerate(tasks, 1):
+        yield row, budget, number
+        now = time.monotonic()
+        if now - told >= PAUSE:
+            told, last = now, f"{row}, {budget.name}, draw {number + 1}"
+            say(f"labels: {done} of {len(tasks)} scores after {now - start:.0f} s; the last: {last}")
 
 
 def _begin(target: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
@@ -141,8 +159,8 @@ class _Tasks:
             say(f"left out: {budget.name}: a class has too few labeled training samples")
         self.counts = {b.name: len(rows) for b, rows in drawn.items() if rows is not None}
 
-    def missing(self, report: dict[str, Any], draws: int) -> Iterator[tuple[str, Budget, int]]:
-        """(row, budget, number of the draw) of scores that are not in the report yet."""
+    def missing(self, report: dict[str, Any], draws: int) -> Iterator[Task]:
+        """The scores that are not in the report yet."""
         for budget in self.budgets:
             for row in ROWS:
                 done = len(report["scores"].get(row, {}).get(budget.name, []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,10 @@ def test_the_trained_module_stays_as_it_is(run: Path) -> None:
 
 
 def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two draws from scratch begin from different weights, as two seeds do. Columns that have the same draws
-    are trained once, and probes on all labels are fitted once.
+    are trained once, and probes on all labels are fitted once. Without a terminal, lines tell how far it is.
     """
     from runtime.checkpoints import load_module
 
@@ -176,7 +177,11 @@ def test_scratch_begins_from_random_weights_and_fine_tuning_from_the_trained(
         return 0.5
 
     monkeypatch.setattr(command, "linear_score", count)
+    monkeypatch.setattr(command, "PAUSE", 0)
     assert script.main(["labels", str(run), "--draws=2", "--overwrite"]) == 0
+    told = re.findall(r"^labels: (.*) after \d+ s; the last: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert [share for share, _ in told] == [f"{n} of 40 scores" for n in range(1, 41)]
+    assert [told[0][1], told[39][1]] == ["scratch, 1 per class, draw 1", "fine-tuned, 100%, draw 2"]
     trained = next(load_module(run / "checkpoints/last.ckpt").feature_encoder.parameters())
     assert [torch.equal(start, trained) for start in starts] == 3 * [False, False, True, True]
     assert not torch.equal(starts[0], starts[1])
