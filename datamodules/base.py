@@ -38,7 +38,7 @@ class Batch(TypedDict, total=False):
     input: Tensor  # CLEAN sample: (B, C, H, W) float standardized; (B, 1, F, T) log-mel; (B, T) int64 tokens
     label: Tensor  # (B,) int64, -1 = unknown; only probes use it
     views: list[Tensor]  # each (B, C, h, w), standardized; global views first
-    mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels, (B, 2, H, W) of two views, or (B, N) patches
+    mask: Tensor  # bool, True = hidden: (B, 1, H, W) pixels, or (B, 2, N) patches of the global views
     context: Tensor  # (B, K) int64, visible patches, numbered row by row
     targets: Tensor  # (B, M, L) int64, patches to predict, in M blocks
     corrupted: Tensor  # damaged ``input``: (B, C, H, W) standardized; (B, T) int64 tokens with some replaced

@@ -66,6 +66,15 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float = 0.1) -> Tens
         )
 
 
+def warmed_up(epoch: int, epochs: int, first: float, last: float) -> float:
+    """From ``first`` in epoch 0 to ``last`` in epoch ``epochs - 1``, then constant.
+
+    It depends on the epoch alone, so a resumed run needs no state.
+    """
+    share = min(1.0, epoch / max(1, epochs - 1)) if epochs else 1.0
+    return first + share * (last - first)
+
+
 def dino_mlp(in_features: int, hidden: int, out_features: int, layers: int) -> nn.Sequential:
     """Linear layers with GELU in between and no batch norm: (..., in_features) -> (..., out_features)."""
     widths = [in_features, *[hidden] * (layers - 1), out_features]
@@ -248,12 +257,11 @@ class DINO(SSLModule):
         self.center.lerp_(mean[None].to(self.center.dtype), 1 - self.center_momentum)
 
     def current_teacher_temperature(self) -> float:
-        """Linear over the first epochs, then constant; depends only on the epoch, so it survives a resume."""
-        share = min(1.0, self.current_epoch / max(1, self.teacher_temperature_epochs - 1))
-        if self.teacher_temperature_epochs == 0:
-            share = 1.0
-        return self.warmup_teacher_temperature + share * (
-            self.teacher_temperature - self.warmup_teacher_temperature
+        return warmed_up(
+            self.current_epoch,
+            self.teacher_temperature_epochs,
+            self.warmup_teacher_temperature,
+            self.teacher_temperature,
         )
 
     def update_teacher(self) -> None:

@@ -105,13 +105,13 @@ def shrunk(config: str) -> list[str]:
         options += ["--data.root", "unused", "--data.image_size", "32"]
         text = (ROOT / config).read_text()
         parts = (
-            (".global_view1", ".global_view2", ".local_view") if "class_path: MultiCrop" in text else ("",)
+            (".global_view1", ".global_view2", ".local_view") if "MultiCrop" in text else ("",)
         )
         for part in parts:
             options += [f"--data.views{part}.size", "32"]
         if "ViTEncoder" in text:
             small: dict[str, object] = {"image_size": 32, "width": 48, "depth": 2, "heads": 3}
-            if "IJEPAViews" in text:  # whose targets and context need 16 patches
+            if "IJEPAViews" in text or "MaskedMultiCrop" in text:  # whose blocks need 16 patches
                 small["patch_size"] = 8
                 options += ["--data.views.init_args.patch_size", "8"]
         elif "name: vit_" in text:

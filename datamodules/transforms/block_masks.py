@@ -1,4 +1,4 @@
-"""I-JEPA's masks made of blocks of patches, drawn on the device without waiting for it."""
+"""Masks made of blocks of patches, drawn on the device without waiting for it: iBOT's and I-JEPA's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from datamodules.checks import check, check_at_least
+from datamodules.checks import check, check_at_least, check_within
+from datamodules.errors import ConfigError
 from datamodules.transforms.base import _between
-from datamodules.transforms.views import View, Views
+from datamodules.transforms.views import MultiCrop, View, Views
+
+BLOCK_TRIES = 10  # iBOT: blocks drawn for each view
 
 
 def grid_of(size: int, patch_size: int) -> int:
@@ -38,6 +41,71 @@ def draw_blocks(area: Tensor, aspect: Tensor, place: Tensor, side: int) -> Tenso
         start = (place[:, axis] * (side - length + 1)).long().minimum(side - length)
         spans.append((patch >= start[:, None]) & (patch < (start + length)[:, None]))  # (B, side)
     return spans[0][:, :, None] & spans[1][:, None, :]
+
+
+class MaskedMultiCrop(MultiCrop):
+    """Multi-crop with blocks of patches hidden in the two global views (iBOT).
+
+    Zhou et al. 2022, https://arxiv.org/abs/2111.07832. A global view is masked with probability ``mask_p``;
+    the largest share of its patches that may be hidden is then drawn from ``mask_ratio``. Each of ten blocks
+    has an area between a ninth of the view and what is still allowed, and is left out if it does not fit.
+
+    Args:
+        global_view1, global_view2: the large crops, first in the list; both of the same size.
+        local_view: recipe of the small crops, which are not masked.
+        num_local: number of local views, >= 0.
+        patch_size: side of a patch in pixels, same as the encoder's; must divide the global views' size.
+        mask_ratio: range of the largest share of hidden patches, in (0, 1).
+        mask_p: probability that a view is masked at all.
+        mask_aspect: range of a block's height / width, drawn log-uniformly.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        global_view1: View,
+        global_view2: View,
+        local_view: View,
+        num_local: int,
+        patch_size: int = 16,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        mask_p: float = 0.5,
+        mask_aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    ) -> None:
+        super().__init__(global_view1, global_view2, local_view, num_local)
+        sizes = (global_view1.size, global_view2.size)
+        if sizes[0] != sizes[1]:
+            raise ConfigError(f"global_view1 and global_view2 must have the same size, got {sizes}")
+        self.side = grid_of(sizes[0], patch_size)
+        check(0 < mask_ratio[0] <= mask_ratio[1] < 1, "mask_ratio", "0 < low <= high < 1", mask_ratio)
+        check_within(0, 1, mask_p=mask_p)
+        check(0 < mask_aspect[0] <= mask_aspect[1], "mask_aspect", "0 < low <= high", mask_aspect)
+        self.mask_ratio, self.mask_p, self.mask_aspect = mask_ratio, mask_p, mask_aspect
+
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The parameters of the views, and {"mask": (B, 2, N) bool, True = hidden}."""
+        n = 2 * len(images)
+        uniform = torch.rand(n, 2 + 4 * BLOCK_TRIES, generator=generator, device=images.device)
+        ratio = torch.where(uniform[:, 0] < self.mask_p, _between(uniform[:, 1], *self.mask_ratio), 0.0)
+        allowed = (ratio * self.side**2).long()  # (2 B,) patches
+        hidden = torch.zeros(n, self.side, self.side, dtype=torch.bool, device=images.device)
+        low, high = (math.log(value) for value in self.mask_aspect)
+        for area, aspect, *place in uniform[:, 2:].unflatten(1, (BLOCK_TRIES, 4)).permute(1, 2, 0):
+            left = allowed - hidden.sum((1, 2))
+            smallest = torch.full_like(ratio, (self.side // 3) ** 2).minimum(left)
+            wanted = smallest + area * (left - smallest)
+            block = draw_blocks(wanted, _between(aspect, low, high).exp(), torch.stack(place, 1), self.side)
+            joined = hidden | block
+            fits = joined.sum((1, 2)) <= allowed
+            hidden = torch.where(fits[:, None, None], joined, hidden)
+        return {**super().draw(images, generator), "mask": hidden.flatten(1).unflatten(0, (-1, 2))}
+
+    def forward(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """{"views": [(B, C, size, size), ...] in [0, 1], "mask": (B, 2, N) of the global views}."""
+        views = super().forward(images, {name: value for name, value in params.items() if name != "mask"})
+        return {**views, "mask": params["mask"]}
 
 
 class IJEPAViews(Views):

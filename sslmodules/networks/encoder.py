@@ -167,6 +167,19 @@ class PatchEncoder(MapEncoder, ABC):
             (B, 1 + K, D), the class token first, then the patches in the order of ``visible``.
         """
 
+    @abstractmethod
+    def forward_masked(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        """Class token and all patch tokens, where a mask token takes the place of hidden patches.
+
+        Args:
+            x: (B, C, H, W).
+            hidden: (B, N) bool, True = hidden; patches numbered row by row.
+            mask_token: (1, 1, D), the method's parameter; a hidden patch keeps its position.
+
+        Returns:
+            (B, 1 + N, D), the class token first.
+        """
+
 
 class TokenEncoder(Encoder, ABC):
     """A text encoder that gives a vector for each token.

@@ -207,7 +207,16 @@ class ViTEncoder(PatchEncoder):
                 1, visible[:, :, None].expand(-1, -1, patches.shape[2])
             )  # (B, K, p * p * C)
             positions = positions[visible]  # (B, K, D): each patch keeps its position in the image
-        tokens = self.patch_embed(patches) + positions
+        return self._encode(self.patch_embed(patches) + positions)
+
+    def forward_masked(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D), with ``mask_token`` (1, 1, D) for the patches ``hidden`` (B, N)."""
+        patches = self.patch_embed(patchify(x, self.patch_size))  # (B, N, D)
+        patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
+        return self._encode(patches + self._positions_of(x))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """Patch tokens with their positions (B, K, D) -> (B, 1 + K, D)."""
         class_token = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # without position
         return self.norm(self.blocks(torch.cat([class_token, tokens], dim=1)))
 

@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.transforms.block_masks import IJEPAViews, draw_blocks
+from datamodules.transforms.base import apply_views
+from datamodules.transforms.block_masks import IJEPAViews, MaskedMultiCrop, draw_blocks
+from datamodules.transforms.views import View
 
 
 def images(n: int = 200, side: int = 32) -> Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def multi_crop(**options: Any) -> MaskedMultiCrop:
+    view = View(32, crop_scale=None)
+    return MaskedMultiCrop(view, view, View(16), 1, **{"patch_size": 4, **options})
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -33,6 +40,37 @@ def test_every_place_and_no_fewer_than_one_patch() -> None:
     assert (blocks.sum((1, 2)) == 1).all()
     share = blocks.float().mean(0) * 25
     assert share.min() > 0.7 and share.max() < 1.3
+
+
+def test_global_views_have_masks_of_no_more_patches_than_drawn() -> None:
+    batch = apply_views(multi_crop(mask_ratio=(0.1, 0.5), mask_p=1.0), images(), seeded())
+    mask, views = batch["mask"], batch["views"]
+    assert isinstance(mask, Tensor) and mask.shape == (200, 2, 64) and mask.dtype == torch.bool
+    assert [view.shape[-1] for view in views] == [32, 32, 16]
+    share = mask.float().mean(2)
+    assert share.max() <= 0.5 and share.min() > 0 and 0.2 < share.mean() < 0.4
+
+
+def test_hidden_patches_are_blocks() -> None:
+    """Most of them have a hidden neighbor in their row and in their column; of as many single ones, few."""
+    mask = multi_crop(mask_ratio=(0.3, 0.3), mask_p=1.0).draw(images(), seeded())["mask"].view(-1, 8, 8)
+    for grid in (mask, mask.transpose(1, 2)):
+        beside = torch.nn.functional.pad(grid, (1, 1))
+        neighbor = beside[..., 2:] | beside[..., :-2]
+        assert (grid & neighbor).sum() > 0.8 * grid.sum()  # 0.5 at random
+
+
+def test_images_and_both_views_have_masks_of_their_own() -> None:
+    """Known mistakes: one mask for the batch; one for both views."""
+    mask = multi_crop(mask_p=1.0).draw(images(), seeded())["mask"]
+    assert len(mask.flatten(1).unique(dim=0)) > 190
+    assert (mask[:, 0] != mask[:, 1]).any(1).float().mean() > 0.95
+
+
+def test_a_share_of_views_is_not_masked() -> None:
+    mask = multi_crop(mask_p=0.25).draw(images(1000), seeded())["mask"]
+    assert mask.any(2).float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert not multi_crop(mask_p=0.0).draw(images(), seeded())["mask"].any()
 
 
 def ijepa(**options: Any) -> IJEPAViews:
@@ -91,6 +129,16 @@ def test_sizes_and_shapes_are_drawn_apart() -> None:
 def test_bad_knobs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"patch_size must be a divisor of the view's size \(32\), got 5"):
         ijepa(patch_size=5)
+    with pytest.raises(ValueError, match=r"patch_size must be a divisor of the view's size \(32\), got 5"):
+        multi_crop(patch_size=5)
+    with pytest.raises(ValueError, match="mask_ratio must be 0 < low <= high < 1, got"):
+        multi_crop(mask_ratio=(0.5, 0.1))
+    with pytest.raises(ValueError, match="mask_aspect must be 0 < low <= high, got"):
+        multi_crop(mask_aspect=(2.0, 1.0))
+    with pytest.raises(ValueError, match=r"mask_p must be .* 1.5"):
+        multi_crop(mask_p=1.5)
+    with pytest.raises(ValueError, match=r"must have the same size, got \(32, 16\)"):
+        MaskedMultiCrop(View(32), View(16), View(16), 1, 4)
     with pytest.raises(ValueError, match="context_keep must be a share that gives 1 to 28 of 64 patches"):
         ijepa(context_keep=0.6)
     with pytest.raises(ValueError, match="target_scale must be 0 < low <= high <= 1"):
