@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import CONFIGS
 from tests.recipes import (
     Recipe,
+    built,
     check_batch_learning_rate_and_groups,
     check_learning_rate_over_the_run,
     check_page,
@@ -65,6 +66,14 @@ RECIPES = {
                              "clip_norm": 3.0},
                       parameters={"encoder": 85_798_656,
                                   "projector": 769 * 2048 + 2049 * 2048 + 2049 * 256}),
+    "ibot": Recipe(16, 1024, 800, 0.0005 * 1024 / 256, {"betas": (0.9, 0.999), "weight_decay": 0.04},
+                   10, 1e-6 / 0.002,
+                   model={"momentum": 0.996, "student_temperature": 0.1, "teacher_temperature": 0.07,
+                          "warmup_teacher_temperature": 0.04, "teacher_temperature_epochs": 30,
+                          "patch_weight": 1.0, "center_momentum": 0.9, "final_weight_decay": 0.4,
+                          "clip_norm": 3.0, "freeze_last_layer_epochs": 1},
+                   parameters={"encoder": VIT_S - 384,  # the class token has no position
+                               "projector": 385 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 8192}),
     "i_jepa": Recipe(16, 2048, 300, 0.001, {"betas": (0.9, 0.999), "weight_decay": 0.04}, 40, 1e-3,
                      model={"momentum": 0.996, "final_weight_decay": 0.4},
                      parameters={"encoder": VIT_H,
@@ -117,6 +126,8 @@ VIEWS: dict[str, list[dict[str, Any]]] = {
 VISREG = {"interpolation": "bicubic", "blur_p": 0.5, "blur_kernel": 9, "solarize_p": 0.2, **WEAK_RED}
 VIEWS["visreg"] = 4 * [{"size": 224, "crop_scale": (0.3, 1), **VISREG}]
 VIEWS["visreg"] += 6 * [{"size": 96, "crop_scale": (0.05, 0.3), **VISREG}]
+VIEWS["ibot"] = [{**view, "crop_scale": (0.25, 1)} for view in VIEWS["dino"][:2]]
+VIEWS["ibot"] += 10 * [{**VIEWS["dino"][-1], "crop_scale": (0.05, 0.25)}]
 VIEWS["simdino"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
 
 each = pytest.mark.parametrize("name", RECIPES)
@@ -141,7 +152,14 @@ def test_learning_rate_over_the_run(name: str) -> None:
 
 @each
 def test_settings_and_sizes(name: str) -> None:
-    check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising=name in ("byol", "dino", "simdino"))
+    rising = name in ("byol", "dino", "ibot", "simdino")
+    check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising)
+
+
+def test_masks_of_ibot() -> None:
+    views = built("imagenet/ibot")[0].data.views
+    assert (views.mask_p, views.mask_ratio, views.side) == (0.5, (0.1, 0.5), 14)
+    assert views.mask_aspect == pytest.approx((0.3, 1 / 0.3))
 
 
 @each

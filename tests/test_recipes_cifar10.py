@@ -28,6 +28,7 @@ OWN = {
     "finetune",
     "gan",
     "i_jepa",
+    "ibot",
     "inpainting",
     "lejepa",
     "mae",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from datamodules.audio.mel import valid_frames
 from datamodules.checks import check, check_at_least
@@ -106,7 +107,7 @@ class ViTEncoder(PatchEncoder):
     """A vision transformer from timm's blocks with class token and sine-cosine positions; default ViT-B/16.
 
     Other image sizes than ``image_size`` also work if patches tile them; positions are then stretched over
-    the grid.
+    the grid (learned ones by bicubic interpolation).
 
     Args:
         image_size: height and width in pixels; one number for squares.
@@ -115,6 +116,8 @@ class ViTEncoder(PatchEncoder):
         width: width of the tokens, which is ``num_features``; divisible by 4.
         depth: number of blocks.
         heads: number of attention heads; must divide ``width``.
+        learned_positions: learn the positions of patches, from a deviation of 0.02, as DINO and iBOT do. In
+            small networks, fixed ones are larger than the patches' content.
 
     Attributes:
         grid: rows and columns of patches.
@@ -124,7 +127,6 @@ class ViTEncoder(PatchEncoder):
         ValueError: an option is out of range, or patches do not tile the image.
     """
 
-    equal_buffers = ("positions",)
     positions: Tensor
 
     def __init__(
@@ -135,6 +137,7 @@ class ViTEncoder(PatchEncoder):
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
+        learned_positions: bool = False,
     ) -> None:
         super().__init__()
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -147,17 +150,26 @@ class ViTEncoder(PatchEncoder):
         self.num_features = width
         self.patch_embed = nn.Linear(patch_size**2 * in_channels, width)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("positions", sincos_positions(self.grid, width), persistent=False)
+        positions = sincos_positions(self.grid, width)
+        if learned_positions:
+            self.positions = nn.Parameter(positions)
+        else:
+            self.register_buffer("positions", positions, persistent=False)
+        self.equal_buffers = () if learned_positions else ("positions",)  # DDP leaves these alone
         self.blocks = _blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         _initialize(self)
         nn.init.normal_(self.class_token, std=0.02)
+        if learned_positions:
+            nn.init.trunc_normal_(self.positions, std=0.02)
 
     def published_state(self) -> dict[str, Tensor]:
-        """The weights as timm's ``VisionTransformer`` names them, the fixed positions as ``pos_embed``."""
+        """The weights as timm's ``VisionTransformer`` names them, the positions as ``pos_embed``."""
         state = dict(self.state_dict())
+        state.pop("positions", None)  # learned ones
         kernel = state.pop("patch_embed.weight").unflatten(1, (self.patch_size, self.patch_size, -1))
-        places = torch.cat([torch.zeros_like(self.positions[:1]), self.positions])  # the class token has none
+        positions = self.positions.detach()
+        places = torch.cat([torch.zeros_like(positions[:1]), positions])  # the class token has none
         return {
             "cls_token": state.pop("class_token"),
             "pos_embed": places[None],
@@ -177,8 +189,13 @@ class ViTEncoder(PatchEncoder):
         )
 
     def load_published(self, state: dict[str, Tensor]) -> None:
-        """Load weights under timm's names. Positions are fixed, so those of ``state`` are ignored."""
+        """Load weights under timm's names. ``pos_embed`` is ignored if positions are fixed; otherwise the
+        class token's is added to the token.
+        """
         own = {name: value for name, value in state.items() if name != "pos_embed"}
+        if isinstance(self.positions, nn.Parameter) and (places := state.get("pos_embed")) is not None:
+            own["positions"] = places[0, 1:]
+            own["cls_token"] = own.get("cls_token", self.class_token.detach()) + places[:, :1]
         renamed = {"cls_token": "class_token", "patch_embed.proj.bias": "patch_embed.bias"}
         if (kernel := own.pop("patch_embed.proj.weight", None)) is not None:
             own["patch_embed.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
@@ -224,6 +241,9 @@ class ViTEncoder(PatchEncoder):
         grid = self._grid_of(x)
         if grid == self.grid:
             return self.positions
+        if isinstance(self.positions, nn.Parameter):
+            places = self.positions.T.unflatten(1, self.grid)[None]  # (1, D, h, w)
+            return F.interpolate(places, grid, mode="bicubic").flatten(2)[0].T
         return sincos_positions(grid, self.num_features, self.grid, x.device).to(self.positions.dtype)
 
     def block_list(self) -> list[nn.Module]:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder, ViTEncoder, class_attention
+from sslmodules.networks.equal_buffers import names_of_equal_buffers
 from sslmodules.networks.vit import patchify, sincos_positions, unpatchify
 from sslmodules.simclr import SimCLR
 
@@ -116,6 +118,44 @@ def test_a_joint_embedding_method_takes_it() -> None:
     method = SimCLR(small(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     method.losses({"views": [torch.randn(4, 3, 6, 8), torch.randn(4, 3, 6, 8)]})["loss"].backward()
     assert not [n for n, p in method.named_parameters() if p.grad is None]
+
+
+def test_learned_positions_begin_small_and_learn() -> None:
+    """Fixed ones are declared equal on all ranks, which DDP leaves alone; learned ones need its gradients."""
+    encoder = ViTEncoder(8, 2, width=64, depth=1, heads=2, learned_positions=True)
+    assert encoder.positions.std().item() == pytest.approx(0.02, rel=0.1)
+    assert names_of_equal_buffers(encoder) == [] and "positions" in encoder.state_dict()
+    assert names_of_equal_buffers(small()) == ["positions"] and "positions" not in small().state_dict()
+    encoder(torch.randn(2, 3, 8, 8))[:, 0].sum().backward()
+    assert encoder.positions.grad is not None and (encoder.positions.grad != 0).any(1).all()
+
+
+def test_learned_positions_are_interpolated_and_bound_to_their_patches() -> None:
+    encoder = ViTEncoder(8, 2, width=8, depth=1, heads=2, learned_positions=True).eval()
+    row = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    with torch.no_grad():
+        encoder.positions.copy_((row[:, None] + 10 * row)[:, :, None].expand(-1, -1, 8).flatten(0, 1))
+    half = encoder._positions_of(torch.zeros(1, 3, 4, 4)).view(2, 2, 8)
+    assert half.shape == (2, 2, 8) and torch.equal(half[..., 0], half[..., 7])
+    torch.testing.assert_close(half[1, 0] - half[0, 0], (half[0, 1] - half[0, 0]) / 10)  # rows and columns
+    assert half.mean().item() == pytest.approx(encoder.positions.mean().item(), rel=1e-5)
+    x, order = torch.randn(1, 3, 8, 8), torch.tensor([[3, 1, 8]])
+    one, two = (encoder.forward_visible(x, o) for o in (order, order.flip(1)))
+    torch.testing.assert_close(one[:, 1:], two[:, 1:].flip(1))
+
+
+def test_learned_positions_go_to_timm_and_back() -> None:
+    """timm gives the class token a position as well: here it is part of the token."""
+    options = {"width": 16, "depth": 2, "heads": 2}
+    theirs = VisionTransformer(img_size=8, patch_size=2, embed_dim=16, depth=2, num_heads=2, num_classes=0)
+    ours = ViTEncoder(8, 2, **options, learned_positions=True).eval()
+    theirs.eval().load_state_dict(ours.published_state())
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        theirs.pos_embed.normal_()
+    ours.load_published(theirs.state_dict())
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-5)
 
 
 # -------------------- attention
