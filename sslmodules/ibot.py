@@ -61,7 +61,8 @@ class IBOT(SSLModule):
     Weight decay follows a half cosine from the optimizer's own value to ``final_weight_decay``.
 
     Args:
-        encoder: a ``ViTEncoder``, for all view sizes. Used as the student; the teacher is a copy.
+        encoder: a ``ViTEncoder``, (B, C, H, W) -> (B, 1 + N, num_features), for all view sizes. Used as the
+            student; the teacher is a copy.
         num_prototypes: K, the output width.
         patch_weight: weight of the patch loss; the class loss has 1.
         student_temperature: softmax temperature of the student.
@@ -192,7 +193,8 @@ class IBOT(SSLModule):
     @torch.no_grad()
     def teacher_logits(self, whole: Tensor) -> tuple[Tensor, Tensor]:
         """Whole global views (2 B, C, H, W) -> class logits (2, B, K) and patch logits (2 B, N, K)."""
-        encoder, projector = self.teacher.net  # type: ignore[misc]
+        teacher: Any = self.teacher.net
+        encoder, projector = teacher
         tokens = encoder.forward_visible(whole)  # (2 B, 1 + N, D)
         patches = projector(tokens[:, 1:].flatten(0, 1)).unflatten(0, (len(tokens), -1))
         return projector(tokens[:, 0]).unflatten(0, (2, -1)), patches

@@ -104,9 +104,7 @@ def shrunk(config: str) -> list[str]:
     if config.startswith(("configs/imagenet", "configs/folder", "configs/shards")):
         options += ["--data.root", "unused", "--data.image_size", "32"]
         text = (ROOT / config).read_text()
-        parts = (
-            (".global_view1", ".global_view2", ".local_view") if "MultiCrop" in text else ("",)
-        )
+        parts = (".global_view1", ".global_view2", ".local_view") if "MultiCrop" in text else ("",)
         for part in parts:
             options += [f"--data.views{part}.size", "32"]
         if "ViTEncoder" in text:
