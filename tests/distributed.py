@@ -4,6 +4,7 @@ process.
 
 from __future__ import annotations
 
+import gc
 import sys
 from functools import partial
 from pathlib import Path
@@ -111,19 +112,25 @@ def file_name(config: str) -> str:
     return config.replace("/", "_")
 
 
+def record(config: str, folder: Path) -> None:
+    """Write three steps of this rank to ``folder``."""
+    module, data = prepared(config, folder)
+    if groups_of(module) == 1:
+        gather_batch_norms(module)
+    keep, draws = Keep(), Draws(module)
+    trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
+    trainer.fit(module, data)
+    state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
+    result = {"batches": keep.batches, "state": state, "draws": draws.kept}
+    if trainer.global_rank == 0:  # both have the same, and there are hundreds of megabytes of them
+        result["gradients"] = keep.gradients
+    torch.save(result, folder / f"{file_name(config)}.{trainer.global_rank}.pt")
+
+
 def main(folder: Path, configs: list[str]) -> None:
     for config in configs:
-        module, data = prepared(config, folder)
-        if groups_of(module) == 1:
-            gather_batch_norms(module)
-        keep, draws = Keep(), Draws(module)
-        trainer = trainer_for(folder, **{**options(folder, keep), "strategy": "ddp", "devices": 2})
-        trainer.fit(module, data)
-        state = {k.replace(".norm.", "."): v for k, v in module.state_dict().items()}
-        result = {"batches": keep.batches, "state": state, "draws": draws.kept}
-        if trainer.global_rank == 0:  # both have the same, and there are hundreds of megabytes of them
-            result["gradients"] = keep.gradients
-        torch.save(result, folder / f"{file_name(config)}.{trainer.global_rank}.pt")
+        record(config, folder)
+        gc.collect()  # a trainer and its method refer to each other: gigabytes in the end
     metrics = validation_metrics(folder, strategy="ddp", devices=2)
     torch.save(metrics, folder / f"validation.{torch.distributed.get_rank()}.pt")
 
