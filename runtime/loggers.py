@@ -1,4 +1,4 @@
-"""Sends hyper-parameters and test results to the loggers."""
+"""Sends hyper-parameters and test results to the loggers, and lays out TensorBoard's charts."""
 
 from __future__ import annotations
 
@@ -109,7 +109,6 @@ def log_results(
         with attempts.of(type(logger).__name__):
             if isinstance(logger, loggers.TensorBoardLogger) and lines:
                 logger.log_metrics(lines, step=0)  # a line from step 0 to the end
-                logger.experiment.add_custom_scalars(CHARTS)
             logger.log_metrics(lines, step=step)
             if parameters and isinstance(logger, loggers.TensorBoardLogger):
                 columns = {COLUMNS.get(name, name): value for name, value in parameters.items()}
@@ -120,17 +119,34 @@ def log_results(
     return attempts.failed
 
 
-#: Probes whose validation curves TensorBoard shows in one chart with the baselines, and its title.
-CHARTED = {"linear_top1": "linear probe", "knn_top1": "kNN"}
+#: Probes whose validation curves TensorBoard shows in one chart with the baselines.
+CHARTED = ("linear_top1", "knn_top1")
+#: TensorBoard's Custom Scalars tab, in this order: titles, and tags as regular expressions with an open end.
 CHARTS = {
-    "probes and baselines": {
-        f"{title}: top-1 on val, its baselines on test": [
-            "Multiline",
-            [f"val/{name}", f"test_baselines/{name}/.*"],
-        ]
-        for name, title in CHARTED.items()
-    }
+    "linear probe: top-1 on val, baselines on test": ["val/linear_top1", "test_baselines/linear_top1/"],
+    "kNN: top-1 on val, baselines on test": ["val/knn_top1", "test_baselines/knn_top1/"],
+    "loss: train and val": ["train/loss$", "val/loss$"],
+    "RankMe: 1 = collapsed": ["val/rankme"],
+    "spread of features: 0 = collapsed": ["val/feature_std"],
+    "alignment and uniformity: lower = better": ["val/alignment", "val/uniformity"],
 }
+
+
+def show_charts(given: list[loggers.Logger], logged: set[str]) -> None:
+    """Lay out TensorBoard's Custom Scalars tab before training: probes beside baselines, loss, collapse.
+
+    Args:
+        given: the run's loggers.
+        logged: metrics that the run will log; charts of others are left out.
+    """
+    charts = {
+        title: ["Multiline", tags]
+        for title, tags in CHARTS.items()
+        if any(tag.rstrip("$") in logged for tag in tags)
+    }
+    for logger in given:
+        if isinstance(logger, loggers.TensorBoardLogger):
+            logger.experiment.add_custom_scalars({"overview": charts})
 
 
 def baseline_lines(results: dict[str, dict[str, float]]) -> dict[str, float]:

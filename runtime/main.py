@@ -29,8 +29,8 @@ from runtime.fit import check_fit, check_interval
 from runtime.framework_messages import silence_framework
 from runtime.initial_weights import Started, give_vocabulary, read_weights, start_from, starting_point
 from runtime.lightning_internals import do_not_observe_processes
-from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results
-from runtime.monitors import check_monitors
+from runtime.loggers import CSVLogger, TensorBoardLogger, log_hyperparameters, log_results, show_charts
+from runtime.monitors import check_monitors, declared
 from runtime.peers import Watch, explain_lost_connection, leave_together
 from runtime.saving import KeepConfig
 from runtime.signals import LISTENED, Preempted, receiver
@@ -96,6 +96,7 @@ def _run(cli: SSLCommandLine, held: ExitStack, alone: bool) -> int:
         ):  # also for a run killed before its first checkpoint
             logger.resume_at(steps)
     log_hyperparameters(trainer.loggers, cli.hyper_parameters)
+    show_charts(trainer.loggers, declared(trainer.callbacks, module, data))  # type: ignore[attr-defined]
     if not _fit(cli, resume, held):
         say(f"interrupted; the same command with --run_dir {shlex.quote(str(folder.path))} resumes it")
         return 130

@@ -32,10 +32,7 @@ def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataMo
         if isinstance(callback, ModelCheckpoint) or (isinstance(callback, EarlyStopping) and callback.strict)
         if callback.monitor not in (None, "epoch", "step")
     }
-    known = {"train/loss", "val/loss", *module.extra_metrics}
-    for callback in callbacks:
-        if isinstance(callback, MetricsCallback):
-            known |= set(callback.metrics(data))
+    known = declared(callbacks, module, data)
     if asked.keys() <= known:
         return
     known |= {f"{stage}/{term}" for stage in ("train", "val") for term in _terms(module, data)}
@@ -45,6 +42,15 @@ def check_monitors(callbacks: list[Callback], module: SSLModule, data: SSLDataMo
                 f"trainer.callbacks: {name} monitors {monitor!r}, which this run does not log"
                 f"{did_you_mean(monitor, known)}; known: {', '.join(sorted(known))}"
             )
+
+
+def declared(callbacks: list[Callback], module: SSLModule, data: SSLDataModule) -> set[str]:
+    """Names of the metrics that callbacks and method declare, without the terms of the loss."""
+    known = {"train/loss", "val/loss", *module.extra_metrics}
+    for callback in callbacks:
+        if isinstance(callback, MetricsCallback):
+            known |= set(callback.metrics(data))
+    return known
 
 
 @torch.no_grad()

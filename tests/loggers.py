@@ -1,11 +1,14 @@
-"""Loggers that record what they receive."""
+"""Loggers that record what they receive, and what TensorBoard is told."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 
 class WandbLike(Logger):
@@ -60,3 +63,12 @@ class WandbLike(Logger):
     @rank_zero_only
     def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
         self.media.append(("audio", key, step, audios, kwargs))
+
+
+def charts(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The layout of the Custom Scalars tab of a run: for each category the tags of each chart, by title."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    categories = layout_pb2.Layout.FromString(content).category
+    return {c.title: {chart.title: list(chart.multiline.tag) for chart in c.chart} for c in categories}

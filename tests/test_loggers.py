@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,15 @@ from lightning import Trainer
 from PIL import Image
 from pytest import approx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import train
 from datamodules import Digits
 from datamodules.samplers import interleaved
 from runtime.checkpoints import load_module
-from runtime.loggers import CSVLogger, TensorBoardLogger, hyper_parameters, log_results
+from runtime.loggers import CSVLogger, TensorBoardLogger, hyper_parameters, log_results, show_charts
 from runtime.messages import ROOT
-from tests.loggers import WandbLike
+from tests.loggers import WandbLike, charts
 from tests.resume import Killed
 
 RUN = [
@@ -145,17 +145,37 @@ def test_baselines_are_lines_in_the_chart_of_the_probe(undisturbed: tuple[Path, 
                 (6, approx(value)),
             ]
             assert fake.scalars[tag] == [(6, value)]
-    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
-    layout = layout_pb2.Layout.FromString(content)
-    charts = [(c.title, list(c.multiline.tag)) for category in layout.category for c in category.chart]
-    assert [category.title for category in layout.category] == ["probes and baselines"]
-    assert charts == [
-        (
-            "linear probe: top-1 on val, its baselines on test",
-            ["val/linear_top1", "test_baselines/linear_top1/.*"],
-        ),
-        ("kNN: top-1 on val, its baselines on test", ["val/knn_top1", "test_baselines/knn_top1/.*"]),
-    ]
+
+
+LOSS = {"loss: train and val": ["train/loss$", "val/loss$"]}
+
+
+def test_custom_scalars_begin_with_probes_loss_and_collapse(undisturbed: tuple[Path, WandbLike]) -> None:
+    folder, _ = undisturbed
+    probes = {
+        f"{title}: top-1 on val, baselines on test": [f"val/{name}", f"test_baselines/{name}/"]
+        for title, name in (("linear probe", "linear_top1"), ("kNN", "knn_top1"))
+    }
+    collapse = {
+        "RankMe: 1 = collapsed": ["val/rankme"],
+        "spread of features: 0 = collapsed": ["val/feature_std"],
+        "alignment and uniformity: lower = better": ["val/alignment", "val/uniformity"],
+    }
+    found = charts(folder)
+    assert found == {"overview": probes | LOSS | collapse}
+    assert list(found["overview"]) == [*probes, *LOSS, *collapse]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    patterns = [pattern for row in found["overview"].values() for pattern in row]
+    assert all(any(re.match(pattern, tag) for tag in tags) for pattern in patterns)
+
+
+def test_charts_of_what_is_not_logged_are_left_out(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path))
+    show_charts([logger], {"train/loss", "val/loss"})
+    logger.save()
+    assert charts(tmp_path) == {"overview": LOSS}
 
 
 def test_the_projector_has_val_with_classes_and_images(undisturbed: tuple[Path, WandbLike]) -> None:
