@@ -128,7 +128,7 @@ CHARTS = {
     "loss: train and val": ["train/loss$", "val/loss$"],
     "RankMe: 1 = collapsed": ["val/rankme"],
     "spread of features: 0 = collapsed": ["val/feature_std"],
-    "alignment and uniformity: lower = better": ["val/alignment", "val/uniformity"],
+    "alignment, uniformity: lower = closer views, more even": ["val/alignment", "val/uniformity"],
 }
 
 

@@ -159,7 +159,7 @@ def test_custom_scalars_begin_with_probes_loss_and_collapse(undisturbed: tuple[P
     collapse = {
         "RankMe: 1 = collapsed": ["val/rankme"],
         "spread of features: 0 = collapsed": ["val/feature_std"],
-        "alignment and uniformity: lower = better": ["val/alignment", "val/uniformity"],
+        "alignment, uniformity: lower = closer views, more even": ["val/alignment", "val/uniformity"],
     }
     found = charts(folder)
     assert found == {"overview": probes | LOSS | collapse}
