@@ -48,8 +48,8 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
 #
 # ## Look
 #
-# `tensorboard --logdir run` shows the curves, and under Images what the method saw (`views`). Look at the
-# views once before any long run: you should be able to recognize your images in them.
+# `tensorboard --logdir run` shows the curves under Custom Scalars, and under Images what the method saw
+# (`views`). Look at the views once before any long run: you should be able to recognize your images in them.
 #
 # ## Without labels
 #
