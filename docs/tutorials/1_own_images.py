@@ -31,9 +31,9 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target, stric
 # ## Train
 #
 # Start from a configuration for images of a similar size, and replace its data set. These images are gray
-# and 8 pixels wide. For color photographs and a GPU, use `--config configs/folder/simclr.yaml` and
-# `--data.root DIR` instead. In a terminal leave out `enable_progress_bar`; it is here because progress bars
-# clutter a notebook.
+# and 8 pixels wide. For color photographs, use `--config configs/folder/simclr.yaml` and `--data.root DIR`
+# instead, on a GPU or with the options in the [FAQ](../faq.md#how-do-i-train-on-my-own-images). In a terminal
+# leave out `enable_progress_bar`; it is here because progress bars clutter a notebook.
 
 # %% [bash]
 # ssl-train --config configs/digits/simclr.yaml --data ImageFolder --data.root photos \
