@@ -273,12 +273,12 @@ def _per_sample(values: Tensor) -> Tensor:
 def _on_subset(
     images: Tensor, active: Tensor, operation: Callable[..., Tensor], values: Tensor, *args
 ) -> Tensor:
-    """Apply ``operation(images, values, *args)``; on CPU only to active samples (finding them stalls
-    CUDA).
+    """Apply ``operation(images, values, *args)``; on CPU only to active samples, in place (finding them
+    stalls CUDA).
     """
     if images.device.type != "cpu":
         return operation(images, values, *args)
     indices = active.nonzero().squeeze(1)
-    if len(indices) == 0:  # convolutions reject an empty batch
-        return images
-    return images.index_copy(0, indices, operation(images[indices], values[indices], *args))
+    if len(indices):  # convolutions reject an empty batch
+        images.index_copy_(0, indices, operation(images[indices], values[indices], *args))
+    return images

@@ -242,6 +242,8 @@ class View(BatchTransform):
         }
         if linear:
             view = adjust_color(view, **linear)
+        if view is images and ("sigma" in params or "threshold" in params):
+            view = view.clone()  # on a CPU they work in place
         if "sigma" in params:
             sigma = params["sigma"]
             view = _on_subset(view, sigma > 0, gaussian_blur, sigma, self.blur_kernel)
