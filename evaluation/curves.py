@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 class Point(NamedTuple):
@@ -24,6 +23,8 @@ Curves = dict[str, list[Point]]
 
 def read_curves(run: Path) -> Curves:
     """Every scalar of a run's TensorBoard events, over all its restarts; ``seconds`` since the first."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}

@@ -8,6 +8,7 @@ the stop.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -194,7 +195,55 @@ def test_two_classes_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytes
         classes.cache_clear()
 
 
-def test_each_file_is_parsed_once() -> None:
+def test_definitions_are_those_of_pythons_parser() -> None:
+    """They are found by a pattern, which takes a tenth of the time."""
+    for path in (p for package in discovery.PACKAGES for p in (discovery.ROOT / package).rglob("*.py")):
+        expected = []
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                expected.append(discovery.Defined(node.name, None, ""))
+            if isinstance(node, ast.ClassDef):
+                bases = tuple(ast.unparse(base).split("[")[0].rsplit(".", 1)[-1] for base in node.bases)
+                summary = discovery.first_paragraph(ast.get_docstring(node))
+                expected.append(discovery.Defined(node.name, bases, summary))
+        assert discovery._definitions(path) == expected, path
+
+
+def test_definitions_of_all_forms(tmp_path: Path) -> None:
+    source = '''class Plain:
+    pass
+
+
+@decorated
+class Many(
+    first.Base,
+    Generic[Key, Value],
+    metaclass=ABCMeta,
+):  # a remark
+    r"""One sentence
+    on two lines.
+
+    More.
+    """
+
+    class Inner:
+        pass
+
+
+async def waits(): ...
+
+
+def function(value: int = max(1, 2)) -> dict[str, int]: ...
+'''
+    (tmp_path / "source.py").write_text(source)
+    assert discovery._definitions(tmp_path / "source.py") == [
+        ("Plain", (), ""),
+        ("Many", ("Base", "Generic"), "One sentence on two lines."),
+        ("function", None, ""),
+    ]
+
+
+def test_each_file_is_read_once() -> None:
     """The start of a run asks for the classes of all packages, and then for the exports of each."""
     for function in (discovery._definitions, classes, discovery.exports):
         function.cache_clear()
