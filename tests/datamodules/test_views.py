@@ -78,9 +78,13 @@ def test_a_chunk_without_an_active_sample_passes_through(size: int) -> None:
 def test_blur_and_solarization_change_only_their_samples_in_place() -> None:
     images, active = photos(4, 16, 16), torch.tensor([False, True, False, True])
     kept = images.clone()
-    changed = _on_subset(images, active, lambda own, values: own * values.view(-1, 1, 1, 1), torch.arange(4.0))
+
+    def scaled(own: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return own * factor[:, None, None, None]
+
+    changed = _on_subset(images, active, scaled, torch.arange(4.0))
     assert changed is images  # no copy of the others
-    assert torch.equal(changed, kept * torch.tensor([1.0, 1.0, 1.0, 3.0]).view(-1, 1, 1, 1))
+    assert torch.equal(changed, kept * torch.tensor([1.0, 1.0, 1.0, 3.0])[:, None, None, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
