@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from datamodules.errors import ConfigError
@@ -51,7 +52,17 @@ class CompileEncoder(Callback):
     """Compiles the encoder for training steps. Validation is not compiled: its features equal eval.py's.
 
     After training, or an exception, nothing is compiled, and torch.compile is as it was for other code.
+
+    Raises:
+        ConfigError: under FSDP, whose shards of the weights torch.compile takes for the weights.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ConfigError(
+                "--compile true does not work with FSDP: train without --compile, or give "
+                "--trainer.strategy ddp"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SSLModule)

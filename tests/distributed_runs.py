@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from datamodules.images.module import ArrayDataset
 from evaluation.callbacks import CollapseMetrics, FeatureProbe
@@ -27,6 +25,7 @@ from runtime.signals import Preempted, receiver
 from runtime.stopping import Preemption
 from tests.conftest import build, trainer_for
 from tests.distributed import gather_batch_norms
+from tests.sharded_runs import OnCPU
 
 #: Odd for two ranks and for every batch size used: of 101 training samples an epoch of 2 x 8 uses 96.
 TRAIN, VAL = 101, 51
@@ -90,13 +89,6 @@ def validate(folder: Path, **options: Any) -> dict[str, Tensor]:
     )
     trainer.validate(module, data, verbose=False)
     return {k: v.clone() for k, v in trainer.callback_metrics.items()}
-
-
-class OnCPU(FSDPStrategy):
-    """Lightning refuses its own FSDP without a GPU; torch shards on the CPU as well, if it is named."""
-
-    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
 
 
 class ToldToEnd(Callback):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.utils.data import Subset
@@ -31,7 +32,7 @@ WHOLE = [f"configs/digits/{name}.yaml" for name in DIGITS]
 WHOLE += ["configs/text/bert.yaml", "configs/tones/audio_mae.yaml"]
 #: Several parts, each whole only during its own forward pass.
 PARTS = ["configs/digits/simclr.yaml", "configs/digits/mae.yaml"]
-OTHERS = {"parts": PARTS, "uneven": PARTS, "half": PARTS[:1]}
+OTHERS = {"parts": PARTS, "uneven": PARTS, "half": PARTS[:1], "offload": PARTS[:1], "hybrid": PARTS[:1]}
 
 
 class OnCPU(FSDPStrategy):
@@ -45,6 +46,14 @@ class OnCPU(FSDPStrategy):
             mixed_precision=self.mixed_precision,
             **self.kwargs,
         )
+
+
+class Hybrid(OnCPU):
+    """Lightning makes device meshes for GPUs."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        self.kwargs["device_mesh"] = init_device_mesh("cpu", (1, 2))
+        return super()._setup_model(model)
 
 
 class Double(FSDPPrecision):
@@ -63,6 +72,10 @@ def strategy(name: str) -> dict[str, Any]:
         return {"strategy": "ddp", "precision": "64-true"}
     policy = None if name == "whole" else partial(size_based_auto_wrap_policy, min_num_params=2000)
     options: dict[str, Any] = {"process_group_backend": "gloo", "auto_wrap_policy": policy}
+    if name == "offload":
+        options |= {"cpu_offload": True}
+    if name == "hybrid":  # one copy of the weights for both processes
+        return {"strategy": Hybrid(precision_plugin=Double(), sharding_strategy="HYBRID_SHARD", **options)}
     if name == "half":
         half = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         return {"strategy": OnCPU(mixed_precision=half, **options)}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import FSDPStrategy
 
+from datamodules.errors import ConfigError
 from runtime.checkpoints import read_checkpoint
+from runtime.compiling import CompileEncoder
 from runtime.folder import difference
 from runtime.messages import ROOT
+from tests.conftest import build
 from tests.resume import BATCHES, check, run, three_runs
 
 SIMCLR = "configs/digits/simclr.yaml"
@@ -80,6 +85,15 @@ def test_a_run_from_before_the_option_is_resumed() -> None:
     assert difference({"model": {"lr": 1}}, {"model": {"lr": 1}, "compile": True}) == [
         "compile: False there, True now"
     ]
+
+
+def test_sharded_weights_are_refused() -> None:
+    """torch.compile would fail in the first backward pass, with the sizes of a shard and of its weights."""
+    with pytest.raises(ConfigError) as told:
+        CompileEncoder().setup(cast(Any, Namespace(strategy=FSDPStrategy())), build(SIMCLR)[0], "fit")
+    assert str(told.value) == (
+        "--compile true does not work with FSDP: train without --compile, or give --trainer.strategy ddp"
+    )
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def logged(folder: Path, config: str, strategy: str) -> Any:
 
 
 CASES = [*((config, "whole") for config in WHOLE), *((config, "parts") for config in PARTS)]
+CASES += [(PARTS[0], "offload"), (PARTS[0], "hybrid")]
 
 
 @pytest.mark.parametrize(("config", "strategy"), CASES)

@@ -75,6 +75,14 @@ def sum_of_shards(trainer: Trainer, values: Tensor) -> Tensor:
     return trainer.strategy.reduce(values, group, "sum")
 
 
+def _shards_of_a_copy(strategy: FSDPStrategy) -> int:
+    """Number of devices that share a copy of the weights under HYBRID_SHARD."""
+    mesh = strategy.kwargs.get("device_mesh")  # a DeviceMesh once the processes are set up
+    if mesh is None:
+        return strategy.num_processes  # of this node
+    return mesh[-1] if isinstance(mesh, tuple) else mesh.shape[-1]
+
+
 def prepare_sharding(module: Any, strategy: Strategy) -> None:
     """Record the shapes that decide on weight decay, and reject what does not work with FSDP.
 
@@ -85,7 +93,8 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
     Raises:
         ValueError: under FSDP, a momentum copy, whose shards do not match the source's; a method that writes
             to its weights, or has several optimizers; LARS, which needs the norm of a whole layer; options of
-            FSDP with which weights lose their names, are not split, or are saved in several files.
+            FSDP with which weights lose their names, are not split, or are saved in several files, or
+            gradients are not averaged.
     """
     record_matrices(module)
     if not isinstance(strategy, FSDPStrategy):
@@ -107,5 +116,10 @@ def prepare_sharding(module: Any, strategy: Strategy) -> None:
         raise ConfigError("FSDP needs use_orig_params: true, to exclude biases and norms from weight decay")
     if strategy.sharding_strategy.name == "NO_SHARD":
         raise ConfigError(f"FSDP with sharding_strategy NO_SHARD splits nothing: {instead}")
+    if "HYBRID" in strategy.sharding_strategy.name and _shards_of_a_copy(strategy) == 1:
+        raise ConfigError(
+            "FSDP with sharding_strategy HYBRID_SHARD and one device for each copy of the weights averages "
+            f"no gradients: {instead}"
+        )
     if not saves_one_file(strategy):
         raise ConfigError("FSDP needs state_dict_type: full, because resuming and evaluation read one file")

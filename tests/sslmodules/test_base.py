@@ -72,6 +72,13 @@ def test_shards_keep_the_groups_of_the_whole_weights() -> None:
         ("gan", (), {}, "GAN has several optimizers, which FSDP does not support: give --trainer.strategy"),
         ("mae", (), {"use_orig_params": False}, "FSDP needs use_orig_params: true"),
         ("mae", (), {"sharding_strategy": "NO_SHARD"}, "NO_SHARD splits nothing: give --trainer.strategy"),
+        (
+            "mae",
+            (),
+            {"sharding_strategy": "HYBRID_SHARD", "device_mesh": (2, 1)},
+            "HYBRID_SHARD and one device for each copy of the weights averages no gradients: give --trainer",
+        ),
+        ("mae", (), {"sharding_strategy": "HYBRID_SHARD", "device_mesh": (1, 2)}, None),
         ("mae", (), {"state_dict_type": "sharded"}, "FSDP needs state_dict_type: full, because resuming"),
         ("mae", (), {"use_orig_params": True}, None),
     ],
