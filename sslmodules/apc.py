@@ -45,7 +45,7 @@ def shifted_l1(prediction: Tensor, frames: Tensor, length: Tensor, ahead: int) -
 
 
 class APC(SSLModule):
-    """Autoregressive predictive coding: predict the log-mel frame n steps ahead.
+    """APC: autoregressive predictive coding; predict the log-mel frame n steps ahead.
 
     Features are the network's last states, averaged over the clip's frames without padding.
 

@@ -50,7 +50,7 @@ def target_patch_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Ten
 
 
 class AudioMAE(SSLModule):
-    """Masked spectrogram modeling: predict hidden patches of a log-mel spectrogram from the visible ones.
+    """Audio-MAE: predict hidden patches of a log-mel spectrogram from the visible ones.
 
     Args:
         encoder: a ``ViTEncoder`` with 1 channel and ``image_size`` (bands M, frames T).

@@ -44,7 +44,7 @@ def reconstruction_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Autoencoder(SSLModule):
-    """Autoencoder: image to vector to image; denoising if the data's ``views`` damage the encoder's input.
+    """Autoencoder: image to vector to image; denoising if the data's views damage the encoder's input.
 
     It denoises with GaussianNoise, SaltAndPepper or MaskingNoise as ``data.views``, and is plain without.
     Args:

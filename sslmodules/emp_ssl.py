@@ -69,7 +69,9 @@ def patch_similarity(z: Tensor) -> Tensor:
 
 
 class EMPSSL(SSLModule):
-    """EMP-SSL: ``-similarity_weight * patch_similarity - coding_rate``, over many patches of each image.
+    """EMP-SSL: make many patches of an image similar, with a coding rate against collapse.
+
+    The loss is ``-similarity_weight * patch_similarity - coding_rate``.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features).

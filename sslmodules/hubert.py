@@ -87,7 +87,7 @@ def hidden_cluster_nll(logits: Tensor, target: Tensor, hidden: Tensor) -> Tensor
 
 
 class HuBERT(SSLModule):
-    """Masked prediction of clusters of frames.
+    """HuBERT: predict the clusters of hidden audio frames.
 
     Args:
         encoder: frames (B, T, M) -> (B, T, num_features), with ``in_features`` = M.

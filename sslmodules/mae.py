@@ -101,7 +101,7 @@ def surroundings(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tenso
 
 
 class MAE(SSLModule):
-    """Masked autoencoder: predict the pixels of hidden patches from the visible ones.
+    """MAE: predict the pixels of hidden patches from the visible ones.
 
     Features are those of ``encoder`` on the whole image.
 

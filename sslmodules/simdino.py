@@ -57,7 +57,9 @@ def expansion(z: Tensor, epsilon: float = 0.05) -> Tensor:
 
 
 class SimDINO(SSLModule):
-    """SimDINO: ``-cross_view_similarity - rate_weight * expansion``.
+    """SimDINO: DINO with embeddings in place of prototypes, and a coding rate against collapse.
+
+    The loss is ``-cross_view_similarity - rate_weight * expansion``.
 
     Weight decay follows a half cosine from the optimizer's own value to ``final_weight_decay``.
 

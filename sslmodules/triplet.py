@@ -96,7 +96,7 @@ def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float = 0.2) 
 
 
 class Triplet(SSLModule):
-    """Triplet loss between two views of an image and a mined negative.
+    """Triplet: two views of an image should be closer, by a margin, than a mined negative.
 
     Other logged terms: ``active``, the share of triplets that violate the margin, and ``collapsed``, 1 if all
     mined distances are 0, so that the loss equals the margin; this also gives a warning.

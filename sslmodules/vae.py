@@ -110,7 +110,7 @@ def _same_shape(decoded: Tensor, x: Tensor) -> None:
 
 
 class VAE(SSLModule):
-    """Variational autoencoder; all terms are in nats per image.
+    """VAE: variational autoencoder; all terms are in nats per image.
 
     Args:
         encoder: (B, C, H, W) -> (B, num_features), the features; two linear layers on them give mean and
