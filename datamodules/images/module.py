@@ -21,7 +21,6 @@ from datamodules.errors import ConfigError
 from datamodules.images.crops import ViewCrops
 from datamodules.samplers import SampleDataset
 from datamodules.splits import SPLIT_SEED, Split
-from datamodules.transforms.base import batch_memory
 from datamodules.transforms.views import Views
 
 
@@ -171,8 +170,7 @@ class ImageDataModule(SSLDataModule, ABC):
     def standardize(self, decoded: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] to zero mean and unit variance per channel over the training split."""
         mean, std = self._mean_std(decoded.device)
-        output = batch_memory(len(decoded), decoded)
-        return torch.addcmul(-mean / std, decoded, 1 / std, out=output)  # one pass over the pixels
+        return torch.addcmul(-mean / std, decoded, 1 / std)  # one pass over the pixels
 
     def unstandardize(self, x: Tensor) -> Tensor:
         """Inverse of ``standardize``, clamped to [0, 1] for display."""

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,21 +83,9 @@ def _written(whole: Any, part: Any, start: int, length: int) -> Any:
         wholes = whole or [None] * len(part)
         return [_written(one, own, start, length) for one, own in zip(wholes, part, strict=True)]
     if whole is None:
-        whole = batch_memory(length, part)
+        whole = part.new_empty(length, *part.shape[1:])
     whole[start : start + len(part)] = part
     return whole
-
-
-def batch_memory(length: int, part: Tensor) -> Tensor:
-    """An uninitialized tensor for ``length`` samples like those of ``part``.
-
-    On a CPU numpy gets the memory, as it asks the kernel for huge pages: with small ones, the first write to
-    a batch of large images takes longer than standardizing it.
-    """
-    shape = (length, *part.shape[1:])
-    if part.device.type != "cpu" or part.dtype != torch.float32:
-        return part.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:

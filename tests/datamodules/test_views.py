@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.transforms.base import apply_views, batch_memory
+from datamodules.transforms.base import apply_views
 from datamodules.transforms.functional import _on_subset
 from datamodules.transforms.recipes import BYOLViews, DINOViews, SimCLRViews
 from datamodules.transforms.views import MultiCrop, View, Views
@@ -85,14 +85,6 @@ def test_blur_and_solarization_change_only_their_samples_in_place() -> None:
     changed = _on_subset(images, active, scaled, torch.arange(4.0))
     assert changed is images  # no copy of the others
     assert torch.equal(changed, kept * torch.tensor([1.0, 1.0, 1.0, 3.0])[:, None, None, None])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
-def test_memory_of_a_batch_is_like_its_parts(dtype: torch.dtype) -> None:
-    for device in ("cpu", "meta"):
-        part = torch.zeros(2, 3, 5, dtype=dtype, device=device)
-        whole = batch_memory(7, part)
-        assert (whole.shape, whole.dtype, whole.device) == ((7, 3, 5), dtype, part.device)
 
 
 def test_chunk_size_is_that_of_the_cache() -> None:
