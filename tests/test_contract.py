@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +335,16 @@ def test_documentation_of_the_class(cls: type) -> None:
 
 
 # ---- two processes against one -----------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def large_networks_are_freed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A method and its trainer refer to each other, so those of ImageNet would wait for a collection, by the
+    gigabyte.
+    """
+    yield
+    if "imagenet" in request.node.name:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
