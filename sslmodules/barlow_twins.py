@@ -104,6 +104,7 @@ class BarlowTwins(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

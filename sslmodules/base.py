@@ -78,6 +78,8 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
     best_metric: tuple[str, Literal["min", "max"]] | None = None
     #: What ``losses`` reads from the batch besides ``input``; the DataModule's ``views`` must add it.
     batch_keys: tuple[str, ...] = ()
+    #: ``losses`` reads two views: more are refused, because they would be made for nothing.
+    two_views: bool = False
     #: Metrics that are logged in hooks, or in training only, such as ``val/perplexity``.
     extra_metrics: tuple[str, ...] = ()
     #: The loss, or the term ``masked_word_loss``, is in nats per predicted token: the report compares it with
@@ -274,6 +276,11 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
             raise ConfigError(
                 f"{type(self).__name__} needs two views of each sample, got {len(batch['views'])}: set "
                 "data.views"
+            )
+        if self.two_views and len(batch["views"]) > 2:
+            raise ConfigError(
+                f"{type(self).__name__} uses two views of each sample, got {len(batch['views'])}: set "
+                "data.views to two, or take a method for more, such as FastSiam, LeJEPA, VISReg or SwAV"
             )
 
     @classmethod

@@ -51,6 +51,7 @@ class BYOL(SSLModule):
 
     couples_batch = True  # through the batch norms of its heads, without which it may collapse
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self, encoder: Encoder, momentum: float = 0.996, hidden: int = 4096, out: int = 256, **kwargs: Any

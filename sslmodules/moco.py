@@ -73,6 +73,7 @@ class MoCo(SSLModule):
     """
 
     batch_keys = ("views",)
+    two_views = True
     equal_buffers = ("queue", "queue_filled")
     queue: Tensor  # (queue_size, projector_out) unit vectors, newest first
     queue_filled: Tensor  # () int64, number of real keys; the rest are the initial random vectors

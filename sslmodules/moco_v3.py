@@ -69,6 +69,7 @@ class MoCoV3(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class NNCLR(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
     equal_buffers = ("queue", "queue_filled")
     queue: Tensor  # (queue_size, projector_out) unit vectors, newest first
     queue_filled: Tensor  # () int64, number of real projections; the rest are the initial random vectors

@@ -78,6 +78,7 @@ class SimCLR(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class SimSiam(SSLModule):
 
     couples_batch = True  # through the batch norms of its heads
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

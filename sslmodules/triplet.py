@@ -118,6 +118,7 @@ class Triplet(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

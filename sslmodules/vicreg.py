@@ -130,6 +130,7 @@ class VICReg(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
+    two_views = True
 
     def __init__(
         self,

@@ -68,9 +68,9 @@ SMALL = {
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
     "resilience.py": ("--kills 1", "curves equal 1 of 1"),
     "same_time.py": (
-        "--data {}/images --methods vicreg pixels --views 3 --images 32 --batch 16 --seconds 0.05 "
+        "--data {}/images --methods lejepa pixels --views 3 --images 32 --batch 16 --seconds 0.05 "
         "--runs {}/runs --results {}/r",
-        "| vicreg, 3 views | 0 |",
+        "| lejepa, 3 views | 0 |",
     ),
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
@@ -102,14 +102,14 @@ def test_a_script_finds_the_project_in_a_clone(script: str) -> None:
 
 
 def test_more_views_take_fewer_epochs_for_as_many_encoded_views() -> None:
-    config = ROOT / "configs" / "digits" / "vicreg.yaml"
+    config = ROOT / "configs" / "digits" / "lejepa.yaml"
     view = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]["views"]["init_args"][
         "view1"
     ]
     crops = {"global_view1": view, "global_view2": view, "local_view": view, "num_local": 0, "num_global": 8}
     assert several_views(config, 8) == {
         "data": {"init_args": {"views": {"class_path": "MultiCrop", "init_args": crops}}},
-        "trainer": {"max_epochs": 15},
+        "trainer": {"max_epochs": 10},
     }
 
 

@@ -14,13 +14,27 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from datamodules import Digits
-from datamodules.errors import DataFileError
+from datamodules.errors import ConfigError, DataFileError
 from runtime.checkpoints import build_module, load_module, read_checkpoint
 from sslmodules import SimCLR, SSLModule
+from sslmodules import methods as classes
 from sslmodules.networks import ConvEncoder, ResNetEncoder, TimmEncoder
 from sslmodules.networks.sharding import prepare_sharding
 from sslmodules.optim import LARS, decay_groups, record_matrices, warmup_cosine
 from tests.conftest import build, trainer_for
+
+
+def test_methods_of_two_views_refuse_more_than_they_use() -> None:
+    names = {"barlow_twins", "byol", "moco", "moco_v3", "nnclr", "simclr", "simsiam", "triplet", "vicreg"}
+    modules = [build(f"configs/digits/{name}.yaml")[0] for name in sorted(names)]
+    assert {type(m) for m in modules} == {method for method in classes().values() if method.two_views}
+    for module in modules:
+        with pytest.raises(ConfigError) as refused:
+            module.check_batch({"input": torch.zeros(2, 1, 8, 8), "views": [torch.zeros(2, 1, 8, 8)] * 8})
+        assert str(refused.value) == (
+            f"{type(module).__name__} uses two views of each sample, got 8: set data.views to two, or take a "
+            "method for more, such as FastSiam, LeJEPA, VISReg or SwAV"
+        )
 
 
 def test_warmup_cosine_closed_forms() -> None:
