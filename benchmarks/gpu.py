@@ -117,6 +117,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the items and their seconds")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
+    # a shell ignores it for commands in the background, and pytest would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.list:
         for name, item in ITEMS.items():
             print(f"{name:32}{item.seconds:5} s  {item.command}")
