@@ -37,7 +37,9 @@ ENCODERS = ("pretrained", "random_init", "raw_input")
 def several_views(config: Path, count: int) -> dict[str, Any]:
     """Changes of a config with two views: ``count`` of its first recipe, 2 / ``count`` of the epochs."""
     given = yaml.safe_load(config.read_text(encoding="utf-8"))
-    view = given["data"]["init_args"]["views"]["init_args"]["view1"]
+    view = given["data"]["init_args"]["views"]["init_args"].get("view1")
+    if view is None:
+        sys.exit(f"--views: expected a config with view1, such as lejepa, got {config.stem}")
     crops = {
         "global_view1": view,
         "global_view2": view,

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datamodules", "sslmodules", "evaluation", "runtime")
 
-#: A function at the top level of a file, or a class with its bases and docstring. Searching for them takes a
-#: tenth of the time of parsing all files, which every run would wait for.
+#: A function at the top level of a file, or a class with its bases and docstring. Searching for them is
+#: faster than parsing all files, which every run would wait for.
 DEFINITION = re.compile(
     r'^def (\w+)|^class (\w+)(?:\(([^)]*)\))?:.*(?:\n    r?"""((?s:.*?))""")?', re.MULTILINE
 )

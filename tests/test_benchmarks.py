@@ -113,6 +113,12 @@ def test_more_views_take_fewer_epochs_for_as_many_encoded_views() -> None:
     }
 
 
+def test_a_config_without_two_views_has_no_recipe_for_more() -> None:
+    with pytest.raises(SystemExit) as refused:
+        several_views(ROOT / "configs" / "digits" / "dino.yaml", 4)
+    assert str(refused.value) == "--views: expected a config with view1, such as lejepa, got dino"
+
+
 def test_every_script_is_tried() -> None:
     assert set(SMALL) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
 

@@ -1,4 +1,4 @@
-"""Tables of results, and where they stand in pages."""
+"""Tables of results, and writing them into pages."""
 
 from __future__ import annotations
 
