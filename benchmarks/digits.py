@@ -1,7 +1,7 @@
 """Every method on the embedded digits: test accuracies of frozen features, mean and spread over seeds.
 
     python benchmarks/digits.py [--methods simclr moco] [--seeds 0 1 2] [--json FILE]
-    python benchmarks/digits.py --methods lejepa --views 4
+    python benchmarks/digits.py --methods lejepa vicreg --views 4
 
 Runs ``python train.py --config configs/digits/<method>.yaml --seed_everything S`` for each method and seed,
 each in a process and a run folder of its own, and prints the rows of the results table from their

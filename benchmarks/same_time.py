@@ -1,7 +1,7 @@
 """Accuracy for the same time: every joint-embedding method with the same images, encoder and processor time.
 
     python benchmarks/same_time.py --data DIR [--methods simclr vicreg ...] [--seconds 300] [--images 10000]
-    python benchmarks/same_time.py --data DIR --methods lejepa --views 4
+    python benchmarks/same_time.py --data DIR --methods lejepa vicreg --views 4
     python benchmarks/same_time.py --table [--page docs/results.md]
 
 Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same small convolutional

@@ -280,7 +280,7 @@ class SSLModule(PlainHyperparameters, LightningModule, ABC):
         if self.two_views and len(batch["views"]) > 2:
             raise ConfigError(
                 f"{type(self).__name__} uses two views of each sample, got {len(batch['views'])}: set "
-                "data.views to two, or take a method for more, such as FastSiam, LeJEPA, VISReg or SwAV"
+                "data.views to two, or take a method for more, such as FastSiam, VICReg, VISReg or SwAV"
             )
 
     @classmethod

@@ -1,13 +1,17 @@
 """VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
 
-The projections of two views are pulled together; a hinge on the standard deviation over the batch keeps each
-dimension from collapsing, and all pairs of dimensions are decorrelated. No normalization of the projections,
-no negatives, no teacher.
+The projections of the views of an image are pulled together; a hinge on the standard deviation over the batch
+keeps each dimension from collapsing, and all pairs of dimensions are decorrelated. No normalization of the
+projections, no negatives, no teacher.
 
 Of the three conventions in use, this is the official code's: the invariance is the mean over samples AND
 dimensions, the variance term is HALF the sum over both views, the covariance term is the sum over both views.
 The paper's text sums the squared distance over dimensions and the variance over the views; solo-learn uses
 the mean and the sum. Weights cannot be exchanged between them.
+
+More than two views are compared as in the same authors' VICRegL (https://arxiv.org/abs/2210.01571), official
+code main_vicregl.py: every view with each of the first two, the global ones. Variance and covariance are
+means over the views there; here the covariance is twice the mean, which for two views is VICReg's sum.
 
 Differs from the official code: the covariance is divided by the actual batch size minus one, which matters
 for an incomplete batch.
@@ -15,6 +19,7 @@ for an incomplete batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,43 +65,47 @@ def covariance_term(z: Tensor) -> Tensor:
 
 
 def vicreg_loss(
-    z1: Tensor,
-    z2: Tensor,
+    z: Sequence[Tensor],
     invariance_weight: float = 25.0,
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
-    gathered: tuple[Tensor, Tensor] | None = None,
+    gathered: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Variance, invariance and covariance (Bardes et al. 2022), in the official code's convention::
 
         L = lambda * mean_nj (z1 - z2)^2 + mu * (v(z1) + v(z2)) / 2 + nu * (c(z1) + c(z2))
 
-    with v as in ``variance_term`` and c as in ``covariance_term``.
+    with v as in ``variance_term`` and c as in ``covariance_term``. For V views, the first term is the mean
+    over the 2 (V - 1) pairs of one of the first two views and another view, the second the mean over the
+    views, the third twice the mean.
 
     Args:
-        z1: (B, D) projections of the first views.
-        z2: (B, D) projections of the second views; row i is paired with row i of ``z1``. Not normalized: unit
-            vectors have a mean standard deviation of at most 1 / sqrt(D), which the hinge could never raise
-            to 1.
+        z: V >= 2 projections (B, D), one for each view, global views first; row i of each is of the same
+            image. Not normalized: unit vectors have a mean standard deviation of at most 1 / sqrt(D), which
+            the hinge could never raise to 1.
         invariance_weight: lambda >= 0; 25 in the paper.
         variance_weight: mu >= 0; 25 in the paper.
         covariance_weight: nu >= 0; 1 in the paper.
-        gathered: ``z1`` and ``z2`` of all ranks, each (W * B, D) with gradients; None = one process.
+        gathered: ``z`` of all ranks, each (W * B, D) with gradients; None = one process.
 
     Returns:
         ``loss`` and its three terms without weights, all scalars in float32 or better. The mean of ``loss``
         over ranks equals the single-process loss of the joined batch.
 
     Raises:
-        ValueError: a weight is negative.
+        ValueError: a weight is negative, or there are fewer than two views.
     """
     check_weights(invariance_weight, variance_weight, covariance_weight)
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = full_precision(z1), full_precision(z2)
-        all1, all2 = (z1, z2) if gathered is None else (full_precision(z) for z in gathered)
-        invariance = F.mse_loss(z1, z2)
-        variance = (variance_term(all1) + variance_term(all2)) / 2
-        covariance = covariance_term(all1) + covariance_term(all2)
+    check_at_least(2, views=len(z))
+    with torch.autocast(z[0].device.type, enabled=False):
+        z = [full_precision(view) for view in z]
+        everyone = z if gathered is None else [full_precision(view) for view in gathered]
+        # the pair of the first two views counts twice: each of them is the other's partner
+        distances = [2 * F.mse_loss(z[0], z[1])]
+        distances += [F.mse_loss(first, other) for first in z[:2] for other in z[2:]]
+        invariance = torch.stack(distances).sum() / (2 * (len(z) - 1))
+        variance = torch.stack([variance_term(view) for view in everyone]).mean()
+        covariance = 2 * torch.stack([covariance_term(view) for view in everyone]).mean()
         loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
 
@@ -130,7 +139,6 @@ class VICReg(SSLModule):
 
     couples_batch = True
     batch_keys = ("views",)
-    two_views = True
 
     def __init__(
         self,
@@ -155,5 +163,5 @@ class VICReg(SSLModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         # one pass per view, as in the official code: the views' recipes differ, and so do their batch
         # statistics
-        z1, z2 = (self.projector(self.encoder(view)) for view in batch["views"][:2])  # (B, D) each
-        return vicreg_loss(z1, z2, *self.weights, gathered=(self.gather(z1).rows, self.gather(z2).rows))
+        z = [self.projector(self.encoder(view)) for view in batch["views"]]  # V x (B, D)
+        return vicreg_loss(z, *self.weights, gathered=[self.gather(view).rows for view in z])

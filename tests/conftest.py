@@ -73,6 +73,10 @@ VARIANTS: dict[str, tuple[str, str]] = {
         "--model.queue_size 32 --model.queue_start_epoch 0 --model.freeze_prototypes_steps 0",
     ),
     "triplet-batch_hard": ("configs/digits/triplet.yaml", "--model.mining batch_hard"),
+    "vicreg-local-views": (
+        "configs/digits/vicreg.yaml",
+        "--data.views DINOViews --data.views.size 8 --data.views.num_local 2",
+    ),
 }
 
 

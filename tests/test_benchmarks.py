@@ -68,9 +68,9 @@ SMALL = {
     "profile_step.py": ("--device cpu --batch 16 --steps 8", "backward"),
     "resilience.py": ("--kills 1", "curves equal 1 of 1"),
     "same_time.py": (
-        "--data {}/images --methods lejepa pixels --views 3 --images 32 --batch 16 --seconds 0.05 "
+        "--data {}/images --methods vicreg pixels --views 3 --images 32 --batch 16 --seconds 0.05 "
         "--runs {}/runs --results {}/r",
-        "| lejepa, 3 views | 0 |",
+        "| vicreg, 3 views | 0 |",
     ),
     "save.py": ("--folder {} --models resnet18 --rounds 1", "resnet18"),
     "shards.py": ("--folder {} --images 256 --size 32 --workers 0 --rounds 1", "shards"),
