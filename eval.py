@@ -8,6 +8,7 @@ from typing import NoReturn
 from runtime.eval_help import HELP, choose, help_text, parse
 from runtime.failures import finish
 from runtime.messages import flush
+from runtime.paused_collector import collector_paused
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +19,8 @@ def main(argv: list[str]) -> int:
             return 0 if argv else 2
         command, rest = choose(argv)
         given, overrides = parse(command, rest)
-        from runtime.eval_main import run
+        with collector_paused():
+            from runtime.eval_main import run
 
         return run(command, given, overrides)
     except Exception as error:

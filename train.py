@@ -9,6 +9,7 @@ from typing import NoReturn
 from runtime.failures import finish
 from runtime.help import class_help
 from runtime.messages import config_arguments, flush, help_text, read_config
+from runtime.paused_collector import collector_paused
 from runtime.signals import Preempted, check_launch, die_with_parent, end, receiver
 
 
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> int:
                 read_config(file)
             check_launch()
             die_with_parent()
-            from runtime.main import run
+            with collector_paused():
+                from runtime.main import run
 
             return run(argv)
         except Preempted as stop:

@@ -204,6 +204,28 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_imported_objects_are_left_out_of_collections() -> None:
+    code = (
+        "import gc\n"
+        "from runtime.paused_collector import collector_paused\n"
+        "with collector_paused():\n"
+        "    assert not gc.isenabled()\n"
+        "    made = [[] for _ in range(1000)]\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "frozen = gc.get_freeze_count()\n"
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "with collector_paused():\n"
+        "    assert gc.isenabled()\n"
+        "    made = [[] for _ in range(1000)]\n"
+        "assert gc.get_freeze_count() <= frozen\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--trainer.help"]])
 def test_a_reader_that_stops_reading(words: list[str]) -> None:
     """``train.py --help | head -1``."""
