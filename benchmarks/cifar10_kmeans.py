@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from benchmarks.parts.cifar10_images import Images, load
 
 SIZE, SIDE = 6, 32 - 6 + 1  # of a patch; patches in a row
-PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 def as_pixels(given: Images) -> tuple[Tensor, Tensor]:
