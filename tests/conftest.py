@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so the processes that tests
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(gpu_checks)
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and the list of tests, which stay to the end, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 CONFIGS = [str(path.relative_to(ROOT)) for path in config_files()]

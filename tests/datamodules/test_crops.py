@@ -268,7 +268,8 @@ def test_ranks_share_the_samples_and_each_sample_is_cut_the_same(folder: Path) -
         assert torch.equal(crops, alone[index])
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_inside_an_epoch_goes_on_exactly(folder: Path, tmp_path: Path, workers: int) -> None:
     options = ["--data", "ImageFolder", "--data.root", str(folder), "--data.image_size", "16"]
     options += ["--data.synthetic", "false", "--data.batch_size", "2", "--data.views", "SimCLRViews"]
