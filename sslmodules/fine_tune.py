@@ -29,7 +29,7 @@ from sslmodules.base import SSLModule, full_precision
 from sslmodules.networks import MomentumCopy, PixelTokens, SequenceEncoder
 from sslmodules.networks.classifier import Head, depths, make_head, masked_mean, set_drop_path
 from sslmodules.networks.encoder import CausalEncoder, Encoder, MapEncoder, TokenEncoder
-from sslmodules.optim import decay_groups
+from sslmodules.optim import decay_groups, layer_groups
 
 
 def soft_cross_entropy(
@@ -244,14 +244,7 @@ class FineTune(SSLModule):
         groups = decay_groups(self)
         if self.layer_decay == 1:
             return groups
-        depth, last = depths(self.encoder)
-        parts: list[dict[str, Any]] = []
-        for group in groups:
-            for level in range(last + 1):
-                members = [p for p in group["params"] if depth.get(p, last) == level]
-                scale = self.layer_decay ** (last - level)
-                parts += [{**group, "params": members, "lr_scale": scale}] if members else []
-        return parts
+        return layer_groups(groups, *depths(self.encoder), self.layer_decay)
 
     def train(self, mode: bool = True) -> FineTune:
         super().train(mode)

@@ -11,6 +11,7 @@ teacher's encoder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,8 +48,70 @@ def masked_patch_loss(logits: Tensor, targets: Tensor, hidden: Tensor, temperatu
     check_positive(temperature=temperature)
     with torch.autocast(logits.device.type, enabled=False):
         scores = F.log_softmax(full_precision(logits) / temperature, dim=-1)
-        each = -(targets.detach() * scores).sum(2)  # (G, N)
-        return ((each * hidden).sum(1) / hidden.sum(1).clamp(min=1)).mean()
+        return mean_over_hidden(-(targets.detach() * scores).sum(2), hidden)
+
+
+def mean_over_hidden(values: Tensor, hidden: Tensor) -> Tensor:
+    """Values of patches (G, N), those of ``hidden`` (G, N) -> scalar: mean of each view, then over views.
+
+    A view without hidden patches counts as 0, as in the official code.
+    """
+    return ((values * hidden).sum(1) / hidden.sum(1).clamp(min=1)).mean()
+
+
+def check_hidden_patches(method: str, encoder: PatchEncoder, batch: Batch) -> None:
+    """Raise ConfigError for views that a multi-crop method cannot use, or a mask of other patches.
+
+    Args:
+        method: name for the message.
+        encoder: has the patches that the mask must have.
+        batch: ``views`` and ``mask``.
+    """
+    check_views(method, encoder, batch["views"])
+    view, size = batch["views"][0], encoder.patch_size
+    patches = (view.shape[2] // size) * (view.shape[3] // size)
+    if (given := tuple(batch["mask"].shape)) != (len(view), 2, patches):
+        raise ConfigError(
+            f"{method} needs a mask for the {patches} patches of {size}x{size} pixels of both global views, "
+            f"{(len(view), 2, patches)}, got {given}: set data.views to MaskedMultiCrop with the "
+            "encoder's patch_size"
+        )
+
+
+def student_outputs(
+    encoder: PatchEncoder,
+    head: nn.Module,
+    mask_token: Tensor,
+    whole: Tensor,
+    hidden: Tensor,
+    local: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The student's outputs for class tokens and patches, by one head for both.
+
+    Args:
+        encoder, head: the student's.
+        mask_token: (1, 1, D), takes the place of hidden patches.
+        whole: (2 B, C, H, W), both global views, one after the other.
+        hidden: (2 B, N) bool, True = hidden: the student does not see these patches of ``whole``.
+        local: V - 2 views (B, C, h, w), which it sees whole.
+
+    Returns:
+        (V, B, K) of class tokens, and (2 B, N, K) of the patches of the global views.
+    """
+    seen = encoder.forward_masked(whole, hidden, mask_token)  # (2 B, 1 + N, D)
+    crops = [encode_views(encoder, local)] if local else []
+    classes = head(torch.cat([seen[:, 0], *crops])).unflatten(0, (2 + len(local), -1))
+    return classes, head(seen[:, 1:].flatten(0, 1)).unflatten(0, hidden.shape)
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: MomentumCopy, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole global views (2 B, C, H, W) -> class tokens (2, B, K), patches (2 B, N, K), after the head."""
+    net: Any = teacher.net
+    encoder, head = net
+    tokens = encoder.forward_visible(whole)  # (2 B, 1 + N, D)
+    patches = head(tokens[:, 1:].flatten(0, 1)).unflatten(0, (len(tokens), -1))
+    return head(tokens[:, 0]).unflatten(0, (2, -1)), patches
 
 
 class IBOT(SSLModule):
@@ -155,24 +218,15 @@ class IBOT(SSLModule):
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
-        check_views(type(self).__name__, self.encoder, batch["views"])
-        view, size = batch["views"][0], self.encoder.patch_size
-        patches = (view.shape[2] // size) * (view.shape[3] // size)
-        if (given := tuple(batch["mask"].shape)) != (len(view), 2, patches):
-            raise ConfigError(
-                f"IBOT needs a mask for the {patches} patches of {size}x{size} pixels of both global views, "
-                f"{(len(view), 2, patches)}, got {given}: set data.views to MaskedMultiCrop with the "
-                "encoder's patch_size"
-            )
+        check_hidden_patches(type(self).__name__, self.encoder, batch)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         views, whole = batch["views"], torch.cat(batch["views"][:2])  # (2 B, C, H, W)
         hidden = batch["mask"].transpose(0, 1).flatten(0, 1)  # (2 B, N)
-        seen = self.encoder.forward_masked(whole, hidden, self.mask_token)  # (2 B, 1 + N, D)
-        local = [encode_views(self.encoder, views[2:])] if views[2:] else []
-        student = self.projector(torch.cat([seen[:, 0], *local])).unflatten(0, (len(views), -1))  # (V, B, K)
-        student_patches = self.projector(seen[:, 1:].flatten(0, 1)).unflatten(0, hidden.shape)  # (2 B, N, K)
-        teacher, teacher_patches = self.teacher_logits(whole)
+        student, student_patches = student_outputs(
+            self.encoder, self.projector, self.mask_token, whole, hidden, views[2:]
+        )  # (V, B, K), (2 B, N, K)
+        teacher, teacher_patches = teacher_outputs(self.teacher, whole)
         temperature = self.current_teacher_temperature()
         targets = teacher_probabilities(teacher, self.center, temperature)
         patch_targets = teacher_probabilities(teacher_patches, self.patch_center, temperature)
@@ -189,15 +243,6 @@ class IBOT(SSLModule):
             "mean_entropy": entropy(targets.mean((0, 1))),
             "patch_mean_entropy": entropy(patch_targets.mean((0, 1))),
         }
-
-    @torch.no_grad()
-    def teacher_logits(self, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole global views (2 B, C, H, W) -> class logits (2, B, K) and patch logits (2 B, N, K)."""
-        teacher: Any = self.teacher.net
-        encoder, projector = teacher
-        tokens = encoder.forward_visible(whole)  # (2 B, 1 + N, D)
-        patches = projector(tokens[:, 1:].flatten(0, 1)).unflatten(0, (len(tokens), -1))
-        return projector(tokens[:, 0]).unflatten(0, (2, -1)), patches
 
     @torch.no_grad()
     def update_center(self, center: Tensor, logits: Tensor) -> None:

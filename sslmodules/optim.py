@@ -39,6 +39,26 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def layer_groups(
+    groups: list[dict[str, Any]], depth: dict[nn.Parameter, int], last: int, decay: float
+) -> list[dict[str, Any]]:
+    """Groups for a learning rate that falls from the last layer to the first, as in BEiT and DINOv2.
+
+    Args:
+        groups: of ``decay_groups``; each is split by depth.
+        depth: depth of parameters; those that are not in it have depth ``last``.
+        last: the largest depth.
+        decay: ``lr_scale`` of a group is ``decay`` to the power of (last - depth).
+    """
+    parts: list[dict[str, Any]] = []
+    for group in groups:
+        for level in range(last + 1):
+            members = [p for p in group["params"] if depth.get(p, last) == level]
+            scale = decay ** (last - level)
+            parts += [{**group, "params": members, "lr_scale": scale}] if members else []
+    return parts
+
+
 def constant(step: int) -> float:
     """Factor 1 at every step: the schedule of a group with constant learning rate."""
     return 1.0

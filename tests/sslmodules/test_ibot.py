@@ -19,7 +19,7 @@ from datamodules import Digits, MaskedMultiCrop, View
 from runtime.messages import ROOT
 from sslmodules.base import Gathered
 from sslmodules.dino import dino_loss, teacher_probabilities
-from sslmodules.ibot import IBOT, masked_patch_loss
+from sslmodules.ibot import IBOT, masked_patch_loss, teacher_outputs
 from sslmodules.networks import ConvEncoder, ViTEncoder
 from tests.conftest import trainer_for
 
@@ -161,7 +161,7 @@ def test_hidden_pixels_reach_the_teacher_only() -> None:
     both = (batch["views"][0], torch.where(pixels, 9.0, batch["views"][0]))
     seen, other = (net.encoder.forward_masked(x, hidden, net.mask_token) for x in both)
     assert torch.equal(seen, other)
-    whole, other = (net.teacher_logits(torch.cat([x, x]))[1] for x in both)
+    whole, other = (teacher_outputs(net.teacher, torch.cat([x, x]))[1] for x in both)
     assert not torch.allclose(whole, other)
 
 
@@ -203,14 +203,14 @@ def test_the_teacher_is_without_noise() -> None:
         block.drop_path1 = DropPath(0.5)
     net, x = module(encoder), example()["views"][0].repeat(4, 1, 1, 1)
     assert net.teacher.training
-    assert torch.equal(net.teacher_logits(x)[1], net.teacher_logits(x)[1])
+    assert torch.equal(teacher_outputs(net.teacher, x)[1], teacher_outputs(net.teacher, x)[1])
     assert not torch.equal(net.encoder(x), net.encoder(x))
 
 
 def test_each_kind_of_token_has_a_center_of_all_ranks() -> None:
     """Both move after they were used, by all patches of the teacher and not only hidden ones, in training."""
     net, batch, gathered = module(center_momentum=0.0), example(), []
-    classes, patches = net.teacher_logits(torch.cat(batch["views"][:2]))
+    classes, patches = teacher_outputs(net.teacher, torch.cat(batch["views"][:2]))
     evaluated = net.eval().losses(batch)
     assert not net.center.any() and not net.patch_center.any()
 
