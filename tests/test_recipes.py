@@ -26,6 +26,7 @@ VIT_S, VIT_B = (
     21_665_664,
     85_798_656 - 197 * 768,
 )  # timm's counts without a classifier; MAE's positions are fixed
+VIT_L = 303_301_632
 VIT_H = 630_764_800 - 257 * 1280  # likewise of patches of 14 pixels
 
 
@@ -66,6 +67,12 @@ RECIPES = {
                              "clip_norm": 3.0},
                       parameters={"encoder": 85_798_656,
                                   "projector": 769 * 2048 + 2049 * 2048 + 2049 * 256}),
+    "simdinov2": Recipe(8, 1024, 100, 0.004 * (1024 / 1024) ** 0.5,
+                        {"betas": (0.9, 0.999), "weight_decay": 0.04}, 10, 1e-6 / 0.004,
+                        model={"momentum": 0.9, "epsilon": 0.05, "rate_weight": 1, "patch_weight": 1,
+                               "layer_decay": 0.9, "final_weight_decay": 0.4, "clip_norm": 3.0},
+                        parameters={"encoder": VIT_L - 1024,  # the class token has no position
+                                    "projector": 1025 * 2048 + 2049 * 2048 + 2049 * 256}),
     "ibot": Recipe(16, 1024, 800, 0.0005 * 1024 / 256, {"betas": (0.9, 0.999), "weight_decay": 0.04},
                    10, 1e-6 / 0.002,
                    model={"momentum": 0.996, "student_temperature": 0.1, "teacher_temperature": 0.07,
@@ -128,7 +135,7 @@ VIEWS["visreg"] = 4 * [{"size": 224, "crop_scale": (0.3, 1), **VISREG}]
 VIEWS["visreg"] += 6 * [{"size": 96, "crop_scale": (0.05, 0.3), **VISREG}]
 VIEWS["ibot"] = [{**view, "crop_scale": (0.25, 1)} for view in VIEWS["dino"][:2]]
 VIEWS["ibot"] += 10 * [{**VIEWS["dino"][-1], "crop_scale": (0.05, 0.25)}]
-VIEWS["simdino"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
+VIEWS["simdino"] = VIEWS["simdinov2"] = VIEWS["dino"] + VIEWS["dino"][-2:]  # ten local crops
 
 each = pytest.mark.parametrize("name", RECIPES)
 
@@ -152,14 +159,21 @@ def test_learning_rate_over_the_run(name: str) -> None:
 
 @each
 def test_settings_and_sizes(name: str) -> None:
-    rising = name in ("byol", "dino", "ibot", "simdino")
+    rising = name in ("byol", "dino", "ibot", "simdino", "simdinov2")
     check_settings_and_sizes(f"imagenet/{name}", RECIPES[name], rising)
 
 
-def test_masks_of_ibot() -> None:
-    views = built("imagenet/ibot")[0].data.views
+@pytest.mark.parametrize("name", ["ibot", "simdinov2"])
+def test_masks(name: str) -> None:
+    views = built(f"imagenet/{name}")[0].data.views
     assert (views.mask_p, views.mask_ratio, views.side) == (0.5, (0.1, 0.5), 14)
     assert views.mask_aspect == pytest.approx((0.3, 1 / 0.3))
+
+
+def test_learning_rates_of_simdinov2_fall_by_a_tenth_from_block_to_block() -> None:
+    groups = built("imagenet/simdinov2")[0].model.parameter_groups()
+    scales = sorted({group["lr_scale"] for group in groups}, reverse=True)
+    assert scales == pytest.approx([0.9**i for i in range(26)])  # 24 blocks, before and behind them
 
 
 @each

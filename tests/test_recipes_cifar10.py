@@ -33,6 +33,7 @@ OWN = {
     "lejepa",
     "mae",
     "simdino",
+    "simdinov2",
     "triplet",
     "vae",
     "visreg",
