@@ -24,6 +24,7 @@ from evaluation.pictures import rows_of_images, titled
 from runtime.optional import offers
 from sslmodules.base import seed_noise
 from sslmodules.networks import class_attention
+from sslmodules.networks.encoder import PatchEncoder
 from sslmodules.networks.sharding import is_sharded, with_whole_weights
 
 
@@ -60,6 +61,42 @@ def row_names(data: Any, labels: Tensor | None) -> list[str]:
         return []
     classes = names_of_classes(data)
     return [classes[i] if i >= 0 else "" for i in labels.tolist()]
+
+
+def columns_of_patches(
+    data: Any, patch_size: int, batch: dict[str, Tensor], views: list[Tensor]
+) -> dict[str, Tensor]:
+    """Columns by title: views, and what is left of them where the method hides patches, the rest in gray.
+
+    Args:
+        data: standardizes gray as the views.
+        patch_size: side of a patch in pixels.
+        batch: ``mask`` (n, 2, N) of the first two views, or ``context`` (n, K) and ``targets`` (n, M, L) of
+            the first one; patches are numbered row by row. There are no columns for other batches, such as
+            one with a mask of pixels.
+        views: each (n, C, H, W), standardized.
+    """
+
+    def in_gray(view: Tensor, hidden: Tensor) -> Tensor:
+        """Hide patches (n, N) bool of a view."""
+        rows = hidden.unflatten(1, (1, view.shape[2] // patch_size, -1))  # (n, 1, h, w)
+        pixels = rows.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+        return torch.where(pixels, data.standardize(torch.full_like(view, 0.5)), view)
+
+    columns: dict[str, Tensor] = {}
+    mask = batch.get("mask")
+    if not views:
+        return columns
+    if mask is not None and mask.ndim == 3:
+        for i, hidden in enumerate(mask.unbind(1)):
+            columns |= {f"view {i + 1}": views[i], f"view {i + 1}, hidden": in_gray(views[i], hidden)}
+    elif mask is None and "context" in batch and "targets" in batch:
+        n, patches = len(views[0]), views[0].shape[2] * views[0].shape[3] // patch_size**2
+        everything = torch.ones(n, patches, dtype=torch.bool, device=views[0].device)
+        columns["view 1"] = views[0]
+        for key in ("context", "targets"):
+            columns[key] = in_gray(views[0], everything.scatter(1, batch[key].flatten(1), False))
+    return columns
 
 
 class FirstSamples(Callback, ABC):
@@ -114,6 +151,8 @@ class ImageGrid(FirstSamples):
     skipped. By tag:
 
     - ``views``: input, view 1, view 2, ...
+    - ``hidden_patches``, where patches of views are hidden: the global views, each beside itself with hidden
+      patches in gray; of I-JEPA the view, its context and its targets.
     - ``reconstruction``, from ``reconstruct(batch)``: with a mask, the input, the input with hidden parts in
       gray, the prediction, and the input with the hole filled; with a corrupted image, that image, the
       prediction and the input; otherwise input and prediction.
@@ -132,16 +171,20 @@ class ImageGrid(FirstSamples):
         super().__init__(num_samples, every_n_epochs)
 
     def show(self, trainer: Trainer, module: Any, batch: dict[str, Tensor], views: list[Tensor]) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         x, n, labels = batch["input"], self.num_samples, batch.get("label")
-        if x.ndim != 4 or isinstance(trainer.datamodule, AudioDataModule):  # type: ignore[attr-defined]
+        if x.ndim != 4 or isinstance(data, AudioDataModule):
             return
         if views:
             titles = ["input", *(f"view {i + 1}" for i in range(len(views)))]
             log_columns(trainer, "views", [x, *views], titles, labels)
+        if isinstance(module.encoder, PatchEncoder) and (
+            shown := columns_of_patches(data, module.encoder.patch_size, batch, views)
+        ):
+            log_columns(trainer, "hidden_patches", list(shown.values()), list(shown), labels)
         if offers(module, "reconstruct"):
             prediction = module.reconstruct(batch).to(x.dtype)
-            gray = trainer.datamodule.standardize(torch.full_like(x, 0.5))  # type: ignore[attr-defined]
-            shown = self._columns(x, batch, prediction, gray)
+            shown = self._columns(x, batch, prediction, data.standardize(torch.full_like(x, 0.5)))
             log_columns(trainer, "reconstruction", list(shown.values()), list(shown), labels)
         if offers(module, "sample"):
             samples = module.sample(n * n).to(x.dtype)
@@ -154,9 +197,8 @@ class ImageGrid(FirstSamples):
                 attention / attention.amax((2, 3), keepdim=True), size=x.shape[2:], mode="nearest"
             )
             maps = [head.expand_as(x).to(x.dtype) for head in attention.split(1, dim=1)]
-            columns = [x, *map(trainer.datamodule.standardize, maps)]  # type: ignore[attr-defined]
             titles = ["input", *(f"head {i + 1}" for i in range(len(maps)))]
-            log_columns(trainer, "attention", columns, titles, labels)
+            log_columns(trainer, "attention", [x, *map(data.standardize, maps)], titles, labels)
 
     @staticmethod
     def _columns(x: Tensor, batch: dict[str, Tensor], prediction: Tensor, gray: Tensor) -> dict[str, Tensor]:

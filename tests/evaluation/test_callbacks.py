@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from evaluation.accuracy import top1
 from evaluation.callbacks import CollapseMetrics, FeatureProbe, OnlineLinearProbe
 from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import fit_linear_probe
-from evaluation.samples import ImageGrid
+from evaluation.samples import ImageGrid, columns_of_patches
 from runtime.callbacks import Throughput
 from sslmodules import SimCLR
 from sslmodules.networks import ConvEncoder
@@ -219,6 +220,37 @@ def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
         assert list(shown) == [tag]
         # 8 pixels enlarged to 64, 2 between; a line of titles, and the names of the classes
         assert shown[tag][0][:2] == (columns * 66 + 2 + 13, 5 * 66 + 2 + 15)
+
+
+@pytest.mark.parametrize("method", ["ibot", "i_jepa"])
+def test_pictures_show_hidden_patches(method: str, tmp_path: Path) -> None:
+    module, data = build(f"configs/digits/{method}.yaml")
+    shown = pictures(tmp_path, module, data)
+    assert sorted(shown) == ["attention", "hidden_patches", "views"]
+    columns = {"ibot": 4, "i_jepa": 3}[method]
+    assert shown["hidden_patches"][0][0] == columns * 66 + 2 + 13  # and the names of the classes
+
+
+def test_hidden_patches_are_gray_in_their_view() -> None:
+    """Patches of 2x2 pixels, three in a row: of the first sample one is hidden in each view."""
+    data = SimpleNamespace(standardize=lambda x: x - 1)  # gray becomes -0.5
+    views = [torch.full((2, 1, 4, 6), float(i)) for i in (1, 2)]
+    mask = torch.zeros(2, 2, 6, dtype=torch.bool)
+    mask[0, 0, 1] = mask[0, 1, 5] = True
+    shown = columns_of_patches(data, 2, {"mask": mask}, views)
+    assert list(shown) == ["view 1", "view 1, hidden", "view 2", "view 2, hidden"]
+    first, second = (view.clone() for view in views)
+    first[0, :, :2, 2:4] = second[0, :, 2:, 4:] = -0.5
+    for column, expected in zip(shown.values(), (views[0], first, views[1], second), strict=True):
+        assert torch.equal(column, expected)
+    blocks = {"context": torch.tensor([[0], [5]]), "targets": torch.tensor([[[1, 2]], [[3, 4]]])}
+    shown = columns_of_patches(data, 2, blocks, views[:1])
+    assert list(shown) == ["view 1", "context", "targets"]
+    left = [(column == 1).sum((1, 2, 3)).tolist() for column in shown.values()]
+    assert left == [[24, 24], [4, 4], [8, 8]]
+    assert (shown["context"][0, 0, :2, :2] == 1).all() and (shown["targets"][1, 0, 2:, :4] == 1).all()
+    assert columns_of_patches(data, 2, {"mask": mask[:, :1, None], **blocks}, views) == {}  # of pixels: MAE's
+    assert columns_of_patches(data, 2, {"mask": mask}, []) == {}
 
 
 class Generator(SimCLR):
