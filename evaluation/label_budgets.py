@@ -26,7 +26,8 @@ FEW_L2 = 1e-2
 """L2 of a linear probe with too few labels to choose it on equally many samples of val."""
 
 PROTOCOL = {
-    "draws": "from the labeled training samples, stratified by class, the same for every row",
+    "draws": "from the labeled training samples, stratified by class, the same for every row; others for a "
+    "run with another seed",
     "linear": "standardized features; L2 chosen on as many samples of val as there are labels; with fewer "
     f"than 100, {FEW_L2}",
     "training": f"AdamW, weight decay 0.01, batch {BATCH}, {EPOCHS} epochs, but {FEWEST} to {MOST} steps, "
@@ -47,6 +48,13 @@ class Budget(NamedTuple):
 
 
 BUDGETS = (*(Budget(per_class=n) for n in PER_CLASS), *(Budget(share=s) for s in SHARES))
+
+
+def draw_seed(run_seed: int, number: int) -> int:
+    """Seed of a draw and of training with it: runs with different seeds, which are averaged, have different
+    draws.
+    """
+    return 1000 * run_seed + number
 
 
 def draw(labels: Tensor, budget: Budget, seed: int) -> Tensor | None:

@@ -28,6 +28,7 @@ from evaluation.label_budgets import (
     PROTOCOL,
     Budget,
     draw,
+    draw_seed,
     linear_score,
     train_classifier,
     verdict,
@@ -168,15 +169,16 @@ class _Tasks:
 
     def score(self, row: str, budget: Budget, number: int) -> float:
         """Top-1 on test."""
-        rows = draw(self.labels["bank"].cpu(), budget, number)
+        seed = draw_seed(self.run.seed, number)
+        rows = draw(self.labels["bank"].cpu(), budget, seed)
         assert rows is not None
-        seed = 0 if row in self.features["bank"] else number  # a probe has none, and 100 % one draw
-        key = (row, seed, rows.numpy().tobytes())
+        own = 0 if row in self.features["bank"] else seed  # a probe has none, and 100 % one draw
+        key = (row, own, rows.numpy().tobytes())
         if key not in self.done:
-            self.done[key] = self._score(row, rows, number)
+            self.done[key] = self._score(row, rows, seed)
         return self.done[key]
 
-    def _score(self, row: str, rows: Tensor, number: int) -> float:
+    def _score(self, row: str, rows: Tensor, seed: int) -> float:
         run = self.run
         if row in self.features["bank"]:
             pairs = {s: (self.features[s][row], self.labels[s]) for s in ("val", "test")}
@@ -184,9 +186,9 @@ class _Tasks:
             at = rows.to(run.device)
             train = (self.features["bank"][row][at], self.labels["bank"][at])
             return linear_score(train, known["val"], known["test"], self.classes)
-        start = run.module if row == "fine-tuned" else run.random_init(number)
+        start = run.module if row == "fine-tuned" else run.random_init(seed)
         labels = self.labels["bank"].cpu()[rows]
-        scores = train_classifier(start, run.data, rows, labels, self.classes, self.lr, number, run.device)
+        scores = train_classifier(start, run.data, rows, labels, self.classes, self.lr, seed, run.device)
         found, test = embed_split({"": scores}, run.data, "test", run.device)
         return top1(found[""][test >= 0].argmax(1), test[test >= 0])
 

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,26 @@ def test_draws_are_stratified_and_the_same_for_every_row() -> None:
     whole = draw(LABELS, Budget(share=1.0), seed=0)
     assert whole is not None and whole.tolist() == list(range(40))
     assert draw(LABELS, Budget(per_class=11), seed=0) is None
+
+
+def test_runs_with_other_seeds_have_other_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So their scores can be averaged; within a run, all rows of a draw have the same labels and seed."""
+    called: list[tuple[list[int], int]] = []
+
+    def score(self: Any, row: str, rows: torch.Tensor, seed: int) -> float:
+        called.append((rows.tolist(), seed))
+        return 0.0
+
+    monkeypatch.setattr(command._Tasks, "_score", score)
+    for run_seed in (0, 3):
+        tasks = command._Tasks.__new__(command._Tasks)
+        tasks.run, tasks.done, tasks.features = SimpleNamespace(seed=run_seed), {}, {"bank": {}}  # type: ignore[assignment]
+        tasks.labels = {"bank": LABELS}
+        for row in ("scratch", "fine-tuned"):
+            tasks.score(row, Budget(per_class=5), 1)
+    assert [seed for _, seed in called] == [1, 1, 3001, 3001]
+    assert called[0] == called[1] != called[2] == called[3]
+    assert called[0][0] != called[2][0]
 
 
 def test_the_number_of_labels_is_interpolated_in_its_logarithm() -> None:
