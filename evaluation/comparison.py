@@ -118,12 +118,13 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
         raise ConfigError(f"{folder}/config.yaml was not written by train.py") from None
     assert method
-    hardware = _json(folder / "environment.json").get("hardware", {})
+    hardware = read_json(folder / "environment.json").get("hardware", {})
     where = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu", "unknown")
     return Run(folder, options, read_results(folder / "results.json"), read_curves(folder), where)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; empty if the file is missing, damaged or something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -200,6 +201,16 @@ def _by_data(runs: list[Run], probe: str) -> list[list[Run]]:
     return list(found.values())
 
 
+def by_setting(runs: list[Run]) -> list[list[Run]]:
+    """Runs that differ only in the seed, with the same protocol and hardware, together."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        setting = {name: value for name, value in run.options.items() if not name.startswith(PASSED_OVER)}
+        key = json.dumps([setting | {SEED: None}, run.protocol(), run.hardware], default=str, sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
 def table(
     runs: list[Run], sort: str | None = None, columns: list[str] | None = None, label: str = "run"
 ) -> Table:
@@ -217,17 +228,13 @@ def table(
         ConfigError: there is no such column.
     """
     options = differing(runs)
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        setting = {name: value for name, value in run.options.items() if not name.startswith(PASSED_OVER)}
-        key = json.dumps([setting | {SEED: None}, run.protocol(), run.hardware], default=str, sort_keys=True)
-        groups.setdefault(key, []).append(run)
-    merged = any(len(group) > 1 for group in groups.values())
+    groups = by_setting(runs)
+    merged = any(len(group) > 1 for group in groups)
     options = [name for name in options if name != SEED] if merged else options
     endings: dict[str | None, dict[int, str]] = {probe: _protocol_names(runs, probe) for probe in PROBES}
     hardware = len({run.hardware for run in runs}) > 1
     rows: list[dict[str, Any]] = []
-    for group in groups.values():
+    for group in groups:
         row: dict[str, Any] = {
             label: str(group[0].path) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
         }

@@ -10,8 +10,9 @@ from typing import ClassVar
 from datamodules.errors import ConfigError
 from evaluation.commands.base import FolderCommand, say
 from evaluation.commands.outputs import check_target, write_image, write_text
-from evaluation.comparison import Run, as_markdown, find_runs, protocols, table
+from evaluation.comparison import Run, Table, as_markdown, find_runs, protocols, table
 from evaluation.curves import Lines, draw_lines
+from evaluation.label_tables import labels_table, without_labels
 from evaluation.tables import print_table
 
 ENDINGS = (".md", ".csv")
@@ -24,6 +25,7 @@ class CompareCommand(FolderCommand):
         "runs": {"metavar": "RUN", "nargs": "+", "help": "run folders, or patterns such as 'runs/*'"},
         "--sort": {"metavar": "COLUMN", "help": "put the largest value of this column first"},
         "--columns": {"metavar": "A,B", "help": "only these columns (default: all)"},
+        "--labels": {"action": "store_true", "help": "instead, the tables of labels, averaged over seeds"},
         "--plot": {"metavar": "FILE.png", "type": "path", "help": "curves over steps and over time"},
         "--metric": {"metavar": "NAME", "help": "the metric to plot (default: val/linear_top1)"},
     }
@@ -40,10 +42,13 @@ class CompareCommand(FolderCommand):
         elif given.metric is not None:
             raise ConfigError("--metric is what --plot draws: give --plot FILE.png, or leave it out")
         runs, notes = find_runs(given.runs)
-        columns = None if given.columns is None else [name.strip() for name in given.columns.split(",")]
-        found = table(runs, given.sort, columns)
+        if given.labels:
+            found, lines = _labels(runs, given), without_labels(runs)
+        else:
+            columns = None if given.columns is None else [name.strip() for name in given.columns.split(",")]
+            found, lines = table(runs, given.sort, columns), [*notes, *protocols(runs)]
         panels = None if given.plot is None else _panels(runs, given.metric or "val/linear_top1")
-        for line in [*notes, *protocols(runs)]:
+        for line in lines:
             say(line)
         print_table(f"{len(runs)} runs", *found)
         if given.output is not None:
@@ -52,6 +57,13 @@ class CompareCommand(FolderCommand):
         if panels is not None:
             say(write_image(given.plot, draw_lines(panels)))
         return 0
+
+
+def _labels(runs: list[Run], given: Namespace) -> Table:
+    for name in ("sort", "columns"):
+        if getattr(given, name) is not None:
+            raise ConfigError(f"--{name} is not for --labels: leave one of them out")
+    return labels_table(runs)
 
 
 def as_csv(headings: list[str], rows: list[list[str]]) -> str:

@@ -166,3 +166,59 @@ def test_what_cannot_be_compared(
     assert script.main(["compare", *options]) == 2
     out, error = capsys.readouterr()
     assert error.startswith(f"error: {message}") and error.count("\n") == 1 and out == ""
+
+
+def add_labels(folder: Path, tenth: list[float], **changed: Any) -> None:
+    scores = {"scratch": {"10%": tenth, "100%": [0.9]}, "fine-tuned": {"10%": [0.8], "100%": [0.95]}}
+    report = {
+        "settings": {"checkpoint": str(folder), "data": "Digits", "draws": len(tenth), "lr": 0.001},
+        "protocol": {"draws": "stratified"},
+        "scores": scores,
+        "labels": {"10%": 100, "100%": 1000},
+        "verdict": "equal",
+    }
+    (folder / "labels.json").write_text(json.dumps({**report, **changed}))
+
+
+def test_tables_of_labels_are_averaged_over_seeds(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_labels(runs / "runs/a", [0.5, 0.7])
+    add_labels(runs / "runs/b", [0.6])
+    (runs / "runs/c/labels.json").write_text("{")
+    assert script.main(["compare", "runs", "--labels", "--output=table.md"]) == 0
+    assert (runs / "table.md").read_text() == (
+        "| run |  | 10% | 100% |\n"
+        "| --- | --- | --- | --- |\n"
+        "| runs/a (2 seeds) | scratch | 0.600 ± 0.100 | 0.900 ± 0.000 |\n"
+        "| runs/a (2 seeds) | fine-tuned | 0.800 ± 0.000 | 0.950 ± 0.000 |\n"
+    )
+    assert capsys.readouterr().out.startswith("note: runs/c has no finished labels.json: left out\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scores": {"scratch": [0.1]}},
+        {"scores": {"scratch": {"10%": ["x"]}}},
+        {"scores": {"scratch": {"10%": 0.1}}},
+        {"labels": None},
+        {"settings": []},
+    ],
+)
+def test_no_table_of_labels(runs: Path, damage: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    add_labels(runs / "runs/a", [0.5], **damage)
+    assert script.main(["compare", "runs", "--labels"]) == 2
+    assert capsys.readouterr().err == (
+        "error: no run has a finished labels.json: python eval.py labels RUN writes it\n"
+    )
+
+
+def test_tables_of_labels_that_do_not_belong_together(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_labels(runs / "runs/a", [0.5])
+    add_labels(runs / "runs/b", [0.5], protocol={"draws": "by chance"})
+    assert script.main(["compare", "runs/a", "runs/b", "--labels"]) == 2
+    assert capsys.readouterr().err == (
+        'error: draws of labels.json is "stratified" in runs/a and "by chance" in runs/b: repeat one of them '
+        "with eval.py labels --overwrite, or leave it out\n"
+    )
+    assert script.main(["compare", "runs/a", "--labels", "--sort=run"]) == 2
+    assert capsys.readouterr().err == "error: --sort is not for --labels: leave one of them out\n"
