@@ -41,7 +41,7 @@ sys.path.insert(
 )  # so that it runs from a clone without installing
 
 from evaluation.comparison import find_runs, table
-from evaluation.tables import print_table
+from evaluation.tables import counted, print_table
 from runtime.messages import ROOT
 from runtime.signals import requeue, slurm_job
 from runtime.strict_yaml import read_yaml
@@ -284,7 +284,7 @@ class Worker:
             runs, _ = find_runs([str(self.folder)])
             headings, _ = table(runs)
             sort = self.args.metric if self.args.metric in headings else None
-            print_table(f"{len(runs)} runs", *table(runs, sort))
+            print_table(counted(len(runs), "run"), *table(runs, sort))
         print(f"best so far: {run}  {self.args.metric} {best.value:.4f}  {json.dumps(best.params)}")
         print(f"on the test split, once: python eval.py {run}")
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
+from evaluation.probes import probes
 from evaluation.report import ADDED, read_results
 
 #: Options for hardware, logging and saving, which do not distinguish runs.
@@ -23,8 +25,8 @@ PASSED_OVER = (
     *("run_dir", "evaluate", "disable_callbacks", "save_"),
 )
 SEED = "seed_everything"
-PROBES = ("", *ADDED)
-"""The probes with a protocol of their own; the first is those of the report."""
+NOT_SETTINGS = ("features", "seed", "layers", "random_init")
+"""Keys of a protocol that name the method and the seed, or describe rows other than ``pretrained``."""
 
 
 @dataclass
@@ -45,14 +47,27 @@ class Run:
     curves: Curves
     hardware: str
 
-    def protocol(self, probe: str = "") -> dict[str, Any]:
-        """How its test scores, or those of a probe of ``ADDED``, were measured.
+    def tested(self) -> dict[str, float]:
+        """Top-1 on test by probe: the report's, the method's own ``classifier``, and those of ``ADDED``."""
+        row = self.results.get("results", {}).get("pretrained", {})
+        found = {k.removesuffix("_top1"): v for k, v in row.items() if k.endswith("_top1")}
+        if "classifier" in self.results:
+            found["classifier"] = self.results["classifier"]["top1"]
+        added = {name: self.results[name] for name in ADDED if name in self.results}
+        return found | {name: part.get("pretrained", part)["top1"] for name, part in added.items()}
 
-        Without choices made on val, and without the method's name.
+    def protocol(self, probe: str) -> dict[str, Any]:
+        """How a score of ``tested`` was measured: what all probes share, and the probe's own settings.
+
+        Without choices made on val, other probes and baselines, and the method's name.
         """
-        given = (self.results.get(probe, {}) if probe else self.results).get("protocol", {})
+        given = (self.results[probe] if probe in ADDED else self.results).get("protocol", {})
         chosen = {key.removesuffix("_by_encoder") for key in given if key.endswith("_by_encoder")}
-        left_out = {*chosen, *(f"{key}_by_encoder" for key in chosen), "features", "seed"}
+        left_out = {*chosen, *(f"{key}_by_encoder" for key in chosen), *NOT_SETTINGS}
+        if probe not in ADDED:
+            settings = {name: {*known.protocol(1)} for name, known in probes().items()}
+            others = set().union(*settings.values()) - settings.get(probe, set())
+            left_out |= {*self.results["results"], *others}
         return {"data": self.results.get("data"), **{k: v for k, v in given.items() if k not in left_out}}
 
     def numbers(self) -> dict[str, float]:
@@ -62,12 +77,7 @@ class Run:
             for name, points in self.curves.items()
             if name.startswith("val/") and name.endswith(("top1", "/loss"))
         }
-        row = self.results.get("results", {}).get("pretrained", {})
-        found |= {f"test/{k}": v for k, v in row.items() if k.endswith("_top1")}
-        if "classifier" in self.results:
-            found["test/classifier_top1"] = self.results["classifier"]["top1"]
-        added = {name: self.results[name] for name in ADDED if name in self.results}
-        found |= {f"test/{name}_top1": part.get("pretrained", part)["top1"] for name, part in added.items()}
+        found |= {f"test/{probe}_top1": score for probe, score in self.tested().items()}
         last = max((points[-1].seconds for points in self.curves.values()), default=None)
         return found if last is None else {**found, "minutes": last / 60}
 
@@ -177,37 +187,41 @@ def differing(runs: list[Run]) -> list[str]:
 
 
 def protocols(runs: list[Run]) -> list[str]:
-    """One line for each protocol setting in which runs on the same data differ."""
-    return [line for probe in PROBES for same in _by_data(runs, probe) for line in _differences(same, probe)]
+    """One line for each protocol setting in which scores of runs on the same data differ."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for probe, same in _by_probe_and_data(runs):
+        for key in dict.fromkeys(key for run in same for key in run.protocol(probe)):
+            values: dict[str, Path] = {}
+            for run in same:
+                values.setdefault(json.dumps(run.protocol(probe).get(key)), run.path)
+            if len(values) > 1:
+                both = "; ".join(f"{value} in {path}" for value, path in values.items())
+                found.setdefault((key, both), []).append(probe)
+    return [
+        f"note: {key} in the protocol of {', '.join(of)} differs ({both}): do not compare these scores"
+        for (key, both), of in found.items()
+    ]
 
 
-def _differences(runs: list[Run], probe: str) -> Iterable[str]:
-    of_probe, scores = (f" of {probe}", "scores") if probe else ("", "test scores")
-    for key in dict.fromkeys(key for run in runs for key in run.protocol(probe)):
-        values: dict[str, list[str]] = {}
-        for run in runs:
-            values.setdefault(json.dumps(run.protocol(probe).get(key)), []).append(str(run.path))
-        if len(values) > 1:
-            both = "; ".join(f"{value} in {paths[0]}" for value, paths in values.items())
-            yield f"note: {key} in the protocol{of_probe} differs ({both}): do not compare these {scores}"
-
-
-def _by_data(runs: list[Run], probe: str) -> list[list[Run]]:
-    """Runs that have been measured, or have the results of a probe of ``ADDED``, by data set."""
-    found: dict[str, list[Run]] = {}
+def _by_probe_and_data(runs: list[Run]) -> Iterable[tuple[str, list[Run]]]:
+    """Each probe with the runs that have its score, those on one data set at a time."""
+    found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        if run.results and (not probe or probe in run.results):
-            found.setdefault(str(run.results.get("data")), []).append(run)
-    return list(found.values())
+        for probe in run.tested():
+            found.setdefault((probe, str(run.results.get("data"))), []).append(run)
+    return [(probe, same) for (probe, _), same in found.items()]
 
 
 def by_setting(runs: list[Run]) -> list[list[Run]]:
-    """Runs that differ only in the seed, with the same protocol and hardware, together."""
+    """Runs that differ only in the seed, on the same hardware, together; a repeated seed is kept apart."""
     groups: dict[str, list[Run]] = {}
+    repeats: Counter[str] = Counter()
     for run in runs:
         setting = {name: value for name, value in run.options.items() if not name.startswith(PASSED_OVER)}
-        key = json.dumps([setting | {SEED: None}, run.protocol(), run.hardware], default=str, sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        seeded = json.dumps([setting, run.hardware], default=str, sort_keys=True)
+        repeats[seeded] += 1
+        key = [setting | {SEED: None}, repeats[seeded], run.hardware]
+        groups.setdefault(json.dumps(key, default=str, sort_keys=True), []).append(run)
     return list(groups.values())
 
 
@@ -215,6 +229,7 @@ def table(
     runs: list[Run], sort: str | None = None, columns: list[str] | None = None, label: str = "run"
 ) -> Table:
     """A row for each setting; runs that differ only in the seed share one, with mean and standard deviation.
+    Two runs with the same seed do not.
 
     Test scores measured by different protocols have separate columns. If only some seeds of a row have a
     score, their number is in the cell.
@@ -231,7 +246,7 @@ def table(
     groups = by_setting(runs)
     merged = any(len(group) > 1 for group in groups)
     options = [name for name in options if name != SEED] if merged else options
-    endings: dict[str | None, dict[int, str]] = {probe: _protocol_names(runs, probe) for probe in PROBES}
+    endings = _protocol_names(runs)
     hardware = len({run.hardware for run in runs}) > 1
     rows: list[dict[str, Any]] = []
     for group in groups:
@@ -241,7 +256,7 @@ def table(
         row |= {name: group[0].options.get(name) for name in options}
         for run in group:
             for name, value in run.numbers().items():
-                shown = name + endings.get(_probe_of(name), {}).get(id(run), "")
+                shown = name + endings.get((name, run.path), "")
                 row.setdefault(shown, Scores([], len(group))).values.append(value)
         row |= {"hardware": group[0].hardware} if hardware else {}
         rows.append(row)
@@ -270,22 +285,15 @@ def _sorting(column: str) -> Callable[[dict[str, Any]], Any]:
     return key
 
 
-def _probe_of(column: str) -> str | None:
-    """The probe whose protocol a column's scores have; None if they are not test scores."""
-    if not column.startswith("test/"):
-        return None
-    name = column.removeprefix("test/").removesuffix("_top1")
-    return name if name in ADDED else ""
-
-
-def _protocol_names(runs: list[Run], probe: str) -> dict[int, str]:
-    """Suffixes of the names of test scores, by run: a letter for each protocol if there are several."""
-    names: dict[int, str] = {}
-    for same in _by_data(runs, probe):
-        texts = {id(run): json.dumps(run.protocol(probe), sort_keys=True) for run in same}
-        kinds = list(dict.fromkeys(texts.values()))
+def _protocol_names(runs: list[Run]) -> dict[tuple[str, Path], str]:
+    """Endings of columns of test scores, by column and run: a letter for each of several protocols."""
+    names: dict[tuple[str, Path], str] = {}
+    for probe, same in _by_probe_and_data(runs):
+        texts = [json.dumps(run.protocol(probe), sort_keys=True) for run in same]
+        kinds = list(dict.fromkeys(texts))
         if len(kinds) > 1:
-            names |= {run: f" [{chr(ord('A') + kinds.index(text))}]" for run, text in texts.items()}
+            for run, text in zip(same, texts, strict=True):
+                names[f"test/{probe}_top1", run.path] = f" [{chr(ord('A') + kinds.index(text))}]"
     return names
 
 

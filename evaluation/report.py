@@ -36,8 +36,11 @@ from sslmodules.base import SSLModule
 
 SCHEMA = 2
 """Version of ``results.json``. 1 (not written) had no ``majority_share``, ``left_out``, ``failed`` and
-``collapse``, no macro and top-5 accuracies, and in early runs ``standardise`` for ``standardize``.
+``collapse``, no macro and top-5 accuracies, and in early runs other ``OLD_KEYS``.
 """
+
+OLD_KEYS = {"standardise": "standardize"}
+"""Keys of the protocol in early runs, and their present names."""
 
 ADDED = ("sgd_probe", "head_linear", "head_mlp", "head_attentive")
 """Results of probes with a command of their own, which later results of the same weights keep."""
@@ -51,7 +54,10 @@ def read_results(path: Path) -> dict[str, Any]:
         return {}
     known = isinstance(content, dict) and {"method", "protocol", "results"} <= content.keys()
     parts = [content[key] for key in ("protocol", "results", *ADDED) if key in content] if known else [None]
-    return content if all(isinstance(part, dict) for part in parts) else {}
+    if not all(isinstance(part, dict) for part in parts):
+        return {}
+    protocol = {OLD_KEYS.get(key, key): value for key, value in content["protocol"].items()}
+    return content | {"protocol": protocol}
 
 
 def evaluate(

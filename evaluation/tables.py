@@ -55,6 +55,11 @@ def _accuracies(rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list
     return ["encoder", *(columns[key] for key in shown)], cells
 
 
+def counted(number: int, word: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
     """Print a table, as wide as needed if the output is not a terminal."""
     console = Console(soft_wrap=True)

@@ -13,7 +13,7 @@ from evaluation.commands.outputs import check_target, write_image, write_text
 from evaluation.comparison import Run, Table, as_markdown, find_runs, protocols, table
 from evaluation.curves import Lines, draw_lines
 from evaluation.label_tables import labels_table, without_labels
-from evaluation.tables import print_table
+from evaluation.tables import counted, print_table
 
 ENDINGS = (".md", ".csv")
 
@@ -50,7 +50,7 @@ class CompareCommand(FolderCommand):
         panels = None if given.plot is None else _panels(runs, given.metric or "val/linear_top1")
         for line in lines:
             say(line)
-        print_table(f"{len(runs)} runs", *found)
+        print_table(counted(len(runs), "run"), *found)
         if given.output is not None:
             text = as_markdown(found) if given.output.suffix == ".md" else as_csv(*found)
             say(write_text(given.output, text))

@@ -33,7 +33,7 @@ from evaluation.label_budgets import (
     train_classifier,
     verdict,
 )
-from evaluation.tables import print_table
+from evaluation.tables import counted, print_table
 from runtime.files import write_json
 
 PAUSE = 30  # seconds between two lines of progress
@@ -200,13 +200,15 @@ def _tfidf(run: TrainedRun) -> Callable[[Tensor], Tensor]:
 
 def show(report: dict[str, Any]) -> None:
     """Print the table and the verdict below it."""
-    headings = ["", *(f"{name}\n{count} labels" for name, count in report["labels"].items()), "seconds"]
+    labels = (f"{name}\n{counted(count, 'label')}" for name, count in report["labels"].items())
+    headings = ["", *labels, "seconds"]
     rows = []
     for row in ROWS:
         cells = [_cell(report["scores"][row][name]) for name in report["labels"]]
         rows.append([row, *cells, f"{sum(report['seconds'][row].values()):.0f}"])
     settings = report["settings"]
-    print_table(f"{settings['data']}: top-1 on the test split, {settings['draws']} draws", headings, rows)
+    draws = counted(settings["draws"], "draw")
+    print_table(f"{settings['data']}: top-1 on the test split, {draws}", headings, rows)
     say(report["verdict"])
 
 

@@ -72,17 +72,55 @@ def test_columns_are_chosen(runs: Path) -> None:
 def test_different_protocols_have_columns_of_their_own(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run(runs / "runs/d", 0.7, knn_k=200)
+    make_run(runs / "runs/d", 0.7, linear_l2_grid=[1])
     assert script.main(["compare", "runs/a", "runs/d", "--output=table.csv"]) == 0
     assert capsys.readouterr().out.startswith(
-        "note: knn_k in the protocol differs (20 in runs/a; 200 in runs/d): do not compare these test "
-        "scores\n"
+        "note: linear_l2_grid in the protocol of linear differs (null in runs/a; [1] in runs/d): do not "
+        "compare these scores\n"
     )
     assert (runs / "table.csv").read_text() == (
         "run,val/linear_top1,test/linear_top1 [A],test/linear_top1 [B],minutes\n"
         "runs/a,0.700,0.800,-,0.167\n"
         "runs/d,0.600,-,0.700,0.167\n"
     )
+
+
+def test_a_protocol_matters_to_the_scores_that_depend_on_it(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The third run has one probe, another text about a baseline, and the spelling of an early version."""
+    make_run(runs / "runs/d", 0.7, seed=2, standardise=True, raw_input="pixels", layers="a mean")
+    for name, k in (("a", 20), ("b", 10)):
+        file = runs / f"runs/{name}/results.json"
+        results = json.loads(file.read_text())
+        results["protocol"] |= {"standardize": True, "raw_input": "images", "knn_k": k}
+        results["results"]["pretrained"]["knn_top1"] = 0.6
+        file.write_text(json.dumps(results))
+    assert script.main(["compare", "runs/a", "runs/b", "runs/d", "--output=table.csv"]) == 0
+    note, below = capsys.readouterr().out.split("\n")[:2]
+    assert note == (
+        "note: knn_k in the protocol of knn differs (20 in runs/a; 10 in runs/b): do not compare these scores"
+    )
+    assert below.strip() == "3 runs"
+    assert (runs / "table.csv").read_text() == (
+        "run,val/linear_top1,test/linear_top1,test/knn_top1 [A],test/knn_top1 [B],minutes\n"
+        "runs/a (3 seeds),0.700 ± 0.100,0.800 ± 0.100,0.600 (1 of 3),0.600 (1 of 3),0.167 ± 0.000\n"
+    )
+
+
+def test_each_seed_counts_once(runs: Path) -> None:
+    make_run(runs / "runs/d", 0.7)
+    assert script.main(["compare", "runs/a", "runs/b", "runs/d", "--output=table.csv"]) == 0
+    assert (runs / "table.csv").read_text() == (
+        "run,val/linear_top1,test/linear_top1,minutes\n"
+        "runs/a (2 seeds),0.750 ± 0.071,0.850 ± 0.071,0.167 ± 0.000\n"
+        "runs/d,0.600,0.700,0.167\n"
+    )
+
+
+def test_one_run_is_singular(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["compare", "runs/a"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].strip() == "1 run"
 
 
 def add_probes(folder: Path, attentive: float, sgd: float | None = None, steps: int = 500) -> None:
@@ -133,7 +171,9 @@ def test_results_of_something_else_are_told(
     assert capsys.readouterr().out.startswith(
         "note: runs/a/results.json was not written by this project, or is damaged: left out\n"
     )
-    assert (runs / "table.csv").read_text() == "run,test/linear_top1\nruns/a,-\nruns/b,0.900\nruns/c,0.950\n"
+    assert (
+        runs / "table.csv"
+    ).read_text() == "run,test/linear_top1\nruns/a (2 seeds),0.900 (1 of 2)\nruns/c,0.950\n"
 
 
 @pytest.mark.parametrize(

@@ -237,3 +237,15 @@ def test_data_without_labels_is_refused(run: Path, capsys: pytest.CaptureFixture
     ):
         assert script.main(["labels", str(run), *options]) == 2
         assert capsys.readouterr().err == message
+
+
+def test_one_draw_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    report = {
+        "scores": {row: {"1 per class": [0.5]} for row in command.ROWS},
+        "seconds": {row: {"1 per class": 2.0} for row in command.ROWS},
+        "labels": {"1 per class": 10},
+        "settings": {"data": "Digits", "draws": 1},
+        "verdict": "it",
+    }
+    command.show(report)
+    assert capsys.readouterr().out.split("\n")[0].strip() == "Digits: top-1 on the test split, 1 draw"
