@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datamodules.base import SSLDataModule
 from datamodules.errors import DataFileError
 from runtime.files import write_json
 
@@ -53,3 +54,10 @@ def checksum(module: nn.Module) -> int:
     for value in module.state_dict().values():
         crc = zlib.crc32(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
     return crc
+
+
+def origin_of(module: nn.Module, data: SSLDataModule) -> dict[str, Any]:
+    """Identifies the weights and the samples that something was measured on, as plain values."""
+    options = {name: value for name, value in dict(data.hparams).items() if name != "num_workers"}
+    found = {"weights": checksum(module), "data": [type(data).__name__, options, data.fingerprint()]}
+    return json.loads(json.dumps(found, default=str))

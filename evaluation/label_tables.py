@@ -69,11 +69,8 @@ def _check_protocols(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def _conditions(report: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for an average; the number of draws need not be."""
-    settings = {
-        name: value for name, value in report["settings"].items() if name not in ("checkpoint", "draws")
-    }
-    return settings | report["protocol"]
+    """What must be equal for an average."""
+    return {name: report["settings"].get(name) for name in ("data", "lr")} | report["protocol"]
 
 
 def _cell(scores: Iterable[float]) -> str:

@@ -25,7 +25,7 @@ from datamodules.splits import Split
 from evaluation.attempts import Attempts
 from evaluation.extraction import SPLITS, Extraction
 from evaluation.features import Means, known_labels, names_of_classes
-from evaluation.kept import Kept, checksum
+from evaluation.kept import Kept, origin_of
 from evaluation.layers import layer_encoders
 from evaluation.measures import measures
 from evaluation.measures.base import Measure
@@ -153,8 +153,7 @@ def _origin(
     """Identifies what a stored part of a report was measured on."""
     return {
         "schema": SCHEMA,
-        "weights": checksum(module),
-        "data": [type(data).__name__, dict(data.hparams), data.fingerprint()],
+        **origin_of(module, data),
         "probes": [probe.name for probe in probes],
         "seed": seed,
         "precision": means.precision,

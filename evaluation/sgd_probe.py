@@ -32,7 +32,7 @@ from datamodules.images.module import ImageDataModule
 from datamodules.transforms.views import View, Views
 from evaluation.accuracy import accuracies
 from evaluation.features import Means, extract_features
-from evaluation.kept import checksum
+from evaluation.kept import origin_of
 from evaluation.team import Team
 from runtime.files import temporary_beside, whole_file
 from runtime.peers import leave_together
@@ -81,8 +81,7 @@ class SGDProbe(LightningModule):
         nn.init.zeros_(first.bias)
         self.heads = nn.ModuleList(copy.deepcopy(first) for _ in RATES)
         self.origin = {
-            "weights": checksum(module),
-            "data": [type(data).__name__, str(dict(data.hparams))],
+            **origin_of(module, data),
             "rates": list(RATES),
             "least": [EPOCHS, FEWEST_STEPS],
         }

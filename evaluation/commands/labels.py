@@ -23,6 +23,7 @@ from evaluation.commands.outputs import write_image
 from evaluation.curves import Lines, draw_lines
 from evaluation.duplicates import NEAR, count_duplicates
 from evaluation.features import embed_split
+from evaluation.kept import origin_of
 from evaluation.label_budgets import (
     BUDGETS,
     PROTOCOL,
@@ -67,7 +68,8 @@ class LabelsCommand(Command):
         if run.data.num_classes is None:
             raise ConfigError(f"labels needs data with labels, but {name} has none: give --data NAME")
         target = run.folder / f"labels{run.suffix}.json"
-        settings = {"checkpoint": str(run.checkpoint), "data": name, "draws": given.draws, "lr": given.lr}
+        chosen = {"data": name, "draws": given.draws, "lr": given.lr}
+        settings = {**chosen, "measured_on": origin_of(run.module, run.data)}
         report = _begin(target, settings, given.overwrite)
         if "duplicates" not in report:
             report["duplicates"] = _duplicates(run)
@@ -113,8 +115,8 @@ def _begin(target: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
             found = {}
         if not isinstance(found, dict) or any(found.get(k) != new[k] for k in ("settings", "protocol")):
             raise ConfigError(
-                f"{target} contains results of other settings, or of another version: give --overwrite to "
-                "replace it, or those settings"
+                f"{target} contains results of other settings, weights or files, or of another version: give "
+                "--overwrite to replace it, or those settings"
             )
         return found
     return new

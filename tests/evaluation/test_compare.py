@@ -211,7 +211,7 @@ def test_what_cannot_be_compared(
 def add_labels(folder: Path, tenth: list[float], **changed: Any) -> None:
     scores = {"scratch": {"10%": tenth, "100%": [0.9]}, "fine-tuned": {"10%": [0.8], "100%": [0.95]}}
     report = {
-        "settings": {"checkpoint": str(folder), "data": "Digits", "draws": len(tenth), "lr": 0.001},
+        "settings": {"data": "Digits", "draws": len(tenth), "lr": 0.001, "measured_on": str(folder)},
         "protocol": {"draws": "stratified"},
         "scores": scores,
         "labels": {"10%": 100, "100%": 1000},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import eval as script
 import train
@@ -152,8 +154,8 @@ def test_a_table_that_goes_on_where_it_ended(
     capsys.readouterr()
     assert script.main(["labels", str(run), "--draws=3"]) == 2
     assert capsys.readouterr().err == (
-        f"error: {run}/labels.json contains results of other settings, or of another version: give "
-        "--overwrite to replace it, or those settings\n"
+        f"error: {run}/labels.json contains results of other settings, weights or files, or of another "
+        "version: give --overwrite to replace it, or those settings\n"
     )
 
 
@@ -218,8 +220,53 @@ def test_results_of_another_protocol_are_not_continued(tmp_path: Path) -> None:
     target.write_text(json.dumps(begun | {"scores": {"scratch": {"10%": [0.5]}}}))
     assert command._begin(target, settings, overwrite=False)["scores"] == {"scratch": {"10%": [0.5]}}
     target.write_text(json.dumps(begun | {"protocol": begun["protocol"] | {"training": "longer"}}))
-    with pytest.raises(ConfigError, match="contains results of other settings, or of another version"):
+    with pytest.raises(ConfigError, match="contains results of other settings, weights or files"):
         command._begin(target, settings, overwrite=False)
+
+
+@pytest.mark.slow
+def test_results_are_of_these_weights_and_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A moved run continues; with other files of the same kind, or after further training, it does not."""
+    asked: list[str] = []
+
+    def score(self: Any, row: str, *rest: Any) -> float:
+        asked.append(row)
+        return 0.5
+
+    monkeypatch.setattr(command, "BUDGETS", (Budget(per_class=1), Budget(share=0.1), Budget(share=1.0)))
+    monkeypatch.setattr(command._Tasks, "score", score)
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        for i in range(60):
+            target = tmp_path / folder / "train" / str(i % 2) / f"{folder}{i}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(target)
+    copy_of_run = tmp_path / "run"
+    shutil.copytree(run, copy_of_run)
+    own = ["--data", "ImageFolder", "--data.image_size=8", "--data.channels=1", "--data.mean=[0.5]"]
+    own += ["--data.std=[0.5]", "--draws=1"]
+
+    def labels(folder: Path, files: str, *more: str) -> int:
+        asked.clear()
+        return script.main(["labels", str(folder), *own, f"--data.root={tmp_path / files}", *more])
+
+    assert labels(copy_of_run, "a") == 0 and len(asked) == 15
+    shutil.move(copy_of_run, tmp_path / "moved")
+    assert labels(tmp_path / "moved", "a", "--data.num_workers=1") == 0 and asked == []
+    refused = (
+        f"error: {tmp_path}/moved/labels-imagefolder.json contains results of other settings, weights or "
+        "files, or of another version: give --overwrite to replace it, or those settings\n"
+    )
+    capsys.readouterr()
+    assert labels(tmp_path / "moved", "b") == 2
+    assert capsys.readouterr().err == refused
+    content = torch.load(tmp_path / "moved/checkpoints/last.ckpt", weights_only=True)
+    next(v for k, v in content["state_dict"].items() if k.endswith("weight")).add_(1)
+    torch.save(content, tmp_path / "moved/checkpoints/last.ckpt")
+    assert labels(tmp_path / "moved", "a") == 2
+    assert capsys.readouterr().err == refused
 
 
 def test_what_the_training_of_a_row_costs_on_digits() -> None:
