@@ -142,9 +142,8 @@ each = pytest.mark.parametrize("name", RECIPES)
 
 def test_every_config_for_imagenet_has_its_recipe_and_its_row() -> None:
     names = {config.split("/")[2].removesuffix(".yaml") for config in CONFIGS if "/imagenet/" in config}
-    names.discard("finetune")  # not a method
-    assert names == RECIPES.keys() == VIEWS.keys()
     check_page("imagenet", names)
+    assert names - {"finetune"} == RECIPES.keys() == VIEWS.keys()
 
 
 @each
@@ -179,3 +178,44 @@ def test_learning_rates_of_simdinov2_fall_by_a_tenth_from_block_to_block() -> No
 @each
 def test_views(name: str) -> None:
     check_views(f"imagenet/{name}", VIEWS[name])
+
+
+# ---- fine-tuning -------------------------------------------------------------------------------------------
+
+
+class Mixing:
+    """In the place of torchvision's MixUp and CutMix, which cannot be built without memory."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+
+def test_fine_tuning_of_mae(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MixUp", "CutMix"):
+        monkeypatch.setattr(f"sslmodules.fine_tune.v2.{name}", Mixing)
+    adam = {"betas": (0.9, 0.999), "weight_decay": 0.05}
+    recipe = Recipe(16, 1024, 100, 5e-4 * 1024 / 256, adam, 5, 1e-6 / 0.002,
+                    model={"layer_decay": 0.65, "label_smoothing": 0.1},
+                    parameters={"encoder": VIT_B, "classifier": 769 * 1000})  # fmt: skip
+    check_batch_learning_rate_and_groups("imagenet/finetune", recipe)
+    check_learning_rate_over_the_run("imagenet/finetune", recipe, images=1_281_167)
+    check_settings_and_sizes("imagenet/finetune", recipe, rising=False)
+    objects, _ = built("imagenet/finetune")
+    model, view = objects.model, objects.data.views
+    assert [mix.alpha for mix in model.mixing] == [0.8, 1.0]
+    skipped = [block.drop_path1.drop_prob for block in model.encoder.block_list()]
+    assert skipped == pytest.approx([0.1 * i / 11 for i in range(12)])
+    scales = sorted({group["lr_scale"] for group in model.parameter_groups()}, reverse=True)
+    assert scales == pytest.approx([0.65**i for i in range(14)])  # 12 blocks, before and behind them
+    assert (view.size, view.crop_scale, view.interpolation, view.flip_p) == (224, (0.08, 1), "bicubic", 0.5)
+    assert (view.brightness, view.blur_p, view.grayscale_p) == (0, 0, 0)
+
+
+def test_fine_tuning_of_bert() -> None:
+    objects, settings = built("ag_news/finetune")
+    model, data = objects.model, objects.data
+    assert (data.batch_size, settings.trainer.max_epochs, model.dropout.p) == (32, 3, 0.1)
+    assert model.warmup_epochs == pytest.approx(0.1 * 3)
+    for group in model.optimizer(model.parameter_groups()).param_groups:
+        decay = 0.01 if all(p.ndim > 1 for p in group["params"]) else 0
+        assert (group["lr"], group["betas"], group["weight_decay"]) == (5e-5, (0.9, 0.999), decay)

@@ -72,7 +72,7 @@ def set_drop_path(encoder: nn.Module, rate: float) -> None:
     blocks = [part for part in encoder.modules() if isinstance(part, Block)]
     if not blocks:
         raise ConfigError(f"drop_path is for ViTs, but the encoder is {type(encoder).__name__}: leave it out")
-    for block, share in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+    for block, share in zip(blocks, torch.linspace(0, rate, len(blocks), device="cpu").tolist(), strict=True):
         block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
 
 
