@@ -128,7 +128,15 @@ def _tensors(content: dict[str, Any]) -> State:
 
 
 class Started(NamedTuple):
-    """What a method loaded from a source, as stored in ``environment.json`` and ``results.json``."""
+    """What a method loaded from a source, as stored in ``environment.json`` and ``results.json``.
+
+    Attributes:
+        part: what was loaded: the method, or its encoder.
+        loaded: number of tensors.
+        new: tensors of the part that start from random weights.
+        left: what in the source was not used.
+        others: other parts of the method, which start from random weights too.
+    """
 
     source: str
     method: str
@@ -137,6 +145,7 @@ class Started(NamedTuple):
     loaded: int
     new: list[str]
     left: list[str]
+    others: list[str]
 
     def line(self) -> str:
         """What was loaded, what is new, and what in the source was not used."""
@@ -144,7 +153,7 @@ class Started(NamedTuple):
         total = self.loaded + len(self.new)
         text = f"{self.part}: {self.loaded} of {total} tensors from {self.source}"
         text += f" ({made_by})" if made_by else ""
-        return f"{text}; new: {_few(self.new)}; left: {_few(self.left)}"
+        return f"{text}; new: {_few([*self.new, *self.others])}; left: {_few(self.left)}"
 
 
 def _few(names: list[str]) -> str:
@@ -167,7 +176,7 @@ def start_from(module: SSLModule, source: Weights) -> Started:
     fitting = {k: v for k, v in theirs.items() if k in mine and v.shape == mine[k].shape}
     if len(fitting) < ENOUGH * len(mine):
         raise ConfigError(_misfit(source, type(encoder).__name__, mine, theirs, len(fitting)))
-    started = Started(str(source.path), source.method, source.step, source.method, 0, [], [])
+    started = Started(str(source.path), source.method, source.step, source.method, 0, [], [], [])
     if source.method == type(module).__name__:
         own = module.state_dict()
         whole = {k: v for k, v in source.state.items() if k in own and v.shape == own[k].shape}
@@ -188,7 +197,14 @@ def start_from(module: SSLModule, source: Weights) -> Started:
         left = _without(theirs, taken)
         left += sorted({k.partition(".")[0] for k in source.state} - {"encoder"})
     name = f"{type(encoder).__name__} (the encoder)"
-    return started._replace(part=name, loaded=len(taken), new=_without(mine, taken), left=left)
+    new, others = _without(mine, taken), _others(module)
+    return started._replace(part=name, loaded=len(taken), new=new, left=left, others=others)
+
+
+def _others(module: SSLModule) -> list[str]:
+    """Parts of a method with a state, without the encoder and momentum copies."""
+    copies = {name for name, part in module.named_children() if isinstance(part, MomentumCopy)}
+    return _without(dict.fromkeys(key.partition(".")[0] for key in module.state_dict()), {"encoder", *copies})
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -77,7 +77,7 @@ def test_a_run_of_the_same_method_goes_on_from_all_weights(
     trained = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in trained)
     record = {"source": str(file), "method": "SimCLR", "step": 4, "part": "SimCLR", "loaded": 29}
-    record |= {"new": [], "left": []}
+    record |= {"new": [], "left": [], "others": []}
     assert json.loads((tmp_path / "next/environment.json").read_text())["init_from"] == record
     results = json.loads((tmp_path / "next/results.json").read_text())
     assert results["init_from"] == record
@@ -111,7 +111,9 @@ def test_a_resumed_run_needs_its_source_no_more(simclr: Path, tmp_path: Path) ->
 
 def test_a_copy_of_the_encoder_begins_as_the_encoder(simclr: Path) -> None:
     module, _ = build("configs/digits/byol.yaml")
-    start_from(module, read_weights(str(simclr)))
+    started = start_from(module, read_weights(str(simclr)))
+    assert started.others == ["projector", "predictor"]
+    assert " (the encoder): 18 of 18 tensors from " in started.line()
     copied = module.teacher.net[0].state_dict()  # type: ignore[union-attr,index]
     assert all(torch.equal(value, copied[name]) for name, value in module.encoder.state_dict().items())
     assert torch.equal(copied["layers.0.weight"], weights(simclr)["encoder.layers.0.weight"])
@@ -127,6 +129,8 @@ def test_the_teacher_is_what_goes_on_where_it_is_what_is_evaluated(tmp_path: Pat
     assert torch.equal(module.encoder.state_dict()[name], state[f"teacher.net.0.{name}"])
     assert not torch.equal(module.encoder.state_dict()[name], state[f"encoder.{name}"])
     assert started.left == ["center", "projector", "teacher"]
+    assert started.new == [] and started.others == ["projector"]
+    assert "; new: projector; left: center, projector, teacher" in started.line()
 
 
 def holding(encoder: torch.nn.Module) -> torch.nn.Module:
