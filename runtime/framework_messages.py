@@ -14,6 +14,7 @@ NOT_FOR_USERS = (
     r".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",  # the run folder has its rules
     r".*Total length of `.*DataLoader` across ranks is zero.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # the sampler does resume
+    r".*No complete tensor found in the group.*",  # torch.export, on a CPU too
     r".*srun.*command is available on your system but is not used.*",
     r".*Found .* module\(s\) in eval mode at the start of training.*",
     r".*Starting from v1\.9\.0, `tensorboardX` has been removed.*",
