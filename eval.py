@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from runtime.eval_help import HELP, choose, help_text, parse
+from runtime.eval_help import HELP, choose, help_text, interrupted, parse
 from runtime.failures import finish
 from runtime.messages import flush
 from runtime.paused_collector import collector_paused
@@ -13,6 +13,7 @@ from runtime.paused_collector import collector_paused
 
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status. Help and wrong arguments are handled without torch."""
+    command = None
     try:
         if not argv or argv[0] in HELP:
             print(help_text())
@@ -23,6 +24,9 @@ def main(argv: list[str]) -> int:
             from runtime.eval_main import run
 
         return run(command, given, overrides)
+    except KeyboardInterrupt:
+        print(interrupted(command), file=sys.stderr)
+        return 130
     except Exception as error:
         return finish(error)
 

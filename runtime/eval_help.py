@@ -78,6 +78,12 @@ except an earlier results.json. Examples: docs/using_what_was_trained.md
 """
 
 
+def interrupted(name: str | None) -> str:
+    """What to tell after Ctrl-C; None: no command was running."""
+    kept = name is not None and literals(commands()[name])["continues"]
+    return "interrupted; the same command continues" if kept else "interrupted"
+
+
 def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of the command ``name``, and the unparsed options of the data.
 

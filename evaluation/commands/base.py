@@ -62,6 +62,7 @@ class Command(ABC):
         output: default place of the results; None: there is no option ``--output``.
         overwrite: whether there is an option ``--overwrite``.
         takes_several: ``--data`` may be given several times, for ``run_several``.
+        continues: finished parts are kept, so that the same command continues after an interruption.
     """
 
     reads_data: ClassVar[bool] = False
@@ -69,6 +70,7 @@ class Command(ABC):
     output: ClassVar[str | None] = None
     overwrite: ClassVar[bool] = False
     takes_several: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, run: TrainedRun, given: Namespace) -> int:

@@ -56,6 +56,7 @@ class LabelsCommand(Command):
         "--lr": {"type": "float", "default": 1e-3, "help": "peak rate of training (default: 0.001)"},
     }
     overwrite = True
+    continues = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         """``labels.json`` is written after each score, so that the same command continues an interrupted

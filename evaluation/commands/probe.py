@@ -51,6 +51,7 @@ class ProbeCommand(Command):
             "help": "where to write (default: results.json in the run folder)",
         },
     }
+    continues = True
 
     def run(self, run: TrainedRun, given: Namespace) -> int:
         if given.protocol == "sgd" or given.head:

@@ -118,6 +118,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["labels"], "interrupted; the same command continues\n"),
+        (["features", "features.npz"], "interrupted\n"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    arguments: list[str],
+    line: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    name, *more = arguments
+    monkeypatch.setattr(f"evaluation.commands.{name}.embed_split", interrupted)
+    assert script.main([name, str(run), *more]) == 130
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.slow
 def test_a_table_that_goes_on_where_it_ended(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
