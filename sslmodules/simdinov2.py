@@ -54,11 +54,11 @@ class SimDINOv2(SSLModule):
     Args:
         encoder: a ``ViTEncoder``, (B, C, H, W) -> (B, 1 + N, num_features), for all view sizes. Used as the
             student; the teacher is a copy.
-        epsilon: the coding rate's, > 0. A smaller value helps against spikes in the loss.
+        epsilon: the coding rate's, > 0. A smaller value helps against spikes in the loss; a larger one weakens
+            the rate against the similarities, which small batches need.
         rate_weight: weight of the expansion.
         patch_weight: weight of the similarity of hidden patches.
-        momentum: initial momentum of the teacher; rises to 1 by a half cosine. 0.9 in the official command;
-            use about 0.99 for small batches and data.
+        momentum: initial momentum of the teacher; rises to 1 by a half cosine.
         projector_hidden: width of the projector's hidden layers.
         projector_layers: its number of layers.
         projector_out: width D of the embeddings.

@@ -207,12 +207,13 @@ def test_embeddings_and_determinant_are_in_float32() -> None:
     torch.testing.assert_close(terms["patch_similarity"], hidden_similarity(patches, patch_targets, hidden))
 
 
-@pytest.mark.parametrize("data", ["digits", "cifar10"])
-def test_small_data_have_settings_of_their_own(data: str) -> None:
-    """The official momentum of 0.9 is for a batch of 1,024 and 125,000 steps; D embeddings need D samples."""
+@pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])
+def test_embeddings_are_not_wider_than_the_batch(data: str) -> None:
+    """Known failure: N embeddings have a covariance of rank N at most."""
     config = yaml.safe_load((ROOT / f"configs/{data}/simdinov2.yaml").read_text())
     options, batch = config["model"]["init_args"], config["data"]["init_args"]["batch_size"]
-    assert options["momentum"] == 0.99 and options.get("projector_out", 256) <= batch
+    gpus = 8 if data == "imagenet" else 1
+    assert options.get("projector_out", 256) <= gpus * batch
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
