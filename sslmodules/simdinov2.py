@@ -54,8 +54,8 @@ class SimDINOv2(SSLModule):
     Args:
         encoder: a ``ViTEncoder``, (B, C, H, W) -> (B, 1 + N, num_features), for all view sizes. Used as the
             student; the teacher is a copy.
-        epsilon: the coding rate's, > 0. A smaller value helps against spikes in the loss; a larger one weakens
-            the rate against the similarities, which small batches need.
+        epsilon: the coding rate's, > 0. A smaller value helps against spikes in the loss; a larger one, which
+            small batches need, weakens the rate against the similarities.
         rate_weight: weight of the expansion.
         patch_weight: weight of the similarity of hidden patches.
         momentum: initial momentum of the teacher; rises to 1 by a half cosine.
