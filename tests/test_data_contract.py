@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import tarfile
 import wave
 from collections.abc import Callable
@@ -20,8 +21,13 @@ import torch
 from PIL import Image
 
 from datamodules import SSLDataModule
+from datamodules.errors import ConfigError
 from datamodules.images.pack import make_shards
 from datamodules.splits import Split
+from datamodules.transforms.base import BatchTransform
+from datamodules.transforms.noise import GaussianNoise
+from datamodules.transforms.recipes import SimCLRViews
+from datamodules.transforms.tokens import MaskedTokens
 from runtime.discovery import below, find_class
 from runtime.optional import offers
 from runtime.options import options_of
@@ -224,3 +230,39 @@ def test_files_are_those_of_the_samples(name: str, tmp_path: Path) -> None:
         batch, files = everything(data, split), data.files(split)
         assert len(files) == len(data.dataset(split)) == len(set(files))
         assert [LEVELS[name](file) for file in files] == [int(x.ravel()[0]) for x in batch["input"]], split
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "message"),
+    [
+        (
+            "TextFiles",
+            SimCLRViews(16),
+            "SimCLRViews takes images or spectrograms (B, C, H, W), but the data has tokens (B, T): set "
+            "data.views to null, or to a transform for this data",
+        ),
+        (
+            "TextFiles",
+            GaussianNoise(0.1),
+            "GaussianNoise takes images or spectrograms (B, C, H, W), but the data has tokens (B, T): set "
+            "data.views to null, or to a transform for this data",
+        ),
+        (
+            "Digits",
+            MaskedTokens(),
+            "MaskedTokens takes tokens (B, T), but the data has images or spectrograms (B, C, H, W): set "
+            "data.views to null, or to a transform for this data",
+        ),
+        (
+            "Tones",
+            SimCLRViews(16),
+            "the spectrograms have 40 bands, but those of data.views have 16: give views that keep the size, "
+            "or null",
+        ),
+    ],
+)
+def test_views_of_another_kind_of_data_are_refused(name: str, views: BatchTransform, message: str) -> None:
+    data = find_class(name)(views=views)
+    batch = data.dataset("train").__getitems__([0, 1])
+    with pytest.raises(ConfigError, match=re.escape(message) + "$"):
+        data.transform(batch, torch.Generator().manual_seed(0))

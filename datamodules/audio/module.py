@@ -168,6 +168,11 @@ class AudioDataModule(SSLDataModule, ABC):
     def standardize(self, decoded: Tensor) -> Tensor:
         """(B, 1, M, T) to zero mean and unit variance per band (over valid frames of the training split)."""
         mean, std = self._mean_std(decoded.device)
+        if decoded.shape[2] != mean.shape[-2]:
+            raise ConfigError(
+                f"the spectrograms have {mean.shape[-2]} bands, but those of data.views have "
+                f"{decoded.shape[2]}: give views that keep the size, or null"
+            )
         return (decoded - mean) / std
 
     def unstandardize(self, x: Tensor) -> Tensor:

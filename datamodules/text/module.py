@@ -130,6 +130,7 @@ class TextDataModule(SSLDataModule, ABC):
         if self.views is None or generator is None:
             return {**batch}  # type: ignore[typeddict-item]
         tokens, views = batch["input"], self.views
+        views.check_dimensions(tokens)
         if isinstance(views, TokenTransform):
             params = views.draw(tokens, generator, batch.get("document"))
         else:

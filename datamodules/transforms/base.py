@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import ConfigError
 from runtime.construction import Recorded
 
 # ------------------------------------------------------------------------------------------------------------
@@ -16,8 +17,26 @@ from runtime.construction import Recorded
 # ------------------------------------------------------------------------------------------------------------
 
 
+KINDS = {2: "tokens (B, T)", 4: "images or spectrograms (B, C, H, W)"}
+
+
 class BatchTransform(Recorded, nn.Module, ABC):
-    """A random transform of a batch that adds keys to it, split into drawing and applying."""
+    """A random transform of a batch that adds keys to it, split into drawing and applying.
+
+    Attributes:
+        dimensions: of the batches that it takes, 4 for images and 2 for tokens; None = any.
+    """
+
+    dimensions: ClassVar[int | None] = None
+
+    def check_dimensions(self, batch: Tensor) -> None:
+        """Refuse a batch of another kind of data, such as tokens instead of images."""
+        if self.dimensions is not None and batch.ndim != self.dimensions:
+            given = KINDS.get(batch.ndim, f"a tensor of {batch.ndim} dimensions")
+            raise ConfigError(
+                f"{type(self).__name__} takes {KINDS[self.dimensions]}, but the data has {given}: set "
+                "data.views to null, or to a transform for this data"
+            )
 
     @abstractmethod
     def draw(self, images: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -63,6 +82,7 @@ def apply_views(
     Returns:
         The keys that the transform adds, each of B samples.
     """
+    transform.check_dimensions(images)
     params = transform.draw(images, generator)
     if crops is not None:
         params = transform.with_crops(params, crops)

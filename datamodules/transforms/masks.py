@@ -24,6 +24,8 @@ class CenterHole(BatchTransform):
         ValueError: start and stop enclose no pixel, or (when applied) the hole does not fit into the image.
     """
 
+    dimensions = 4
+
     def __init__(self, start: int = 10, stop: int = 20) -> None:
         super().__init__()
         check(0 <= start < stop, "start", f"at least 0 and below stop ({stop})", start)
@@ -60,6 +62,8 @@ class RandomBlock(BatchTransform):
     Raises:
         ValueError: not 0 < min_fraction <= max_fraction < 1.
     """
+
+    dimensions = 4
 
     def __init__(self, min_fraction: float = 0.25, max_fraction: float = 0.5) -> None:
         super().__init__()
@@ -101,6 +105,8 @@ class RandomPatches(BatchTransform):
         ValueError: an option is out of range, or (when drawn) the patches do not tile the image, or the ratio
             hides none or all of its patches.
     """
+
+    dimensions = 4
 
     def __init__(self, patch_size: int, ratio: float) -> None:
         super().__init__()

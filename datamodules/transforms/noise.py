@@ -24,6 +24,8 @@ class GaussianNoise(BatchTransform):
         ValueError: ``std`` is not positive.
     """
 
+    dimensions = 4
+
     def __init__(self, std: float = 0.3) -> None:
         super().__init__()
         check_positive(std=std)
@@ -49,6 +51,8 @@ class _Replaced(BatchTransform):
     Raises:
         ValueError: ``ratio`` is not in (0, 1).
     """
+
+    dimensions = 4
 
     def __init__(self, ratio: float = 0.3) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ from datamodules.transforms.base import BatchTransform
 class TokenTransform(BatchTransform, ABC):
     """A transform of token batches (B, T); the DataModule passes it the tokenizer before use."""
 
+    dimensions = 2
+
     @abstractmethod
     def set_tokenizer(self, tokenizer: Tokenizer) -> None: ...
 

@@ -88,6 +88,8 @@ class View(BatchTransform):
         ValueError: an option is out of range.
     """
 
+    dimensions = 4
+
     def __init__(
         self,
         size: int,
@@ -261,6 +263,8 @@ class Views(BatchTransform, ABC):
     Args:
         views: the views in output order; global (large) ones first.
     """
+
+    dimensions = 4
 
     views: Sequence[View]
 
