@@ -61,6 +61,7 @@ SMALL = {
         "{}/run --probe {}/molecules.csv --label alcohol --samples 20",
         "| drawn from GPT | 20 |",
     ),
+    "listing.py": ("--files 50001 --folders 7 --rounds 1", "| after a file was added |"),
     "large_evaluation.py": ("--samples 2000 --width 16 --classes 10", "linear probe and kNN"),
     "gpu.py": ("--data {}/images --items gate --minutes 1", "items are recorded"),
     "peers.py": ("--device cpu --rounds 1 --images 64 --batch 32 --workers 0 --matrix 64", "ours / lightly"),
