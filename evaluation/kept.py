@@ -59,5 +59,4 @@ def checksum(module: nn.Module) -> int:
 def origin_of(module: nn.Module, data: SSLDataModule) -> dict[str, Any]:
     """Identifies the weights and the samples that something was measured on, as plain values."""
     options = {name: value for name, value in dict(data.hparams).items() if name != "num_workers"}
-    found = {"weights": checksum(module), "data": [type(data).__name__, options, data.fingerprint()]}
-    return json.loads(json.dumps(found, default=str))
+    return {"weights": checksum(module), "data": [type(data).__name__, str(options), data.fingerprint()]}
