@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -85,13 +86,20 @@ def _panel(
         for x, y in places:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
     write = {"fill": "black", "font": font}
-    draw.text((x0, y0 + 6), f"{low_x:.4g}", **write)  # type: ignore[arg-type]
-    draw.text((x1, y0 + 6), f"{high_x:.4g}", anchor="ra", **write)  # type: ignore[arg-type]
+    draw.text((x0, y0 + 6), _number(low_x, high_x - low_x), **write)  # type: ignore[arg-type]
+    draw.text((x1, y0 + 6), _number(high_x, high_x - low_x), anchor="ra", **write)  # type: ignore[arg-type]
     draw.text(((x0 + x1) / 2, y0 + 20), title, anchor="ma", **write)  # type: ignore[arg-type]
-    draw.text((x0 - 6, y1), f"{high_y:.4g}", anchor="ra", **write)  # type: ignore[arg-type]
-    draw.text((x0 - 6, y0 - 14), f"{low_y:.4g}", anchor="ra", **write)  # type: ignore[arg-type]
+    draw.text((x0 - 6, y1), _number(high_y, high_y - low_y), anchor="ra", **write)  # type: ignore[arg-type]
+    draw.text((x0 - 6, y0 - 14), _number(low_y, high_y - low_y), anchor="ra", **write)  # type: ignore[arg-type]
 
 
 def _range(values: list[float]) -> tuple[float, float]:
     low, high = min(values, default=0.0), max(values, default=1.0)
     return (low, high) if high > low else (low, low + 1)
+
+
+def _number(value: float, span: float) -> str:
+    """A number on an axis of this length, to four digits of it: what is tiny beside it is 0."""
+    if not math.isfinite(span):  # a diverged run's curve
+        return f"{value:.4g}"
+    return f"{round(value, 3 - math.floor(math.log10(span))):g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 import eval as script
+from evaluation.curves import _number
 
 
 def make_run(folder: Path, linear: float | None, seed: int = 0, model: Any = None, **protocol: Any) -> None:
@@ -206,6 +208,20 @@ def test_what_cannot_be_compared(
     assert script.main(["compare", *options]) == 2
     out, error = capsys.readouterr()
     assert error.startswith(f"error: {message}") and error.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "span", "text"),
+    [
+        (7.908e-07, 0.31, "0"),
+        (0.31415926, 0.31, "0.3142"),
+        (0.9861, 0.2, "0.9861"),
+        (1e-6, 1e-5, "1e-06"),
+        (math.inf, math.inf, "inf"),
+    ],
+)
+def test_numbers_on_an_axis(value: float, span: float, text: str) -> None:
+    assert _number(value, span) == text
 
 
 def add_labels(folder: Path, tenth: list[float], **changed: Any) -> None:
