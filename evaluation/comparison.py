@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import yaml
@@ -17,6 +17,7 @@ from datamodules.errors import ConfigError
 from evaluation.curves import Curves, read_curves
 from evaluation.probes import probes
 from evaluation.report import ADDED, read_results
+from evaluation.tables import spread
 
 #: Options for hardware, logging and saving, which do not distinguish runs.
 PASSED_OVER = (
@@ -302,9 +303,8 @@ def _cell(value: Any) -> str:
         return "-"
     if not isinstance(value, Scores):
         return f"{value:g}" if isinstance(value, float) else str(value)
-    spread = f" ± {stdev(value.values):.3f}" if len(value.values) > 1 else ""
     some = f" ({len(value.values)} of {value.seeds})" if len(value.values) < value.seeds else ""
-    return f"{mean(value.values):.3f}{spread}{some}"
+    return spread(value.values) + some
 
 
 def as_markdown(found: Table) -> str:

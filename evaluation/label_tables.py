@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from datamodules.errors import ConfigError
 from evaluation.comparison import Run, Table, by_setting, read_json
+from evaluation.tables import spread
 
 FILE = "labels.json"
 
@@ -30,7 +29,8 @@ def labels_table(runs: list[Run]) -> Table:
         measured = [reports[str(run.path)] for run in group if str(run.path) in reports]
         for row in measured[0]["scores"] if measured else ():
             own = [report["scores"].get(row, {}) for report in measured]
-            cells = [_cell(score for scores in own for score in scores.get(b, ())) for b in budgets]
+            pooled = [[score for scores in own for score in scores.get(budget, ())] for budget in budgets]
+            cells = [spread(scores) if scores else "-" for scores in pooled]
             seeds = f" ({len(measured)} seeds)" if len(measured) > 1 else ""
             rows.append([f"{group[0].path}{seeds}", row, *cells])
     return ["run", "", *budgets], rows
@@ -71,10 +71,3 @@ def _check_protocols(reports: dict[str, dict[str, Any]]) -> None:
 def _conditions(report: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for an average."""
     return {name: report["settings"].get(name) for name in ("data", "lr")} | report["protocol"]
-
-
-def _cell(scores: Iterable[float]) -> str:
-    values = list(scores)
-    if not values:
-        return "-"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -75,3 +77,8 @@ def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of at least one score, to three digits; a single one has no deviation."""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

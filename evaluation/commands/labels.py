@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,7 @@ from evaluation.label_budgets import (
     train_classifier,
     verdict,
 )
-from evaluation.tables import counted, print_table
+from evaluation.tables import counted, print_table, spread
 from runtime.files import write_json
 
 PAUSE = 30  # seconds between two lines of progress
@@ -207,16 +207,12 @@ def show(report: dict[str, Any]) -> None:
     headings = ["", *labels, "seconds"]
     rows = []
     for row in ROWS:
-        cells = [_cell(report["scores"][row][name]) for name in report["labels"]]
+        cells = [spread(report["scores"][row][name]) for name in report["labels"]]
         rows.append([row, *cells, f"{sum(report['seconds'][row].values()):.0f}"])
     settings = report["settings"]
     draws = counted(settings["draws"], "draw")
     print_table(f"{settings['data']}: top-1 on the test split, {draws}", headings, rows)
     say(report["verdict"])
-
-
-def _cell(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _figure(report: dict[str, Any]) -> Any:
