@@ -16,8 +16,9 @@ its numbers are not CIFAR-10's.
 
 Protocol, of the last epoch's weights, features of ``embed``:
 
-- knn200: k 200, T 0.1, bank = all 50,000 training images, test split; lightly's settings, whose published
-  numbers are the MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images
+- knn10: cosine similarity, k 10, equal votes, bank = all 50,000 training images, test split, as the open
+  record has it. knn200: k 200, T 0.1, the same bank; lightly's settings, whose published numbers are the
+  MAXIMUM over epochs of this figure. knn20: k 20, T 0.07 (DINO's), bank = the 45,000 images
   that were trained on.
 - linear, 5-shot, and the baselines of an untrained encoder and of raw pixels: as ``eval.py`` (L2 chosen on
   5,000 held-out training images).
@@ -25,7 +26,8 @@ Protocol, of the last epoch's weights, features of ``embed``:
   the views of one batch, alone, as a share of a step. wait: share of the time in which the host waits for
   data. memory: the most that torch held.
 
-The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``.
+The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``, unless ``--lr`` is
+given.
 
 Exit status: 0 all asked runs are finished, 75 the minutes are over and some are not, 2 bad arguments.
 """
@@ -37,28 +39,24 @@ import json
 import os
 import statistics
 import sys
-import tarfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from benchmarks.parts.cifar10_images import NEIGHBORS, find_data
 from benchmarks.parts.cifar10_table import table
 from benchmarks.parts.pages import write_between_marks
 from benchmarks.parts.rounds import device_name, synchronize
 from datamodules.base import SSLDataModule
-from datamodules.images.arrays import CIFAR10
 from evaluation.accuracy import top1
 from evaluation.features import extract_features
 from evaluation.probes.knn import knn_predict
@@ -72,10 +70,11 @@ from runtime.stopping import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_BATCH = 512
+KEYS = ("data", "method", "batch", "epochs", "seed", "compile", "lr")  # of a run; no lr: the config's
 UNFINISHED = 75
-VALIDATE_EVERY, SAVE_EVERY = 50, 20  # epochs
-#: Of the 50,000 training images, as published in many places to eight digits.
-MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+RUNS = ROOT / "runs" / "cifar10-benchmark"
+VALIDATE_EVERY = 50  # epochs
+SAVE_EVERY = 30.0  # seconds of training
 
 
 class Meter(Callback):
@@ -88,12 +87,14 @@ class Meter(Callback):
         self.seconds: list[float] = []
         self.memory = 0
         self.mark = 0.0
+        self.saved = 0.0  # seconds of training in the last checkpoint
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "memory": self.memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.memory = list(state_dict["seconds"]), state_dict["memory"]
+        self.saved = sum(self.seconds)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.mark = time.monotonic()
@@ -118,63 +119,13 @@ class Meter(Callback):
             # trainer.should_stop would end the run for good
             leaving = next(c for c in trainer.callbacks if isinstance(c, Preemption))
             leaving.request = StopRequest.END
-        # an epoch takes seconds here, and so would a checkpoint after each
-        due = late or done % SAVE_EVERY == 0 or done == trainer.max_epochs
+        # an epoch of most methods takes seconds, and so would a checkpoint after each
+        due = late or sum(self.seconds) - self.saved > SAVE_EVERY or done == trainer.max_epochs
+        if due:
+            self.saved = sum(self.seconds)
         for saver in trainer.checkpoint_callbacks:
             if isinstance(saver, ModelCheckpoint) and saver.filename == "last":
                 saver._every_n_epochs = 1 if due else done + 1
-
-
-def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
-    """Name of the data as it is reported, and the options of ``train.py`` for it."""
-    if given.is_file() and tarfile.is_tarfile(given):
-        target = runs / given.name.split(".")[0]
-        if not target.is_dir():
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            with tarfile.open(given) as archive:
-                archive.extractall(partial, filter="data")
-            inner = partial if (partial / "train").is_dir() else next(partial.iterdir())
-            inner.rename(target)  # only a whole copy has the name
-        given = target
-    if (given / "cifar-10-batches-py").is_dir():
-        return "CIFAR-10", ["--data.root", str(given)]
-    if (given / "train").is_dir() and (given / "test").is_dir():
-        constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
-        return ("CIFAR-10" if is_cifar10(given) else "CIFAR-10-JPEG"), [
-            "--data",
-            "ImageFolder",
-            "--data.root",
-            str(given),
-            "--data.image_size",
-            "32",
-            *constants,
-        ]
-    sys.exit(
-        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
-        "test/<class>/*.jpg (or *.png), or a tar archive of the latter"
-    )
-
-
-def is_cifar10(root: Path) -> bool:
-    """Whether a folder of PNG files holds the original pixels, by the statistics of its training images.
-
-    Raises:
-        SystemExit: they are PNG files of other images.
-    """
-    files = sorted((root / "train").glob("*/*.png"))
-    if not files:
-        return False
-    with ThreadPoolExecutor() as pool:
-        images = pool.map(lambda file: np.asarray(Image.open(file).convert("RGB")), files)
-        pixels = np.concatenate([image.reshape(-1, 3) for image in images])
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-    values = np.arange(256) / 255
-    mean = counts @ values / len(pixels)
-    std = np.sqrt(counts @ values**2 / len(pixels) - mean**2)
-    for found, published in ((mean, MEAN), (std, STD)):
-        if not np.allclose(found, published, rtol=0, atol=1e-7):
-            sys.exit(f"error: --data {root}: PNG files, but not CIFAR-10: {found} instead of {published}")
-    return True
 
 
 def command_line(
@@ -188,8 +139,8 @@ def command_line(
     options += ["--trainer.enable_progress_bar", "false"]
     options += ["--trainer.check_val_every_n_epoch", str(min(VALIDATE_EVERY, args.epochs))]
     options += ["--trainer.benchmark", "true", "--compile", str(args.compile).lower()]
-    if args.batch != CONFIG_BATCH:
-        lr = configured_lr(config) * args.batch / CONFIG_BATCH
+    if args.lr is not None or args.batch != CONFIG_BATCH:
+        lr = args.lr or configured_lr(config) * args.batch / CONFIG_BATCH
         options += ["--model.optimizer.init_args.lr", repr(lr)]
     os.environ.pop("SSL_RUN_DIR", None)  # set by each run for its own processes
     return SSLCommandLine(options)
@@ -205,7 +156,9 @@ def run(
     args: argparse.Namespace, method: str, seed: int, name: str, data: list[str], deadline: float
 ) -> dict[str, Any] | None:
     """Train until finished or the deadline; the line of results if finished."""
-    folder = args.runs / f"{name.lower()}-{method}-b{args.batch}-e{args.epochs}-s{seed}"
+    chosen = {} if args.lr is None else {"lr": args.lr}
+    ending = "".join(f"-{key}{value}" for key, value in chosen.items())
+    folder = args.runs / f"{name.lower()}-{method}-b{args.batch}-e{args.epochs}-s{seed}{ending}"
     cli = command_line(args, method, seed, folder, data)
     trainer, module, datamodule = cli.trainer, cli.model, cli.datamodule
     resume = cli.run_folder.inspect(cli.plain_config, cli.method_name)
@@ -233,6 +186,7 @@ def run(
         "seed": seed,
         "precision": str(cli.config.trainer.precision),
         "compile": args.compile,
+        **chosen,
     }
     return {**row, **measured(cli, meter, args.batch, seed), **origin("cifar10.py")}
 
@@ -251,7 +205,7 @@ def measured(cli: SSLCommandLine, meter: Meter, batch: int, seed: int) -> dict[s
     seconds = statistics.median(meter.seconds)
     steps = len(datamodule.dataset("train")) // batch
     return {
-        **accuracies(results["pretrained"], knn200(trained, datamodule, device)),
+        **accuracies(results["pretrained"], neighbors(trained, datamodule, device)),
         "baselines": {k: accuracies(v) for k, v in results.items() if k != "pretrained"},
         "linear_l2": report["protocol"]["linear_l2"],
         "images_per_s": round(steps * batch / seconds, 1),
@@ -275,15 +229,15 @@ def origin(script: str) -> dict[str, Any]:
     }
 
 
-def accuracies(row: dict[str, float], at_200: float | None = None) -> dict[str, float]:
+def accuracies(row: dict[str, float], more: dict[str, float] | None = None) -> dict[str, float]:
     names = {"knn20": "knn_top1", "linear": "linear_top1", "fewshot5": "fewshot_top1"}
-    found = {name: round(row[key], 4) for name, key in names.items()}
-    return found if at_200 is None else {"knn200": round(at_200, 4), **found}
+    found = {**(more or {}), **{name: row[key] for name, key in names.items()}}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 @torch.no_grad()
-def knn200(module: Any, data: SSLDataModule, device: torch.device) -> float:
-    """lightly's kNN accuracy: every training image in the bank, k 200, T 0.1."""
+def neighbors(module: Any, data: SSLDataModule, device: torch.device) -> dict[str, float]:
+    """The kNN accuracies of ``NEIGHBORS``, with every training image in the bank."""
     encoders = {"features": module.to(device).eval().embed}
     parts = {
         split: extract_features(encoders, data, split, device)["features"]
@@ -292,8 +246,11 @@ def knn200(module: Any, data: SSLDataModule, device: torch.device) -> float:
     bank, labels = (torch.cat([parts["bank"][i], parts["val"][i]]) for i in (0, 1))
     test, test_labels = parts["test"]
     assert data.num_classes is not None
-    predictions = knn_predict(test, bank, labels, data.num_classes, k=min(200, len(bank)), temperature=0.1)
-    return top1(predictions, test_labels)
+    found = {}
+    for name, (k, temperature) in NEIGHBORS.items():
+        votes = knn_predict(test, bank, labels, data.num_classes, min(k, len(bank)), temperature)
+        found[name] = top1(votes, test_labels)
+    return found
 
 
 def seconds_of_views(data: SSLDataModule, batch: int, device: torch.device, repeats: int = 20) -> float:
@@ -329,13 +286,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=CONFIG_BATCH)
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--lr", type=float, help="learning rate (default: the config's, scaled)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after an epoch when they are over"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--compile", action="store_true", help="train with --compile true")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="run folders")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10.jsonl")
     parser.add_argument("--table", action="store_true", help="only print the table of --results")
     parser.add_argument(
@@ -369,11 +327,11 @@ def main() -> int:
     if args.results.is_file():
         for line in args.results.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            recorded.add(tuple(row[k] for k in ("data", "method", "batch", "epochs", "seed", "compile")))
+            recorded.add(tuple(row.get(k) for k in KEYS))
     unfinished = 0
     for seed in args.seeds:
         for method in args.methods:
-            if (name, method, args.batch, args.epochs, seed, args.compile) in recorded:
+            if (name, method, args.batch, args.epochs, seed, args.compile, args.lr) in recorded:
                 print(f"{method}: seed {seed} is in {args.results} already", flush=True)
                 continue
             row = run(args, method, seed, name, data, deadline) if time.monotonic() < deadline else None

@@ -173,7 +173,7 @@ def setting(name: str, data: str, seed: int, args: argparse.Namespace, images: i
 def table(lines: list[str]) -> str:
     """Markdown: one row per variant and setting; mean and standard deviation over seeds.
 
-    A line to which somebody has added ``disturbed``, what else ran on the machine, counts for accuracy only.
+    A line with ``disturbed``, what else ran on the machine, counts for accuracy only.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     heads = ("variant", "data", "images", "encoder", "batch", "epochs")
@@ -209,6 +209,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", type=int, default=os.cpu_count(), help="for torchvision's transforms (default: cores)")
     add("--device", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     add("--minutes", type=float, default=float("inf"), help="begin nothing that would end later")
+    add("--disturbed", metavar="TEXT", help="what else runs on the machine: only accuracies count")
     add("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar10_gate.jsonl")
     add("--table", action="store_true", help="only print the table of --results")
@@ -253,8 +254,11 @@ def main() -> int:
                 missing += 1
                 continue
             print(json.dumps(row), flush=True)
+            row |= origin("cifar10_gate.py")
+            if args.disturbed:
+                row["disturbed"] = args.disturbed
             with args.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, **origin("cifar10_gate.py")}) + "\n")
+                file.write(json.dumps(row) + "\n")
     return UNFINISHED if missing else 0
 
 

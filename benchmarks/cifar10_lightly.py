@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
-from benchmarks.cifar10 import ROOT, accuracies, command_line, find_data, knn200, origin
+from benchmarks.cifar10 import ROOT, accuracies, command_line, neighbors, origin
+from benchmarks.parts.cifar10_images import find_data
 from benchmarks.parts.rounds import device_name, not_run
 from benchmarks.parts.simclr import SIZE, PILImages
 from datamodules.base import Batch, SSLDataModule
@@ -169,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch", 2), ("epochs", 1), ("workers", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    args.compile = False
+    args.compile, args.lr = False, None
     return args
 
 
@@ -181,7 +182,7 @@ def measured(
     report = evaluate(network, untrained, data, "", device=device, seed=args.seed)
     steps = len(data.dataset("train")) // args.batch
     return {
-        **accuracies(report["results"]["pretrained"], knn200(network, data, device)),
+        **accuracies(report["results"]["pretrained"], neighbors(network, data, device)),
         "baselines": {k: accuracies(v) for k, v in report["results"].items() if k != "pretrained"},
         "images_per_s": round(steps * args.batch / sorted(seconds)[len(seconds) // 2], 1),
         "training_minutes": round(sum(seconds) / 60, 2),

@@ -160,6 +160,7 @@ def run(args: argparse.Namespace, callback: Callback) -> int:
         options,
         callback,
         lambda cli: ArrayImages(images, views=cli.datamodule.views, batch_size=args.batch),
+        args.compile,
     )
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
@@ -213,6 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="gpu", help="cpu only tries the script out"
     )
+    parser.add_argument("--compile", action="store_true", help="train with --compile true")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
     args = parser.parse_args()
     for name in ("batch", "steps"):
@@ -258,7 +260,8 @@ def main() -> int:
     )
     environment = describe_environment()
     print(
-        f"{args.method}, configs/cifar10/{args.method}.yaml, batch {args.batch}; {device}; torch "
+        f"{args.method}, configs/cifar10/{args.method}.yaml, batch {args.batch}"
+        f"{', compiled' if args.compile else ''}; {device}; torch "
         f"{environment['versions']['torch']}"
     )
     parts, profiled = Parts(cuda), Profiled(args.steps, cuda)

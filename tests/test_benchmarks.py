@@ -5,22 +5,29 @@ people.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from benchmarks import gpu
-from benchmarks.cifar10 import find_data
+from benchmarks.cifar10 import Meter
 from benchmarks.digits import several_views
+from benchmarks.parts.cifar10_images import find_data
+from benchmarks.parts.cifar10_table import table as cifar10_table
 from benchmarks.parts.pages import write_between_marks
 from benchmarks.same_time import options_of, tables
 from runtime.checkpoints import read_checkpoint
@@ -31,8 +38,9 @@ from runtime.messages import ROOT
 SMALL = {
     "audio.py": ("--clips 16 --rounds 3", "batched / one go"),
     "cifar10.py": (
-        "--data {}/images --methods simclr --batch 16 --epochs 1 --device cpu --runs {}/runs --results {}/r",
-        '"knn200"',
+        "--data {}/images --methods simclr --batch 16 --epochs 1 --lr 0.06 --device cpu --runs {}/runs "
+        "--results {}/r",
+        '"knn10"',
     ),
     "cifar10_gate.py": (
         "--data {}/images --images 20 --encoder conv --batch 10 --epochs 1 --supervised_epochs 1 --workers 0 "
@@ -239,6 +247,34 @@ def test_a_script_runs_to_its_end(script: str, tmp_path: Path) -> None:
         pytest.skip(done.stderr.strip() or done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     assert line in done.stdout, done.stdout
+
+
+def test_a_checkpoint_follows_half_a_minute_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of EMP-SSL takes that long, one of SimCLR a second."""
+    saver = ModelCheckpoint(filename="last")
+    for seconds, saved in ((40.0, list(range(1, 101))), (1.0, [31, 62, 93, 100])):
+        meter, clock, found = Meter(deadline=float("inf")), itertools.count(1.0, seconds), []
+        monkeypatch.setattr(time, "monotonic", lambda clock=clock: next(clock))
+        for epoch in range(100):
+            trainer = SimpleNamespace(current_epoch=epoch, max_epochs=100, checkpoint_callbacks=[saver])
+            meter.mark = time.monotonic()
+            meter.on_train_epoch_end(trainer, SimpleNamespace(device=torch.device("cpu")))  # type: ignore[arg-type]
+            found += [epoch + 1] if saver._every_n_epochs == 1 else []
+        assert found == saved
+
+
+def test_a_column_has_the_accuracies_of_the_lines_that_have_them() -> None:
+    line = {"data": "CIFAR-10", "method": "simclr", "batch": 512, "epochs": 200, "seed": 0, "device": "a GPU"}
+    line |= {"precision": "32-true", "compile": False, "knn200": 0.7, "knn20": 0.7, "linear": 0.8}
+    line |= {"fewshot5": 0.5, "images_per_s": 9.0, "seconds_per_epoch": 1.0, "training_minutes": 3.0}
+    line |= {"views_share": 0.1, "data_wait_share": 0.1, "peak_memory_gib": None}
+    newer = {**line, "epochs": 500, "knn10": 0.9, "lr": 0.06}
+    assert "kNN 10" not in cifar10_table([json.dumps(line)])
+    head, _, *rows = [row.split(" | ") for row in cifar10_table(map(json.dumps, (line, newer))).splitlines()]
+    assert [(row[1], row[head.index("kNN 10")]) for row in rows] == [
+        ("simclr", ""),
+        ("simclr, lr 0.06", "90.0"),
+    ]
 
 
 @pytest.mark.slow

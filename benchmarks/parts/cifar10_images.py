@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.cifar10 import find_data
 from datamodules import CIFAR10, ImageFolder
 from datamodules.images.module import ArrayDataset
 from datamodules.splits import Split, stratified_holdout
@@ -19,7 +24,10 @@ from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import L2_GRID, select_linear_probe
 
 CLASSES = 10
-EQUAL_VOTES = 1e6  # a temperature at which all neighbors count alike
+#: k and temperature: cosine similarity with equal votes, as the record has it, and lightly's
+NEIGHBORS = {"knn10": (10, 1e6), "knn200": (200, 0.1)}
+#: Of the 50,000 training images, as published in many places to eight digits.
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
 
 
 class Images(NamedTuple):
@@ -34,6 +42,58 @@ class Images(NamedTuple):
             return self
         _, chosen = stratified_holdout(self.labels, count)
         return Images(self.images[chosen], self.labels[chosen])
+
+
+def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
+    """Name of the data as it is reported, and the options of ``train.py`` for it."""
+    if given.is_file() and tarfile.is_tarfile(given):
+        target = runs / given.name.split(".")[0]
+        if not target.is_dir():
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            with tarfile.open(given) as archive:
+                archive.extractall(partial, filter="data")
+            inner = partial if (partial / "train").is_dir() else next(partial.iterdir())
+            inner.rename(target)  # only a whole copy has the name
+        given = target
+    if (given / "cifar-10-batches-py").is_dir():
+        return "CIFAR-10", ["--data.root", str(given)]
+    if (given / "train").is_dir() and (given / "test").is_dir():
+        constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
+        return ("CIFAR-10" if is_cifar10(given) else "CIFAR-10-JPEG"), [
+            "--data",
+            "ImageFolder",
+            "--data.root",
+            str(given),
+            "--data.image_size",
+            "32",
+            *constants,
+        ]
+    sys.exit(
+        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
+        "test/<class>/*.jpg (or *.png), or a tar archive of the latter"
+    )
+
+
+def is_cifar10(root: Path) -> bool:
+    """Whether a folder of PNG files holds the original pixels, by the statistics of its training images.
+
+    Raises:
+        SystemExit: they are PNG files of other images.
+    """
+    files = sorted((root / "train").glob("*/*.png"))
+    if not files:
+        return False
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(lambda file: np.asarray(Image.open(file).convert("RGB")), files)
+        pixels = np.concatenate([image.reshape(-1, 3) for image in images])
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    values = np.arange(256) / 255
+    mean = counts @ values / len(pixels)
+    std = np.sqrt(counts @ values**2 / len(pixels) - mean**2)
+    for found, published in ((mean, MEAN), (std, STD)):
+        if not np.allclose(found, published, rtol=0, atol=1e-7):
+            sys.exit(f"error: --data {root}: PNG files, but not CIFAR-10: {found} instead of {published}")
+    return True
 
 
 def load(data: Path, runs: Path) -> tuple[str, Images, Images]:
@@ -85,14 +145,14 @@ def accuracies(
 ) -> dict[str, float]:
     """Test accuracy of frozen features, in percent.
 
-    knn10: cosine similarity, k 10, equal votes, as the record has it; knn200: k 200, T 0.1, as lightly.
-    The bank is all of ``train``. linear: as ``eval.py probe``, its L2 penalty chosen on a tenth of ``train``.
+    knn10 and knn200: see ``NEIGHBORS``; the bank is all of ``train``. linear: as ``eval.py probe``, its L2
+    penalty chosen on a tenth of ``train``.
     """
     encoder.eval()
     bank, queries = (extract(encoder, data, part, device) for part in (train, test))
     labels, targets = (torch.from_numpy(part.labels).to(device) for part in (train, test))
     found = {}
-    for name, k, temperature in (("knn10", 10, EQUAL_VOTES), ("knn200", 200, 0.1)):
+    for name, (k, temperature) in NEIGHBORS.items():
         k = min(k, len(bank))
         found[name] = top1(knn_predict(queries, bank, labels, CLASSES, k, temperature), targets)
     fit, val = (

@@ -7,38 +7,45 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-METRICS = {"knn200": "kNN 200", "knn20": "kNN 20", "linear": "linear", "fewshot5": "5-shot"}
+from benchmarks.parts.pages import mean_and_deviation
+
+METRICS = {
+    "knn10": "kNN 10",
+    "knn200": "kNN 200",
+    "knn20": "kNN 20",
+    "linear": "linear",
+    "fewshot5": "5-shot",
+}
+GROUPS = ("data", "method", "batch", "epochs", "precision", "compile", "device", "lr")
 SETTINGS = ("data", "method", "batch", "epochs", "precision", "device", "seeds")
 COSTS = ("images/s", "s/epoch", "minutes", "views", "wait", "GiB")
 
 
 def table(lines: Iterable[str]) -> str:
-    """Markdown from the lines of results: one row per data, method, batch, epochs, precision and device. The
-    newest line of each seed counts.
+    """Markdown from the lines of results: one row per data, method, batch, epochs, precision, device and
+    learning rate, if it is not the config's. The newest line of each seed counts. An accuracy that no line
+    has gets no column.
     """
     runs: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for line in lines:
         row = json.loads(line)
-        key = tuple(row[k] for k in ("data", "method", "batch", "epochs", "precision", "compile", "device"))
+        key = tuple(row.get(k) for k in GROUPS)
         runs.setdefault(key, {})[row["seed"]] = row
-    head = [*SETTINGS, *METRICS.values(), *COSTS]
+    every = [row for by_seed in runs.values() for row in by_seed.values()]
+    metrics = {metric: title for metric, title in METRICS.items() if any(metric in row for row in every)}
+    head = [*SETTINGS, *metrics.values(), *COSTS]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (data, method, batch, epochs, precision, compiled, device), by_seed in sorted(
+    for (data, method, batch, epochs, precision, compiled, device, lr), by_seed in sorted(
         runs.items(), key=lambda kv: str(kv[0])
     ):
         rows = list(by_seed.values())
-        cells = [data, method, batch, epochs, f"{precision}{', compiled' if compiled else ''}", device]
+        name = method if lr is None else f"{method}, lr {lr}"
+        cells = [data, name, batch, epochs, f"{precision}{', compiled' if compiled else ''}", device]
         cells.append(", ".join(map(str, sorted(by_seed))))
-        cells += [accuracy([100 * r[metric] for r in rows]) for metric in METRICS]
+        cells += [mean_and_deviation([100 * row[m] for row in rows if m in row]) for m in metrics]
         cells += costs(rows)
         out.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(out)
-
-
-def accuracy(values: list[float]) -> str:
-    """Mean ± standard deviation over the seeds, in percent."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def costs(rows: list[dict[str, Any]]) -> list[str]:
