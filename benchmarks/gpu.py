@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -162,28 +163,27 @@ class Session:
             file.write(json.dumps(row) + "\n")
         self.recorded |= {name} if status == 0 else set()
 
-    def go(self) -> None:
+    def go(self, pool: ThreadPoolExecutor) -> None:
         """Run what fits: beside an item that needs the cores, those that may."""
         waiting = [name for name in self.args.items if name not in self.recorded]
         waiting.sort(key=lambda name: name in self.failed)
-        cores: threading.Thread | None = None
+        cores: Future[None] | None = None
         while True:
-            busy = cores is not None and cores.is_alive()
+            busy = cores is not None and not cores.done()
             places = ("beside",) if busy else ("alone", "beside", "cores")
             fitting = [n for n in waiting if ITEMS[n].place in places and ITEMS[n].seconds <= self.left()]
             if fitting:
                 name = fitting[0]
                 waiting.remove(name)
                 needs_cores = ITEMS[name].place == "cores"
-                given = (name, busy or needs_cores)
-                thread = threading.Thread(target=self.record, args=given, name=f"item {name}")
-                thread.start()
+                future = pool.submit(self.record, name, busy or needs_cores)
                 if needs_cores:
-                    cores = thread
+                    cores = future
                 else:
-                    thread.join()
-            elif cores is not None and busy:
-                cores.join()
+                    future.result()
+            elif cores is not None:
+                cores.result()
+                cores = None
             else:
                 return
 
@@ -217,11 +217,12 @@ def main() -> int:
     for folder in (RUNS, args.results.parent):
         folder.mkdir(parents=True, exist_ok=True)
     session = Session(args, find_data(args.data, RUNS)[0], deadline)
-    try:
-        session.go()
-    finally:
-        for process in list(RUNNING):
-            end(process)
+    with ThreadPoolExecutor(2) as pool:  # which waits for the lines of stopped items
+        try:
+            session.go(pool)
+        finally:
+            for process in list(RUNNING):
+                end(process)
     missing = [name for name in args.items if name not in session.recorded]
     print(f"\n{len(args.items) - len(missing)} of {len(args.items)} items are recorded")
     if missing:

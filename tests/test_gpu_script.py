@@ -108,9 +108,6 @@ def test_a_stopped_script_ends_its_items_and_keeps_their_output(call: Call, numb
     with pytest.raises(SystemExit) as stopped:
         call({"views": ("cores", 60, 0), "gate": ("beside", 60, 0)})
     assert stopped.value.code == 128 + number
-    for thread in threading.enumerate():
-        if thread.name.startswith("item "):
-            thread.join(10)
     rows = [json.loads(line) for line in (pids.parent / "gpu.jsonl").read_text().splitlines()]
     assert sorted((row["item"], row["status"]) for row in rows) == [("gate", -9), ("views", -9)]
     assert all(str(pids) in row["output"] for row in rows)
