@@ -17,7 +17,7 @@ from datamodules import Digits, Fasta, TextFiles, Tones
 from runtime.callback_lists import EVERY_RUN, turned_off
 from runtime.discovery import below, classes
 from runtime.messages import ROOT, config_files, help_text, methods
-from tests.conftest import EMBEDDED
+from tests.conftest import EMBEDDED, method_of
 from tests.documents import (
     DOCUMENTS,
     PACKAGES,
@@ -94,6 +94,59 @@ def test_each_page_of_a_method_has_the_same_sections() -> None:
         if page.stem != "index"
     }
     assert found == dict.fromkeys(found, SECTIONS) and len(found) >= 20
+
+
+def page_of(method: str) -> Path:
+    """The page of a class of methods, which one of a user's own need not have."""
+    module = sslmodules.methods()[method].__module__
+    return ROOT / "docs" / "methods" / f"{module.rpartition('.')[2]}.md"
+
+
+def test_each_config_is_on_the_page_of_its_method() -> None:
+    pages = {name: page_of(name) for name in methods()}
+    texts = {name: page.read_text(encoding="utf-8") for name, page in pages.items() if page.is_file()}
+    used = {config: method_of(config).__name__ for config in map(name_of, config_files())}
+    assert [config for config, name in used.items() if config not in texts.get(name, config)] == []
+
+
+def test_the_page_on_choosing_leads_to_every_method_for_images_and_has_its_settings() -> None:
+    """Those that have a config for Digits. GPT, which reads pixels as a text, has no settings there."""
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    choice, settings = (
+        page.partition(f"{title}\n")[2] for title in ("## Which method", "### For each method")
+    )
+    choice, settings = choice.partition("\n## ")[0], settings.partition("\n## ")[0]
+    digits = {path.stem for path in (ROOT / "configs" / "digits").glob("*.yaml")}
+    known = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")} & digits
+    assert set(re.findall(r"\(methods/(\w+)\.md", choice)) - {"index"} == known
+    rows = re.findall(r"^\| (\[.*?) \|", settings, re.MULTILINE)
+    assert set(re.findall(r"\(methods/(\w+)\.md", " ".join(rows))) == known - {"gpt"}
+
+
+def test_the_page_on_collapse_has_advice_for_every_method_for_images() -> None:
+    advice = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8").partition("\n## What to do\n")[2]
+    named = [name for row in re.findall(r"^\| (.*?) \|", advice, re.MULTILINE) for name in row.split(", ")]
+    digits = {path.stem for path in (ROOT / "configs" / "digits").glob("*.yaml")} - {"finetune"}
+    pages = [p for p in (ROOT / "docs" / "methods").glob("*.md") if p.stem in digits]
+    titles = {page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in pages}
+    assert set(named) - {"method", "---"} == titles and len(named) == len(set(named))
+
+
+def test_benchmarks_take_the_arguments_that_pages_give_them() -> None:
+    """Options that are in the text of the script or its parts, and one without a name if it has any."""
+    parts = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks" / "parts").glob("*.py"))
+    wrong = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+        for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`\n|&#>]*)", text):
+            source = (ROOT / script).read_text(encoding="utf-8") + parts
+            words = re.sub(r"[\[\]]", "", rest).split()
+            names = [w.partition("=")[0] for w in words if w[0] == "-" and w != "--help"]
+            unknown = [name for name in names if f'"{name}"' not in source]
+            if words and words[0][0] != "-" and not re.search(r"""(?:add|argument)\(\s*"[a-z]""", source):
+                unknown.append(words[0])
+            wrong += [f"{name_of(document)}: {script} {word}" for word in unknown]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

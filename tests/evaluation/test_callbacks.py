@@ -222,12 +222,12 @@ def test_pictures_show_views_and_reconstructions(tmp_path: Path) -> None:
         assert shown[tag][0][:2] == (columns * 66 + 2 + 13, 5 * 66 + 2 + 15)
 
 
-@pytest.mark.parametrize("method", ["ibot", "i_jepa"])
+@pytest.mark.parametrize("method", ["ibot", "i_jepa", pytest.param("simdinov2", marks=pytest.mark.slow)])
 def test_pictures_show_hidden_patches(method: str, tmp_path: Path) -> None:
     module, data = build(f"configs/digits/{method}.yaml")
     shown = pictures(tmp_path, module, data)
     assert sorted(shown) == ["attention", "hidden_patches", "views"]
-    columns = {"ibot": 4, "i_jepa": 3}[method]
+    columns = 3 if method == "i_jepa" else 4
     assert shown["hidden_patches"][0][0] == columns * 66 + 2 + 13  # and the names of the classes
 
 
