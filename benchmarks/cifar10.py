@@ -10,9 +10,9 @@ on from there, and evaluates what is finished. A finished run appends one line t
 made from those lines and from nothing else.
 
 Data: a folder with ``cifar-10-batches-py`` is CIFAR-10. So is one with ``train/<class>/*.png`` and
-``test/<class>/*.png`` whose training pixels have CIFAR-10's mean and standard deviation to seven digits. One
-with ``*.jpg`` files, or a tar archive of it, is a copy kept as JPEG and is called CIFAR-10-JPEG everywhere:
-its numbers are not CIFAR-10's.
+``test/<class>/*.png`` whose training pixels have CIFAR-10's mean and standard deviation to seven digits
+(or with files of another format without loss). One with ``*.jpg`` files is a copy kept as JPEG and is called
+CIFAR-10-JPEG everywhere: its numbers are not CIFAR-10's. Each may be a tar archive.
 
 Protocol, of the last epoch's weights, features of ``embed``:
 
@@ -55,7 +55,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from benchmarks.parts.cifar10_images import NEIGHBORS, find_data
 from benchmarks.parts.cifar10_table import table
 from benchmarks.parts.pages import write_between_marks
-from benchmarks.parts.rounds import device_name, synchronize
+from benchmarks.parts.rounds import device_name, refuse, synchronize
 from datamodules.base import SSLDataModule
 from evaluation.accuracy import top1
 from evaluation.features import extract_features
@@ -313,7 +313,7 @@ def main() -> int:
     deadline = time.monotonic() + 60 * args.minutes
     if args.table:
         if not args.results.is_file():
-            sys.exit(f"error: {args.results} does not exist: no run has been finished yet")
+            refuse(f"{args.results} does not exist: no run has been finished yet")
         text = table(args.results.read_text(encoding="utf-8").splitlines())
         print(text)
         if args.readme:

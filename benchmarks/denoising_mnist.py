@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
 from benchmarks.parts.mnist import add_arguments, over_runs, runs, trained_in
+from benchmarks.parts.rounds import refuse
 from datamodules import MNIST, GaussianNoise, MaskingNoise, SaltAndPepper
 from datamodules.seeding import mix_seed
 from evaluation.measures.reconstruction import denoising_psnr, median_filter, psnr
@@ -71,7 +72,7 @@ def main() -> int:
     results: dict[str, dict[str, Any]] = {}
     for name, module, seconds in runs(args, "configs/mnist/autoencoder.yaml", "--data.views", args.noise):
         if not isinstance(module, Autoencoder):
-            raise SystemExit(f"error: {name} is a {type(module).__name__}, not an Autoencoder")
+            refuse(f"{name} is a {type(module).__name__}, not an Autoencoder")
         values = measure(module, data)
         results[name] = {**values, "train_seconds": seconds}
         text = ", ".join(f"{k} {v:.2f}" for k, v in values.items())

@@ -28,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
 from benchmarks.parts.mnist import add_arguments, over_runs, runs, trained_in
+from benchmarks.parts.rounds import refuse
 from datamodules import MNIST
 from sslmodules import VAE
 from sslmodules.vae import ACTIVE, importance_weighted_bound, kl_per_dimension
@@ -80,7 +81,7 @@ def main() -> int:
     results: dict[str, dict[str, Any]] = {}
     for name, module, seconds in runs(args, "configs/mnist/vae.yaml"):
         if not isinstance(module, VAE):
-            raise SystemExit(f"error: {name} is a {type(module).__name__}, not a VAE")
+            refuse(f"{name} is a {type(module).__name__}, not a VAE")
         data = MNIST(root=args.root, mean=(0.0,), std=(1.0,), batch_size=128)
         results[name] = r = {**measure(module, data, args.samples), "train_seconds": seconds}
         print(

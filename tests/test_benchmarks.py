@@ -9,21 +9,26 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from benchmarks import gpu
+from benchmarks import cifar10_gate, gpu, profile_step
 from benchmarks.cifar10 import Meter
 from benchmarks.digits import several_views
 from benchmarks.parts.cifar10_images import find_data
@@ -123,9 +128,17 @@ def test_more_views_take_fewer_epochs_for_as_many_encoded_views() -> None:
 
 
 def test_a_config_without_two_views_has_no_recipe_for_more() -> None:
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as caught:
         several_views(ROOT / "configs" / "digits" / "dino.yaml", 4)
-    assert str(refused.value) == "--views: expected a config with view1, such as lejepa, got dino"
+    assert str(caught.value) == "--views: expected a config with view1, such as lejepa, got dino"
+
+
+def refused(capsys: pytest.CaptureFixture[str], call: Callable[[], Any]) -> str:
+    """What is printed with the status of bad arguments."""
+    with pytest.raises(SystemExit) as caught:
+        call()
+    assert caught.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_every_script_is_tried() -> None:
@@ -195,15 +208,14 @@ def test_counts_of_epochs_keep_their_share_of_a_run_of_equal_time() -> None:
     }
 
 
-def test_a_table_goes_between_the_marks_of_a_page(tmp_path: Path) -> None:
+def test_a_table_goes_between_the_marks_of_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n")
     write_between_marks(page, "x", "new")
     assert page.read_text() == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb\n"
-    with pytest.raises(SystemExit) as stop:
-        write_between_marks(page, "y", "new")
+    message = refused(capsys, lambda: write_between_marks(page, "y", "new"))
     lines = "<!-- y: begin --> and <!-- y: end -->"
-    assert str(stop.value) == f"error: {page} has no lines {lines}: put them where the table belongs"
+    assert message == f"error: {page} has no lines {lines}: put them where the table belongs\n"
 
 
 @pytest.mark.slow
@@ -263,6 +275,35 @@ def test_a_checkpoint_follows_half_a_minute_of_training(monkeypatch: pytest.Monk
         assert found == saved
 
 
+def test_a_variant_beside_other_work_counts_for_accuracy_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images")
+    found = {"knn10": 70.0, "training_minutes": 2.0, "images_per_s": 9.0, "device": "a GPU"}
+    monkeypatch.setattr(cifar10_gate, "measure", lambda *_: found)
+    given = (
+        f"--data {tmp_path}/images --runs {tmp_path} --results {tmp_path}/r --variants ours --seeds".split()
+    )
+    for seed, more in (("0", []), ("1", ["--disturbed", "tests"])):
+        monkeypatch.setattr(sys, "argv", ["cifar10_gate.py", *given, seed, *more])
+        assert cifar10_gate.main() == 0
+    lines = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert [line.get("disturbed") for line in lines] == [None, "tests"]
+    assert [line["command"].split()[-1] for line in lines] == ["0", "tests"]
+    row = cifar10_gate.table([json.dumps(lines[1])]).splitlines()[-1].split(" | ")
+    assert (row[7], row[-3:-1]) == ("70.0", ["", ""])
+
+
+def test_a_profile_of_compiled_steps_trains_with_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(options: list[str], callback: object, make_data: object, compiled: bool) -> SimpleNamespace:
+        return SimpleNamespace(log_every_n_steps=compiled)
+
+    monkeypatch.setattr(profile_step, "fit", fit)
+    for given, compiled in (([], False), (["--compile"], True)):
+        monkeypatch.setattr(sys, "argv", ["profile_step.py", "--device", "cpu", "--batch", "2", *given])
+        assert profile_step.run(profile_step.parse_arguments(), Callback()) == compiled
+
+
 def test_a_column_has_the_accuracies_of_the_lines_that_have_them() -> None:
     line = {"data": "CIFAR-10", "method": "simclr", "batch": 512, "epochs": 200, "seed": 0, "device": "a GPU"}
     line |= {"precision": "32-true", "compile": False, "knn200": 0.7, "knn20": 0.7, "linear": 0.8}
@@ -291,14 +332,43 @@ def test_slices_of_cifar10_add_up_to_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r").read_text())["epochs"] == 3
 
 
-def test_png_files_of_other_images_are_not_called_cifar10(tmp_path: Path) -> None:
-    write_images(tmp_path, "png")
-    with pytest.raises(SystemExit) as caught:
-        find_data(tmp_path, tmp_path)
-    start = f"error: --data {tmp_path}: PNG files, but not CIFAR-10: ["
-    end = "instead of (0.49139968, 0.48215841, 0.44653091)"
-    message = str(caught.value)
+@pytest.mark.parametrize("suffix", ("png", "webp"))
+def test_files_of_other_images_are_not_called_cifar10(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, suffix)
+    message = refused(capsys, lambda: find_data(tmp_path, tmp_path))
+    start = f"error: --data {tmp_path}: .{suffix} files, but not CIFAR-10: ["
+    end = "instead of (0.49139968, 0.48215841, 0.44653091)\n"
     assert message.startswith(start) and message.endswith(end), message
+
+
+def test_the_archive_of_cifar10_is_cifar10(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    root = tmp_path / "runs" / "cifar-10-python"
+    (tmp_path / "runs").mkdir()
+    for _ in range(2):
+        assert find_data(archive, tmp_path / "runs") == ("CIFAR-10", ["--data.root", str(root)])
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+
+
+def test_an_archive_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images")
+    archive = tmp_path / "images.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "images", "images")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    assert find_data(archive, runs)[0] == "CIFAR-10-JPEG"
+    shutil.rmtree(runs / "images")
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    message = refused(capsys, lambda: find_data(archive, runs))
+    start = f"error: --data {archive}: the archive is damaged or not whole ("
+    assert message.startswith(start) and message.count("\n") == 1, message
+    assert [path for path in runs.iterdir() if any(path.iterdir())] == []
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.parts.rounds import refuse
 from datamodules import CIFAR10, ImageFolder
 from datamodules.images.module import ArrayDataset
 from datamodules.splits import Split, stratified_holdout
@@ -24,6 +26,7 @@ from evaluation.probes.knn import knn_predict
 from evaluation.probes.linear import L2_GRID, select_linear_probe
 
 CLASSES = 10
+LOSSLESS = (".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")  # formats, as CIFAR-10 is usually kept
 #: k and temperature: cosine similarity with equal votes, as the record has it, and lightly's
 NEIGHBORS = {"knn10": (10, 1e6), "knn200": (200, 0.1)}
 #: Of the 50,000 training images, as published in many places to eight digits.
@@ -50,37 +53,36 @@ def find_data(given: Path, runs: Path) -> tuple[str, list[str]]:
         target = runs / given.name.split(".")[0]
         if not target.is_dir():
             partial = target.with_name(f".{target.name}.{os.getpid()}")
-            with tarfile.open(given) as archive:
-                archive.extractall(partial, filter="data")
-            inner = partial if (partial / "train").is_dir() else next(partial.iterdir())
+            try:
+                with tarfile.open(given) as archive:
+                    archive.extractall(partial, filter="data")
+            except (tarfile.TarError, EOFError, zlib.error) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                refuse(f"--data {given}: the archive is damaged or not whole ({error})")
+            whole = any((partial / name).is_dir() for name in ("train", "cifar-10-batches-py"))
+            inner = partial if whole else next(partial.iterdir())
             inner.rename(target)  # only a whole copy has the name
         given = target
     if (given / "cifar-10-batches-py").is_dir():
         return "CIFAR-10", ["--data.root", str(given)]
-    if (given / "train").is_dir() and (given / "test").is_dir():
-        constants = [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
-        return ("CIFAR-10" if is_cifar10(given) else "CIFAR-10-JPEG"), [
-            "--data",
-            "ImageFolder",
-            "--data.root",
-            str(given),
-            "--data.image_size",
-            "32",
-            *constants,
-        ]
-    sys.exit(
-        f"error: --data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
-        "test/<class>/*.jpg (or *.png), or a tar archive of the latter"
-    )
+    if not ((given / "train").is_dir() and (given / "test").is_dir()):
+        refuse(
+            f"--data {given}: expected a folder with cifar-10-batches-py, or with train/<class>/*.jpg and "
+            "test/<class>/*.jpg (or *.png), or a tar archive of either"
+        )
+    options = ["--data", "ImageFolder", "--data.root", str(given), "--data.image_size", "32"]
+    options += [f"--data.{k}={json.dumps(list(getattr(CIFAR10, k)))}" for k in ("mean", "std")]
+    return ("CIFAR-10" if is_cifar10(given) else "CIFAR-10-JPEG"), options
 
 
 def is_cifar10(root: Path) -> bool:
-    """Whether a folder of PNG files holds the original pixels, by the statistics of its training images.
+    """Whether a folder of files without loss, such as PNG, holds the original pixels, by the statistics of
+    its training images.
 
     Raises:
-        SystemExit: they are PNG files of other images.
+        SystemExit: they are other images.
     """
-    files = sorted((root / "train").glob("*/*.png"))
+    files = [file for file in sorted((root / "train").glob("*/*")) if file.suffix.lower() in LOSSLESS]
     if not files:
         return False
     with ThreadPoolExecutor() as pool:
@@ -92,7 +94,8 @@ def is_cifar10(root: Path) -> bool:
     std = np.sqrt(counts @ values**2 / len(pixels) - mean**2)
     for found, published in ((mean, MEAN), (std, STD)):
         if not np.allclose(found, published, rtol=0, atol=1e-7):
-            sys.exit(f"error: --data {root}: PNG files, but not CIFAR-10: {found} instead of {published}")
+            kinds = ", ".join(sorted({file.suffix.lower() for file in files}))
+            refuse(f"--data {root}: {kinds} files, but not CIFAR-10: {found} instead of {published}")
     return True
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.parts.rounds import refuse
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -22,5 +23,5 @@ def write_between_marks(file: Path, name: str, text: str) -> None:
     content = file.read_text(encoding="utf-8")
     begin, end = (content.find(mark) for mark in marks)
     if not 0 <= begin < end:
-        sys.exit(f"error: {file} has no lines {marks[0]} and {marks[1]}: put them where the table belongs")
+        refuse(f"{file} has no lines {marks[0]} and {marks[1]}: put them where the table belongs")
     file.write_text(content[: begin + len(marks[0])] + f"\n{text}\n" + content[end:], encoding="utf-8")

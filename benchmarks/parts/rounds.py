@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -81,6 +81,12 @@ def device_name(device: torch.device, cpu: str) -> str:
 def not_run(reason: str) -> int:
     print(reason, file=sys.stderr)
     return NOT_RUN
+
+
+def refuse(reason: str) -> NoReturn:
+    """End with one line and the status of bad arguments."""
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def write_json(args: argparse.Namespace, report: Mapping[str, Any]) -> None:
