@@ -94,6 +94,7 @@ def test_probes_see_the_mean_patch_of_the_target_encoder() -> None:
     torch.testing.assert_close(module.embed(x), encoder.forward_visible(x)[:, 1:].mean(1))
     assert not torch.allclose(module.embed(x), module.encoder.forward_visible(x)[:, 1:].mean(1))
     assert not torch.allclose(module.embed(x), encoder(x))
+    assert module.feature_encoder is encoder
 
 
 def test_the_target_encoder_gets_no_gradient_and_follows_linearly() -> None:

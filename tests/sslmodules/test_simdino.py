@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslmodules.base import Gathered
 from sslmodules.emp_ssl import coding_rate
-from sslmodules.networks import ConvEncoder
+from sslmodules.networks import ConvEncoder, ViTEncoder
 from sslmodules.simdino import SimDINO, cross_view_similarity, expansion
 from tests.sslmodules.references import assert_same
 
@@ -97,6 +98,16 @@ def test_the_teacher_gets_no_gradient_and_follows() -> None:
     for old, new in zip(before, module.teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.5)
     assert module.feature_encoder is module.teacher.net[0]  # type: ignore[index]
+
+
+def test_the_teacher_is_without_noise() -> None:
+    """Known mistake: stochastic depth left on in the teacher, which is in training mode."""
+    encoder = ViTEncoder(8, 2, 1, width=8, depth=1, heads=2)
+    encoder.blocks[0].drop_path1 = DropPath(0.5)  # type: ignore[assignment]
+    module = SimDINO(encoder, optimizer=torch.optim.SGD, projector_hidden=12, projector_out=6)
+    x = views(20)[0]
+    assert module.teacher.training and torch.equal(module.teacher(x), module.teacher(x))
+    assert not torch.equal(module.encoder(x), module.encoder(x))
 
 
 def test_the_determinant_is_in_float32() -> None:

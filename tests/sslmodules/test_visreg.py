@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from statistics import NormalDist
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from runtime.messages import ROOT
 from sslmodules.base import Gathered
 from sslmodules.lejepa import prediction_loss, random_directions
 from sslmodules.networks import ConvEncoder
@@ -164,12 +167,25 @@ def test_sorting_is_in_float32() -> None:
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
 
 
-def test_directions_change_in_training_only() -> None:
-    module = small().eval()
-    assert torch.equal(module.directions(8, torch.device("cpu")), module.directions(8, torch.device("cpu")))
-    assert not torch.equal(
-        module.directions(8, torch.device("cpu")), module.train().directions(8, torch.device("cpu"))
-    )
+def test_directions_are_new_at_every_step_of_training_and_constant_in_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the same on every rank, whatever its random state."""
+    module, device, drawn = small(), torch.device("cpu"), []
+    for step, training in ((5, True), (5, True), (6, True), (5, False), (6, False)):
+        monkeypatch.setattr(VISReg, "global_step", step)
+        torch.manual_seed(len(drawn))
+        drawn.append(module.train(training).directions(8, device))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[3], drawn[4])
+    assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[3])
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])
+def test_lambda_is_not_lejepas(data: str) -> None:
+    """Known mistake: 0.05, with which hardly anything prevents collapse; the paper has 0.6 to 0.9."""
+    config = yaml.safe_load((ROOT / f"configs/{data}/visreg.yaml").read_text())
+    default = inspect.signature(VISReg.__init__).parameters["regularization_weight"].default
+    assert 0.6 <= config["model"]["init_args"].get("regularization_weight", default) <= 0.9
 
 
 def test_bad_knobs_are_refused() -> None:
