@@ -2,13 +2,15 @@
 
     python benchmarks/same_time.py --data DIR [--methods simclr vicreg ...] [--seconds 300] [--images 10000]
     python benchmarks/same_time.py --data DIR --methods lejepa vicreg --views 4
+    python benchmarks/same_time.py --data DIR --encoder vit --methods simclr i_jepa ibot simdinov2
     python benchmarks/same_time.py --table [--page docs/results.md]
 
-Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same small convolutional
-encoder, batch size and views (SimCLR's for small images). The number of views is ``--views``, or that of the
-config for Digits. The other settings are those of that config; counts of epochs keep their share of the run,
-and a queue holds 16 batches. The learning rate decays over the steps that fit into the budget: they are
-estimated from a short run, which is not counted.
+Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same encoder, batch size and
+views (SimCLR's for small images). The encoder is a small convolutional network or, with ``--encoder vit``, a
+small ViT; only with it are there methods of patches, which have masks too, I-JEPA in place of these views.
+The number of views is ``--views``, or that of the config for Digits. The other settings are those of that
+config; counts of epochs keep their share of the run, and a queue holds 16 batches. The learning rate decays
+over the steps that fit into the budget: they are estimated from a short run, which is not counted.
 
 Training images are a fixed stratified part of the official ones, test images half as many. Features are of
 ``embed``, in the protocol of ``eval.py probe``, with a tenth of the training images as ``val``. The rows
@@ -44,18 +46,26 @@ from benchmarks.parts.cifar10_images import Images, InMemory, extract, load
 from benchmarks.parts.pages import mean_and_deviation, write_between_marks
 from benchmarks.parts.training import fit, silence
 from datamodules.splits import stratified_holdout
-from datamodules.transforms.views import MultiCrop, View
+from datamodules.transforms.block_masks import IJEPAViews, MaskedMultiCrop
+from datamodules.transforms.views import MultiCrop, View, Views
 from evaluation.report import named_probes
 from runtime.command_line import CheckedCommandLine, SSLCommandLine
 from runtime.messages import ROOT
-from sslmodules.networks.convnet import ConvEncoder
+from sslmodules.networks import ConvEncoder, ViTEncoder
+from sslmodules.networks.encoder import Encoder
 
 METHODS = ["barlow_twins", "byol", "dino", "emp_ssl", "fast_siam", "lejepa", "moco", "moco_v3", "nnclr"]
 METHODS += ["simclr", "simdino", "simsiam", "swav", "triplet", "vicreg", "visreg"]
+OF_PATCHES = ["i_jepa", "ibot", "simdinov2"]
 BASELINES = ["untrained", "pixels"]
 SCORES = {"linear_top1": "linear", "knn_top1": "kNN", "fewshot_top1": "5-shot"}
-SETTINGS = ("data", "images", "seconds", "batch")
-ENCODER: dict[str, Any] = {"in_channels": 3, "stem_stride": 2}
+SETTINGS = ("data", "images", "seconds", "batch", "encoder")
+PATCH = 4
+VIT = {"image_size": 32, "patch_size": PATCH, "in_channels": 3, "width": 64, "depth": 3, "heads": 4}
+ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
+    "conv": (ConvEncoder, {"in_channels": 3, "stem_stride": 2}),
+    "vit": (ViTEncoder, {**VIT, "learned_positions": True}),
+}
 CALIBRATION = 30  # steps of the run from which a method's speed is estimated
 
 
@@ -73,8 +83,9 @@ def options_of(method: str, args: argparse.Namespace, steps: int, seed: int) -> 
     """Options of ``train.py``: the config for Digits with the benchmark's encoder and number of steps."""
     given = ["--config", str(ROOT / "configs" / "digits" / f"{method}.yaml")]
     config = CheckedCommandLine(given).config
-    given += ["--model.encoder", "ConvEncoder", "--seed_everything", str(seed)]
-    given += [f"--model.encoder.{name}={json.dumps(value)}" for name, value in ENCODER.items()]
+    encoder, options = ENCODERS[args.encoder]
+    given += ["--model.encoder", encoder.__name__, "--seed_everything", str(seed)]
+    given += [f"--model.encoder.{name}={json.dumps(value)}" for name, value in options.items()]
     given += ["--trainer.max_epochs", "-1", "--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu"]
     given += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
     share = steps / (args.images // args.batch) / config.trainer.max_epochs
@@ -86,16 +97,25 @@ def options_of(method: str, args: argparse.Namespace, steps: int, seed: int) -> 
     return given
 
 
+def views_like(given: Views, count: int) -> Views:
+    """The benchmark's views of the kind that a config for Digits has."""
+    view = View(
+        32, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale_p=0.2
+    )
+    if isinstance(given, IJEPAViews):
+        return IJEPAViews(32, PATCH)
+    if isinstance(given, MaskedMultiCrop):
+        return MaskedMultiCrop(view, view, view, count - 2, PATCH)
+    return MultiCrop(view, view, view, count - 2)
+
+
 def train(method: str, images: Images, args: argparse.Namespace, steps: int, seed: int) -> tuple[Any, float]:
     """The trained method, and the seconds of its steps."""
     clock = Clock()
 
     def data(cli: SSLCommandLine) -> InMemory:
-        view = View(
-            32, crop_scale=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale_p=0.2
-        )
-        count = args.views or len(cli.datamodule.views.views)
-        views = MultiCrop(view, view, view, count - 2)
+        views = cli.datamodule.views
+        views = views_like(views, args.views or len(views.views))
         return InMemory(images, views=views, batch_size=args.batch)
 
     trainer = fit(options_of(method, args, steps, seed), clock, data)
@@ -122,7 +142,8 @@ def measure(
     """Steps, seconds and accuracies of a method, or the accuracies of a baseline."""
     if method in BASELINES:
         torch.manual_seed(seed)
-        encoder = nn.Flatten() if method == "pixels" else ConvEncoder(**ENCODER).eval()
+        kind, options = ENCODERS[args.encoder]
+        encoder = nn.Flatten() if method == "pixels" else kind(**options).eval()
         return accuracies(encoder, train_images, test, seed)
     _, seconds = train(method, train_images, args, CALIBRATION, seed)
     steps = max(1, int(args.seconds / (seconds / CALIBRATION)))
@@ -139,7 +160,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
         groups.setdefault(tuple(line[key] for key in SETTINGS), []).append(line)
-    title = "{}: {:,} training images, {:g} seconds of processor time, batch {}"
+    title = "{}: {:,} training images, {:g} seconds of processor time, batch {}, encoder {}"
     return "\n\n".join(f"{title.format(*key)}\n\n{table(group)}" for key, group in groups.items())
 
 
@@ -169,9 +190,10 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    known = METHODS + BASELINES
+    known = METHODS + BASELINES + OF_PATCHES
     add("--data", type=Path, help="folder or archive as for benchmarks/cifar10.py")
-    add("--methods", nargs="+", default=known, choices=known, metavar="NAME", help=", ".join(known))
+    add("--methods", nargs="+", choices=known, metavar="NAME", help=", ".join(known))
+    add("--encoder", default="conv", choices=ENCODERS, help="of all methods")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--seconds", type=float, default=300.0, help="of processor time in training steps, for each run")
     add("--images", type=int, default=10_000, help="for training; half as many for testing")
@@ -184,6 +206,14 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.table and args.data is None:
         parser.error("--data is missing: expected a folder or archive as for benchmarks/cifar10.py")
+    patches = OF_PATCHES if args.encoder == "vit" else []
+    args.methods = args.methods or METHODS + BASELINES + patches
+    if unfit := set(args.methods) - {*METHODS, *BASELINES, *patches}:
+        parser.error(
+            f"{', '.join(sorted(unfit))}: needs patches, so expected --encoder vit, got {args.encoder}"
+        )
+    if args.views and "i_jepa" in args.methods:
+        parser.error("--views: i_jepa has one view of each image; leave it out of --methods")
     if args.images < args.batch:
         parser.error(f"--images must be at least a batch, {args.batch}, got {args.images}")
     return args
@@ -192,7 +222,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     text = args.results.read_text(encoding="utf-8") if args.results.is_file() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
+    before = {"encoder": "conv"}  # of lines from the time when there was no other
+    lines = [{**before, **json.loads(line)} for line in text.splitlines()]
     if not args.table:
         lines = lines + run(args, lines)
     print(tables(lines))
@@ -210,7 +241,7 @@ def run(args: argparse.Namespace, known: list[dict[str, Any]]) -> list[dict[str,
     train_images, test, new = train_images.few(args.images), test.few(args.images // 2), []
     for seed in args.seeds:
         for method in args.methods:
-            values = (data, len(train_images.labels), args.seconds, args.batch)
+            values = (data, len(train_images.labels), args.seconds, args.batch, args.encoder)
             counted = args.views and method not in BASELINES
             name = f"{method}, {args.views} views" if counted else method
             key = {"method": name, "seed": seed, **dict(zip(SETTINGS, values, strict=True))}
