@@ -8,7 +8,8 @@ likely to be enough; the next call goes on with those that are left, and tries t
 long after the others.
 
 torchvision's views need all cores and a part of the GPU: items of which only accuracies count run beside
-them, the others wait. What Ctrl-C or SIGTERM ends has a line too, and begins again in its place.
+them if they are likely to end first, the others wait. What Ctrl-C or SIGTERM ends has a line too, and begins
+again in its place.
 
 Exit status: 0 all items are recorded, 75 some are not, 2 bad arguments, 3 not run (no GPU).
 """
@@ -16,6 +17,7 @@ Exit status: 0 all items are recorded, 75 some are not, 2 bad arguments, 3 not r
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -42,10 +44,11 @@ ENDING = 20  # seconds in which pytest lists what failed and what it has not run
 RUNNING: set[subprocess.Popen[str]] = set()
 GATE = "cifar10_gate.py --data DATA --variants"
 CIFAR10 = "cifar10.py --data DATA --methods"
+PROFILE = "profile_step.py --method simclr --batch 512"
 
 
 class Item(NamedTuple):
-    """A command with ``--data DATA``, if it reads images.
+    """A command, after variables of its environment, and with ``--data DATA`` if it reads images.
 
     seconds: that it takes on an H100, or that its first part takes: a gate leaves out by itself what would
         not end in time, and cifar10.py goes on in the next call.
@@ -61,25 +64,28 @@ ITEMS = {
     # what may explain the missing points: the views, and with CIFAR-10 itself as DATA the files
     "torchvision's views": Item(330, f"{GATE} 'bare, torchvision'", "cores"),
     "record": Item(230, f"{GATE} record --epochs 100", "beside"),
-    "gate": Item(60, f"{GATE} bare ours supervised 'supervised, compressed'", "beside"),
+    "gate": Item(60, f"{GATE} bare supervised ours 'supervised, compressed'", "beside"),
     # each test fails after 30 seconds
     "kernels": Item(240, "pytest tests/test_cuda.py -m gpu -n 14 --dist worksteal -v --durations 15"),
-    "profile": Item(40, "profile_step.py --method simclr --batch 512"),
+    "profile": Item(40, PROFILE),
     "peers": Item(120, "peers.py --rounds 2 --compile"),
-    "profile, compiled": Item(90, "profile_step.py --method simclr --batch 512 --compile"),
+    "profile, compiled": Item(90, f"{PROFILE} --compile"),
+    "profile, CUDA graphs": Item(90, f"TORCHINDUCTOR_CUDAGRAPHS=1 {PROFILE} --compile"),
     "compressed": Item(130, f"{GATE} 'ours, compressed'", "beside"),
-    "other variants": Item(
-        130, f"{GATE} 'ours, float32' 'ours, batch norm per view' 'ours, decay on all'", "beside"
-    ),
+    "batch norm, decay": Item(130, f"{GATE} 'ours, batch norm per view' 'ours, decay on all'", "beside"),
+    "float32": Item(300, f"{GATE} 'ours, float32'", "beside"),
     "emp_ssl": Item(120, f"{CIFAR10} emp_ssl --epochs 10"),
     **{name: Item(120, f"{CIFAR10} {name} --epochs 50") for name in ("byol", "moco", "vicreg", "lejepa")},
+    "profile, max-autotune": Item(240, f"TORCHINDUCTOR_MAX_AUTOTUNE=1 {PROFILE} --compile"),
     "record, 500 epochs": Item(120, f"{CIFAR10} simclr_record --epochs 500 --lr 0.06"),
 }
 
 
 def words(item: Item, data: Path, seconds: float, disturbed: bool) -> list[str]:
     """The command as a list of arguments; one that reads images ends by itself, with its results."""
-    script, *options = shlex.split(item.command)
+    given = shlex.split(item.command)
+    variables = list(itertools.takewhile(lambda word: "=" in word, given))
+    script, *options = given[len(variables) :]
     if script == "pytest":
         return [sys.executable, "-m", script, *options]
     if "DATA" in options:
@@ -87,7 +93,7 @@ def words(item: Item, data: Path, seconds: float, disturbed: bool) -> list[str]:
         options += ["--minutes", f"{max(0.1, (seconds - 20) / 60):.1f}"]
     if disturbed:
         options += ["--disturbed", "other items of benchmarks/gpu.py used the GPU and the cores"]
-    return [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    return ["env", *variables, sys.executable, str(ROOT / "benchmarks" / script), *options]
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -164,21 +170,23 @@ class Session:
         self.recorded |= {name} if status == 0 else set()
 
     def go(self, pool: ThreadPoolExecutor) -> None:
-        """Run what fits: beside an item that needs the cores, those that may."""
+        """Run what fits. Beside an item that needs the cores: what may, and is likely to end first."""
         waiting = [name for name in self.args.items if name not in self.recorded]
         waiting.sort(key=lambda name: name in self.failed)
         cores: Future[None] | None = None
+        until = 0.0
         while True:
             busy = cores is not None and not cores.done()
             places = ("beside",) if busy else ("alone", "beside", "cores")
-            fitting = [n for n in waiting if ITEMS[n].place in places and ITEMS[n].seconds <= self.left()]
+            seconds = min(self.left(), until - time.monotonic()) if busy else self.left()
+            fitting = [n for n in waiting if ITEMS[n].place in places and ITEMS[n].seconds <= seconds]
             if fitting:
                 name = fitting[0]
                 waiting.remove(name)
                 needs_cores = ITEMS[name].place == "cores"
                 future = pool.submit(self.record, name, busy or needs_cores)
                 if needs_cores:
-                    cores = future
+                    cores, until = future, time.monotonic() + ITEMS[name].seconds
                 else:
                     future.result()
             elif cores is not None:

@@ -25,6 +25,7 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(float(sys.argv[2]))
 sys.exit(int(sys.argv[3]))
 """
+EXPECTED = {"views": 60, "long": 61}  # seconds
 Call = Callable[..., list[dict[str, Any]]]
 
 
@@ -49,7 +50,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
         made = {}
         for name, (place, seconds, status, *more) in items.items():
             command = f"{tmp_path}/item.py {tmp_path}/pids/{name} {seconds} {status} {' '.join(more)}"
-            made[name] = gpu.Item(0, command.strip(), place)
+            made[name] = gpu.Item(EXPECTED.get(name, 0), command.strip(), place)
         monkeypatch.setattr(gpu, "ITEMS", made)
         given = ["gpu.py", "--data", data, "--results", str(results), "--items", *made, *options.split()]
         monkeypatch.setattr(sys, "argv", given)
@@ -87,12 +88,13 @@ def test_items_that_failed_are_tried_after_the_others(call: Call) -> None:
 
 
 def test_accuracies_are_measured_beside_the_item_that_needs_the_cores(call: Call) -> None:
-    items = {"views": ("cores", 1, 0), "profile": ("alone", 0, 0), "gate": ("beside", 0, 0)}
+    items = {"views": ("cores", 1, 0), "profile": ("alone", 0, 0), "long": ("beside", 0, 0)}
+    items["gate"] = ("beside", 0, 0)
     rows = call(items)
     disturbed = {row["item"]: row["disturbed"] for row in rows}
-    assert disturbed == {"gate": True, "views": True, "profile": False}
+    assert disturbed == {"gate": True, "views": True, "profile": False, "long": False}
     assert {row["item"]: "--disturbed other items" in row["output"] for row in rows} == disturbed
-    assert rows[-1]["item"] == "profile"
+    assert names(rows)[2:] == ["profile", "long"]
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
@@ -114,6 +116,20 @@ def test_a_stopped_script_ends_its_items_and_keeps_their_output(call: Call, numb
     for name in ("views", "gate"):
         with pytest.raises(ProcessLookupError):
             os.kill(int((pids / name).read_text()), 0)
+
+
+def test_the_words_of_a_command() -> None:
+    """With the variables before it; one that reads images ends 20 seconds before it would be killed."""
+    read = gpu.Item(0, "A=1 B=2 cifar10.py --data DATA --lr 0.06")
+    script = str(ROOT / "benchmarks" / "cifar10.py")
+    expected = ["env", "A=1", "B=2", sys.executable, script, "--data", "/images", "--lr", "0.06"]
+    assert gpu.words(read, Path("/images"), 320, False) == [*expected, "--minutes", "5.0"]
+    tests = gpu.Item(0, "pytest tests/test_cuda.py -m gpu")
+    assert gpu.words(tests, Path("/images"), 320, False) == [
+        sys.executable,
+        "-m",
+        *tests.command.split(),
+    ]
 
 
 def test_the_kernels_are_those_of_all_files_with_gpu_tests() -> None:
