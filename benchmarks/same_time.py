@@ -152,6 +152,12 @@ def measure(
     return {**cost, **accuracies(module.eval().embed, train_images, test, seed)}
 
 
+def read_lines(results: Path) -> list[dict[str, Any]]:
+    """The lines of ``--results``; those from the time when there was one encoder do not name it."""
+    text = results.read_text(encoding="utf-8") if results.is_file() else ""
+    return [{"encoder": "conv", **json.loads(line)} for line in text.splitlines()]
+
+
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
@@ -221,9 +227,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    text = args.results.read_text(encoding="utf-8") if args.results.is_file() else ""
-    before = {"encoder": "conv"}  # of lines from the time when there was no other
-    lines = [{**before, **json.loads(line)} for line in text.splitlines()]
+    lines = read_lines(args.results)
     if not args.table:
         lines = lines + run(args, lines)
     print(tables(lines))

@@ -34,7 +34,7 @@ from benchmarks.digits import several_views
 from benchmarks.parts.cifar10_images import find_data
 from benchmarks.parts.cifar10_table import table as cifar10_table
 from benchmarks.parts.pages import write_between_marks
-from benchmarks.same_time import options_of, tables
+from benchmarks.same_time import options_of, read_lines, tables
 from runtime.checkpoints import read_checkpoint
 from runtime.messages import ROOT
 
@@ -193,6 +193,12 @@ def test_the_table_of_equal_time_has_the_best_method_first_and_the_baselines_las
         "| pixels | 0 |  |  |  | 70.0 | 40.0 | 30.0 |",
         "| untrained | 0 |  |  |  | 45.0 | 40.0 | 30.0 |",
     ]
+
+
+def test_lines_of_equal_time_that_name_no_encoder_have_the_conv_net(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text('{"method": "byol"}\n{"method": "ibot", "encoder": "vit"}\n')
+    assert [line["encoder"] for line in read_lines(tmp_path / "r")] == ["conv", "vit"]
+    assert read_lines(tmp_path / "none") == []
 
 
 @pytest.mark.slow
