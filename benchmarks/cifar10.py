@@ -29,7 +29,8 @@ Protocol, of the last epoch's weights, features of ``embed``:
 The learning rate of a config belongs to batch 512 and is scaled linearly for ``--batch``, unless ``--lr`` is
 given.
 
-Exit status: 0 all asked runs are finished, 75 the minutes are over and some are not, 2 bad arguments.
+Exit status: 0 all asked runs are finished, 75 the minutes are over and some are not, 1 some failed, 2 bad
+arguments.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -328,13 +330,18 @@ def main() -> int:
         for line in args.results.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             recorded.add(tuple(row.get(k) for k in KEYS))
-    unfinished = 0
+    unfinished = failed = 0
     for seed in args.seeds:
         for method in args.methods:
             if (name, method, args.batch, args.epochs, seed, args.compile, args.lr) in recorded:
                 print(f"{method}: seed {seed} is in {args.results} already", flush=True)
                 continue
-            row = run(args, method, seed, name, data, deadline) if time.monotonic() < deadline else None
+            try:
+                row = run(args, method, seed, name, data, deadline) if time.monotonic() < deadline else None
+            except Exception:  # for example no memory: another method may do
+                traceback.print_exc()
+                failed += 1
+                continue
             if row is None:
                 unfinished += 1
                 continue
@@ -344,7 +351,7 @@ def main() -> int:
     if unfinished:
         total = len(args.seeds) * len(args.methods)
         print(f"the minutes are over: {unfinished} of {total} runs are unfinished; repeat the command")
-    return UNFINISHED if unfinished else 0
+    return 1 if failed else UNFINISHED if unfinished else 0
 
 
 if __name__ == "__main__":

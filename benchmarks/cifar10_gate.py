@@ -24,7 +24,7 @@ linearly. Test accuracies are of the last epoch; benchmarks/parts/cifar10_images
 variant is a line of ``--results`` and is not run again. With ``--minutes``, a variant that would not end in
 time is left out, after two epochs of it.
 
-Exit status: 0 all variants are recorded, 75 some are not, 2 bad arguments.
+Exit status: 0 all variants are recorded, 75 some are left out, 1 some failed, 2 bad arguments.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def main() -> int:
     args.runs.mkdir(parents=True, exist_ok=True)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     data, train, test = load(args.data, args.runs)
-    train, missing = train.few(args.images), 0
+    train, missing, failed = train.few(args.images), 0, 0
     for seed in args.seeds:
         for name in args.variants:
             key = setting(name, data, seed, args, len(train.labels))
@@ -253,13 +254,17 @@ def main() -> int:
                 print(f"{name}, seed {seed}: left out, it would not end in time", flush=True)
                 missing += 1
                 continue
+            except Exception:  # for example no memory: another variant may do
+                traceback.print_exc()
+                failed += 1
+                continue
             print(json.dumps(row), flush=True)
             row |= origin("cifar10_gate.py")
             if args.disturbed:
                 row["disturbed"] = args.disturbed
             with args.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-    return UNFINISHED if missing else 0
+    return 1 if failed else UNFINISHED if missing else 0
 
 
 if __name__ == "__main__":
