@@ -114,7 +114,8 @@ def run(name: str, data: Path, seconds: float, disturbed: bool = False) -> tuple
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a crash may print anything
         start_new_session=True,  # a group, for `end`
     )
     RUNNING.add(process)
@@ -149,6 +150,7 @@ class Session:
 
     def __init__(self, args: argparse.Namespace, data: str, deadline: float) -> None:
         self.args, self.data, self.deadline = args, data, deadline
+        self.device = torch.cuda.get_device_name()
         rows = map(json.loads, args.results.read_text().splitlines()) if args.results.is_file() else ()
         known = [row for row in rows if row["data"] in (None, data)]
         self.recorded = {row["item"] for row in known if row["status"] == 0}
@@ -164,7 +166,7 @@ class Session:
         status, output = run(name, self.args.data.resolve(), self.left(), disturbed)
         row: dict[str, Any] = {"item": name, "data": self.data if "DATA" in ITEMS[name].command else None}
         row |= {"status": status, "seconds": round(time.monotonic() - start, 1), "disturbed": disturbed}
-        row |= {"device": torch.cuda.get_device_name(), "output": output[-KEPT:], **origin("gpu.py")}
+        row |= {"device": self.device, "output": output[-KEPT:], **origin("gpu.py")}
         with self.args.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.recorded |= {name} if status == 0 else set()

@@ -21,6 +21,7 @@ from runtime.messages import ROOT
 ITEM = """
 import os, sys, time
 print(*sys.argv[1:], flush=True)
+sys.stdout.buffer.write(bytes([255, 10]))  # no UTF-8
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(float(sys.argv[2]))
 sys.exit(int(sys.argv[3]))
