@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from benchmarks.parts.cifar10_images import Images, load
 
 SIZE, SIDE = 6, 32 - 6 + 1  # of a patch; patches in a row
-PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 def as_pixels(given: Images) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ def kmeans(points: Tensor, k: int, rounds: int, generator: torch.Generator) -> T
     for _ in range(rounds):
         sums, counts = torch.zeros_like(centroids), torch.zeros(k)
         half = 0.5 * centroids.square().sum(1)
-        for block in points.split(20_000):
+        for block in points.split(2_000):
             nearest = (block @ centroids.T - half).argmax(1)
             sums.index_add_(0, nearest, block)
             counts += torch.bincount(nearest, minlength=k)
@@ -82,11 +82,12 @@ def features(images: Tensor, mean: Tensor, zca: Tensor, centroids: Tensor) -> Te
     """(N, 4k): triangle activations summed over the quadrants of each image."""
     rows = []
     squares = centroids.square().sum(1)
-    for block in images.split(32):
+    for block in images.split(4):  # a larger block does not fit into the processor's cache: half as fast
         patches = F.unfold(block, SIZE).transpose(1, 2)  # (B, 729, 108)
         x = (normalized(patches.flatten(0, 1)) - mean) @ zca  # (B * 729, 108)
-        distance = (x.square().sum(1, keepdim=True) - 2 * x @ centroids.T + squares).clamp_(min=0).sqrt_()
-        active = (distance.mean(1, keepdim=True) - distance).clamp_(min=0)
+        distance = torch.addmm(squares, x, centroids.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
+        distance.clamp_(min=0).sqrt_()
+        active = distance.neg_().sub_(distance.mean(1, keepdim=True)).clamp_(min=0)  # mean - distance
         maps = active.view(len(block), SIDE, SIDE, -1)
         half = SIDE // 2
         quadrants = (
@@ -98,23 +99,33 @@ def features(images: Tensor, mean: Tensor, zca: Tensor, centroids: Tensor) -> Te
     return torch.cat(rows)
 
 
-def fit_svm(x: Tensor, y: Tensor, penalty: float, iterations: int = 300) -> Tensor:
-    """Weights (D + 1, 10) of ten squared-hinge SVMs: mean hinge^2 over samples, plus penalty / 2 * |w|^2."""
+def fit_svm(x: Tensor, y: Tensor, gram: Tensor, penalty: float, iterations: int = 50) -> Tensor:
+    """Weights (D + 1, 10) of ten squared-hinge SVMs: mean hinge^2 over samples, plus penalty / 2 * |w|^2.
+
+    ``gram``: x^T x (D, D). With it L-BFGS starts from the curvature of the ridge regression: a tenth of the
+    iterations are enough, and the minimum is the same.
+    """
     target = 2 * F.one_hot(y, 10).float() - 1
-    weight = torch.zeros(x.shape[1] + 1, 10)
-    weight.grad = torch.zeros_like(weight)
+    root = torch.linalg.cholesky(2 / len(x) * gram + penalty * torch.eye(x.shape[1]))
+    free = torch.zeros(x.shape[1] + 1, 10)
+    free.grad = torch.zeros_like(free)
+
+    def weights() -> Tensor:
+        return torch.cat([torch.linalg.solve_triangular(root.T, free[:-1], upper=True), free[-1:]])
 
     def closure() -> Tensor:
+        weight = weights()
         margin = (1 - target * torch.addmm(weight[-1], x, weight[:-1])).clamp(min=0)
         slope = -2 * margin * target / len(x)
-        weight.grad[:-1] = x.T @ slope + penalty * weight[:-1]
-        weight.grad[-1] = slope.sum(0)
+        gradient = x.T @ slope + penalty * weight[:-1]
+        free.grad[:-1] = torch.linalg.solve_triangular(root, gradient, upper=False)
+        free.grad[-1] = slope.sum(0)
         return margin.square().sum() / len(x) + 0.5 * penalty * weight[:-1].square().sum()
 
-    torch.optim.LBFGS([weight], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe").step(
+    torch.optim.LBFGS([free], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe").step(
         closure
     )
-    return weight.detach()
+    return weights()
 
 
 def accuracy(weight: Tensor, x: Tensor, y: Tensor) -> float:
@@ -152,10 +163,11 @@ def main() -> int:
     x.sub_(shift).div_(scale)
     cut = len(x) * 4 // 5
     say(f"classifiers with {len(PENALTIES)} penalties on {cut} images")
-    scores = {p: accuracy(fit_svm(x[:cut], y[:cut], p, 100), x[cut:], y[cut:]) for p in PENALTIES}
+    gram = x[:cut].T @ x[:cut]
+    scores = {p: accuracy(fit_svm(x[:cut], y[:cut], gram, p), x[cut:], y[cut:]) for p in PENALTIES}
     best = max(scores, key=lambda p: scores[p])
     say(f"the classifier on all {len(x)} images")
-    weight = fit_svm(x, y, best)
+    weight = fit_svm(x, y, x.T @ x, best)
     queries, targets = as_pixels(test_images)
     test = features(queries, mean, zca, centroids).sub_(shift).div_(scale)
     result = accuracy(weight, test, targets)
