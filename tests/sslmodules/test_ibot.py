@@ -248,14 +248,15 @@ def test_features_are_the_teachers() -> None:
     assert not torch.equal(net.embed(x), net.encoder(x))
 
 
-@pytest.mark.parametrize("data", ["digits", "cifar10"])
-def test_small_data_have_settings_of_their_own(data: str) -> None:
-    """Known from elsewhere: batches of 32 never learned; small batches need a faster teacher and fewer
-    prototypes.
+@pytest.mark.parametrize(("data", "momentum"), [("digits", 0.996), ("cifar10", 0.99)])
+def test_small_data_have_settings_of_their_own(data: str, momentum: float) -> None:
+    """Known from elsewhere: batches of 32 never learned; small batches need a faster teacher (not confirmed
+    on Digits, where 0.99 was worse than 0.996) and fewer prototypes.
     """
     config = yaml.safe_load((ROOT / f"configs/{data}/ibot.yaml").read_text())
     model, views = config["model"]["init_args"], config["data"]["init_args"]
-    assert views["batch_size"] >= 64 and model["momentum"] <= 0.99 and model["num_prototypes"] <= 2048
+    assert model["momentum"] == momentum
+    assert views["batch_size"] >= 64 and model["num_prototypes"] <= 2048
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
