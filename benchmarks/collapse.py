@@ -46,6 +46,8 @@ FAMILIES = {
     "predictor": Family("simsiam", "z_spread", without="predictor"),
     "teacher": Family("dino", "mean_entropy", option="--model.center_momentum 1.0"),
     "covariance": Family("vicreg", "variance", option="--model.variance_weight 0.0"),
+    "clustering": Family("swav", "code_entropy", option="--model.epsilon 1.0"),
+    "coding rate": Family("simdino", "expansion", option="--model.rate_weight 0.0"),
     "generative": Family("vae", "active_latents", option="--model.beta 50.0"),
 }
 CURVES = {"loss": "loss on val", "rankme": "RankMe", "feature_std": "spread"}
@@ -136,7 +138,7 @@ def main() -> None:
             chosen.append(lines[key])
             runs[run.replace("`", "")] = lines[key]["values"]
         if args.page:
-            draw(family.sign, runs, args.page.parent / "images" / f"collapse_{name}.png")
+            draw(family.sign, runs, args.page.parent / "images" / f"collapse_{name.replace(' ', '_')}.png")
     print(table(chosen))
     if args.page:
         write_between_marks(args.page, "collapse", table(chosen))
