@@ -3,7 +3,8 @@
     python benchmarks/same_time.py --data DIR [--methods simclr vicreg ...] [--seconds 300] [--images 10000]
     python benchmarks/same_time.py --data DIR --methods lejepa vicreg --views 4
     python benchmarks/same_time.py --data DIR --encoder vit --methods simclr i_jepa ibot simdinov2
-    python benchmarks/same_time.py --table [--page docs/results.md]
+    python benchmarks/same_time.py --table [--page docs/same_time.md]
+    python benchmarks/same_time.py --means
 
 Trains each method of ``configs/digits`` on CIFAR-10 in one thread. All have the same encoder, batch size and
 views (SimCLR's for small images). The encoder is a small convolutional network or, with ``--encoder vit``, a
@@ -17,7 +18,7 @@ Training images are a fixed stratified part of the official ones, test images ha
 ``untrained`` (the same encoder) and ``pixels`` are the baselines.
 
 Each run adds a line to ``--results``; runs that are there are not repeated, so an interrupted benchmark
-continues. The table is made from those lines.
+continues. The table is made from those lines. ``--means`` prints README's: methods as columns.
 
 Processor time does not count waiting for other processes of the machine. They still make steps slower, since
 caches are shared: ``load`` is the machine's load average at the end.
@@ -26,6 +27,7 @@ caches are shared: ``load`` is the machine's load average at the end.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -182,13 +184,43 @@ def table(lines: list[dict[str, Any]]) -> str:
         return method in BASELINES, -statistics.mean(line["linear_top1"] for line in runs[method])
 
     for method in sorted(runs, key=place):
-        cells = [method, ", ".join(str(line["seed"]) for line in runs[method])]
+        cells = [method, ", ".join(sorted(str(line["seed"]) for line in runs[method]))]
         trained = [(line["steps"], line["trained_seconds"]) for line in runs[method] if "steps" in line]
         each = [(steps, seconds, 1000 * seconds / steps) for steps, seconds in trained]
         cells += [f"{statistics.median(values):.0f}" for values in zip(*each, strict=True)] or ["", "", ""]
         cells += [mean_and_deviation([line[key] for line in runs[method]]) for key in SCORES]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
+
+
+def means(lines: list[dict[str, Any]]) -> str:
+    """README's table, of the convolutional encoder: mean scores over seeds after each time."""
+    plain = [line for line in lines if line["encoder"] == "conv" and "," not in line["method"]]
+    if len({tuple(line[key] for key in SETTINGS if key != "seconds") for line in plain}) != 1:
+        sys.exit("error: --means needs --results of one data set, number of images and batch size")
+    budgets = sorted({line["seconds"] for line in plain})
+    scores: dict[tuple[str, float, str], list[float]] = {}
+    for line in plain:
+        for key in SCORES:
+            scores.setdefault((line["method"], line["seconds"], key), []).append(line[key])
+
+    def place(method: str) -> tuple[bool, float]:
+        return method in BASELINES, -statistics.mean(scores.get((method, budgets[0], "linear_top1"), [0]))
+
+    methods = sorted({line["method"] for line in plain}, key=place)
+    titles = [method if method in BASELINES else title(method) for method in methods]
+    text = ["| " + " | ".join(["", *titles]) + " |", "|" + "---|" * (1 + len(methods))]
+    for seconds, (key, name) in itertools.product(budgets, SCORES.items()):
+        found = [scores.get((method, seconds, key)) for method in methods]
+        cells = [f"{statistics.mean(values):.1f}" if values else "" for values in found]
+        text.append("| " + " | ".join([f"{name}, {seconds:g} s", *cells]) + " |")
+    return "\n".join(text)
+
+
+def title(method: str) -> str:
+    """Name of a method as on its page."""
+    page = ROOT / "docs" / "methods" / f"{method}.md"
+    return page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -208,9 +240,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--runs", type=Path, default=ROOT / "runs" / "cifar10-benchmark", help="where an archive is unpacked")
     add("--results", type=Path, default=ROOT / "benchmarks" / "results" / "same_time.jsonl")
     add("--table", action="store_true", help="only print the tables of --results")
+    add("--means", action="store_true", help="only print README's table of --results")
     add("--page", type=Path, help="with --table: write them between the marks of this file")
     args = parser.parse_args()
-    if not args.table and args.data is None:
+    if not (args.table or args.means) and args.data is None:
         parser.error("--data is missing: expected a folder or archive as for benchmarks/cifar10.py")
     patches = OF_PATCHES if args.encoder == "vit" else []
     args.methods = args.methods or METHODS + BASELINES + patches
@@ -228,6 +261,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     lines = read_lines(args.results)
+    if args.means:
+        print(means(lines))
+        return
     if not args.table:
         lines = lines + run(args, lines)
     print(tables(lines))

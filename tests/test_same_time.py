@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.same_time import options_of, read_lines, tables
+from benchmarks.same_time import means, options_of, read_lines, tables
+from runtime.messages import ROOT
+
+
+def same_time_line(method: str, seed: int, linear: float, **more: object) -> dict[str, object]:
+    key = {"data": "CIFAR-10-JPEG", "images": 10_000, "seconds": 40.0, "batch": 128, "encoder": "conv"}
+    scores = {"linear_top1": linear, "knn_top1": 40.0, "fewshot_top1": 30.0}
+    return {**key, "method": method, "seed": seed, **scores, **more}
 
 
 def test_the_table_of_equal_time_has_the_best_method_first_and_the_baselines_last() -> None:
-    def line(method: str, seed: int, linear: float, **more: object) -> dict[str, object]:
-        key = {"data": "CIFAR-10-JPEG", "images": 10_000, "seconds": 40.0, "batch": 128, "encoder": "conv"}
-        scores = {"linear_top1": linear, "knn_top1": 40.0, "fewshot_top1": 30.0}
-        return {**key, "method": method, "seed": seed, **scores, **more}
-
+    line = same_time_line
     lines = [line("pixels", 0, 70.0), line("byol", 0, 50.0, steps=100, trained_seconds=39.6)]
     lines += [line("simclr", 0, 52.0, steps=90, trained_seconds=41.0)]
     lines += [line("simclr", 1, 54.0, steps=94, trained_seconds=40.0), line("untrained", 0, 45.0)]
@@ -36,6 +39,32 @@ def test_lines_of_equal_time_that_name_no_encoder_have_the_conv_net(tmp_path: Pa
     (tmp_path / "r").write_text('{"method": "byol"}\n{"method": "ibot", "encoder": "vit"}\n')
     assert [line["encoder"] for line in read_lines(tmp_path / "r")] == ["conv", "vit"]
     assert read_lines(tmp_path / "none") == []
+
+
+def test_the_means_of_equal_time_have_a_row_for_each_time_and_no_other_data() -> None:
+    line = same_time_line
+    lines = [line("pixels", 0, 70.0), line("byol", 0, 50.0), line("barlow_twins", 0, 51.0)]
+    lines += [line("byol", 1, 53.0), line("byol", 0, 60.0, seconds=90.0), line("byol, 4 views", 0, 99.0)]
+    lines += [line("ibot", 0, 99.0, encoder="vit")]
+    assert means(lines).splitlines() == [
+        "|  | BYOL | Barlow Twins | pixels |",
+        "|---|---|---|---|",
+        "| linear, 40 s | 51.5 | 51.0 | 70.0 |",
+        "| kNN, 40 s | 40.0 | 40.0 | 40.0 |",
+        "| 5-shot, 40 s | 30.0 | 30.0 | 30.0 |",
+        "| linear, 90 s | 60.0 |  |  |",
+        "| kNN, 90 s | 40.0 |  |  |",
+        "| 5-shot, 90 s | 30.0 |  |  |",
+    ]
+    with pytest.raises(
+        SystemExit, match=r"^error: --means needs --results of one data set, number of images and batch size$"
+    ):
+        means([*lines, line("byol", 0, 50.0, batch=64)])
+
+
+def test_readmes_means_of_equal_time_are_those_of_the_results() -> None:
+    lines = read_lines(ROOT / "benchmarks" / "results" / "same_time.jsonl")
+    assert means(lines) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
