@@ -338,7 +338,7 @@ def main() -> int:
                 continue
             try:
                 row = run(args, method, seed, name, data, deadline) if time.monotonic() < deadline else None
-            except Exception:  # for example no memory: another method may do
+            except Exception:  # printed and counted; another method may need less memory, for example
                 traceback.print_exc()
                 failed += 1
                 continue

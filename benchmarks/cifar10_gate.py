@@ -254,7 +254,7 @@ def main() -> int:
                 print(f"{name}, seed {seed}: left out, it would not end in time", flush=True)
                 missing += 1
                 continue
-            except Exception:  # for example no memory: another variant may do
+            except Exception:  # printed and counted; another variant may need less memory, for example
                 traceback.print_exc()
                 failed += 1
                 continue

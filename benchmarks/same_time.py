@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from benchmarks.cifar10 import origin
 from benchmarks.parts.cifar10_images import Images, InMemory, extract, load
 from benchmarks.parts.pages import mean_and_deviation, write_between_marks
+from benchmarks.parts.rounds import refuse
 from benchmarks.parts.training import fit, silence
 from datamodules.splits import stratified_holdout
 from datamodules.transforms.block_masks import IJEPAViews, MaskedMultiCrop
@@ -184,7 +185,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         return method in BASELINES, -statistics.mean(line["linear_top1"] for line in runs[method])
 
     for method in sorted(runs, key=place):
-        cells = [method, ", ".join(sorted(str(line["seed"]) for line in runs[method]))]
+        cells = [method, ", ".join(map(str, sorted(line["seed"] for line in runs[method])))]
         trained = [(line["steps"], line["trained_seconds"]) for line in runs[method] if "steps" in line]
         each = [(steps, seconds, 1000 * seconds / steps) for steps, seconds in trained]
         cells += [f"{statistics.median(values):.0f}" for values in zip(*each, strict=True)] or ["", "", ""]
@@ -197,7 +198,7 @@ def means(lines: list[dict[str, Any]]) -> str:
     """README's table, of the convolutional encoder: mean scores over seeds after each time."""
     plain = [line for line in lines if line["encoder"] == "conv" and "," not in line["method"]]
     if len({tuple(line[key] for key in SETTINGS if key != "seconds") for line in plain}) != 1:
-        sys.exit("error: --means needs --results of one data set, number of images and batch size")
+        refuse("--means needs --results of one data set, number of images and batch size")
     budgets = sorted({line["seconds"] for line in plain})
     scores: dict[tuple[str, float, str], list[float]] = {}
     for line in plain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -85,12 +85,12 @@ def _panel(
         draw.line(places, fill=color, width=2)
         for x, y in places:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
-    write = {"fill": "black", "font": font}
-    draw.text((x0, y0 + 6), _number(low_x, high_x - low_x), **write)  # type: ignore[arg-type]
-    draw.text((x1, y0 + 6), _number(high_x, high_x - low_x), anchor="ra", **write)  # type: ignore[arg-type]
-    draw.text(((x0 + x1) / 2, y0 + 20), title, anchor="ma", **write)  # type: ignore[arg-type]
-    draw.text((x0 - 6, y1), _number(high_y, high_y - low_y), anchor="ra", **write)  # type: ignore[arg-type]
-    draw.text((x0 - 6, y0 - 14), _number(low_y, high_y - low_y), anchor="ra", **write)  # type: ignore[arg-type]
+    write: dict[str, Any] = {"fill": "black", "font": font}
+    draw.text((x0, y0 + 6), _number(low_x, high_x - low_x), **write)
+    draw.text((x1, y0 + 6), _number(high_x, high_x - low_x), anchor="ra", **write)
+    draw.text(((x0 + x1) / 2, y0 + 20), title, anchor="ma", **write)
+    draw.text((x0 - 6, y1), _number(high_y, high_y - low_y), anchor="ra", **write)
+    draw.text((x0 - 6, y0 - 14), _number(low_y, high_y - low_y), anchor="ra", **write)
 
 
 def _range(values: list[float]) -> tuple[float, float]:

@@ -34,9 +34,10 @@ def test_a_checkpoint_follows_half_a_minute_of_training(monkeypatch: pytest.Monk
         meter, clock, found = Meter(deadline=float("inf")), itertools.count(1.0, seconds), []
         monkeypatch.setattr(time, "monotonic", lambda clock=clock: next(clock))
         for epoch in range(100):
-            trainer = SimpleNamespace(current_epoch=epoch, max_epochs=100, checkpoint_callbacks=[saver])
+            trainer: Any = SimpleNamespace(current_epoch=epoch, max_epochs=100, checkpoint_callbacks=[saver])
             meter.mark = time.monotonic()
-            meter.on_train_epoch_end(trainer, SimpleNamespace(device=torch.device("cpu")))  # type: ignore[arg-type]
+            module: Any = SimpleNamespace(device=torch.device("cpu"))
+            meter.on_train_epoch_end(trainer, module)
             found += [epoch + 1] if saver._every_n_epochs == 1 else []
         assert found == saved
 

@@ -154,10 +154,11 @@ def test_clusters_are_of_training_frames_without_padding_and_none_is_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Known mistakes. Nineteen of 24 frames are no padding."""
-    module, data, fitted = method(), Clips(clips((12, 7))), []
+    module, fitted = method(), []
+    data: Any = Clips(clips((12, 7)))
     fit = KMeans.fit
     monkeypatch.setattr(KMeans, "fit", lambda self, points: fitted.append(len(points)) or fit(self, points))
-    module.find_clusters(data)  # type: ignore[arg-type]
+    module.find_clusters(data)
     assert data.read == ["bank"] and fitted == [19]
     frames, valid = module.frames_of(data.x)
     assert torch.bincount(module.cluster_of(frames, valid)[valid], minlength=6).min() > 0
@@ -168,7 +169,8 @@ def test_something_of_each_clip_is_hidden() -> None:
     module = method(mask_start=1e-9)
     for seed in range(5):
         torch.manual_seed(seed)
-        alone = [module.losses({"input": clips((length,))})["loss"] for length in (12, 2)]  # type: ignore[typeddict-item]
+        batches: list[Any] = [{"input": clips((length,))} for length in (12, 2)]
+        alone = [module.losses(batch)["loss"] for batch in batches]
         assert min(alone) > 0
 
 
